@@ -1,0 +1,187 @@
+//! Settings of a machine, and how they are read from the environment (docs/environment.md).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// 2 MiB: what CUDA's virtual-memory calls use on today's devices.
+pub const DEFAULT_GRANULARITY: u64 = 2 << 20;
+
+/// Who runs the work of streams.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Executor {
+    /// One worker thread per stream, started with its first operation.
+    #[default]
+    Threads,
+    /// The submitting thread, at once.
+    Inline,
+    /// Whoever waits, and not before: a missing wait shows at once.
+    Deferred,
+}
+
+/// What fresh device memory contains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Poison {
+    /// Zeros, and no host memory until it is written.
+    Off,
+    /// A pattern at the start of each frame, else zeros: cheap.
+    Sample,
+    /// A pattern in every byte: host memory is committed at once.
+    #[default]
+    Full,
+}
+
+/// Settings of a [`Machine`](crate::Machine).
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many devices.
+    pub devices: u32,
+    /// Memory of each device, in bytes.
+    pub memory: u64,
+    /// Frame size and virtual-memory granularity: a power of two, at least the page size.
+    pub granularity: u64,
+    /// Directory through which processes share the devices; `None`: private to this machine.
+    pub dir: Option<PathBuf>,
+    /// Fault plan (grammar in [`crate::fault`]).
+    pub faults: String,
+    /// Every device operation takes this much longer.
+    pub delay: Duration,
+    /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison.
+    pub timing: bool,
+    /// Unmap waits for the device, as some drivers do.
+    pub unmap_syncs: bool,
+    /// What fresh memory contains.
+    pub poison: Poison,
+    /// Who runs the work of streams.
+    pub executor: Executor,
+    /// Where [`Machine::shutdown`](crate::Machine::shutdown) writes the census.
+    pub census: Option<PathBuf>,
+    /// Print every call to standard error.
+    pub log: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            devices: 1,
+            memory: 64 << 20,
+            granularity: DEFAULT_GRANULARITY,
+            dir: None,
+            faults: String::new(),
+            delay: Duration::ZERO,
+            timing: false,
+            unmap_syncs: false,
+            poison: Poison::Full,
+            executor: Executor::Threads,
+            census: None,
+            log: false,
+        }
+    }
+}
+
+impl Options {
+    /// Reads `SIRE_SIM_*`.
+    ///
+    /// # Errors
+    /// A sentence that names the variable whose value cannot be read.
+    pub fn from_env() -> Result<Options, String> {
+        Options::from_lookup(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Reads the same variables from `lookup`.
+    ///
+    /// # Errors
+    /// A sentence that names the variable whose value cannot be read.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Options, String> {
+        let flag = |name: &str| match lookup(name).as_deref() {
+            None | Some("0") => Ok(false),
+            Some("1") => Ok(true),
+            Some(other) => Err(format!("{name}={other}: expected 0 or 1")),
+        };
+        let number = |name: &str, default: u64| match lookup(name) {
+            None => Ok(default),
+            Some(text) => text.trim().parse().map_err(|_| format!("{name}={text}: expected a whole number")),
+        };
+        let poison = match lookup("SIRE_SIM_POISON").as_deref() {
+            None | Some("full" | "1") => Poison::Full,
+            Some("sample") => Poison::Sample,
+            Some("off" | "0") => Poison::Off,
+            Some(other) => return Err(format!("SIRE_SIM_POISON={other}: expected full, sample or off")),
+        };
+        let memory = match lookup("SIRE_SIM_MEMORY") {
+            None => 8 << 30,
+            Some(text) => parse_size(&text).ok_or_else(|| format!("SIRE_SIM_MEMORY={text}: expected bytes, or a size such as 8GiB"))?,
+        };
+        let devices = number("SIRE_SIM_DEVICES", 1)?;
+        if devices > u64::from(MAX_DEVICES) {
+            return Err(format!("SIRE_SIM_DEVICES={devices}: at most {MAX_DEVICES} devices"));
+        }
+        Ok(Options {
+            devices: devices as u32,
+            memory,
+            dir: lookup("SIRE_SIM_DIR").map(PathBuf::from),
+            faults: lookup("SIRE_SIM_FAULTS").unwrap_or_default(),
+            delay: Duration::from_micros(number("SIRE_SIM_DELAY_US", 0)?),
+            timing: flag("SIRE_SIM_TIMING")?,
+            unmap_syncs: flag("SIRE_SIM_UNMAP_SYNCS")?,
+            poison,
+            census: lookup("SIRE_SIM_CENSUS").map(PathBuf::from),
+            log: flag("SIRE_SIM_LOG")?,
+            ..Options::default()
+        })
+    }
+
+    /// One private device of `memory` bytes and small frames, for tests that make many.
+    #[must_use]
+    pub fn tiny(memory: u64) -> Options {
+        Options { memory, granularity: 4096, ..Options::default() }
+    }
+}
+
+/// Most devices of one machine.
+pub const MAX_DEVICES: u32 = 64;
+
+/// Reads `4096`, `64k`, `512MiB`, `6GiB`, `1T`; units are powers of 1024 whether written `k`, `KB` or `KiB`.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("64k"), Some(65536));
+        assert_eq!(parse_size(" 6GiB "), Some(6 << 30));
+        assert_eq!(parse_size("512 MB"), Some(512 << 20));
+        assert_eq!(parse_size("x"), None);
+        assert_eq!(parse_size("99999999999T"), None);
+    }
+
+    #[test]
+    fn environment() {
+        let lookup = |name: &str| match name {
+            "SIRE_SIM_DEVICES" => Some("3".to_string()),
+            "SIRE_SIM_MEMORY" => Some("1GiB".to_string()),
+            "SIRE_SIM_TIMING" => Some("1".to_string()),
+            _ => None,
+        };
+        let options = Options::from_lookup(lookup).unwrap_or_default();
+        assert_eq!((options.devices, options.memory, options.timing), (3, 1 << 30, true));
+        let wrong = Options::from_lookup(|name| (name == "SIRE_SIM_LOG").then(|| "maybe".to_string()));
+        assert!(wrong.is_err_and(|message| message.contains("SIRE_SIM_LOG=maybe")));
+    }
+}
