@@ -1,1 +1,15 @@
-//! To be written.
+//! The real driver: [`sire_core::driver::Driver`] carried out by `libcuda`.
+//!
+//! What belongs here is what knows CUDA's driver API and nothing of regions: finding the library
+//! (`library`), the table of entry points that we use (`table`), what a `CUresult` means
+//! (`result`), contexts (`context`) and the verbs (`driver`). No CUDA library is linked: everything is found
+//! at run time, and its absence is an error with advice.
+
+mod context;
+mod driver;
+mod library;
+mod result;
+mod table;
+
+pub use driver::{CudaDriver, Options};
+pub use library::Resolver;

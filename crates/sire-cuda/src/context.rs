@@ -1,0 +1,77 @@
+//! Primary contexts: retained when first needed, current only while one of our calls needs it.
+//!
+//! The virtual-memory calls need no context; copies, streams, events, host registration and memory information
+//! do. The thread's own current context is never replaced: ours is pushed on top, and popped again.
+
+use crate::result::SUCCESS;
+use crate::table::{DeviceHandle, EntryPoints, Opaque};
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// The primary context of one device.
+#[derive(Debug)]
+pub(crate) struct PrimaryContext {
+    device: DeviceHandle,
+    /// Null until retained.
+    context: AtomicPtr<c_void>,
+}
+
+impl PrimaryContext {
+    pub(crate) const fn new(device: DeviceHandle) -> PrimaryContext {
+        PrimaryContext { device, context: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// The context, retained by the first caller.
+    pub(crate) fn retain(&self, table: &EntryPoints) -> Result<Opaque, i32> {
+        let known = self.context.load(Ordering::Acquire);
+        if !known.is_null() {
+            return Ok(known);
+        }
+        let mut mine: Opaque = ptr::null_mut();
+        // SAFETY: `device` came from cuDeviceGet; the call writes one pointer.
+        let code = unsafe { (table.primary_ctx_retain)(&raw mut mine, self.device) };
+        if code != SUCCESS {
+            return Err(code);
+        }
+        let raced = self.context.compare_exchange(ptr::null_mut(), mine, Ordering::AcqRel, Ordering::Acquire);
+        if raced.is_err() {
+            // SAFETY: drops exactly the reference that this call took; the winner holds its own.
+            unsafe { (table.primary_ctx_release)(self.device) };
+        }
+        Ok(mine)
+    }
+
+    /// Gives the reference back.
+    pub(crate) fn release(&mut self, table: &EntryPoints) {
+        if !self.context.get_mut().is_null() {
+            *self.context.get_mut() = ptr::null_mut();
+            // SAFETY: `retain` took one reference and nobody else can see `self`.
+            unsafe { (table.primary_ctx_release)(self.device) };
+        }
+    }
+}
+
+/// A context that is current for as long as this value lives.
+pub(crate) struct Current<'a> {
+    table: &'a EntryPoints,
+    /// The context stack belongs to a thread: this value must not leave it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl<'a> Current<'a> {
+    pub(crate) fn push(table: &'a EntryPoints, context: Opaque) -> Result<Current<'a>, i32> {
+        // SAFETY: `context` is retained, and stays so while the driver lives.
+        let code = unsafe { (table.ctx_push_current)(context) };
+        if code == SUCCESS { Ok(Current { table, _thread: PhantomData }) } else { Err(code) }
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        let mut popped: Opaque = ptr::null_mut();
+        // SAFETY: pops what `push` pushed on this thread; `Current` is not Send, so it is this thread's.
+        unsafe { (self.table.ctx_pop_current)(&raw mut popped) };
+    }
+}
