@@ -1,0 +1,130 @@
+"""GPU memory that a program can put down and pick up again.
+
+    import torch, sire
+
+    with sire.region("weights", backup="cpu"):
+        model = Model().cuda()
+
+    sire.pause("weights")    # physical memory is free for others; addresses stay
+    sire.resume("weights")   # same addresses, same bytes
+
+PyTorch is used if the program imports it; importing this package imports nothing heavy. `hook_mode` says how
+allocations reach Sire and can be assigned before the first use: ``sire.hook_mode = "torch"``.
+"""
+
+from __future__ import annotations
+
+import sys as _sys
+import types as _types
+from typing import Any as _Any
+
+from . import _hooks
+from ._errors import (
+    BackupIoError,
+    BusyError,
+    CancelledError,
+    CapturingError,
+    DeviceLostError,
+    DriverError,
+    InactiveError,
+    InternalError,
+    InvalidArgumentError,
+    LibraryNotFoundError,
+    NoDriverError,
+    OutOfBackupSpaceError,
+    OutOfMemoryError,
+    PausedAfterFailureError,
+    PausedError,
+    SireError,
+    UnknownAddressError,
+    UnknownTagError,
+    UnsupportedError,
+    VersionMismatchError,
+)
+from ._graphs import cuda_graph
+from ._library import library_path
+from ._memory import (
+    Trimmed,
+    discard,
+    get_cpu_backup,
+    keep,
+    set_disk_directory,
+    set_margin,
+    stats,
+    trim,
+)
+from ._process import configure_subprocess, subprocess_environment
+from ._regions import Region, disable, region
+from ._report import Report
+from ._sizes import format_size, parse_size
+from ._torch import use_allocator
+from ._transitions import pause, paused, resume
+from ._version import __version__
+
+version = __version__
+
+__all__ = [
+    "BackupIoError",
+    "BusyError",
+    "CancelledError",
+    "CapturingError",
+    "DeviceLostError",
+    "DriverError",
+    "InactiveError",
+    "InternalError",
+    "InvalidArgumentError",
+    "LibraryNotFoundError",
+    "NoDriverError",
+    "OutOfBackupSpaceError",
+    "OutOfMemoryError",
+    "PausedAfterFailureError",
+    "PausedError",
+    "Region",
+    "Report",
+    "SireError",
+    "Trimmed",
+    "UnknownAddressError",
+    "UnknownTagError",
+    "UnsupportedError",
+    "VersionMismatchError",
+    "__version__",
+    "configure_subprocess",
+    "cuda_graph",
+    "disable",
+    "discard",
+    "format_size",
+    "get_cpu_backup",
+    "hook_mode",
+    "keep",
+    "library_path",
+    "parse_size",
+    "pause",
+    "paused",
+    "region",
+    "resume",
+    "set_disk_directory",
+    "set_margin",
+    "stats",
+    "subprocess_environment",
+    "trim",
+    "use_allocator",
+    "version",
+]
+
+hook_mode: _hooks.HookMode | None
+"""``"preload"`` or ``"torch"``; None while it is neither set nor needed yet."""
+
+
+class _Module(_types.ModuleType):
+    """The module, with `hook_mode` as an attribute that checks what is assigned."""
+
+    @property
+    def hook_mode(self) -> _hooks.HookMode | None:
+        return _hooks.known_hook_mode()
+
+    @hook_mode.setter
+    def hook_mode(self, mode: _Any) -> None:
+        _hooks.set_hook_mode(mode)
+
+
+_sys.modules[__name__].__class__ = _Module

@@ -1,0 +1,96 @@
+"""Long calls into the library that Ctrl-C can stop.
+
+Python runs signal handlers only between bytecodes of the main thread, so a call that the main thread makes into
+C cannot be interrupted. Here the call runs in a second thread while the main thread waits where handlers run.
+If a handler raises, the library is told to cancel; it stops at the next chunk and rolls back, and then
+the handler's exception goes on.
+"""
+
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ._errors import CancelledError
+
+_T = TypeVar("_T")
+
+_RETRY_SECONDS = 0.02
+
+
+def run(call: Callable[[], _T], cancel: Callable[[], object]) -> _T:
+    """The result of ``call()``; an exception of a signal handler cancels it first."""
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    return _Job(call).run(cancel)
+
+
+class _Job(Generic[_T]):
+    def __init__(self, call: Callable[[], _T]) -> None:
+        self._call = call
+        self._lock = threading.Lock()
+        self._begun = False
+        self._abandoned = False
+        self._done = threading.Event()
+        self._result: _T
+        self._error: BaseException | None = None
+
+    def run(self, cancel: Callable[[], object]) -> _T:
+        try:
+            if not self._start():
+                return self._call()
+            self._done.wait()
+        except BaseException as interruption:
+            if self._stop(cancel) and sys.version_info >= (3, 11):
+                interruption.add_note(f"Sire: {self._outcome()}")
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _start(self) -> bool:
+        """Whether the second thread runs; without one the call goes uninterrupted."""
+        try:
+            _thread.start_new_thread(self._work, ())
+        except RuntimeError as error:
+            if "thread" in str(error):
+                return False
+            raise
+        return True
+
+    def _work(self) -> None:
+        with self._lock:
+            if self._abandoned:
+                return
+            self._begun = True
+        try:
+            self._result = self._call()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._done.set()
+
+    def _stop(self, cancel: Callable[[], object]) -> bool:
+        """Waits until the call is over, one way or the other; False if it never began."""
+        with self._lock:
+            if not self._begun:
+                self._abandoned = True
+                return False
+        while not self._done.is_set():
+            try:
+                # Repeated: a cancel that arrives before the library has begun the call is lost.
+                cancel()
+                self._done.wait(_RETRY_SECONDS)
+            except BaseException:  # a second Ctrl-C: the roll-back is still awaited
+                continue
+        return True
+
+    def _outcome(self) -> str:
+        if isinstance(self._error, CancelledError):
+            return "the call was cancelled and rolled back"
+        if self._error is not None:
+            return f"the call failed: {self._error}"
+        return "the call had already completed"

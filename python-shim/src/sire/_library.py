@@ -1,0 +1,451 @@
+"""The one door to ``libsire_alloc.so``: finding it, refusing a wrong one, and its functions with types.
+
+A process must hold one copy of the library, whatever route it came by (preload, this package, PyTorch's
+pluggable allocator): two copies would each know half of the allocations. So a copy that is already mapped is
+the one to use, and if the package would have chosen a file with other content, loading is refused.
+
+Every method of `Library` either returns the C function's outputs or raises the status as an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import filecmp
+import json
+import os
+import threading
+from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._errors import LibraryNotFoundError, UnknownAddressError, VersionMismatchError, error_for
+from ._version import __version__
+
+LIBRARY_NAME = "libsire_alloc.so"
+ABI_VERSION = 1
+NO_REGION = 0xFFFFFFFF
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class RegionOptions(ctypes.Structure):
+    """``sire_region_options``."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("backup", c_int32),
+        ("zero_fill", c_bool),
+        ("retain", c_bool),
+    ]
+
+
+class _PauseOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t)]
+
+
+class _ResumeOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("wait_seconds", c_double)]
+
+
+class _Report(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("regions_changed", c_uint32),
+        ("regions_unchanged", c_uint32),
+        *(
+            (name, c_uint64)
+            for name in (
+                "allocations",
+                "bytes_expected",
+                "bytes_moved",
+                "bytes_copied",
+                "bytes_discarded",
+                "bytes_zeroed",
+            )
+        ),
+        *((name, c_double) for name in ("seconds_prepare", "seconds_synchronize", "seconds_transfer", "seconds_total")),
+    ]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What the library knows about the allocation that holds an address."""
+
+    base: int
+    size: int
+    device: int
+    region: int
+
+
+_SIGNATURES: dict[str, list[Any]] = {
+    "sire_region_open": [c_char_p, POINTER(RegionOptions), POINTER(c_uint32)],
+    "sire_region_enter": [c_uint32, c_int32],
+    "sire_region_leave": [c_uint32],
+    "sire_region_current": [POINTER(c_uint32)],
+    "sire_region_suspend": [],
+    "sire_region_unsuspend": [],
+    "sire_process_region_set": [c_uint32],
+    "sire_region_state": [c_uint32, POINTER(c_int32)],
+    "sire_allocate": [c_size_t, c_int32, c_void_p, POINTER(c_void_p)],
+    "sire_free": [c_void_p],
+    "sire_allocation": [
+        c_void_p,
+        POINTER(c_void_p),
+        POINTER(c_size_t),
+        POINTER(c_int32),
+        POINTER(c_uint32),
+    ],
+    "sire_keep": [c_void_p, c_size_t],
+    "sire_discard": [c_void_p, c_size_t],
+    "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
+    "sire_backup_put": [c_void_p],
+    "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
+    "sire_resume": [c_char_p, POINTER(_ResumeOptions), POINTER(_Report)],
+    "sire_cancel": [],
+    "sire_allow_peer": [c_int32, c_int32],
+    "sire_set_margin": [c_size_t],
+    "sire_set_disk_directory": [c_char_p],
+    "sire_trim": [POINTER(c_size_t), POINTER(c_size_t)],
+    "sire_hook_probe": [POINTER(c_int32)],
+    "sire_stats_json": [c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_capture_begin": [],
+    "sire_capture_end": [],
+}
+
+
+class Library:
+    """The loaded library. Use `load`, which checks that it is the right one."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._c = ctypes.CDLL(path)
+            self._plain_signatures()
+        except (OSError, AttributeError) as error:
+            raise LibraryNotFoundError(f"{path} cannot be loaded as Sire's library: {error}. {_ADVICE}") from error
+
+    def _plain_signatures(self) -> None:
+        c = self._c
+        c.sire_abi_version.restype = c_uint32
+        c.sire_version.restype = c_char_p
+        c.sire_build_id.restype = c_char_p
+        c.sire_last_error.argtypes = [c_char_p, c_size_t]
+        c.sire_last_error.restype = c_size_t
+        c.sire_owns.argtypes = [c_void_p]
+        c.sire_owns.restype = c_bool
+
+    def _complete_signatures(self) -> None:
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(self._c, name, None)
+            if function is None:
+                raise VersionMismatchError(f"{self.path} has no function {name}. {_ADVICE}")
+            function.argtypes = arguments
+            function.restype = c_int32
+
+    def check(self, build_id: str | None) -> None:
+        """Refuses a library that this package was not built for."""
+        abi = int(self._c.sire_abi_version())
+        if abi != ABI_VERSION:
+            raise VersionMismatchError(
+                f"{self.path} speaks version {abi} of the C interface, this package "
+                f"(sire-alloc {__version__}) speaks {ABI_VERSION}. {_ADVICE}"
+            )
+        if self.version != __version__:
+            raise VersionMismatchError(
+                f"{self.path} is version {self.version}, this package is {__version__}. {_ADVICE}"
+            )
+        if build_id is not None and self.build_id != build_id:
+            raise VersionMismatchError(
+                f"{self.path} is build {self.build_id}, this package was built with {build_id}. {_ADVICE}"
+            )
+        self._complete_signatures()
+
+    @property
+    def version(self) -> str:
+        """The library's version."""
+        return str(self._c.sire_version().decode())
+
+    @property
+    def build_id(self) -> str:
+        """A hash of the sources that the library was built from."""
+        return str(self._c.sire_build_id().decode())
+
+    @property
+    def c(self) -> Any:
+        """The functions themselves, for names that have no method here."""
+        return self._c
+
+    # --- calls -------------------------------------------------------------------------------------------
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = int(getattr(self._c, name)(*arguments))
+        if status != 0:
+            raise error_for(status, self._last_error())
+
+    def _last_error(self) -> str:
+        length = int(self._c.sire_last_error(None, 0))
+        buffer = ctypes.create_string_buffer(length + 1)
+        self._c.sire_last_error(buffer, length + 1)
+        return buffer.value.decode(errors="replace")
+
+    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool) -> int:
+        """The region of this tag and policy, made if there is none."""
+        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain)
+        region = c_uint32()
+        self._call("sire_region_open", tag, byref(options), byref(region))
+        return region.value
+
+    def region_enter(self, region: int, resume_if_paused: bool) -> None:
+        """The calling thread goes inside."""
+        self._call("sire_region_enter", region, int(resume_if_paused))
+
+    def region_leave(self, region: int) -> None:
+        """The calling thread leaves its innermost region."""
+        self._call("sire_region_leave", region)
+
+    def region_current(self) -> int | None:
+        """The region in which the calling thread allocates."""
+        region = c_uint32()
+        self._call("sire_region_current", byref(region))
+        return None if region.value == NO_REGION else region.value
+
+    def region_suspend(self) -> None:
+        """The calling thread's allocations pass through."""
+        self._call("sire_region_suspend")
+
+    def region_unsuspend(self) -> None:
+        """Ends one `region_suspend`."""
+        self._call("sire_region_unsuspend")
+
+    def region_paused(self, region: int) -> bool:
+        """Whether the region is paused."""
+        state = c_int32()
+        self._call("sire_region_state", region, byref(state))
+        return state.value == 1
+
+    def allocate(self, size: int, device: int, stream: int | None = None) -> int:
+        """Memory in the calling thread's region."""
+        pointer = c_void_p()
+        self._call("sire_allocate", size, device, stream, byref(pointer))
+        return pointer.value or 0
+
+    def free(self, pointer: int) -> None:
+        """Frees what `allocate` returned."""
+        self._call("sire_free", pointer)
+
+    def owns(self, pointer: int) -> bool:
+        """Whether the address lies in memory of the library's."""
+        return bool(self._c.sire_owns(pointer))
+
+    def allocation(self, pointer: int) -> Allocation:
+        """The allocation that holds the address."""
+        base, size, device, region = c_void_p(), c_size_t(), c_int32(), c_uint32()
+        self._call("sire_allocation", pointer, byref(base), byref(size), byref(device), byref(region))
+        return Allocation(base.value or 0, size.value, device.value, region.value)
+
+    def keep(self, pointer: int, size: int) -> None:
+        """The range is backed up at the next pause, whatever its region's policy."""
+        self._call("sire_keep", pointer, size)
+
+    def discard(self, pointer: int, size: int) -> None:
+        """The range is thrown away at the next pause, whatever its region's policy."""
+        self._call("sire_discard", pointer, size)
+
+    def backup_get(self, pointer: int, size: int) -> tuple[int, int] | None:
+        """(address of the backup, token to give back); None if there is no backup."""
+        data, token = c_void_p(), c_void_p()
+        try:
+            self._call("sire_backup_get", pointer, size, byref(data), byref(token))
+        except UnknownAddressError:
+            return None
+        return (data.value or 0, token.value or 0)
+
+    def backup_put(self, token: int) -> None:
+        """The backup of `backup_get` is not needed any more."""
+        self._call("sire_backup_put", token)
+
+    def pause(self, tag: bytes | None) -> dict[str, Any]:
+        """Pauses; the fields of ``sire_report``."""
+        report = _Report(ctypes.sizeof(_Report))
+        options = _PauseOptions(ctypes.sizeof(_PauseOptions))
+        self._call("sire_pause", tag, byref(options), byref(report))
+        return _fields(report)
+
+    def resume(self, tag: bytes | None, wait_seconds: float) -> dict[str, Any]:
+        """Resumes; the fields of ``sire_report``."""
+        report = _Report(ctypes.sizeof(_Report))
+        options = _ResumeOptions(ctypes.sizeof(_ResumeOptions), wait_seconds)
+        self._call("sire_resume", tag, byref(options), byref(report))
+        return _fields(report)
+
+    def cancel(self) -> None:
+        """Makes a running pause or resume stop and roll back."""
+        self._call("sire_cancel")
+
+    def set_margin(self, size: int) -> None:
+        """Device memory that Sire leaves free."""
+        self._call("sire_set_margin", size)
+
+    def set_disk_directory(self, path: bytes) -> None:
+        """Directory of disk backups."""
+        self._call("sire_set_disk_directory", path)
+
+    def trim(self) -> tuple[int, int]:
+        """Frees what is only cached: (device bytes, host bytes)."""
+        device, host = c_size_t(), c_size_t()
+        self._call("sire_trim", byref(device), byref(host))
+        return device.value, host.value
+
+    def hook_live(self) -> bool:
+        """Whether this process's cudaMalloc reaches the library."""
+        live = c_int32()
+        self._call("sire_hook_probe", byref(live))
+        return live.value == 1
+
+    def stats(self) -> dict[str, Any]:
+        """Everything observable."""
+        length = c_size_t()
+        self._call("sire_stats_json", None, 0, byref(length))
+        while True:
+            buffer = ctypes.create_string_buffer(length.value + 1)
+            self._call("sire_stats_json", buffer, length.value + 1, byref(length))
+            if length.value < len(buffer):
+                found: dict[str, Any] = json.loads(buffer.value)
+                return found
+
+    def capture_begin(self) -> None:
+        """A stream capture begins that no hook sees."""
+        self._call("sire_capture_begin")
+
+    def capture_end(self) -> None:
+        """Ends one `capture_begin`."""
+        self._call("sire_capture_end")
+
+
+def _fields(report: _Report) -> dict[str, Any]:
+    return {name: getattr(report, name) for name, *_ in _Report._fields_ if name != "struct_size"}
+
+
+# --- finding it ------------------------------------------------------------------------------------------
+
+_ADVICE = (
+    "Reinstall the package (pip install --force-reinstall ./python-shim), or name the library that belongs "
+    "to it in SIRE_LIBRARY."
+)
+
+_loaded: Library | None = None
+_loading = threading.Lock()
+
+
+def load() -> Library:
+    """The library of this process, loaded at the first call."""
+    global _loaded
+    if _loaded is None:
+        with _loading:
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded
+
+
+def library_path() -> Path:
+    """The file that this package uses, without loading it."""
+    named = os.environ.get("SIRE_LIBRARY")
+    if named:
+        path = Path(named)
+        if not path.is_file():
+            raise LibraryNotFoundError(f"SIRE_LIBRARY names {named}, which is not a file")
+        return path.absolute()
+    packaged = _PACKAGE / "_native" / LIBRARY_NAME
+    if packaged.is_file():
+        return packaged
+    built = [path for path in _checkout_candidates() if path.is_file()]
+    if built:
+        return max(built, key=lambda path: path.stat().st_mtime)
+    raise LibraryNotFoundError(
+        f"{LIBRARY_NAME} is neither named in SIRE_LIBRARY nor in {packaged.parent}"
+        f"{_checkout_note()}. Install the package with pip, or build the library with "
+        "'cargo build --release' in the checkout."
+    )
+
+
+def mapped_copies(maps: str | None = None) -> list[str]:
+    """The files named ``libsire_alloc.so`` that are mapped into this process."""
+    if maps is None:
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+    paths: dict[str, None] = {}
+    for line in maps.splitlines():
+        columns = line.split(maxsplit=5)
+        if len(columns) == 6 and _is_library_name(columns[5]):
+            paths[columns[5]] = None
+    return list(paths)
+
+
+_DELETED = " (deleted)"
+
+
+def _is_library_name(path: str) -> bool:
+    return path.removesuffix(_DELETED).rpartition("/")[2] == LIBRARY_NAME
+
+
+def _load() -> Library:
+    mapped = mapped_copies()
+    if not mapped:
+        return _checked(library_path())
+    if len(mapped) > 1:
+        raise VersionMismatchError(
+            f"this process has loaded several copies of the library ({', '.join(mapped)}), each of which "
+            "knows only its own allocations. Preload and load the same file: $(sire path)."
+        )
+    [present] = mapped
+    if present.endswith(_DELETED):
+        raise VersionMismatchError(
+            f"the library that this process loaded, {present.removesuffix(_DELETED)}, was replaced or removed "
+            "since. Restart the process."
+        )
+    try:
+        wanted: Path | None = library_path()
+    except LibraryNotFoundError:
+        wanted = None
+    if wanted is not None and not _same_content(wanted, Path(present)):
+        raise VersionMismatchError(
+            f"this process has loaded {present} (by LD_PRELOAD or otherwise), but the package uses {wanted}, "
+            "which is another build. Preload the package's own: LD_PRELOAD=$(sire path)."
+        )
+    return _checked(Path(present))
+
+
+def _checked(path: Path) -> Library:
+    library = Library(str(path))
+    library.check(_recorded_build_id())
+    return library
+
+
+def _recorded_build_id() -> str | None:
+    """The build that the installed package was made with; None in a checkout."""
+    try:
+        return (_PACKAGE / "_native" / "build_id.txt").read_text().strip()
+    except OSError:
+        return None
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+
+
+def _checkout() -> Path | None:
+    """The repository that this package lies in, if it is used from there."""
+    root = _PACKAGE.parents[2]
+    return root if (root / "cdylib").is_dir() and (root / "Cargo.toml").is_file() else None
+
+
+def _checkout_candidates() -> list[Path]:
+    root = _checkout()
+    if root is None:
+        return []
+    return [root / "target" / kind / LIBRARY_NAME for kind in ("release", "debug")]
+
+
+def _checkout_note() -> str:
+    root = _checkout()
+    return f" nor in {root / 'target'}" if root else ""

@@ -1,0 +1,114 @@
+"""Questions and orders about single tensors, and about the process's memory as a whole."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import Any, NamedTuple
+
+from . import _library
+from ._errors import InvalidArgumentError, UnknownAddressError
+from ._sizes import Size, parse_size
+
+
+class Trimmed(NamedTuple):
+    """What `trim` gave back."""
+
+    device_bytes: int
+    host_bytes: int
+
+
+class _Span(NamedTuple):
+    pointer: int
+    size: int
+
+
+def keep(tensor: Any) -> None:
+    """The tensor's bytes are backed up at a pause, whatever its region says.
+
+    Of a strided view, everything between its first and its last element.
+    """
+    span, _ = _span(tensor, "keep")
+    if span.size:
+        _library.load().keep(*span)
+
+
+def discard(tensor: Any) -> None:
+    """The tensor's bytes are thrown away at a pause, whatever its region says."""
+    span, dense = _span(tensor, "discard")
+    if not dense:
+        raise InvalidArgumentError(
+            "discard takes a tensor without gaps: in a strided view, bytes of other elements lie between its own"
+        )
+    if span.size:
+        _library.load().discard(*span)
+
+
+def get_cpu_backup(tensor: Any, zero_copy: bool = False) -> Any | None:
+    """The tensor's bytes in its host backup, as a CPU tensor; None if it has no backup now.
+
+    With ``zero_copy`` the result is a view of the backup itself, which it keeps alive; treat it as read-only.
+    """
+    import torch
+
+    span, _ = _span(tensor, "get_cpu_backup")
+    if not tensor.is_contiguous():
+        raise InvalidArgumentError("get_cpu_backup takes a contiguous tensor")
+    if not span.size:
+        return torch.empty_like(tensor, device="cpu")
+    library = _library.load()
+    if not library.owns(span.pointer):
+        raise UnknownAddressError(f"the tensor at {span.pointer:#x} was not allocated in a region, so it has no backup")
+    found = library.backup_get(*span)
+    if found is None:
+        return None
+    view = _tensor_over(torch, library, found, span.size).view(tensor.dtype).view(tensor.shape)
+    return view if zero_copy else view.clone()
+
+
+def _tensor_over(torch: Any, library: _library.Library, found: tuple[int, int], size: int) -> Any:
+    address, token = found
+
+    class Backup(ctypes.c_ubyte * size):  # type: ignore[misc]
+        """Host memory of the library's; a class of its own so that it can be watched."""
+
+    buffer = Backup.from_address(address)
+    weakref.finalize(buffer, library.backup_put, token).atexit = False
+    return torch.frombuffer(buffer, dtype=torch.uint8)
+
+
+def _span(tensor: Any, asking: str) -> tuple[_Span, bool]:
+    """The bytes from the tensor's first to its last element, and whether all of them are its own."""
+    if not hasattr(tensor, "data_ptr") or not hasattr(tensor, "stride"):
+        raise InvalidArgumentError(f"{asking} takes a tensor, not {type(tensor).__name__}")
+    if not tensor.is_cuda:
+        raise InvalidArgumentError(f"{asking} takes a CUDA tensor, not one on {tensor.device}")
+    count = tensor.numel()
+    if count == 0:
+        return _Span(0, 0), True
+    reach = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return _Span(tensor.data_ptr(), reach * tensor.element_size()), reach == count
+
+
+def stats() -> dict[str, Any]:
+    """Everything observable: devices, regions, tiers, counters (docs/abi.md lists the fields)."""
+    return _library.load().stats()
+
+
+def trim() -> Trimmed:
+    """Frees what is only cached: retained backups, slack, empty slabs."""
+    return Trimmed(*_library.load().trim())
+
+
+def set_margin(size: Size) -> None:
+    """Device memory that Sire leaves free."""
+    _library.load().set_margin(parse_size(size))
+
+
+def set_disk_directory(path: str | os.PathLike[str]) -> None:
+    """Where backups of ``backup="disk"`` are kept."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise InvalidArgumentError("a path does not contain NUL")
+    _library.load().set_disk_directory(encoded)

@@ -1,0 +1,69 @@
+"""What a pause or resume did, as the library counted it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._sizes import format_size
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one pause or resume. Bytes are device bytes, times are wall-clock seconds."""
+
+    action: str
+    """``"pause"`` or ``"resume"``."""
+    tag: str | None
+    """The tag that was asked for; None for everything."""
+    regions_changed: int = 0
+    """Regions whose state the call changed."""
+    regions_unchanged: int = 0
+    """Regions that were already in the wanted state."""
+    allocations: int = 0
+    """Allocations in the changed regions."""
+    bytes_expected: int = 0
+    """Physical bytes that the changed regions hold when resident."""
+    bytes_moved: int = 0
+    """Physical bytes given back to (pause) or taken from (resume) the driver."""
+    bytes_copied: int = 0
+    """Bytes copied to or from backups."""
+    bytes_discarded: int = 0
+    """Bytes whose content was thrown away (pause)."""
+    bytes_zeroed: int = 0
+    """Bytes filled with zeros (resume)."""
+    seconds_prepare: float = 0.0
+    """Finding, checking, reserving room for backups."""
+    seconds_synchronize: float = 0.0
+    """Waiting for the devices."""
+    seconds_transfer: float = 0.0
+    """Copies and virtual-memory calls."""
+    seconds_total: float = 0.0
+    """The whole call."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether any region changed its state."""
+        return self.regions_changed > 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether the regions that changed hold no allocation, so that no byte moved."""
+        return self.allocations == 0
+
+    def __str__(self) -> str:
+        what = "everything" if self.tag is None else f"tag {self.tag!r}"
+        if not self.changed:
+            return f"{self.action} of {what}: already so, nothing to do"
+        if self.empty:
+            return f"{self.action} of {what}: no memory was allocated there, nothing moved"
+        verb = "released" if self.action == "pause" else "taken back"
+        text = (
+            f"{self.action} of {what}: {format_size(self.bytes_moved)} of "
+            f"{format_size(self.bytes_expected)} {verb} in {self.allocations} allocations, "
+            f"{format_size(self.bytes_copied)} copied"
+        )
+        if self.bytes_discarded:
+            text += f", {format_size(self.bytes_discarded)} discarded"
+        if self.bytes_zeroed:
+            text += f", {format_size(self.bytes_zeroed)} zeroed"
+        return f"{text}, {self.seconds_total * 1000:.1f} ms"

@@ -1,0 +1,353 @@
+"""The only module that touches PyTorch: pools for regions, and the checks that they are safe to use.
+
+Why pools: PyTorch's cache serves a request from any free block of the pool that is current, with no call to
+any allocator. With one pool for two tags, memory of one tag would be handed out under the other, and a pause
+would take it away. So there is a `torch.cuda.MemPool` for every (tag, policy, device), in both hook modes; a
+further one is made when the first is in use, because PyTorch lets a pool be current only once at a time.
+
+PyTorch is used only if the program has imported it: a region without PyTorch is a matter of the library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import _hooks, _library
+from ._errors import InactiveError, InvalidArgumentError, NoDriverError, UnsupportedError
+
+OLDEST_TORCH = (2, 11)
+
+PoolKey = tuple[object, ...]
+
+
+def loaded_torch() -> Any | None:
+    """PyTorch if the program has imported it (completely), else None."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "cuda") and hasattr(torch, "nn") else None
+
+
+def cuda_in_use() -> Any | None:
+    """PyTorch if it is imported and has initialised CUDA, else None."""
+    torch = loaded_torch()
+    return torch if torch is not None and torch.cuda.is_initialized() else None
+
+
+def capturing() -> bool:
+    """Whether the calling thread's current stream is capturing a graph."""
+    torch = cuda_in_use()
+    return torch is not None and bool(torch.cuda.is_current_stream_capturing())
+
+
+# --- what cannot be served -------------------------------------------------------------------------------
+
+
+def ready_torch() -> Any | None:
+    """PyTorch with CUDA initialised, or None if it is not imported; raises if it cannot be served."""
+    torch = loaded_torch()
+    if torch is None:
+        return None
+    _refuse_version(torch)
+    _refuse_expandable_segments(torch)
+    if not torch.cuda.is_initialized():
+        _initialize(torch)
+    return torch
+
+
+def _refuse_version(torch: Any) -> None:
+    version = str(torch.__version__)
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is None or (int(match[1]), int(match[2])) < OLDEST_TORCH:
+        raise UnsupportedError(
+            f"PyTorch {version} cannot be served: before {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, a region inside a "
+            "graph capture is ignored and dropping a pool can abort the process. Install torch >= 2.11."
+        )
+    if torch.version.cuda is None:
+        raise UnsupportedError(
+            f"PyTorch {version} is built without CUDA; Sire serves NVIDIA's CUDA builds. Install a CUDA wheel."
+        )
+
+
+def _initialize(torch: Any) -> None:
+    try:
+        torch.cuda.init()
+        torch.cuda.current_device()
+    except Exception as error:
+        raise NoDriverError(
+            f"PyTorch cannot use CUDA here, so a region has no device: {error}. 'sire doctor' says what was found."
+        ) from error
+
+
+_EXPANDABLE = re.compile(r"expandable_segments\s*:\s*(\w+)", re.IGNORECASE)
+_SETTINGS_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def _refuse_expandable_segments(torch: Any) -> None:
+    source = _expandable_segments_source(torch)
+    if source is not None:
+        raise UnsupportedError(
+            f"expandable segments are on ({source}): PyTorch then maps memory itself, where a region's pause "
+            "would not reach it. Start without expandable_segments:True, or switch it off before the region with "
+            "torch._C._accelerator_setAllocatorSettings('expandable_segments:False')."
+        )
+
+
+def _expandable_segments_source(torch: Any) -> str | None:
+    """What switched expandable segments on; None if they are off."""
+    at_run_time = _expandable_at_run_time(torch)
+    for name in _SETTINGS_VARIABLES:
+        values = _EXPANDABLE.findall(os.environ.get(name, ""))
+        if values and values[-1].lower() in ("true", "1") and at_run_time is not False:
+            return f"{name}={os.environ[name]}"
+    return "set at run time" if at_run_time else None
+
+
+def _expandable_at_run_time(torch: Any) -> bool | None:
+    """What the allocator itself says; None if it has not started."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        # The filter is a pool that does not exist: the settings come without any segment.
+        snapshot = torch._C._cuda_memorySnapshot((1 << 62, 1 << 62), False)
+        return bool(snapshot["allocator_settings"]["expandable_segments"])
+    except (AttributeError, KeyError, TypeError, RuntimeError):
+        return None
+
+
+# --- pools -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pool:
+    """A `torch.cuda.MemPool`, and whether its memory was seen to come from the library."""
+
+    mem_pool: Any
+    device: int
+    verified: bool = False
+
+
+@dataclass
+class _Shelf:
+    """The pools of one key: those that no thread uses now, and all of them, so that they stay alive."""
+
+    free: list[Pool] = field(default_factory=list)
+    all: list[Pool] = field(default_factory=list)
+
+
+_shelves: dict[PoolKey, _Shelf] = {}
+_shelves_lock = threading.Lock()
+_active = threading.local()
+
+
+def _active_keys() -> list[PoolKey]:
+    keys: list[PoolKey] | None = getattr(_active, "keys", None)
+    if keys is None:
+        keys = _active.keys = []
+    return keys
+
+
+@contextmanager
+def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
+    """The calling thread's tensors on one device go to a pool of ``key``."""
+    index = device_index(torch, device)
+    keys = _active_keys()
+    key = (*key, index)
+    if keys and keys[-1] == key:
+        yield
+        return
+    pool = _take(torch, key, index)
+    try:
+        with torch.cuda.use_mem_pool(pool.mem_pool, index):
+            keys.append(key)
+            try:
+                yield
+            finally:
+                keys.pop()
+        _verify(torch, pool)
+    finally:
+        with _shelves_lock:
+            _shelves[key].free.append(pool)
+
+
+@contextmanager
+def unrouted(torch: Any) -> Iterator[None]:
+    """The calling thread's tensors go to a plain pool that is dropped at the end."""
+    index = torch.cuda.current_device()
+    keys = _active_keys()
+    pool = torch.cuda.MemPool()
+    keys.append(("plain", index))
+    try:
+        with torch.cuda.use_mem_pool(pool, index):
+            yield
+    finally:
+        keys.pop()
+
+
+def device_index(torch: Any, device: object) -> int:
+    """The ordinal of a device given as int, ``"cuda:1"``, `torch.device` or None (the current one)."""
+    if device is None:
+        return int(torch.cuda.current_device())
+    try:
+        described = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidArgumentError(f"{device!r} is not a device: {error}") from error
+    if described.type != "cuda":
+        raise InvalidArgumentError(f"a region is on a CUDA device, not on {described}")
+    index = int(torch.cuda.current_device()) if described.index is None else int(described.index)
+    count = int(torch.cuda.device_count())
+    if index >= count:
+        raise InvalidArgumentError(f"there is no cuda:{index}; this process sees {count} devices")
+    return index
+
+
+def _take(torch: Any, key: PoolKey, index: int) -> Pool:
+    with _shelves_lock:
+        shelf = _shelves.setdefault(key, _Shelf())
+        if shelf.free:
+            return shelf.free.pop()
+    pool = new_pool(torch, index)
+    with _shelves_lock:
+        shelf.all.append(pool)
+    return pool
+
+
+def new_pool(torch: Any, index: int) -> Pool:
+    """A pool whose memory comes from the library."""
+    with ExitStack() as stack:
+        if index != torch.cuda.current_device():
+            stack.enter_context(torch.cuda.device(index))
+        return Pool(torch.cuda.MemPool(_allocator(torch)), index)
+
+
+_pluggable: Any = None
+_pluggable_lock = threading.Lock()
+
+
+def _allocator(torch: Any) -> Any | None:
+    """What a pool allocates with: in preload mode PyTorch's own cudaMalloc, which is hooked."""
+    global _pluggable
+    if _hooks.hook_mode() == "preload":
+        return None
+    with _pluggable_lock:
+        if _pluggable is None:
+            path = _library.load().path
+            # Kept for ever: pools that outlive this module's state still free through it.
+            _pluggable = torch.cuda.memory.CUDAPluggableAllocator(path, "sire_torch_pool_malloc", "sire_torch_free")
+    return _pluggable.allocator()
+
+
+def _verify(torch: Any, pool: Pool) -> None:
+    """Raises if the pool got memory that did not come from the library. Asked until the answer is yes."""
+    if pool.verified or _hooks.switched_off():
+        return
+    segments = torch.cuda.memory_snapshot(pool.mem_pool.id, include_traces=False)
+    if not segments:
+        return
+    library = _library.load()
+    strangers = [each for each in segments if not library.owns(int(each["address"]))]
+    if strangers:
+        raise InactiveError(
+            f"tensors of this region were allocated at {strangers[0]['address']:#x} without Sire: pausing would "
+            f"release nothing. {_why_stranger(strangers[0])}"
+        )
+    pool.verified = True
+
+
+def _why_stranger(segment: dict[str, Any]) -> str:
+    if segment.get("is_expandable"):
+        return "They lie in an expandable segment; start without expandable_segments:True."
+    return "Another library answers cudaMalloc first; 'sire doctor' says which."
+
+
+@dataclass(frozen=True)
+class _GraphPool:
+    pool: Pool
+    key: PoolKey
+
+
+# Pools of single graphs, which live as long as their graph, by the id that graph.pool() returns.
+_own_pools: weakref.WeakValueDictionary[PoolKey, _GraphPool] = weakref.WeakValueDictionary()
+# Pools of graphs that share a handle of the program's.
+_shared_pools: dict[PoolKey, Pool] = {}
+
+
+def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
+    """The pool id into which a graph of this (tag, policy) is captured.
+
+    With no ``pool``, the graph gets one of its own. Graphs that name the same ``pool`` share one of ours:
+    PyTorch's handle itself would lead past the library in torch mode. A region's pool is never used: tensors
+    made there later would take blocks that a replay writes.
+    """
+    index = int(torch.cuda.current_device())
+    key = (*key, index)
+    if pool is None:
+        own = _GraphPool(new_pool(torch, index), key)
+        graph.sire_pool = own
+        _own_pools[tuple(own.pool.mem_pool.id)] = own
+        return own.pool.mem_pool.id
+    handle = tuple(getattr(pool, "id", pool))
+    known = _own_pools.get(handle)
+    if known is not None:
+        if known.key != key:
+            raise InvalidArgumentError(
+                f"the pool {handle} belongs to a graph of {known.key}; one pool cannot serve {key} as well"
+            )
+        graph.sire_pool = known
+        return handle
+    return _shared_pool(torch, (handle, *key), index).mem_pool.id
+
+
+def _shared_pool(torch: Any, key: PoolKey, index: int) -> Pool:
+    with _shelves_lock:
+        if key in _shared_pools:
+            return _shared_pools[key]
+    pool = new_pool(torch, index)
+    with _shelves_lock:
+        return _shared_pools.setdefault(key, pool)
+
+
+# --- the whole process -----------------------------------------------------------------------------------
+
+
+def whole_process_pluggable(torch: Any) -> bool:
+    """Whether PyTorch's allocator was replaced as a whole, so that there is no cache and no pool."""
+    return bool(torch.cuda.memory.get_allocator_backend() == "pluggable")
+
+
+def probe_pluggable(torch: Any) -> None:
+    """Raises if the whole-process allocator is somebody else's: a region would do nothing."""
+    pointer = torch.cuda.caching_allocator_alloc(512)
+    try:
+        ours = _library.load().owns(int(pointer))
+    finally:
+        torch.cuda.caching_allocator_delete(pointer)
+    if not ours:
+        raise UnsupportedError(
+            "PyTorch's allocator was replaced by one that does not lead to Sire, and it offers no pools. "
+            "Use sire.use_allocator(), or run under LD_PRELOAD=$(sire path)."
+        )
+
+
+def use_allocator() -> None:
+    """Makes the library PyTorch's only CUDA allocator (torch.cuda.memory.change_current_allocator)."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UnsupportedError(f"use_allocator() needs PyTorch, which cannot be imported: {error}") from error
+    _refuse_version(torch)
+    path = _library.load().path
+    allocator = torch.cuda.memory.CUDAPluggableAllocator(path, "sire_torch_malloc", "sire_torch_free")
+    try:
+        torch.cuda.memory.change_current_allocator(allocator)
+    except RuntimeError as error:
+        raise UnsupportedError(
+            f"PyTorch does not accept another allocator any more: {error}. "
+            "Call sire.use_allocator() once, before anything uses CUDA."
+        ) from error

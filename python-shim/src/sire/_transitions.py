@@ -1,0 +1,65 @@
+"""Pause and resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import _hooks, _interrupt, _library, _torch
+from ._errors import CapturingError, InvalidArgumentError
+from ._report import Report
+from ._tags import encode_selection
+
+
+def pause(tag: str | None = None) -> Report:
+    """Releases the physical memory of a tag and of the tags under it; without a tag, of all regions.
+
+    Addresses stay. What has a backup policy is saved first; the rest is thrown away, and the report counts it.
+    Refused while any thread is inside such a region or a graph is being captured. Pausing what is paused
+    changes nothing and says so. Ctrl-C rolls back.
+    """
+    encoded = encode_selection(tag)
+    library = _ready("pause")
+    fields = _interrupt.run(lambda: library.pause(encoded), library.cancel)
+    return Report("pause", tag, **fields)
+
+
+def resume(tag: str | None = None, *, wait: float = 0.0) -> Report:
+    """Brings memory, and what was backed up, back to the same addresses.
+
+    ``wait`` is how many seconds to wait for memory that somebody else still holds. If it does not come, the call
+    fails with `OutOfMemoryError`, the tag stays paused with its backup, and the call can be repeated.
+    """
+    encoded = encode_selection(tag)
+    seconds = _seconds(wait)
+    library = _ready("resume")
+    fields = _interrupt.run(lambda: library.resume(encoded, seconds), library.cancel)
+    return Report("resume", tag, **fields)
+
+
+@contextmanager
+def paused(tag: str | None = None, *, wait: float = 0.0) -> Iterator[Report]:
+    """The tag is paused inside, and resumed at the end, also when the body raises."""
+    report = pause(tag)
+    try:
+        yield report
+    finally:
+        resume(tag, wait=wait)
+
+
+def _ready(action: str) -> _library.Library:
+    _hooks.hook_mode()
+    if _torch.capturing():
+        raise CapturingError(
+            f"{action} during the capture of a CUDA graph: end the capture first, memory must not change under it"
+        )
+    return _library.load()
+
+
+def _seconds(wait: object) -> float:
+    if isinstance(wait, bool) or not isinstance(wait, int | float):
+        raise InvalidArgumentError(f"wait is a number of seconds, not {wait!r}")
+    if not math.isfinite(wait) or wait < 0:
+        raise InvalidArgumentError(f"wait is 0 or more seconds, not {wait!r}")
+    return float(wait)

@@ -1,0 +1,225 @@
+"""The object `torch_memory_saver`: that package's verbs, carried out by Sire.
+
+Where its behaviour and Sire's differ, programs written for it must keep working: a pause or resume of a tag that
+nobody used is not an error here, and an empty tag means everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sire
+
+from .. import _library
+from .._errors import InvalidArgumentError, UnknownAddressError, UnknownTagError, UnsupportedError
+
+CpuBackupBackend = Literal["mmap", "pinned"]
+
+
+@dataclass(frozen=True)
+class _Custom:
+    factory: Callable[[], Any]
+    uses_preload: bool
+
+
+_custom_modes: dict[str, _Custom] = {}
+
+
+def register_hook_mode(name: str, factory: Callable[[], Any], *, uses_preload: bool = True) -> None:
+    """Adds a hook mode whose implementation ``factory()`` makes at first use.
+
+    The implementation has `region`, `cuda_graph`, `pause` and `resume`, and any other method that is called.
+    """
+    if name in ("preload", "torch"):
+        raise InvalidArgumentError(f"{name!r} is a built-in hook mode")
+    _custom_modes[name] = _Custom(factory, uses_preload)
+
+
+class TorchMemorySaver:
+    """Regions, pause and resume in the words of the package torch_memory_saver."""
+
+    def __init__(self) -> None:
+        self._custom_name: str | None = None
+        self._custom: Any = None
+        self._retain: bool | None = None
+
+    # --- regions ----------------------------------------------------------------------------------------
+
+    def region(
+        self,
+        tag: str = "default",
+        enable_cpu_backup: bool = False,
+        enable_disk_backup: bool = False,
+        cpu_backup_backend: CpuBackupBackend | None = None,
+    ) -> AbstractContextManager[Any]:
+        """Tensors created inside can be paused; with a backup their content is kept.
+
+        Sire's host backup is pinned where the driver allows, and pageable otherwise, so ``cpu_backup_backend`` is
+        checked and otherwise without effect.
+        """
+        if (custom := self._implementation()) is not None:
+            return _context(custom.region(tag=tag, enable_cpu_backup=enable_cpu_backup))
+        backup = _backup(enable_cpu_backup, enable_disk_backup, cpu_backup_backend)
+        return sire.region(tag, backup=backup, retain=self.retain_cpu_backup)
+
+    @contextmanager
+    def cuda_graph(
+        self,
+        cuda_graph: Any,
+        pool: Any = None,
+        stream: Any = None,
+        capture_error_mode: str = "global",
+        tag: str = "default",
+        enable_cpu_backup: bool = False,
+        cpu_backup_backend: CpuBackupBackend | None = None,
+    ) -> Iterator[None]:
+        """Like `torch.cuda.graph`, with the memory of the capture pausable, in both hook modes."""
+        if (custom := self._implementation()) is not None:
+            with custom.cuda_graph(
+                cuda_graph=cuda_graph,
+                pool=pool,
+                stream=stream,
+                capture_error_mode=capture_error_mode,
+                tag=tag,
+                enable_cpu_backup=enable_cpu_backup,
+            ):
+                yield
+            return
+        with sire.cuda_graph(
+            cuda_graph,
+            tag=tag,
+            backup=_backup(enable_cpu_backup, False, cpu_backup_backend),
+            retain=self.retain_cpu_backup,
+            pool=pool,
+            stream=stream,
+            capture_error_mode=capture_error_mode,
+        ):
+            yield
+
+    def disable(self, dispose_mem_pool_after_use: bool = True) -> AbstractContextManager[None]:
+        """What is created inside is not pausable, also within a region."""
+        if not dispose_mem_pool_after_use:
+            raise UnsupportedError("disable() always drops its pool at the end")
+        if (custom := self._implementation()) is not None:
+            return _context(custom.disable())
+        return sire.disable()
+
+    # --- pause and resume -------------------------------------------------------------------------------
+
+    def pause(self, tag: str | None = None) -> None:
+        """Releases the memory of a tag, or of all."""
+        if (custom := self._implementation()) is not None:
+            custom.pause(tag=tag)
+            return
+        try:
+            sire.pause(tag or None)
+        except UnknownTagError:
+            pass
+
+    def resume(self, tag: str | None = None) -> None:
+        """Brings the memory of a tag back, or of all."""
+        if (custom := self._implementation()) is not None:
+            custom.resume(tag=tag)
+            return
+        try:
+            sire.resume(tag or None)
+        except UnknownTagError:
+            pass
+
+    # --- settings ---------------------------------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """True: always in service."""
+        return True
+
+    @property
+    def hook_mode(self) -> str | None:
+        """``"preload"``, ``"torch"`` or a registered one; found by itself unless set before the first use."""
+        return self._custom_name or sire.hook_mode
+
+    @hook_mode.setter
+    def hook_mode(self, mode: str) -> None:
+        if mode in _custom_modes:
+            self._custom_name = mode
+            return
+        sire.hook_mode = mode  # type: ignore[assignment]  # judged there
+        self._custom_name = None
+
+    @property
+    def memory_margin_bytes(self) -> int:
+        """Device memory that stays free. Can only be set."""
+        raise NotImplementedError("memory_margin_bytes can only be set")
+
+    @memory_margin_bytes.setter
+    def memory_margin_bytes(self, value: int) -> None:
+        if (custom := self._implementation()) is not None:
+            custom.memory_margin_bytes = value
+            return
+        sire.set_margin(value)
+
+    @property
+    def retain_cpu_backup(self) -> bool:
+        """Whether regions opened from now on keep their backup's space for the next pause."""
+        if self._retain is None:
+            return os.environ.get("TMS_RETAIN_CPU_BACKUP", "").lower() in ("1", "true", "yes")
+        return self._retain
+
+    @retain_cpu_backup.setter
+    def retain_cpu_backup(self, value: bool) -> None:
+        self._retain = bool(value)
+        setter = getattr(_library.load().c, "tms_set_retain_cpu_backup", None)
+        if setter is not None:
+            setter(self._retain)
+
+    def get_cpu_backup(self, x: Any, zero_copy: bool = False) -> Any | None:
+        """The tensor's bytes in its host backup, as a CPU tensor; None if there is none."""
+        if (custom := self._implementation()) is not None:
+            return custom.get_cpu_backup(x, zero_copy=zero_copy)
+        try:
+            return sire.get_cpu_backup(x, zero_copy=zero_copy)
+        except UnknownAddressError:
+            return None
+
+    def set_disk_backup_dir(self, path: str) -> None:
+        """The directory of disk backups, created if it is not there."""
+        os.makedirs(path, exist_ok=True)
+        sire.set_disk_directory(path)
+
+    def keep_resident(self, x: Any) -> int:
+        """Memory that no pause releases. Not offered: allocate it outside of regions instead."""
+        raise UnsupportedError(
+            "keep_resident is not offered by Sire: what shall stay during a pause is allocated outside of the "
+            "region, or within torch_memory_saver.disable()"
+        )
+
+    def _implementation(self) -> Any | None:
+        """The custom hook mode's object; None for Sire itself."""
+        if self._custom_name is None:
+            return None
+        if self._custom is None:
+            self._custom = _custom_modes[self._custom_name].factory()
+        return self._custom
+
+
+def _backup(cpu: bool, disk: bool, backend: object) -> Literal["cpu", "disk"] | None:
+    if cpu and disk:
+        raise InvalidArgumentError("enable_cpu_backup and enable_disk_backup exclude each other")
+    if backend is not None and not cpu:
+        raise InvalidArgumentError("cpu_backup_backend needs enable_cpu_backup=True")
+    if backend not in (None, "mmap", "pinned"):
+        raise InvalidArgumentError(f"cpu_backup_backend is 'mmap' or 'pinned', not {backend!r}")
+    return "cpu" if cpu else "disk" if disk else None
+
+
+def _context(manager: Any) -> AbstractContextManager[Any]:
+    found: AbstractContextManager[Any] = manager
+    return found
+
+
+torch_memory_saver = TorchMemorySaver()
+"""The one object that programs use."""

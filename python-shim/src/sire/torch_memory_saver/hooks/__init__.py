@@ -1,0 +1,1 @@
+"""Where that package keeps its hook modes; Sire's are in `sire._hooks`."""
