@@ -1,0 +1,133 @@
+"""A stand-in for `sire._library.Library` that keeps the rules of regions and nothing else.
+
+It is what the package is tested against where no device is needed: states, nesting, refusals, reports.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from sire._errors import error_for
+
+
+class FakeLibrary:
+    """Regions by (tag, policy), the threads inside them, and a gate for long calls."""
+
+    path = "/nowhere/libsire_alloc.so"
+
+    def __init__(self) -> None:
+        self.live = False
+        self.regions: list[tuple[str, int, bool, bool]] = []
+        self.paused: set[int] = set()
+        self.inside: dict[int, list[int]] = {}
+        self.suspended: dict[int, int] = {}
+        self.problems: list[str] = []
+        self.calls: list[str] = []
+        self.gate: threading.Event | None = None
+        self.cancelled = threading.Event()
+        self.rollback_seconds = 0.0
+        self.settings: dict[str, Any] = {}
+
+    # --- regions -----------------------------------------------------------------------------------------
+
+    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool) -> int:
+        key = (tag.decode(), backup, zero_fill, retain)
+        if key not in self.regions:
+            self.regions.append(key)
+        return self.regions.index(key)
+
+    def region_enter(self, region: int, resume_if_paused: bool) -> None:
+        if region in self.paused:
+            if not resume_if_paused:
+                raise error_for(6, f"region {self.regions[region][0]!r} is paused")
+            self.paused.discard(region)
+        self._stack().append(region)
+
+    def region_leave(self, region: int) -> None:
+        stack = self._stack()
+        if not stack or stack[-1] != region:
+            self.problems.append(f"leave {region} with {stack}")
+            raise error_for(1, "not the innermost region of this thread")
+        stack.pop()
+
+    def region_current(self) -> int | None:
+        stack = self._stack()
+        return stack[-1] if stack else None
+
+    def region_suspend(self) -> None:
+        self.suspended[threading.get_ident()] = self.suspended.get(threading.get_ident(), 0) + 1
+
+    def region_unsuspend(self) -> None:
+        self.suspended[threading.get_ident()] -= 1
+
+    def region_paused(self, region: int) -> bool:
+        return region in self.paused
+
+    def tags_inside(self) -> list[str]:
+        """The calling thread's open tags, outermost first."""
+        return [self.regions[region][0] for region in self._stack()]
+
+    def _stack(self) -> list[int]:
+        return self.inside.setdefault(threading.get_ident(), [])
+
+    # --- transitions -------------------------------------------------------------------------------------
+
+    def _selected(self, tag: bytes | None) -> list[int]:
+        name = None if tag is None else tag.decode()
+        found = [
+            number
+            for number, (each, *_) in enumerate(self.regions)
+            if name is None or each == name or each.startswith(name + "/")
+        ]
+        if name is not None and not found:
+            raise error_for(4, f"no region has the tag {name!r}")
+        return found
+
+    def pause(self, tag: bytes | None) -> dict[str, Any]:
+        selected = self._selected(tag)
+        self._long_call("pause")
+        for stack in self.inside.values():
+            if busy := set(stack) & set(selected):
+                raise error_for(7, f"a thread is inside {self.regions[busy.pop()][0]!r}")
+        changed = [number for number in selected if number not in self.paused]
+        self.paused.update(changed)
+        return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
+
+    def resume(self, tag: bytes | None, wait_seconds: float) -> dict[str, Any]:
+        selected = self._selected(tag)
+        self.settings["wait"] = wait_seconds
+        self._long_call("resume")
+        changed = [number for number in selected if number in self.paused]
+        self.paused.difference_update(changed)
+        return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
+
+    def _long_call(self, name: str) -> None:
+        self.calls.append(name)
+        self.cancelled.clear()
+        while self.gate is not None and not self.gate.wait(0.005):
+            if self.cancelled.is_set():
+                time.sleep(self.rollback_seconds)
+                raise error_for(9, f"{name} was cancelled and rolled back")
+
+    def cancel(self) -> None:
+        self.calls.append("cancel")
+        self.cancelled.set()
+
+    # --- the rest ----------------------------------------------------------------------------------------
+
+    def hook_live(self) -> bool:
+        return self.live
+
+    def set_margin(self, size: int) -> None:
+        self.settings["margin"] = size
+
+    def set_disk_directory(self, path: bytes) -> None:
+        self.settings["disk"] = path
+
+    def trim(self) -> tuple[int, int]:
+        return 3, 4
+
+    def stats(self) -> dict[str, Any]:
+        return {"regions": []}

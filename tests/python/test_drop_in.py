@@ -1,0 +1,149 @@
+"""The drop-in for torch_memory_saver: its names, its tolerance, and how it is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sire
+from sire import torch_memory_saver as module
+from sire.torch_memory_saver import TorchMemorySaver, register_hook_mode
+
+from fake_library import FakeLibrary
+
+SOURCE = Path(sire.__file__).resolve().parents[1]
+COMPAT = SOURCE.parent / "compat" / "src"
+
+
+@pytest.fixture
+def saver(library: FakeLibrary) -> TorchMemorySaver:
+    return TorchMemorySaver()
+
+
+def test_regions_map_to_policies(library: FakeLibrary, saver: TorchMemorySaver) -> None:
+    with saver.region():
+        assert library.tags_inside() == ["default"]
+    with saver.region("w", enable_cpu_backup=True, cpu_backup_backend="pinned"):
+        pass
+    with saver.region(tag="d", enable_disk_backup=True):
+        pass
+    assert [each[:2] for each in library.regions] == [("default", 0), ("w", 1), ("d", 2)]
+
+
+def test_contradictions_are_refused(saver: TorchMemorySaver) -> None:
+    for options in (
+        {"enable_cpu_backup": True, "enable_disk_backup": True},
+        {"cpu_backup_backend": "pinned"},
+        {"enable_cpu_backup": True, "cpu_backup_backend": "tape"},
+    ):
+        with pytest.raises(ValueError, match="backup"):
+            saver.region("a", **options)  # type: ignore[arg-type]
+
+
+def test_unused_tags_and_repetition_are_not_errors(library: FakeLibrary, saver: TorchMemorySaver) -> None:
+    saver.pause("nobody")
+    saver.resume("nobody")
+    with saver.region("a"):
+        pass
+    saver.pause("a")
+    saver.pause("a")
+    assert library.paused == {0}
+    saver.resume("")
+    assert library.paused == set()
+
+
+def test_settings(
+    library: FakeLibrary, saver: TorchMemorySaver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert saver.enabled is True
+    saver.memory_margin_bytes = 1 << 20
+    assert library.settings["margin"] == 1 << 20
+    with pytest.raises(NotImplementedError):
+        _ = saver.memory_margin_bytes
+    saver.set_disk_backup_dir(str(tmp_path / "new"))
+    assert (tmp_path / "new").is_dir()
+    assert saver.retain_cpu_backup is False
+    monkeypatch.setenv("TMS_RETAIN_CPU_BACKUP", "1")
+    assert saver.retain_cpu_backup is True
+    with saver.region("kept", enable_cpu_backup=True):
+        pass
+    assert library.regions[-1] == ("kept", 1, False, True)
+    saver.hook_mode = "torch"
+    assert saver.hook_mode == "torch"
+    with pytest.raises(sire.UnsupportedError, match="keep_resident"):
+        saver.keep_resident(None)
+
+
+def test_the_module_answers_to_the_same_verbs(library: FakeLibrary) -> None:
+    with module.region(tag="a"):
+        assert library.tags_inside() == ["a"]
+    module.pause("a")
+    module.resume()
+    module.hook_mode = "torch"
+    assert module.torch_memory_saver.hook_mode == "torch"
+    assert "hook_mode" not in vars(module)
+
+
+def test_custom_hook_modes(library: FakeLibrary, saver: TorchMemorySaver) -> None:
+    class Custom:
+        calls: list[str | None] = []
+
+        def pause(self, tag: str | None) -> None:
+            self.calls.append(tag)
+
+    made: list[Custom] = []
+    register_hook_mode("custom", lambda: made.append(Custom()) or made[0], uses_preload=False)  # type: ignore[func-returns-value]
+    saver.hook_mode = "custom"
+    assert made == []
+    saver.pause("t")
+    saver.pause()
+    assert made[0].calls == ["t", None]
+    with pytest.raises(sire.InvalidArgumentError):
+        register_hook_mode("torch", Custom)
+
+
+def _python(code: str, *paths: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+IMPORTS = """
+import torch_memory_saver
+from torch_memory_saver import torch_memory_saver as object_, TorchMemorySaver, configure_subprocess
+from torch_memory_saver.utils import get_binary_path_from_package
+from torch_memory_saver.testing_utils import get_and_print_gpu_memory
+from torch_memory_saver.hooks.mode_preload import configure_subprocess as same
+import sire.torch_memory_saver
+assert torch_memory_saver is sire.torch_memory_saver and same is configure_subprocess
+assert isinstance(object_, TorchMemorySaver)
+import sys
+assert "torch" not in sys.modules
+print("served")
+"""
+
+
+def test_compat_makes_the_module_importable() -> None:
+    assert _python("import sire.compat; sire.compat.enable(); sire.compat.enable()" + IMPORTS, SOURCE) == "served"
+
+
+def test_the_second_distribution_ships_the_module() -> None:
+    assert _python(IMPORTS, SOURCE, COMPAT) == "served"
+    assert _python("import sire.compat; sire.compat.enable()" + IMPORTS, SOURCE, COMPAT) == "served"
+
+
+def test_compat_does_not_replace_the_real_package(tmp_path: Path) -> None:
+    (tmp_path / "torch_memory_saver.py").write_text("real = True\n")
+    code = """
+import torch_memory_saver, sire.compat
+try:
+    sire.compat.enable()
+except RuntimeError as error:
+    print(error)
+assert torch_memory_saver.real
+"""
+    assert "imported already" in _python(code, SOURCE, tmp_path)

@@ -1,0 +1,110 @@
+"""Ctrl-C during a pause or resume: it cancels, waits for the roll-back, and arrives."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sire
+
+from fake_library import FakeLibrary
+
+
+@contextmanager
+def interrupted_after(seconds: float, times: int = 1) -> Iterator[None]:
+    def interrupt() -> None:
+        for _ in range(times):
+            time.sleep(seconds)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@pytest.fixture
+def held(library: FakeLibrary) -> FakeLibrary:
+    """A library whose calls do not end by themselves."""
+    with sire.region("a"):
+        pass
+    library.gate = threading.Event()
+    return library
+
+
+def test_ctrl_c_cancels_and_is_raised(held: FakeLibrary) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, interrupted_after(0.05):
+        sire.pause("a")
+    assert "cancel" in held.calls
+    assert held.paused == set()
+    assert any("rolled back" in note for note in getattr(caught.value, "__notes__", ["rolled back"]))
+    held.gate = None
+    assert sire.pause("a").changed
+
+
+def test_resume_is_cancelled_too(held: FakeLibrary) -> None:
+    held.paused = {0}
+    with pytest.raises(KeyboardInterrupt), interrupted_after(0.05):
+        sire.resume("a")
+    assert held.paused == {0}
+
+
+def test_impatience_does_not_leave_the_call_behind(held: FakeLibrary) -> None:
+    held.rollback_seconds = 0.5
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), interrupted_after(0.05, times=3):
+        sire.pause("a")
+    assert time.monotonic() - started > 0.5
+    assert held.paused == set()
+
+
+def test_other_signals_exceptions_pass_as_they_are(held: FakeLibrary) -> None:
+    class StopError(RuntimeError):
+        pass
+
+    def handler(number: int, frame: object) -> None:
+        raise StopError
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        timer.start()
+        with pytest.raises(StopError):
+            sire.pause("a")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert held.calls.count("pause") == 1
+
+
+def test_errors_of_the_call_arrive_unchanged(library: FakeLibrary) -> None:
+    with pytest.raises(sire.UnknownTagError) as caught:
+        sire.pause("nobody")
+    assert caught.value.status == 4
+
+
+def test_calls_work_where_no_thread_can_be_started(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with sire.region("a"):
+        pass
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    assert sire.pause("a").changed
+
+
+def test_other_threads_call_directly(library: FakeLibrary) -> None:
+    with sire.region("a"):
+        pass
+    reports: list[sire.Report] = []
+    thread = threading.Thread(target=lambda: reports.append(sire.pause("a")))
+    thread.start()
+    thread.join()
+    assert reports[0].changed
