@@ -151,6 +151,9 @@ def picture(show: Show, mode: str) -> None:
 
 def perform(show: Show) -> None:
     """The scenes, in order."""
+    if show.sabotage:
+        show.scene("With Sire and one thing broken: the models take turns", "turns", "preload")
+        return
     show.scene("Without Sire: three models on a device that holds one", "baseline")
     for mode in ("preload", "torch"):
         how = "LD_PRELOAD=libsire_alloc.so" if mode == "preload" else "PyTorch's own pluggable allocator"
@@ -158,8 +161,6 @@ def perform(show: Show) -> None:
             table(show, mode)
     if "turns-preload" in show.results:
         picture(show, "preload")
-    if show.sabotage:
-        return
     show.scene("While a model is paused another process takes its memory", "contention", "preload")
     show.scene("Control: the published torch-memory-saver on the same device", "control", must=False)
     show.scene("Control: torch-memory-saver, resume while the memory is taken", "control-contention", must=False)

@@ -1,0 +1,63 @@
+"""The demo succeeds, and would notice: each sabotage makes it fail for the reason that it breaks.
+
+Run from a checkout whose demo environment exists (`scripts/demo` or `scripts/test` makes it); offline.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "scripts" / "demo"
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(DEMO), "--device", "software", *arguments], capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def test_the_quick_demo_needs_no_pytorch() -> None:
+    done = demo("--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every byte is back at the same address" in done.stdout
+
+
+def test_the_demo_shows_everything_and_writes_its_figures(tmp_path: Path) -> None:
+    figures_file = tmp_path / "figures.json"
+    done = demo("--offline", "--json", str(figures_file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OutOfMemoryError" in done.stdout, "without Sire the models do not fit"
+    figures = {figure["name"]: figure for figure in json.loads(figures_file.read_text())}
+    for mode in ("preload", "torch"):
+        for model in ("all-minilm-l6-v2", "gpt2", "llama-117m"):
+            assert figures[f"demo.turns-{mode}.{model}.exact"]["value"] == 1
+            paused = figures[f"demo.turns-{mode}.{model}.paused"]["value"]
+            resident = figures[f"demo.turns-{mode}.{model}.resident"]["value"]
+            assert paused < resident / 2
+    assert all(figure["simulated"] is False for figure in figures.values())
+    assert (ROOT / ".sire" / "demo" / "memory.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "promise"),
+    [
+        ("unmap-only", "its physical memory is back"),
+        ("skip-copy", "bit-identical"),
+        ("move-address", "every tensor has the address it had before"),
+    ],
+)
+def test_a_sabotaged_demo_fails(sabotage: str, promise: str) -> None:
+    done = demo("--offline", "--sabotage", sabotage)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NOT SHOWN: " in done.stdout and promise in done.stdout, done.stdout + done.stderr
+
+
+def test_an_unknown_sabotage_is_refused() -> None:
+    done = demo("--sabotage", "everything")
+    assert done.returncode == 2
+    assert "unknown sabotage" in done.stderr
