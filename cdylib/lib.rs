@@ -1,1 +1,21 @@
-//! To be written.
+//! `libsire_alloc.so`: a thin shell around the engine, loaded into other people's processes.
+//!
+//! It decides nothing. [`abi`], [`torch`] and [`tms`] are the functions that people call; [`interpose`] is what takes the
+//! place of CUDA's; both turn C's arguments into the engine's and the engine's answers into C's. [`boundary`] keeps
+//! panics, NULLs and bad strings out, [`process`] holds the one engine, [`region`] the thread's place in it.
+//!
+//! Nothing runs before somebody calls: no constructor, no thread, no file, no CUDA library.
+#![allow(non_camel_case_types, reason = "C's names")]
+
+pub mod abi;
+mod allocate;
+mod boundary;
+mod capture;
+mod config;
+pub mod interpose;
+mod log;
+mod process;
+mod region;
+mod status;
+pub mod tms;
+pub mod torch;

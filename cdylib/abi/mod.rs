@@ -1,0 +1,9 @@
+//! The `sire_*` functions. docs/abi.md is their contract; `include/sire.h` is generated from these files.
+//!
+//! Each is a few lines: the arguments are checked and turned into the engine's words, and the answer into C's.
+
+pub mod memory;
+pub mod process;
+pub mod region;
+pub mod transition;
+pub mod values;

@@ -1,0 +1,145 @@
+//! What concerns the whole process: peers, limits, statistics, captures, whether the hook is live.
+
+use crate::boundary::{self, call, invalid};
+use crate::capture;
+use crate::interpose::{probe, runtime};
+use crate::log;
+use crate::process;
+use crate::status::sire_status;
+use serde_json::{Map, Value, json};
+use sire_core::driver::Device;
+use sire_core::error::{Error, Result, Status};
+use std::ffi::{c_char, c_int};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+/// Gives `peer` access to present and future memory on `device`.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_allow_peer(device: i32, peer: i32) -> sire_status {
+    call(|| {
+        let ordinal = |number: i32| {
+            u32::try_from(number).map(Device).map_err(|_| invalid(format!("device {number} does not exist")))
+        };
+        process::get()?.engine.allow_peer(ordinal(device)?, ordinal(peer)?)
+    })
+}
+
+/// Bytes of device memory that allocations and resumes leave free.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_set_margin(bytes: usize) -> sire_status {
+    call(|| set_margin(bytes as u64))
+}
+
+/// Where disk backups go from now on.
+///
+/// # Safety
+/// `path` is NULL or NUL-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_set_disk_directory(path: *const c_char) -> sire_status {
+    // SAFETY: the caller's promise.
+    call(|| set_disk_directory(unsafe { boundary::string("the directory", path) }?))
+}
+
+pub(crate) fn set_margin(bytes: u64) -> Result<()> {
+    process::get()?.engine.configure(&|config| config.margin = bytes);
+    Ok(())
+}
+
+pub(crate) fn set_disk_directory(path: &str) -> Result<()> {
+    if path.is_empty() {
+        return Err(invalid("the directory is an empty string"));
+    }
+    process::get()?.engine.configure(&|config| config.disk_dir = Some(PathBuf::from(path)));
+    Ok(())
+}
+
+/// Gives back what is only cached. Outputs: bytes of device and of host memory.
+///
+/// # Safety
+/// Both outputs are NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_trim(out_device_bytes: *mut usize, out_host_bytes: *mut usize) -> sire_status {
+    call(|| {
+        let (device, host) = process::get()?.engine.trim();
+        // SAFETY: the caller's promise.
+        unsafe {
+            boundary::put(out_device_bytes, device as usize);
+            boundary::put(out_host_bytes, host as usize);
+        }
+        Ok(())
+    })
+}
+
+/// Whether a `cudaMalloc` of this process reaches this library (1) or not (0).
+///
+/// # Safety
+/// `out_live` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_hook_probe(out_live: *mut i32) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        unsafe { boundary::put(out_live, c_int::from(probe::live())) };
+        Ok(())
+    })
+}
+
+/// Everything observable, as JSON (docs/abi.md shows it). A text output: call with `cap` 0 to measure.
+///
+/// # Safety
+/// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_stats_json(buf: *mut c_char, cap: usize, out_len: *mut usize) -> sire_status {
+    call(|| {
+        let text = statistics()?.to_string();
+        // SAFETY: the caller's promises.
+        unsafe {
+            boundary::put_text(text.as_bytes(), buf, cap);
+            boundary::put(out_len, text.len());
+        }
+        Ok(())
+    })
+}
+
+/// The engine's statistics, and what only this library knows: versions, the hook, forwarded calls.
+fn statistics() -> Result<Value> {
+    let process = match process::get() {
+        Ok(process) => Some(process),
+        // Nothing to count is an answer, not a failure.
+        Err(error) if error.status == Status::NoDriver => None,
+        Err(error) => return Err(error),
+    };
+    let mut stats = match process {
+        Some(process) => serde_json::from_str::<Map<String, Value>>(&process.engine.stats_json())
+            .map_err(|error| Error::new(Status::Internal, format!("the engine's statistics are not JSON: {error}")))?,
+        None => Map::new(),
+    };
+    stats.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
+    stats.insert("driver".to_owned(), json!(process.map(|process| process.driver.description())));
+    stats.insert("hook_live".to_owned(), json!(probe::live()));
+    for list in ["devices", "regions", "tiers"] {
+        stats.entry(list).or_insert_with(|| json!([]));
+    }
+    let counters = stats.entry("counters").or_insert_with(|| json!({"allocate": 0, "free": 0}));
+    if let Some(counters) = counters.as_object_mut() {
+        let forwarded_allocate = runtime::FORWARDED_ALLOCATE.load(Ordering::Relaxed);
+        let forwarded_free = runtime::FORWARDED_FREE.load(Ordering::Relaxed);
+        counters.insert("forwarded_allocate".to_owned(), json!(forwarded_allocate));
+        counters.insert("forwarded_free".to_owned(), json!(forwarded_free));
+        counters.insert("driver_calls".to_owned(), json!(process.map_or(0, |process| process.driver.calls())));
+    }
+    Ok(Value::Object(stats))
+}
+
+/// A stream capture begins that no hook sees. Until `sire_capture_end` Sire never synchronises.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_capture_begin() -> sire_status {
+    capture::begin();
+    log::debug!("a capture begins");
+    sire_status::Ok
+}
+
+/// The capture is over.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_capture_end() -> sire_status {
+    call(|| if capture::end() { Ok(()) } else { Err(invalid("no capture is in progress")) })
+}

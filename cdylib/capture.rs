@@ -1,0 +1,46 @@
+//! How many stream captures are in progress, as far as we were told: while one is, Sire never synchronises.
+
+use crate::process::Process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static IN_PROGRESS: AtomicU32 = AtomicU32::new(0);
+
+/// Whether any thread of the process captures now.
+pub(crate) fn in_progress() -> bool {
+    IN_PROGRESS.load(Ordering::Acquire) > 0
+}
+
+/// A capture begins.
+pub(crate) fn begin() {
+    IN_PROGRESS.fetch_add(1, Ordering::AcqRel);
+}
+
+/// A capture ends; false if none was in progress.
+pub(crate) fn end() -> bool {
+    IN_PROGRESS.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1)).is_ok()
+}
+
+const RELAXED: i32 = 2;
+
+/// Puts the thread's capture mode to relaxed, so that virtual-memory calls do not void somebody's capture.
+/// Costs nothing while nobody captures.
+pub(crate) struct Relaxed<'a> {
+    process: &'a Process,
+    before: Option<i32>,
+}
+
+impl<'a> Relaxed<'a> {
+    pub(crate) fn enter(process: &'a Process) -> Relaxed<'a> {
+        let before = in_progress().then(|| process.driver.exchange_capture_mode(RELAXED).ok()).flatten();
+        Relaxed { process, before }
+    }
+}
+
+impl Drop for Relaxed<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            // The same call worked a moment ago; if it fails now the context is lost and nothing is left to keep.
+            let _ = self.process.driver.exchange_capture_mode(before);
+        }
+    }
+}

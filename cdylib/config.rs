@@ -1,0 +1,187 @@
+//! The environment, read once, when first needed. Every variable is described in docs/environment.md.
+//!
+//! A value that cannot be read is reported and refused: from then on everything that would have used it fails
+//! with the same sentence. Nothing is guessed.
+
+use crate::log::{self, Level};
+use sire_core::engine::{Backup, Config};
+use sire_core::error::{Error, Result, Status};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// Everything that the environment says.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// `SIRE_DISABLE`: hooks pass everything through, `sire_*` answer `Inactive`.
+    pub disabled: bool,
+    /// Whether hooks serve regions (`SIRE_HOOK_MODE` is not `torch`).
+    pub hooks: bool,
+    /// `SIRE_REGION`: tag of the process-wide region.
+    pub region: Option<String>,
+    /// `SIRE_BACKUP`, if it is set.
+    pub backup: Option<Backup>,
+    /// `SIRE_LIBCUDA`.
+    pub libcuda: Option<PathBuf>,
+    /// What the engine is started with.
+    pub engine: Config,
+    /// The variable in which PyTorch was told to use expandable segments.
+    pub expandable_segments: Option<&'static str>,
+    /// The `TMS_*` variables.
+    pub tms: TmsSettings,
+}
+
+/// What torch_memory_saver's variables say.
+#[derive(Debug, Default)]
+pub(crate) struct TmsSettings {
+    pub enable: bool,
+    pub cpu_backup: bool,
+    pub disk_backup: bool,
+    pub backend: TmsBackend,
+    pub retain: bool,
+}
+
+/// torch_memory_saver's two kinds of host backup. Sire keeps its own arena for both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum TmsBackend {
+    #[default]
+    Pinned,
+    Mmap,
+}
+
+impl TmsBackend {
+    pub(crate) fn parse(text: &str) -> Option<TmsBackend> {
+        match text {
+            "pinned" => Some(TmsBackend::Pinned),
+            "mmap" => Some(TmsBackend::Mmap),
+            _ => None,
+        }
+    }
+}
+
+/// The settings, or why they are refused.
+pub(crate) fn get() -> Result<&'static Settings> {
+    static SETTINGS: OnceLock<std::result::Result<Settings, String>> = OnceLock::new();
+    let read = SETTINGS.get_or_init(|| {
+        read(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+            .inspect_err(|message| log::error!("{message}"))
+    });
+    read.as_ref().map_err(|message| Error::new(Status::InvalidArgument, message.clone()))
+}
+
+type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
+    parsed(variables, "SIRE_LOG", "off, error, warn, info or debug", Level::parse)?;
+    let mode = parsed(variables, "SIRE_HOOK_MODE", "preload or torch", |text| match text {
+        "preload" => Some(true),
+        "torch" => Some(false),
+        _ => None,
+    })?;
+    Ok(Settings {
+        disabled: flag(variables, "SIRE_DISABLE")?,
+        hooks: mode.unwrap_or(true),
+        region: variables("SIRE_REGION"),
+        backup: parsed(variables, "SIRE_BACKUP", "none, cpu or disk", parse_backup)?,
+        libcuda: variables("SIRE_LIBCUDA").map(PathBuf::from),
+        engine: engine(variables)?,
+        expandable_segments: expandable_segments(variables),
+        tms: tms(variables)?,
+    })
+}
+
+fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {
+    let size = |name: &str| parsed(variables, name, "a size such as 4096, 64k, 512MiB or 6GiB", parse_size);
+    let mut config = Config::default();
+    if let Some(chunk) = size("SIRE_CHUNK")? {
+        config.chunk = chunk;
+    }
+    if let Some(small) = size("SIRE_SMALL")? {
+        config.small = small;
+    }
+    if let Some(margin) = size("SIRE_MARGIN")? {
+        config.margin = margin;
+    }
+    config.host_limit = size("SIRE_HOST_LIMIT")?;
+    config.disk_dir = variables("SIRE_DISK_DIR").or_else(|| variables("TMS_DISK_BACKUP_DIR")).map(PathBuf::from);
+    Ok(config)
+}
+
+fn tms(variables: Variables<'_>) -> std::result::Result<TmsSettings, String> {
+    // Sire sizes its own pieces; the number is checked so that a typing error does not pass unseen.
+    parsed(variables, "TMS_DISK_BACKUP_CHUNK_MB", "a whole number of MiB above 0", |text| {
+        text.parse::<u64>().ok().filter(|megabytes| *megabytes > 0)
+    })?;
+    let settings = TmsSettings {
+        enable: flag(variables, "TMS_INIT_ENABLE")?,
+        cpu_backup: flag(variables, "TMS_INIT_ENABLE_CPU_BACKUP")?,
+        disk_backup: flag(variables, "TMS_INIT_ENABLE_DISK_BACKUP")?,
+        backend: parsed(variables, "TMS_INIT_CPU_BACKUP_BACKEND", "pinned or mmap", TmsBackend::parse)?
+            .unwrap_or_default(),
+        retain: flag(variables, "TMS_RETAIN_CPU_BACKUP")?,
+    };
+    if settings.cpu_backup && settings.disk_backup {
+        return Err("TMS_INIT_ENABLE_CPU_BACKUP and TMS_INIT_ENABLE_DISK_BACKUP are both set; choose one".to_owned());
+    }
+    Ok(settings)
+}
+
+/// PyTorch reads both names; under either, its segments never pass through cudaMalloc.
+fn expandable_segments(variables: Variables<'_>) -> Option<&'static str> {
+    ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"].into_iter().find(|name| {
+        variables(name).is_some_and(|value| {
+            value
+                .split(',')
+                .filter_map(|item| item.split_once(':'))
+                .any(|(key, on)| key.trim() == "expandable_segments" && on.trim().eq_ignore_ascii_case("true"))
+        })
+    })
+}
+
+fn parsed<T>(
+    variables: Variables<'_>,
+    name: &str,
+    wanted: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> std::result::Result<Option<T>, String> {
+    match variables(name) {
+        None => Ok(None),
+        Some(text) => parse(&text).map(Some).ok_or_else(|| format!("{name} is {text:?}; it must be {wanted}")),
+    }
+}
+
+fn flag(variables: Variables<'_>, name: &str) -> std::result::Result<bool, String> {
+    let value = parsed(variables, name, "1 or 0", |text| match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Some(true),
+        "0" | "false" | "no" | "off" => Some(false),
+        _ => None,
+    })?;
+    Ok(value.unwrap_or(false))
+}
+
+fn parse_backup(text: &str) -> Option<Backup> {
+    match text {
+        "none" => Some(Backup::None),
+        "cpu" => Some(Backup::Host),
+        "disk" => Some(Backup::Disk),
+        _ => None,
+    }
+}
+
+/// Bytes: digits, then nothing or a unit. `k`, `KiB`, ... are powers of 1024; `KB`, ... powers of 1000.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return None,
+    };
+    number.checked_mul(unit)
+}

@@ -1,0 +1,249 @@
+//! The originals: the next definition of a function, as *its caller* would have reached it without us.
+//!
+//! `dlsym(RTLD_NEXT)` is not enough: it does not see a runtime that came in by an RTLD_LOCAL `dlopen`, and with two runtimes in
+//! one process (.12 and .13) it finds the same one for everybody. So: return address -> the library that holds it -> that
+//! library's own search order. The answer is kept per call site, in a table that is read without a lock and only grows.
+
+use super::cudaError;
+use crate::log;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The runtime does not have the function (`cudaErrorSharedObjectSymbolNotFound`).
+const SYMBOL_NOT_FOUND: cudaError = 302;
+
+/// Runtimes that a process may have loaded, newest first; the last place to look.
+const RUNTIMES: [&CStr; 3] = [c"libcudart.so.13", c"libcudart.so.12", c"libcudart.so.11.0"];
+
+macro_rules! originals {
+    ($($field:ident = $name:literal ($($argument:ident: $type:ty),*);)*) => {
+        /// One CUDA runtime, as one library reaches it.
+        #[derive(Debug)]
+        pub(crate) struct Runtime {
+            $($field: Option<unsafe extern "C" fn($($type),*) -> cudaError>,)*
+        }
+
+        impl Runtime {
+            /// No runtime at all: every call answers that the function is missing.
+            const fn nothing() -> Runtime {
+                Runtime { $($field: None),* }
+            }
+
+            fn find(search: &dyn Fn(&CStr) -> *mut c_void) -> Runtime {
+                Runtime {$(
+                    $field: {
+                        let found = search($name);
+                        // SAFETY: the address was found under the function's name; the signature is the runtime's.
+                        // A null address becomes None.
+                        unsafe {
+                            std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn($($type),*) -> cudaError>>(found)
+                        }
+                    },
+                )*}
+            }
+
+            $(
+                /// The original function; `cudaErrorSharedObjectSymbolNotFound` if this runtime has none.
+                ///
+                /// # Safety
+                /// As CUDA's function.
+                pub(crate) unsafe fn $field(&self, $($argument: $type),*) -> cudaError {
+                    match self.$field {
+                        // SAFETY: the caller's promise.
+                        Some(function) => unsafe { function($($argument),*) },
+                        None => missing($name),
+                    }
+                }
+            )*
+        }
+    };
+}
+
+originals! {
+    malloc = c"cudaMalloc" (out: *mut *mut c_void, bytes: usize);
+    free = c"cudaFree" (ptr: *mut c_void);
+    malloc_async = c"cudaMallocAsync" (out: *mut *mut c_void, bytes: usize, stream: *mut c_void);
+    free_async = c"cudaFreeAsync" (ptr: *mut c_void, stream: *mut c_void);
+    mem_get_info = c"cudaMemGetInfo" (free: *mut usize, total: *mut usize);
+    enable_peer_access = c"cudaDeviceEnablePeerAccess" (peer: c_int, flags: c_uint);
+    begin_capture = c"cudaStreamBeginCapture" (stream: *mut c_void, mode: c_int);
+    begin_capture_to_graph = c"cudaStreamBeginCaptureToGraph" (stream: *mut c_void, graph: *mut c_void,
+        dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
+    end_capture = c"cudaStreamEndCapture" (stream: *mut c_void, graph: *mut *mut c_void);
+    driver_entry_point = c"cudaGetDriverEntryPoint" (symbol: *const c_char, out: *mut *mut c_void, flags: c_ulonglong,
+        status: *mut c_int);
+    driver_entry_point_by_version = c"cudaGetDriverEntryPointByVersion" (symbol: *const c_char, out: *mut *mut c_void,
+        version: c_uint, flags: c_ulonglong, status: *mut c_int);
+    get_device = c"cudaGetDevice" (device: *mut c_int);
+}
+
+impl Runtime {
+    /// What this runtime says the driver's function is: the last place where the driver is looked for.
+    pub(crate) fn driver_function(&self, name: &CStr, version: u32) -> *mut c_void {
+        const DEFAULT_STREAM_AS_COMPILED: c_ulonglong = 0;
+        let mut out = ptr::null_mut();
+        let mut status = 0;
+        // SAFETY: writes one pointer and one int; an unknown name is an error, not a fault.
+        let code = unsafe {
+            if self.driver_entry_point_by_version.is_some() {
+                self.driver_entry_point_by_version(
+                    name.as_ptr(),
+                    &raw mut out,
+                    version.max(2000),
+                    DEFAULT_STREAM_AS_COMPILED,
+                    &raw mut status,
+                )
+            } else {
+                self.driver_entry_point(name.as_ptr(), &raw mut out, DEFAULT_STREAM_AS_COMPILED, &raw mut status)
+            }
+        };
+        if code == 0 && status == 0 { out } else { ptr::null_mut() }
+    }
+}
+
+#[cold]
+fn missing(name: &CStr) -> cudaError {
+    log::error!("the program called {}, but no CUDA runtime that has it is loaded", name.to_string_lossy());
+    SYMBOL_NOT_FOUND
+}
+
+// ---- from a return address to a runtime -----------------------------------------------------------------------------
+
+/// A call site whose runtime is known.
+struct Site {
+    caller: usize,
+    runtime: &'static Runtime,
+}
+
+const SITES: usize = 1024;
+/// How many neighbours of its own place a call site may take.
+const PROBES: usize = 16;
+
+/// Open addressing; an entry, once written, stays. A full neighbourhood only makes that call site slower.
+static TABLE: [AtomicPtr<Site>; SITES] = [const { AtomicPtr::new(ptr::null_mut()) }; SITES];
+
+/// The runtime of the code at `caller`; 0: of whoever asks.
+pub(crate) fn runtime(caller: usize) -> &'static Runtime {
+    let first = (caller.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % SITES;
+    for probe in 0..PROBES {
+        let place = &TABLE[(first + probe) % SITES];
+        let known = place.load(Ordering::Acquire);
+        if known.is_null() {
+            return remember(place, caller);
+        }
+        // SAFETY: entries are leaked boxes, published by a release store and never freed or changed.
+        let site = unsafe { &*known };
+        if site.caller == caller {
+            return site.runtime;
+        }
+    }
+    look_up(caller)
+}
+
+#[cold]
+fn remember(place: &AtomicPtr<Site>, caller: usize) -> &'static Runtime {
+    let runtime = look_up(caller);
+    if runtime.malloc.is_none() {
+        return runtime;
+    }
+    let site = Box::into_raw(Box::new(Site { caller, runtime }));
+    if place.compare_exchange(ptr::null_mut(), site, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // SAFETY: it was not published, so this is the only pointer to it. The site is remembered another time.
+        drop(unsafe { Box::from_raw(site) });
+    }
+    runtime
+}
+
+/// One runtime per calling library, by the library's base address.
+static LIBRARIES: Mutex<Vec<(usize, &'static Runtime)>> = Mutex::new(Vec::new());
+
+fn look_up(caller: usize) -> &'static Runtime {
+    let library = library_of(caller);
+    let base = library.map_or(0, |library| library.dli_fbase as usize);
+    let known = || {
+        let libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+        libraries.iter().find(|(other, _)| *other == base).map(|(_, runtime)| *runtime)
+    };
+    if let Some(runtime) = known() {
+        return runtime;
+    }
+    // Searched without the lock: the loader has its own, and a library's constructor may be calling us.
+    let own = open_again(library.as_ref());
+    let found = Runtime::find(&|name| search(own, name));
+    if found.malloc.is_none() {
+        // Nothing yet; a runtime may still come, so this is not remembered.
+        static NOTHING: Runtime = Runtime::nothing();
+        return &NOTHING;
+    }
+    known().unwrap_or_else(|| {
+        let runtime: &'static Runtime = Box::leak(Box::new(found));
+        LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner).push((base, runtime));
+        runtime
+    })
+}
+
+/// The library that holds an address.
+fn library_of(address: usize) -> Option<libc::Dl_info> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: dladdr takes any address and fills the struct if it knows it.
+    let found = unsafe { libc::dladdr(ptr::without_provenance(address), info.as_mut_ptr()) } != 0;
+    // SAFETY: the struct was zeroed, and all-zero is a valid value of it.
+    found.then(|| unsafe { info.assume_init() })
+}
+
+/// A handle of a library that is loaded already. Kept for good: the functions found through it must stay.
+fn open_again(library: Option<&libc::Dl_info>) -> *mut c_void {
+    match library {
+        Some(library) if !library.dli_fname.is_null() => {
+            // SAFETY: the name is the loader's own; RTLD_NOLOAD loads nothing and runs nothing.
+            unsafe { libc::dlopen(library.dli_fname, libc::RTLD_NOW | libc::RTLD_NOLOAD) }
+        }
+        _ => ptr::null_mut(),
+    }
+}
+
+/// `name` through the caller's library, else behind us in the global order, else in any runtime that is loaded.
+fn search(own: *mut c_void, name: &CStr) -> *mut c_void {
+    if !own.is_null() {
+        // SAFETY: the handle is open.
+        let found = unsafe { libc::dlsym(own, name.as_ptr()) };
+        if is_foreign(found) {
+            return found;
+        }
+    }
+    // SAFETY: asks the loader for the next definition after this library.
+    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    if is_foreign(next) {
+        return next;
+    }
+    RUNTIMES.iter().map(|runtime| in_loaded(runtime, name)).find(|found| is_foreign(*found)).unwrap_or(ptr::null_mut())
+}
+
+fn in_loaded(runtime: &CStr, name: &CStr) -> *mut c_void {
+    // SAFETY: RTLD_NOLOAD loads nothing and runs nothing. The handle is kept for good, as above.
+    let handle = unsafe { libc::dlopen(runtime.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
+    if handle.is_null() {
+        return ptr::null_mut();
+    }
+    // SAFETY: the handle is open.
+    unsafe { libc::dlsym(handle, name.as_ptr()) }
+}
+
+/// Whether an address is there and not in this very library. (The main program's search order begins with what is preloaded.)
+fn is_foreign(address: *mut c_void) -> bool {
+    let base = |address: usize| library_of(address).map_or(0, |library| library.dli_fbase as usize);
+    !address.is_null() && base(address as usize) != own_base()
+}
+
+/// Where this library is loaded.
+pub(super) fn own_base() -> usize {
+    library_of(own_base as *const () as usize).map_or(0, |library| library.dli_fbase as usize)
+}
+
+/// Whether the address belongs to this library.
+pub(super) fn is_ours(address: *mut c_void) -> bool {
+    !address.is_null() && !is_foreign(address)
+}

@@ -1,0 +1,283 @@
+//! What the hooked functions do: find out whose call it is, serve it or pass it through.
+//!
+//! Rules: a pointer that is not ours takes no lock; nothing here panics, exits, prints to standard output or calls
+//! Python; memory that is short is `cudaErrorMemoryAllocation`, and nothing stays behind for `cudaGetLastError`.
+
+use super::guard::Guard;
+use super::original::{self, Runtime};
+use super::{cudaError, peer, probe};
+use crate::allocate;
+use crate::boundary;
+use crate::capture;
+use crate::config;
+use crate::log;
+use crate::process::{self, Process};
+use crate::region;
+use sire_core::engine::RegionId;
+use sire_core::error::{Error, Result, Status};
+use std::cell::Cell;
+use std::ffi::{c_int, c_uint, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const SUCCESS: cudaError = 0;
+const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
+const CAPTURE_WRONG_THREAD: cudaError = 908;
+
+/// Calls that went to the original.
+pub(crate) static FORWARDED_ALLOCATE: AtomicU64 = AtomicU64::new(0);
+/// Calls that went to the original.
+pub(crate) static FORWARDED_FREE: AtomicU64 = AtomicU64::new(0);
+
+// ---- allocate -------------------------------------------------------------------------------------------------------
+
+pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, caller: usize) -> cudaError {
+    if let Some(arrived) = probe::answer(out) {
+        return arrived;
+    }
+    // SAFETY: the program's own arguments.
+    let served = unsafe { serve(out, bytes, ptr::null_mut(), caller) };
+    served.unwrap_or_else(|| {
+        FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the program's own arguments, as it passed them.
+        unsafe { original::runtime(caller).malloc(out, bytes) }
+    })
+}
+
+pub(super) unsafe extern "C" fn malloc_async(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments.
+    let served = unsafe { serve(out, bytes, stream, caller) };
+    served.unwrap_or_else(|| {
+        FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the program's own arguments, as it passed them.
+        unsafe { original::runtime(caller).malloc_async(out, bytes, stream) }
+    })
+}
+
+/// Serves an allocation inside a region; None: it is to be passed through.
+unsafe fn serve(out: *mut *mut c_void, bytes: usize, stream: *mut c_void, caller: usize) -> Option<cudaError> {
+    // What CUDA says about no bytes and about no place to put them, it shall say itself.
+    if out.is_null() || bytes == 0 {
+        return None;
+    }
+    let _guard = Guard::enter()?;
+    let made = boundary::catch(|| {
+        let Some(region) = wanted()? else { return Ok(None) };
+        allocate_in(region, bytes, stream, original::runtime(caller)).map(Some)
+    });
+    match made {
+        Ok(None) => None,
+        Ok(Some(address)) => {
+            // SAFETY: not NULL, and the program's own place for the result.
+            unsafe { out.write_unaligned(address) };
+            Some(SUCCESS)
+        }
+        // Disabled, or a forked child: as if Sire were not there.
+        Err(error) if error.status == Status::Inactive => None,
+        Err(error) => Some(report("an allocation", &error)),
+    }
+}
+
+/// The region of this thread's next allocation, if hooks serve regions here.
+fn wanted() -> Result<Option<RegionId>> {
+    match region::current()? {
+        None => Ok(None),
+        Some(region) => Ok(config::get()?.hooks.then_some(region)),
+    }
+}
+
+fn allocate_in(region: RegionId, bytes: usize, stream: *mut c_void, runtime: &Runtime) -> Result<*mut c_void> {
+    let process = process::get_with(Some(&|name, version| runtime.driver_function(name, version)))?;
+    let device = current_device(runtime)?;
+    start_runtime(runtime, device);
+    allocate::allocate(process, region, device, bytes, stream)
+}
+
+fn current_device(runtime: &Runtime) -> Result<c_int> {
+    let mut device = 0;
+    // SAFETY: writes one int.
+    match unsafe { runtime.get_device(&raw mut device) } {
+        SUCCESS => Ok(device),
+        code => {
+            Err(Error::new(Status::NoDriver, format!("the CUDA runtime does not know its device (cudaError {code})")))
+        }
+    }
+}
+
+/// Does what a real cudaMalloc would have done besides: create this device's context and make it this thread's. Once per thread
+/// and device; not during a capture, where the thread has one already.
+fn start_runtime(runtime: &Runtime, device: c_int) {
+    thread_local! {
+        static STARTED: Cell<u64> = const { Cell::new(0) };
+    }
+    let bit = 1u64.checked_shl(device.cast_unsigned()).unwrap_or(0);
+    STARTED.with(|started| {
+        if started.get() & bit == 0 && !capture::in_progress() {
+            started.set(started.get() | bit);
+            // SAFETY: freeing NULL is documented to do nothing, and is the customary way to create the context.
+            let _ = unsafe { runtime.free(ptr::null_mut()) };
+        }
+    });
+}
+
+// ---- free -----------------------------------------------------------------------------------------------------------
+
+pub(super) unsafe extern "C" fn free(ptr: *mut c_void, caller: usize) -> cudaError {
+    take_back(ptr).unwrap_or_else(|| {
+        FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the program's own argument, as it passed it.
+        unsafe { original::runtime(caller).free(ptr) }
+    })
+}
+
+pub(super) unsafe extern "C" fn free_async(ptr: *mut c_void, stream: *mut c_void, caller: usize) -> cudaError {
+    take_back(ptr).unwrap_or_else(|| {
+        FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the program's own arguments, as it passed them.
+        unsafe { original::runtime(caller).free_async(ptr, stream) }
+    })
+}
+
+/// Frees what is ours; None: it is to be passed through.
+fn take_back(ptr: *mut c_void) -> Option<cudaError> {
+    let process = owner(ptr)?;
+    let _guard = Guard::enter()?;
+    Some(match boundary::catch(|| allocate::free(process, ptr)) {
+        Ok(()) => SUCCESS,
+        Err(error) => report("a free", &error),
+    })
+}
+
+/// The engine, if the pointer is its. Wait-free.
+fn owner(ptr: *const c_void) -> Option<&'static Process> {
+    if ptr.is_null() {
+        return None;
+    }
+    process::started().filter(|process| allocate::owns(process, ptr))
+}
+
+/// Passes an allocation or a free of an *allocator function* (not a hook) on to whichever runtime is loaded.
+pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
+    let mut out = ptr::null_mut();
+    FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: writes one pointer.
+    let code = unsafe { original::runtime(caller).malloc(&raw mut out, bytes) };
+    if code == SUCCESS { out } else { ptr::null_mut() }
+}
+
+/// See [`pass_allocate`].
+pub(crate) fn pass_free(ptr: *mut c_void, caller: usize) -> cudaError {
+    FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the runtime checks the pointer itself.
+    unsafe { original::runtime(caller).free(ptr) }
+}
+
+// ---- the rest -------------------------------------------------------------------------------------------------------
+
+pub(super) unsafe extern "C" fn mem_get_info(free: *mut usize, total: *mut usize, caller: usize) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    unsafe { original::runtime(caller).mem_get_info(free, total) }
+}
+
+pub(super) unsafe extern "C" fn enable_peer_access(owner: c_int, flags: c_uint, caller: usize) -> cudaError {
+    let runtime = original::runtime(caller);
+    // SAFETY: the program's own arguments, as it passed them.
+    let code = unsafe { runtime.enable_peer_access(owner, flags) };
+    if code != SUCCESS && code != PEER_ACCESS_ALREADY_ENABLED {
+        return code;
+    }
+    let Some(_guard) = Guard::enter() else { return code };
+    let told = boundary::catch(|| {
+        if let (Ok(owner), Ok(accessor)) = (usize::try_from(owner), usize::try_from(current_device(runtime)?)) {
+            peer::enable(owner, accessor);
+        }
+        Ok(())
+    });
+    if let Err(error) = told {
+        log::warning!("peer access to regions on device {owner} is unknown: {error}");
+    }
+    code
+}
+
+pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int, caller: usize) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    counted(|| unsafe { original::runtime(caller).begin_capture(stream, mode) })
+}
+
+#[allow(clippy::too_many_arguments, reason = "CUDA's six and the caller")]
+pub(super) unsafe extern "C" fn begin_capture_to_graph(
+    stream: *mut c_void,
+    graph: *mut c_void,
+    dependencies: *const *mut c_void,
+    edges: *const c_void,
+    count: usize,
+    mode: c_int,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    counted(|| unsafe {
+        original::runtime(caller).begin_capture_to_graph(stream, graph, dependencies, edges, count, mode)
+    })
+}
+
+/// Counts a capture from before it begins, so that no synchronisation of ours slips in between.
+fn counted(begin: impl FnOnce() -> cudaError) -> cudaError {
+    capture::begin();
+    let code = begin();
+    if code != SUCCESS {
+        capture::end();
+    }
+    code
+}
+
+pub(super) unsafe extern "C" fn end_capture(stream: *mut c_void, graph: *mut *mut c_void, caller: usize) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    let code = unsafe { original::runtime(caller).end_capture(stream, graph) };
+    // Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not.
+    if !matches!(code, CAPTURE_WRONG_THREAD | 1 | 400 | 401) {
+        capture::end();
+    }
+    code
+}
+
+// ---- errors ---------------------------------------------------------------------------------------------------------
+
+/// The CUDA error that tells a program best what happened; also kept as this thread's last error.
+fn report(what: &str, error: &Error) -> cudaError {
+    boundary::remember(error);
+    match error.status {
+        // PyTorch frees its cache and tries again: nothing worth a line.
+        Status::OutOfDeviceMemory => log::info!("{what} failed: {error}"),
+        _ => log::warning!("{what} failed: {error}"),
+    }
+    cuda_error(error.status)
+}
+
+fn cuda_error(status: Status) -> cudaError {
+    match status {
+        Status::Ok => SUCCESS,
+        // cudaErrorInvalidValue
+        Status::InvalidArgument | Status::UnknownTag | Status::UnknownAddress => 1,
+        // cudaErrorMemoryAllocation
+        Status::OutOfDeviceMemory | Status::OutOfBackupSpace => 2,
+        // cudaErrorCudartUnloading
+        Status::Inactive => 4,
+        // cudaErrorNoDevice
+        Status::NoDriver => 100,
+        // cudaErrorIllegalAddress
+        Status::DeviceLost => 700,
+        // cudaErrorNotPermitted
+        Status::Paused | Status::Busy | Status::Cancelled => 800,
+        // cudaErrorNotSupported
+        Status::Unsupported | Status::VersionMismatch => 801,
+        // cudaErrorStreamCaptureUnsupported
+        Status::Capturing => 900,
+        // cudaErrorUnknown
+        Status::BackupIo | Status::Driver | Status::PausedAfterFailure | Status::Internal => 999,
+    }
+}

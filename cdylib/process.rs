@@ -1,0 +1,72 @@
+//! The one engine of the process: started when first needed, gone in a forked child.
+
+use crate::boundary::catch;
+use crate::config;
+use crate::interpose;
+use crate::log;
+use once_cell::sync::OnceCell;
+use sire_core::engine::Engine;
+use sire_core::error::{Error, Result, Status};
+use sire_cuda::{CudaDriver, Options, Resolver};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What was started.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub engine: Engine,
+    pub driver: Arc<CudaDriver>,
+}
+
+/// A start can fail (no driver yet) and be tried again, hence `OnceCell`.
+static PROCESS: OnceCell<Process> = OnceCell::new();
+
+/// Set in the child of a fork whose parent had started: the device memory is the parent's.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// What was started, if anything was and it is usable here. Wait-free.
+pub(crate) fn started() -> Option<&'static Process> {
+    PROCESS.get().filter(|_| !FORKED.load(Ordering::Relaxed))
+}
+
+/// The process' engine, started if need be.
+pub(crate) fn get() -> Result<&'static Process> {
+    get_with(None)
+}
+
+/// As [`get`]; `resolver` is the caller's own CUDA runtime, as the last place to look for the driver.
+pub(crate) fn get_with(resolver: Option<Resolver<'_>>) -> Result<&'static Process> {
+    if FORKED.load(Ordering::Relaxed) {
+        return Err(inactive("this process was forked from one that used Sire; device memory does not survive a fork"));
+    }
+    if let Some(process) = PROCESS.get() {
+        return Ok(process);
+    }
+    if config::get()?.disabled {
+        return Err(inactive("SIRE_DISABLE is set"));
+    }
+    let process = PROCESS.get_or_try_init(|| catch(|| start(resolver)))?;
+    interpose::peer::replay(process);
+    Ok(process)
+}
+
+fn start(resolver: Option<Resolver<'_>>) -> Result<Process> {
+    let settings = config::get()?;
+    let options = Options { path: settings.libcuda.clone(), exportable: false };
+    let driver = Arc::new(CudaDriver::open(&options, resolver)?);
+    // SAFETY: the handler is a plain function of this library, which is linked to stay loaded for good.
+    if unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) } != 0 {
+        log::warning!("no fork handler could be registered; a forked child must not use device memory");
+    }
+    log::info!("started: {}", driver.description());
+    Ok(Process { engine: Engine::new(driver.clone(), settings.engine.clone()), driver })
+}
+
+/// Only an atomic store: nothing else is safe between fork and exec.
+extern "C" fn after_fork_in_child() {
+    FORKED.store(true, Ordering::Relaxed);
+}
+
+fn inactive(why: &str) -> Error {
+    Error::new(Status::Inactive, format!("Sire is not active here: {why}"))
+}

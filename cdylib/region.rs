@@ -1,0 +1,203 @@
+//! Which region an allocation belongs to: a stack per thread, and a default for the whole process.
+//!
+//! The thread's part is plain numbers without a destructor, so that a hook may look at it at any time in a thread's
+//! life. A pthread key, set while a thread is inside a region, leaves what the thread forgot to leave when it exits.
+
+use crate::boundary::invalid;
+use crate::config;
+use crate::process;
+use crate::tms;
+use sire_core::engine::{Backup, OnPaused, Policy, RegionId};
+use sire_core::error::{Error, Result, Status};
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// No region, in C.
+pub(crate) const NONE: u32 = u32::MAX;
+/// The environment has not been asked for a process-wide region yet.
+const UNREAD: u32 = u32::MAX - 1;
+/// How deep regions nest in one thread.
+const DEEPEST: usize = 64;
+
+struct Thread {
+    stack: [Cell<u32>; DEEPEST],
+    depth: Cell<usize>,
+    suspended: Cell<u32>,
+}
+
+thread_local! {
+    static THREAD: Thread =
+        const { Thread { stack: [const { Cell::new(NONE) }; DEEPEST], depth: Cell::new(0), suspended: Cell::new(0) } };
+}
+
+static PROCESS_WIDE: AtomicU32 = AtomicU32::new(UNREAD);
+
+/// The region that this thread's next allocation belongs to; None: it passes through.
+pub(crate) fn current() -> Result<Option<RegionId>> {
+    let (suspended, innermost) = THREAD.with(|thread| (thread.suspended.get() > 0, innermost(thread)));
+    if suspended {
+        return Ok(None);
+    }
+    if let Some(region) = innermost {
+        return Ok(Some(region));
+    }
+    if let Some(region) = tms::current_region()? {
+        return Ok(Some(region));
+    }
+    process_wide()
+}
+
+/// Whether this thread is suspended: even an allocator function of ours then passes through.
+pub(crate) fn suspended() -> bool {
+    THREAD.with(|thread| thread.suspended.get() > 0)
+}
+
+fn innermost(thread: &Thread) -> Option<RegionId> {
+    thread.depth.get().checked_sub(1).map(|top| RegionId(thread.stack[top].get()))
+}
+
+/// The process-wide region; the environment's is opened by the first who asks.
+fn process_wide() -> Result<Option<RegionId>> {
+    match PROCESS_WIDE.load(Ordering::Acquire) {
+        NONE => Ok(None),
+        UNREAD => open_process_wide(),
+        region => Ok(Some(RegionId(region))),
+    }
+}
+
+#[cold]
+fn open_process_wide() -> Result<Option<RegionId>> {
+    let settings = config::get()?;
+    let opened = match &settings.region {
+        Some(tag) if !settings.disabled => {
+            let policy = Policy { backup: settings.backup.unwrap_or(Backup::Host), ..Policy::default() };
+            Some(open(tag, policy).map_err(|error| error.context(format!("opening SIRE_REGION {tag:?}")))?)
+        }
+        _ => None,
+    };
+    let value = opened.map_or(NONE, |region| region.0);
+    // Somebody who set a region meanwhile wins.
+    let _ = PROCESS_WIDE.compare_exchange(UNREAD, value, Ordering::AcqRel, Ordering::Acquire);
+    process_wide_value()
+}
+
+fn process_wide_value() -> Result<Option<RegionId>> {
+    let value = PROCESS_WIDE.load(Ordering::Acquire);
+    Ok((value < UNREAD).then_some(RegionId(value)))
+}
+
+/// Opens a region, unless PyTorch's expandable segments would go past it.
+pub(crate) fn open(tag: &str, policy: Policy) -> Result<RegionId> {
+    refuse_expandable_segments()?;
+    process::get()?.engine.region(tag, policy)
+}
+
+/// PyTorch's expandable segments never call cudaMalloc: a region around them would silently do nothing.
+pub(crate) fn refuse_expandable_segments() -> Result<()> {
+    match config::get()?.expandable_segments {
+        None => Ok(()),
+        Some(variable) => Err(Error::new(
+            Status::Unsupported,
+            format!(
+                "{variable} has expandable_segments:True, which regions do not serve yet: such memory would not be \
+                 paused; remove expandable_segments from {variable}"
+            ),
+        )),
+    }
+}
+
+/// Sets the default of threads outside any region.
+pub(crate) fn set_process_wide(region: u32) -> Result<()> {
+    if region != NONE {
+        refuse_expandable_segments()?;
+        process::get()?.engine.state(RegionId(region))?;
+    }
+    PROCESS_WIDE.store(region, Ordering::Release);
+    Ok(())
+}
+
+/// This thread goes inside.
+pub(crate) fn enter(region: RegionId, on_paused: OnPaused) -> Result<()> {
+    refuse_expandable_segments()?;
+    let engine = &process::get()?.engine;
+    let depth = THREAD.with(|thread| thread.depth.get());
+    if depth == DEEPEST {
+        return Err(invalid(format!(
+            "region {} would be the thread's {}th nested one; the deepest is {DEEPEST}",
+            region.0,
+            depth + 1
+        )));
+    }
+    engine.enter(region, on_paused)?;
+    watch_thread_exit();
+    THREAD.with(|thread| {
+        thread.stack[depth].set(region.0);
+        thread.depth.set(depth + 1);
+    });
+    Ok(())
+}
+
+/// This thread leaves its innermost region, which must be this one.
+pub(crate) fn leave(region: RegionId) -> Result<()> {
+    let engine = &process::get()?.engine;
+    THREAD.with(|thread| match innermost(thread) {
+        Some(top) if top == region => {
+            thread.depth.set(thread.depth.get() - 1);
+            Ok(())
+        }
+        Some(top) => Err(invalid(format!("region {} is not this thread's innermost; region {} is", region.0, top.0))),
+        None => {
+            Err(invalid(format!("this thread is in no region; was region {} entered on another thread?", region.0)))
+        }
+    })?;
+    engine.leave(region);
+    Ok(())
+}
+
+/// Until as many `unsuspend`s, this thread's allocations pass through.
+pub(crate) fn suspend() -> Result<()> {
+    THREAD.with(|thread| {
+        let count = thread.suspended.get().checked_add(1).ok_or_else(|| invalid("suspended too often"))?;
+        thread.suspended.set(count);
+        Ok(())
+    })
+}
+
+/// Undoes one [`suspend`].
+pub(crate) fn unsuspend() -> Result<()> {
+    THREAD.with(|thread| {
+        let count = thread.suspended.get().checked_sub(1).ok_or_else(|| invalid("this thread is not suspended"))?;
+        thread.suspended.set(count);
+        Ok(())
+    })
+}
+
+/// Sees to it that [`thread_exits`] runs for this thread.
+fn watch_thread_exit() {
+    static KEY: OnceLock<Option<libc::pthread_key_t>> = OnceLock::new();
+    let key = KEY.get_or_init(|| {
+        let mut key = 0;
+        // SAFETY: writes one key; the destructor is a function of this library, which stays loaded.
+        (unsafe { libc::pthread_key_create(&raw mut key, Some(thread_exits)) } == 0).then_some(key)
+    });
+    if let Some(key) = *key {
+        // SAFETY: the key exists. Any value but NULL makes the destructor run; it is never dereferenced.
+        unsafe { libc::pthread_setspecific(key, std::ptr::without_provenance(1)) };
+    }
+}
+
+/// A thread that dies inside a region must not keep it busy for ever.
+extern "C" fn thread_exits(_value: *mut c_void) {
+    let Some(process) = process::started() else { return };
+    THREAD.with(|thread| {
+        while let Some(region) = innermost(thread) {
+            thread.depth.set(thread.depth.get() - 1);
+            let _ = crate::boundary::catch(|| {
+                process.engine.leave(region);
+                Ok(())
+            });
+        }
+    });
+}

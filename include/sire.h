@@ -1,0 +1,377 @@
+/* The C interface of libsire_alloc.so. Generated from cdylib/ by build.rs; docs/abi.md says how to read it.
+ * SPDX-License-Identifier: MIT OR Apache-2.0 */
+
+#ifndef SIRE_H
+#define SIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// What a function returns. The numbers never change and are never reused.
+enum sire_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  // It worked.
+  SIRE_STATUS_OK = 0,
+  // An argument is outside what the function accepts.
+  SIRE_STATUS_INVALID_ARGUMENT = 1,
+  // Not enough physical memory on the device; nothing was lost, and the call can be repeated.
+  SIRE_STATUS_OUT_OF_DEVICE_MEMORY = 2,
+  // Not enough room for backups (host limit, cgroup, disk); nothing was lost.
+  SIRE_STATUS_OUT_OF_BACKUP_SPACE = 3,
+  // No region has this tag.
+  SIRE_STATUS_UNKNOWN_TAG = 4,
+  // The address is not an allocation of Sire's.
+  SIRE_STATUS_UNKNOWN_ADDRESS = 5,
+  // The region is paused, and the call needs it resident.
+  SIRE_STATUS_PAUSED = 6,
+  // The region is in use: a thread is inside it, or another transition runs.
+  SIRE_STATUS_BUSY = 7,
+  // A graph capture is in progress: Sire must not synchronise now.
+  SIRE_STATUS_CAPTURING = 8,
+  // The call was cancelled and rolled back.
+  SIRE_STATUS_CANCELLED = 9,
+  // Reading or writing a backup failed; what the message names is still safe elsewhere.
+  SIRE_STATUS_BACKUP_IO = 10,
+  // There is no usable driver or device.
+  SIRE_STATUS_NO_DRIVER = 11,
+  // The environment cannot be served (for example expandable segments inside a region).
+  SIRE_STATUS_UNSUPPORTED = 12,
+  // The device context is lost; only a new process helps.
+  SIRE_STATUS_DEVICE_LOST = 13,
+  // The driver failed in another way.
+  SIRE_STATUS_DRIVER = 14,
+  // The library is not active in this process (forked child, `SIRE_DISABLE`).
+  SIRE_STATUS_INACTIVE = 15,
+  // The caller was built for another version of the library.
+  SIRE_STATUS_VERSION_MISMATCH = 16,
+  // A transition could not be undone; the tag ended paused with every byte in a backup.
+  SIRE_STATUS_PAUSED_AFTER_FAILURE = 17,
+  // A bug in Sire (a caught panic). Nothing is known about the call's effect.
+  SIRE_STATUS_INTERNAL = 18,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum sire_status sire_status;
+#else
+typedef int32_t sire_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+// What a region promises about its content. Set `struct_size` to `sizeof(sire_region_options)`.
+typedef struct sire_region_options {
+  // `sizeof(sire_region_options)`.
+  size_t struct_size;
+  // Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk.
+  int32_t backup;
+  // Bytes that were not backed up read as zero after resume.
+  bool zero_fill;
+  // The backup's space stays allocated after resume.
+  bool retain;
+} sire_region_options;
+
+// Settings of a pause. Set `struct_size` to `sizeof(sire_pause_options)`.
+typedef struct sire_pause_options {
+  // `sizeof(sire_pause_options)`.
+  size_t struct_size;
+} sire_pause_options;
+
+// What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
+typedef struct sire_report {
+  // `sizeof(sire_report)`.
+  size_t struct_size;
+  // Regions whose state the call changed.
+  uint32_t regions_changed;
+  // Regions that were already in the wanted state.
+  uint32_t regions_unchanged;
+  // Allocations in the changed regions.
+  uint64_t allocations;
+  // Physical bytes that the changed regions hold when resident.
+  uint64_t bytes_expected;
+  // Physical bytes given back to, or taken from, the driver.
+  uint64_t bytes_moved;
+  // Bytes copied to or from backups.
+  uint64_t bytes_copied;
+  // Bytes whose content was thrown away.
+  uint64_t bytes_discarded;
+  // Bytes filled with zeros.
+  uint64_t bytes_zeroed;
+  // Finding, checking, reserving room for backups.
+  double seconds_prepare;
+  // Waiting for the devices.
+  double seconds_synchronize;
+  // Copies and virtual-memory calls, overlapped.
+  double seconds_transfer;
+  // The whole call.
+  double seconds_total;
+} sire_report;
+
+// Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
+typedef struct sire_resume_options {
+  // `sizeof(sire_resume_options)`.
+  size_t struct_size;
+  // How long to wait for device memory that somebody else still holds, in seconds.
+  double wait_seconds;
+} sire_resume_options;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The number of this interface: it changes only when something in it breaks.
+uint32_t sire_abi_version(void);
+
+// The library's version, such as "0.1.0".
+const char *sire_version(void);
+
+// 16 hex digits: a hash of the sources that this library was built from.
+const char *sire_build_id(void);
+
+// The constant's name, such as "SIRE_STATUS_OK"; "SIRE_STATUS_UNKNOWN" for a number that is none.
+const char *sire_status_name(int32_t status);
+
+// The message of this thread's last failure. At most `cap` bytes are written, always NUL-terminated; returns the
+// full length without the NUL.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes.
+size_t sire_last_error(char *buf, size_t cap);
+
+// Whether the address lies in memory of Sire's, resident or paused. Wait-free.
+bool sire_owns(const void *ptr);
+
+// The region of (tag, options), made if there is none. Tags are paths of `/`-separated segments, at most 255 bytes:
+// pausing "model" pauses "model/weights" too. Options NULL: content is thrown away by a pause.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated, `options` NULL or a sized struct, `out_region` NULL or writable.
+sire_status sire_region_open(const char *tag, const struct sire_region_options *options, uint32_t *out_region);
+
+// This thread goes inside the region: what it allocates belongs to it, and it cannot be paused until the thread leaves.
+// Nests. If the region is paused: `on_paused` 0 refuses (`SIRE_STATUS_PAUSED`), 1 resumes it first.
+sire_status sire_region_enter(uint32_t region, int32_t on_paused);
+
+// This thread leaves the region, which must be its innermost one.
+sire_status sire_region_leave(uint32_t region);
+
+// The region of this thread's next allocation: the innermost, else the process-wide one; `UINT32_MAX`: none.
+//
+// What the caller sees to:
+// `out_region` is NULL or writable.
+sire_status sire_region_current(uint32_t *out_region);
+
+// This thread's allocations pass through, whatever region it is in, until as many `sire_region_unsuspend`.
+sire_status sire_region_suspend(void);
+
+// Undoes one `sire_region_suspend` of this thread.
+sire_status sire_region_unsuspend(void);
+
+// The region of threads that are in none; `UINT32_MAX`: they pass through.
+sire_status sire_process_region_set(uint32_t region);
+
+// Whether the region is resident (0) or paused (1).
+//
+// What the caller sees to:
+// `out_state` is NULL or writable.
+sire_status sire_region_state(uint32_t region, int32_t *out_state);
+
+// Allocates in this thread's region; an error outside one. `stream`: where the memory will first be used.
+//
+// What the caller sees to:
+// `out` is NULL or writable.
+sire_status sire_allocate(size_t bytes, int32_t device, void *stream, void **out);
+
+// Frees an allocation of Sire's, resident or paused. NULL is nothing to do.
+sire_status sire_free(void *ptr);
+
+// The allocation that holds an address.
+//
+// What the caller sees to:
+// Every output is NULL or writable.
+sire_status sire_allocation(const void *ptr,
+                            void **out_base,
+                            size_t *out_bytes,
+                            int32_t *out_device,
+                            uint32_t *out_region);
+
+// These bytes are backed up by a pause, whatever their region's policy.
+sire_status sire_keep(const void *ptr, size_t bytes);
+
+// These bytes are thrown away by a pause, whatever their region's policy.
+sire_status sire_discard(const void *ptr, size_t bytes);
+
+// The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be
+// read until `sire_backup_put(*out_token)`.
+//
+// What the caller sees to:
+// Both outputs are NULL or writable.
+sire_status sire_backup_get(const void *ptr, size_t bytes, const void **out_data, void **out_token);
+
+// Gives a backup's data back. NULL is nothing to do.
+//
+// What the caller sees to:
+// `token` is NULL or came from `sire_backup_get` and was not given back yet.
+sire_status sire_backup_put(void *token);
+
+// Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
+// back to the driver, addresses stay. All or nothing. Pausing what is paused changes nothing.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated; `options` and `out` are NULL or sized structs.
+sire_status sire_pause(const char *tag,
+                       const struct sire_pause_options *options,
+                       struct sire_report *out);
+
+// Resumes the tag and what is under it (NULL: everything): memory and content come back to the same addresses. All or
+// nothing; after a failure every backup is still there, and the call can be repeated.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated; `options` and `out` are NULL or sized structs.
+sire_status sire_resume(const char *tag, const struct sire_resume_options *options, struct sire_report *out);
+
+// Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.
+sire_status sire_cancel(void);
+
+// Gives `peer` access to present and future memory on `device`.
+sire_status sire_allow_peer(int32_t device, int32_t peer);
+
+// Bytes of device memory that allocations and resumes leave free.
+sire_status sire_set_margin(size_t bytes);
+
+// Where disk backups go from now on.
+//
+// What the caller sees to:
+// `path` is NULL or NUL-terminated.
+sire_status sire_set_disk_directory(const char *path);
+
+// Gives back what is only cached. Outputs: bytes of device and of host memory.
+//
+// What the caller sees to:
+// Both outputs are NULL or writable.
+sire_status sire_trim(size_t *out_device_bytes, size_t *out_host_bytes);
+
+// Whether a `cudaMalloc` of this process reaches this library (1) or not (0).
+//
+// What the caller sees to:
+// `out_live` is NULL or writable.
+sire_status sire_hook_probe(int32_t *out_live);
+
+// Everything observable, as JSON (docs/abi.md shows it). A text output: call with `cap` 0 to measure.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_stats_json(char *buf, size_t cap, size_t *out_len);
+
+// A stream capture begins that no hook sees. Until `sire_capture_end` Sire never synchronises.
+sire_status sire_capture_begin(void);
+
+// The capture is over.
+sire_status sire_capture_end(void);
+
+// For the whole process: `change_current_allocator(CUDAPluggableAllocator(path, "sire_torch_malloc", "sire_torch_free"))`.
+// Raises a C++ exception if memory is short. No bytes: NULL.
+//
+// What the caller sees to:
+// The caller can take a C++ exception.
+void *sire_torch_malloc(ptrdiff_t bytes,
+                        int device,
+                        void *stream);
+
+// For a MemPool: NULL if memory is short, and on every other failure (see `sire_last_error`).
+//
+// What the caller sees to:
+// None beyond being called from C.
+void *sire_torch_pool_malloc(ptrdiff_t bytes, int device, void *stream);
+
+// Frees what either of the two made. NULL is nothing to do.
+//
+// What the caller sees to:
+// None beyond being called from C; a pointer that is not Sire's goes to the CUDA runtime.
+void sire_torch_free(void *ptr, ptrdiff_t _bytes, int _device, void *_stream);
+
+// Whether this thread's allocations belong to a region from now on.
+void tms_set_interesting_region(bool interesting_region);
+
+// What was set, or `TMS_INIT_ENABLE`.
+bool tms_get_interesting_region(void);
+
+// The tag of this thread's allocations. A tag that cannot be (NULL, not UTF-8, too long) is refused: allocations then fail.
+//
+// What the caller sees to:
+// `tag` is NULL or a NUL-terminated string.
+void tms_set_current_tag(const char *tag);
+
+// This thread's tag; "default" at first. The string is never freed.
+const char *tms_get_current_tag(void);
+
+// Whether this thread's allocations are backed up in host memory.
+void tms_set_enable_cpu_backup(bool enable_cpu_backup);
+
+// What was set, or `TMS_INIT_ENABLE_CPU_BACKUP`.
+bool tms_get_enable_cpu_backup(void);
+
+// "pinned" or "mmap". Checked and remembered; Sire keeps both in the same arena, registered where the driver allows.
+//
+// What the caller sees to:
+// `backend` is NULL or a NUL-terminated string.
+void tms_set_cpu_backup_backend(const char *backend);
+
+// What was set, or `TMS_INIT_CPU_BACKUP_BACKEND`, or "pinned".
+const char *tms_get_cpu_backup_backend(void);
+
+// Whether this thread's allocations are backed up on disk.
+void tms_set_enable_disk_backup(bool enable_disk_backup);
+
+// What was set, or `TMS_INIT_ENABLE_DISK_BACKUP`.
+bool tms_get_enable_disk_backup(void);
+
+// Where disk backups go from now on.
+//
+// What the caller sees to:
+// `dir` is NULL or a NUL-terminated string.
+void tms_set_disk_backup_dir(const char *dir);
+
+// Whether host backups keep their space after resume. For regions that are first used from now on.
+void tms_set_retain_cpu_backup(bool retain_cpu_backup);
+
+// What was set, or `TMS_RETAIN_CPU_BACKUP`.
+bool tms_get_retain_cpu_backup(void);
+
+// Device memory that allocations leave free.
+void set_memory_margin_bytes(uint64_t value);
+
+// Pauses the tag, or everything if it is NULL or empty. 0, or a `sire_status`. Pausing what is paused is 0.
+//
+// What the caller sees to:
+// `tag` is NULL or a NUL-terminated string.
+int tms_pause(const char *tag);
+
+// Resumes the tag, or everything if it is NULL or empty. 0, or a `sire_status`. Resuming what is resident is 0.
+//
+// What the caller sees to:
+// `tag` is NULL or a NUL-terminated string.
+int tms_resume(const char *tag);
+
+// The host backup of `[gpu_ptr, gpu_ptr + size)`, valid until the next resume; NULL if there is none.
+uint8_t *tms_get_cpu_backup_pointer(const uint8_t *gpu_ptr, uint64_t size);
+
+// For a MemPool, as [`torch::sire_torch_pool_malloc`].
+//
+// What the caller sees to:
+// As there.
+void *tms_torch_malloc(ptrdiff_t bytes, int device, void *stream);
+
+// Frees what [`tms_torch_malloc`] made.
+//
+// What the caller sees to:
+// As [`torch::sire_torch_free`].
+void tms_torch_free(void *ptr, ptrdiff_t _bytes, int _device, void *_stream);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SIRE_H */
