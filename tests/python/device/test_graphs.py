@@ -1,0 +1,149 @@
+"""CUDA graphs: replay after pause and resume of what they read, and of their own memory."""
+
+from __future__ import annotations
+
+import pytest
+import sire
+import torch
+from measure import MIB, device_used, region_bytes
+from sire import _library
+
+WIDTH = 1024
+
+
+class Decoder:
+    """Weights, a cache, and a graph of one step with intermediates of its own."""
+
+    def __init__(self, tag: str) -> None:
+        torch.manual_seed(0)
+        with sire.region(f"{tag}/weights", backup="cpu"):
+            self.weight = torch.randn(WIDTH, WIDTH).cuda()
+        with sire.region(f"{tag}/cache"):
+            self.cache = torch.zeros(WIDTH, WIDTH, device="cuda")
+        self.input = torch.zeros(64, WIDTH, device="cuda")
+        self.step()
+        self.graph = torch.cuda.CUDAGraph()
+        with sire.cuda_graph(self.graph, tag=f"{tag}/graph"):
+            self.output = self.step()
+
+    def step(self) -> torch.Tensor:
+        hidden = torch.relu(self.input @ self.weight)
+        self.cache[:64].add_(hidden)
+        big = hidden.repeat(64, 1)
+        return (big + 1).sum(dim=0, keepdim=True) + self.cache[:1]
+
+    def run(self, value: float) -> torch.Tensor:
+        self.cache.zero_()
+        self.input.fill_(value)
+        self.graph.replay()
+        return self.output.clone()
+
+
+def test_replay_after_pause_of_weights_cache_and_private_pool(tag: str) -> None:
+    decoder = Decoder(tag)
+    expected = [decoder.run(value) for value in (1.0, 2.0)]
+    with torch.no_grad():
+        decoder.cache.zero_()
+        assert torch.equal(decoder.step(), expected[1])
+    assert _library.load().owns(decoder.output.data_ptr())
+    assert region_bytes(f"{tag}/graph")["resident_bytes"] >= 16 * MIB
+    resident = device_used()
+    addresses = (decoder.weight.data_ptr(), decoder.cache.data_ptr(), decoder.output.data_ptr())
+    for _ in range(3):
+        report = sire.pause(tag)
+        assert report.regions_changed == 3
+        assert resident - device_used() == report.bytes_moved >= 24 * MIB
+        sire.resume(tag)
+        assert (decoder.weight.data_ptr(), decoder.cache.data_ptr(), decoder.output.data_ptr()) == addresses
+        assert [bool(torch.equal(decoder.run(v), e)) for v, e in zip((1.0, 2.0), expected, strict=True)] == [True, True]
+
+
+def test_only_the_graphs_memory(tag: str) -> None:
+    decoder = Decoder(tag)
+    expected = decoder.run(1.0)
+    with sire.paused(f"{tag}/graph"):
+        taken = torch.full((16 * MIB,), 255, dtype=torch.uint8, device="cuda")
+    assert torch.equal(decoder.run(1.0), expected)
+    del taken
+
+
+def test_a_graphs_outputs_survive_with_a_backup(tag: str) -> None:
+    source = torch.ones(MIB, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with sire.cuda_graph(graph, tag=tag, backup="cpu"):
+        output = source * 3
+    graph.replay()
+    with sire.paused(tag):
+        pass
+    assert bool((output == 3).all())
+
+
+def test_pausing_during_capture_is_refused(tag: str) -> None:
+    with sire.region(f"{tag}/other"):
+        torch.ones(MIB, device="cuda")
+    source = torch.ones(MIB, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with sire.cuda_graph(graph, tag=tag):
+        output = source + 1
+        for call in (sire.pause, sire.resume):
+            with pytest.raises(sire.CapturingError):
+                call(f"{tag}/other")
+    graph.replay()
+    assert bool((output == 2).all())
+    assert sire.pause(f"{tag}/other").changed
+
+
+def test_graphs_with_one_handle_share_a_pool(tag: str) -> None:
+    handle = torch.cuda.graph_pool_handle()
+    source = torch.ones(4 * MIB, device="cuda")
+    graphs, outputs = [], []
+    for factor in (2, 3):
+        graph = torch.cuda.CUDAGraph()
+        with sire.cuda_graph(graph, tag=tag, pool=handle):
+            outputs.append((source * factor) + 1)
+        graphs.append(graph)
+    assert graphs[0].pool() == graphs[1].pool() != handle
+    with sire.paused(tag):
+        pass
+    for graph in graphs:
+        graph.replay()
+    assert [float(each[0]) for each in outputs] == [3.0, 4.0]
+    again = torch.cuda.CUDAGraph()
+    own = torch.cuda.CUDAGraph()
+    with sire.cuda_graph(own, tag=tag):
+        source + 1
+    with sire.cuda_graph(again, tag=tag, pool=own.pool()):
+        source + 2
+    assert again.pool() == own.pool()
+    with (
+        pytest.raises(sire.InvalidArgumentError, match="one pool cannot serve"),
+        sire.cuda_graph(torch.cuda.CUDAGraph(), tag=f"{tag}/other", pool=own.pool()),
+    ):
+        pytest.fail("captured")
+
+
+def test_a_failed_capture_leaves_everything_usable(tag: str) -> None:
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(ZeroDivisionError), sire.cuda_graph(graph, tag=tag):
+        torch.ones(MIB, device="cuda")
+        raise ZeroDivisionError
+    with sire.region(f"{tag}/after", backup="cpu"):
+        tensor = torch.ones(MIB, device="cuda")
+    with sire.paused(f"{tag}/after"):
+        pass
+    assert bool((tensor == 1).all())
+
+
+def test_a_graph_captured_inside_a_region(tag: str) -> None:
+    graph = torch.cuda.CUDAGraph()
+    source = torch.ones(MIB, device="cuda")
+    with sire.region(f"{tag}/region"):
+        kept = torch.ones(MIB, device="cuda")
+        with sire.cuda_graph(graph, tag=f"{tag}/graph"):
+            output = source * 5
+    library = _library.load()
+    assert library.allocation(output.data_ptr()).region != library.allocation(kept.data_ptr()).region
+    with sire.paused(f"{tag}/graph"):
+        assert bool((kept == 1).all())
+    graph.replay()
+    assert bool((output == 5).all())

@@ -1,0 +1,115 @@
+"""Environments that cannot be served: refused where a region begins, with the reason, never ignored."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import sire
+import torch
+
+MAKE = """
+import sire, torch
+def attempt():
+    try:
+        with sire.region('a', backup='cpu'):
+            t = torch.full((1 << 22,), 3, dtype=torch.uint8, device='cuda')
+        with sire.paused('a'): pass
+        print('served', bool((t == 3).all()))
+    except sire.SireError as error:
+        print(type(error).__name__, error.status, error, sep=': ')
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE + code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_expandable_segments_from_the_environment_are_refused(name: str) -> None:
+    said = run("attempt()", **{name: "max_split_size_mb:64,expandable_segments:True"})
+    assert said.startswith("UnsupportedError: 12: expandable segments are on")
+    assert name in said
+    assert "expandable_segments:False" in said
+    said = run("torch.ones(1, device='cuda'); attempt()", **{name: "expandable_segments:True"})
+    assert said.startswith("UnsupportedError: 12: expandable segments are on")
+    assert run("attempt()", **{name: "expandable_segments:False"}) == "served True"
+
+
+def test_expandable_segments_set_at_run_time_are_refused() -> None:
+    code = """
+torch.ones(1, device='cuda')
+attempt()
+torch._C._accelerator_setAllocatorSettings('expandable_segments:True')
+attempt()
+torch._C._accelerator_setAllocatorSettings('expandable_segments:False')
+attempt()
+"""
+    first, second, third = run(code).splitlines()
+    assert first == third == "served True"
+    assert second.startswith("UnsupportedError: 12: expandable segments are on (set at run time)")
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0", "nonsense"])
+def test_other_versions_of_pytorch_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(sire.UnsupportedError, match=r"torch >= 2\.11"), sire.region("version"):
+        pytest.fail("entered")
+
+
+def test_pytorch_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(sire.UnsupportedError, match="built without CUDA"), sire.region("cpu only"):
+        pytest.fail("entered")
+
+
+def test_pytorch_first_used_inside_a_region_is_reported() -> None:
+    code = """
+import sire
+try:
+    with sire.region('late'):
+        import torch
+        torch.ones(1, device='cuda')
+except sire.UnsupportedError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Import torch before the first region" in done.stdout
+
+
+def test_preload_mode_without_preload_is_refused() -> None:
+    environment = {"SIRE_HOOK_MODE": "preload", "LD_PRELOAD": ""}
+    assert "was not preloaded" in run("attempt()", **environment)
+
+
+def test_a_forked_child_is_refused() -> None:
+    code = """
+import os
+attempt()
+child = os.fork()
+if child == 0:
+    try:
+        sire.pause()
+        print('paused')
+    except sire.SireError as error:
+        print(type(error).__name__)
+    os._exit(0) if not __import__('sys').stdout.flush() else None
+os.waitpid(child, 0)
+attempt()
+"""
+    assert run(code).split() == ["served", "True", "InactiveError", "served", "True"]
+
+
+def test_disabled_hooks_make_regions_pass_through() -> None:
+    said = run("attempt()", SIRE_DISABLE="1")
+    assert said.startswith(("served", "InactiveError"))

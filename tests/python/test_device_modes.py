@@ -1,0 +1,67 @@
+"""Runs ``device/`` with real PyTorch: every file in a process of its own, once per hook mode.
+
+The interpreter must have PyTorch and a device, real or the software one; otherwise these are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sire
+
+HERE = Path(__file__).resolve().parent
+FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why the device tests cannot run here; None if they can."""
+    try:
+        sire.library_path()
+    except sire.SireError as error:
+        return str(error)
+    code = "import torch; torch.cuda.init(); print(torch.cuda.get_device_name())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    return None if done.returncode == 0 else f"no PyTorch with a device: {done.stderr.strip().splitlines()[-1]}"
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment with a small software device, should it be one."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "SIRE_HOOK_MODE")}
+    variables["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(sire.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
+    )
+    variables.setdefault("SIRE_SIM_MEMORY", "2GiB")
+    return variables | extra
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("mode", ["torch", "preload"])
+def test_on_device(mode: str, file: str) -> None:
+    reason = why_not()
+    if reason is not None:
+        if os.environ.get("SIRE_TEST_REQUIRE_DEVICE") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    variables = environment(SIRE_TEST_MODE=mode, SIRE_HOOK_MODE=mode)
+    if mode == "preload":
+        variables |= sire.subprocess_environment(base=variables)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "device" / file),
+    ]
+    done = subprocess.run(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, f"{file} in mode {mode}:\n{done.stdout}"
