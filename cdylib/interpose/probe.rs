@@ -23,8 +23,12 @@ pub(super) fn answer(out: *const *mut c_void) -> Option<cudaError> {
 
 /// Asks.
 pub(crate) fn live() -> bool {
+    // The program's own handle stands for the global search; RTLD_DEFAULT would begin with this library's own scope, and find
+    // itself where it was merely loaded by a dlopen.
+    // SAFETY: NULL names the program itself, which is loaded; its handle stays valid.
+    let program = unsafe { libc::dlopen(ptr::null(), libc::RTLD_NOW) };
     // SAFETY: asks the loader for the first global definition.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cudaMalloc".as_ptr()) };
+    let found = unsafe { libc::dlsym(program, c"cudaMalloc".as_ptr()) };
     if !original::is_ours(found) {
         return false;
     }
