@@ -1,0 +1,42 @@
+/* Calls outside any region reach the caller's own runtime, whichever way it came in, with every argument as it was passed.
+ * Runs on the counting runtimes of fixtures/: no device. argv: folder of plugin_12.so and plugin_13.so. */
+#include "support.h"
+#include <dlfcn.h>
+
+static void *must_open(const char *folder, const char *name) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!handle) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(1);
+    }
+    return handle;
+}
+
+typedef int (*entry)(void);
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2);
+    void *twelve = must_open(argv[1], "plugin_12.so");
+    void *thirteen = must_open(argv[1], "plugin_13.so");
+    entry run_12 = (entry)dlsym(twelve, "plugin_run"), run_13 = (entry)dlsym(thirteen, "plugin_run");
+    entry count_12 = (entry)dlsym(twelve, "plugin_count"), count_13 = (entry)dlsym(thirteen, "plugin_count");
+    CHECK(run_12 && run_13 && count_12 && count_13);
+
+    CHECK(run_12() == 0);
+    /* Each run calls cudaMalloc twice, the second time with a NULL that CUDA itself must refuse. */
+    CHECK(count_12() == 2);
+    CHECK(count_13() == 0);
+    for (int i = 0; i < 3; i++) CHECK(run_13() == 0);
+    CHECK(count_12() == 2);
+    CHECK(count_13() == 6);
+
+    /* A caller without a runtime of its own that found cudaMalloc in the global scope gets some runtime. */
+    cudaError (*anyone)(void **, size_t) = (cudaError(*)(void **, size_t))dlsym(RTLD_DEFAULT, "cudaMalloc");
+    CHECK(anyone != NULL);
+    void *out = NULL;
+    CUDA(0, anyone(&out, 16));
+    CHECK(out != NULL && count_13() + count_12() == 9);
+    return 0;
+}

@@ -1,0 +1,137 @@
+/* What the C programs share: the part of CUDA's interface that they call, and checks that say what went wrong. */
+#ifndef SUPPORT_H
+#define SUPPORT_H
+
+#include "sire.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int cudaError;
+cudaError cudaMalloc(void **out, size_t bytes);
+cudaError cudaFree(void *ptr);
+cudaError cudaMallocAsync(void **out, size_t bytes, void *stream);
+cudaError cudaFreeAsync(void *ptr, void *stream);
+cudaError cudaMemGetInfo(size_t *free_bytes, size_t *total);
+cudaError cudaGetDevice(int *device);
+cudaError cudaSetDevice(int device);
+cudaError cudaGetDeviceCount(int *count);
+cudaError cudaGetLastError(void);
+cudaError cudaMemcpy(void *to, const void *from, size_t bytes, int kind);
+cudaError cudaMemset(void *to, int value, size_t bytes);
+cudaError cudaMemsetAsync(void *to, int value, size_t bytes, void *stream);
+cudaError cudaMemcpyPeer(void *to, int to_device, const void *from, int from_device, size_t bytes);
+cudaError cudaDeviceSynchronize(void);
+cudaError cudaDeviceEnablePeerAccess(int peer, unsigned flags);
+cudaError cudaStreamCreate(void **stream);
+cudaError cudaStreamSynchronize(void *stream);
+cudaError cudaStreamDestroy(void *stream);
+cudaError cudaStreamBeginCapture(void *stream, int mode);
+cudaError cudaStreamBeginCaptureToGraph(void *stream, void *graph, void *const *dependencies, const void *edges, size_t count, int mode);
+cudaError cudaStreamEndCapture(void *stream, void **graph);
+cudaError cudaGraphDestroy(void *graph);
+cudaError cudaGetDriverEntryPoint(const char *symbol, void **out, unsigned long long flags, int *status);
+cudaError cudaGetDriverEntryPointByVersion(const char *symbol, void **out, unsigned version, unsigned long long flags, int *status);
+
+enum { TO_DEVICE = 1, TO_HOST = 2 };
+enum { KiB = 1 << 10, MiB = 1 << 20 };
+
+/* The condition must hold; else the program ends, with the library's last message. */
+#define CHECK(condition)                                                                                              \
+    do {                                                                                                              \
+        if (!(condition)) {                                                                                           \
+            char message_[1024] = "";                                                                                 \
+            sire_last_error(message_, sizeof message_);                                                               \
+            fprintf(stderr, "%s:%d: %s does not hold (last error: %s)\n", __FILE__, __LINE__, #condition, message_);    \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+/* A sire_* call must answer this. */
+#define EXPECT(status_, call)                                                                                         \
+    do {                                                                                                              \
+        int got_ = (call);                                                                                            \
+        if (got_ != (status_)) {                                                                                      \
+            char message_[1024] = "";                                                                                 \
+            sire_last_error(message_, sizeof message_);                                                               \
+            fprintf(stderr, "%s:%d: %s is %s, not %s (last error: %s)\n", __FILE__, __LINE__, #call,                   \
+                    sire_status_name(got_), sire_status_name(status_), message_);                                     \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+#define OK(call) EXPECT(SIRE_STATUS_OK, call)
+
+/* A cuda* call must answer this. */
+#define CUDA(code_, call)                                                                                             \
+    do {                                                                                                              \
+        int got_ = (call);                                                                                            \
+        if (got_ != (code_)) {                                                                                        \
+            char message_[1024] = "";                                                                                 \
+            sire_last_error(message_, sizeof message_);                                                               \
+            fprintf(stderr, "%s:%d: %s is %d, not %d (last error: %s)\n", __FILE__, __LINE__, #call, got_, code_, message_); \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+/* The last message must mention this. */
+#define SAYS(words)                                                                                                   \
+    do {                                                                                                              \
+        char message_[1024] = "";                                                                                     \
+        sire_last_error(message_, sizeof message_);                                                                   \
+        if (!strstr(message_, words)) {                                                                               \
+            fprintf(stderr, "%s:%d: the message does not mention \"%s\": %s\n", __FILE__, __LINE__, words, message_);    \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+/* A region with this backup (0 none, 1 host, 2 disk). */
+static inline uint32_t region_of(const char *tag, int backup) {
+    sire_region_options options = {sizeof options, backup, false, false};
+    uint32_t region = UINT32_MAX;
+    OK(sire_region_open(tag, &options, &region));
+    CHECK(region != UINT32_MAX);
+    return region;
+}
+
+/* cudaMalloc inside the region. */
+static inline void *allocate_in(uint32_t region, size_t bytes) {
+    void *out = NULL;
+    OK(sire_region_enter(region, 0));
+    CUDA(0, cudaMalloc(&out, bytes));
+    OK(sire_region_leave(region));
+    CHECK(out != NULL);
+    return out;
+}
+
+static inline unsigned char byte_at(unsigned seed, size_t index) {
+    return (unsigned char)(seed * 131 + index * 7 + (index >> 12) * 13);
+}
+
+/* Fills device memory with a pattern that differs at every address and for every seed. */
+static inline void fill(void *device, size_t bytes, unsigned seed) {
+    unsigned char *host = malloc(bytes);
+    CHECK(host != NULL);
+    for (size_t i = 0; i < bytes; i++) host[i] = byte_at(seed, i);
+    CUDA(0, cudaMemcpy(device, host, bytes, TO_DEVICE));
+    free(host);
+}
+
+/* Whether device memory still holds the pattern. */
+static inline int holds(const void *device, size_t bytes, unsigned seed) {
+    unsigned char *host = malloc(bytes);
+    CHECK(host != NULL);
+    CUDA(0, cudaMemcpy(host, device, bytes, TO_HOST));
+    size_t i = 0;
+    while (i < bytes && host[i] == byte_at(seed, i)) i++;
+    if (i < bytes) fprintf(stderr, "byte %zu of %zu is %u, not %u\n", i, bytes, host[i], byte_at(seed, i));
+    free(host);
+    return i == bytes;
+}
+
+static inline size_t free_bytes(void) {
+    size_t free_now = 0, total = 0;
+    CUDA(0, cudaMemGetInfo(&free_now, &total));
+    return free_now;
+}
+
+#endif
