@@ -1,1 +1,36 @@
-fn main() {}
+//! The `sire` command. This file parses the arguments and hands over: each subcommand is a module, and each either
+//! prints its answer, replaces this process by the user's program, or returns a [`failure::Failure`] with advice.
+
+mod arguments;
+mod doctor;
+mod environment;
+mod failure;
+mod files;
+mod library;
+mod output;
+mod path;
+mod process;
+mod run;
+mod software_env;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    output::end_quietly_on_a_closed_pipe();
+    let result = match Arguments::parse().command {
+        Command::Path(options) => path::path(&options),
+        Command::Run(options) => run::run(&options),
+        Command::Doctor(options) => doctor::doctor(&options),
+        Command::SoftwareEnv(options) => software_env::software_env(&options),
+        Command::Probe { subject } => doctor::probe::answer(subject),
+    };
+    result.unwrap_or_else(|failure: Failure| {
+        output::error(&failure.to_string());
+        ExitCode::from(failure.exit_code())
+    })
+}
