@@ -4,16 +4,34 @@
 //! streams, events, graphs, faults and a census. It has no C types: `sire-sim-cuda` puts CUDA's
 //! C interface in front of it, and [`SimDriver`](driver::SimDriver) the engine's `Driver` trait.
 //!
-//! Modules, each using only those below it: `driver`, `faulty`, `conformance` (the test kit);
-//! `machine` (life) with its verbs in `vmm`, `heap`, `host`, `stream`, `copy`, `graph`, `census`;
-//! `fault`; the leaves `types`, `options`, `error`.
+//! Modules, each using only those below it (verbs of [`Machine`] excepted, which call each other):
+//!
+//! * `conformance`, `faulty`, `driver`: the test kit
+//! * `machine` (life), and its verbs in `vmm`, `heap`, `host`, `copy`, `graph`, `stream`, `census`
+//! * `core`: what machine and workers share; `space`: addresses; `memory`: frames; `ledger`: their owners
+//! * the leaves `fault`, `options`, `types`, `error`, `sys`
 
+mod census;
+mod copy;
+mod core;
 pub mod error;
+pub mod fault;
+mod graph;
+mod heap;
+mod host;
+mod ledger;
 pub mod machine;
+mod memory;
 pub mod options;
+mod space;
+mod stream;
+mod sys;
 pub mod types;
+mod vmm;
 
+pub use self::core::{Done, HostFn, Kernel, OpContext};
 pub use error::{Code, Result, SimError};
-pub use machine::{Kernel, Machine, OpContext};
+pub use machine::Machine;
+pub use memory::POISON;
 pub use options::{Executor, Options, Poison, parse_size};
 pub use types::*;

@@ -1,197 +1,250 @@
-//! The machine: the set of devices of an environment, as one process sees it.
-#![allow(unused_variables, clippy::todo, missing_docs, clippy::missing_errors_doc, clippy::missing_safety_doc)]
+//! The machine: the set of devices of an environment, as one process sees it. Here are its life, its
+//! figures, its peers and its faults; the other verbs are in the modules named after them.
 
+use crate::core::{Core, locked};
 use crate::error::{Code, Result};
+use crate::fault::Faults;
+use crate::graph::Captures;
+use crate::heap::Heap;
+use crate::memory::os_error;
 use crate::options::Options;
-use crate::types::*;
+use crate::stream::Streams;
+use crate::vmm::Handles;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-/// What device work sees while it runs.
-#[derive(Debug)]
-pub struct OpContext<'a> {
-    device: u32,
-    _core: &'a (),
-}
-
-impl OpContext<'_> {
-    /// The device that runs the work.
-    pub fn device(&self) -> u32 { self.device }
-    /// Fills device memory (checked: illegal address if the device may not write there).
-    pub fn fill(&self, ptr: u64, pattern: Pattern, count: u64) -> std::result::Result<(), Code> { todo!() }
-    /// Copies (checked).
-    pub fn copy(&self, dst: u64, src: u64, len: u64) -> std::result::Result<(), Code> { todo!() }
-    /// Whether the device may touch the range; Err(ILLEGAL_ADDRESS) if not.
-    pub fn check(&self, ptr: u64, len: u64, write: bool) -> std::result::Result<(), Code> { todo!() }
-}
-
-/// Device work given as a closure; an error it returns becomes the device's sticky error.
-/// Runs on a stream's worker thread, perhaps many times (graphs).
-pub type Kernel = Arc<dyn Fn(&OpContext<'_>) -> std::result::Result<(), Code> + Send + Sync>;
-
-/// A set of devices. Cheap to clone; all clones are the same machine. All functions may be called from any thread.
+/// A set of devices. Cheap to clone: all clones are the same machine. All functions may be called from
+/// any thread. In a forked child every function fails with `NOT_INITIALIZED`.
 #[derive(Clone, Debug)]
-pub struct Machine(());
+pub struct Machine(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    core: Arc<Core>,
+    handles: Mutex<Handles>,
+    heap: Arc<Mutex<Heap>>,
+    streams: Streams,
+    captures: Captures,
+    faults: Faults,
+}
+
+impl Inner {
+    fn finish(&self) {
+        if !self.core.is_own_process() || !self.core.close() {
+            return;
+        }
+        self.streams.shutdown(&self.core);
+        locked(&self.handles).clear();
+        *locked(&self.heap) = Heap::default();
+        self.core.devices.iter().for_each(|memory| memory.leave());
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
 
 /// Life.
 impl Machine {
-    pub fn new(options: Options) -> Result<Machine> { todo!() }
-    /// Err: a sentence for standard error (a bad variable, or no way to join the environment).
-    pub fn from_env() -> Result<Machine> { todo!() }
-    pub fn options(&self) -> &Options { todo!() }
-    /// Finishes all work, gives back all memory, leaves the environment, writes SIRE_SIM_CENSUS first. Every later call: DEINITIALIZED. Call at exit.
-    pub fn shutdown(&self) { todo!() }
-    pub fn device_count(&self) -> u32 { todo!() }
-    /// The sticky error of the device, if it has one; INVALID_DEVICE; NOT_INITIALIZED in a forked child. Every verb checks this itself.
-    pub fn check_alive(&self, device: u32) -> Result<()> { todo!() }
+    /// The devices that `options` describe; joins the environment that `options.dir` names.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for a fault plan that cannot be read; `UNKNOWN` if the operating system refuses what is needed.
+    pub fn new(options: Options) -> Result<Machine> {
+        let faults = Faults::new(&options.faults).map_err(|message| Code::INVALID_VALUE.because(message))?;
+        let core = Arc::new(Core::new(options).map_err(os_error)?);
+        Ok(Machine(Arc::new(Inner {
+            core,
+            handles: Mutex::default(),
+            heap: Arc::default(),
+            streams: Streams::default(),
+            captures: Captures::default(),
+            faults,
+        })))
+    }
+
+    /// The devices that `SIRE_SIM_*` describe.
+    ///
+    /// # Errors
+    /// As [`Machine::new`], and `INVALID_VALUE` for a variable that cannot be read. The message is meant for standard error.
+    pub fn from_env() -> Result<Machine> {
+        Machine::new(Options::from_env().map_err(|message| Code::INVALID_VALUE.because(message))?)
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.0.core.options
+    }
+
+    /// Finishes all work, writes the census file, gives all memory back, leaves the environment. Every later
+    /// call fails with `DEINITIALIZED`. To be called at exit where machines are not dropped.
+    pub fn shutdown(&self) {
+        if self.0.core.check_open().is_err() {
+            return;
+        }
+        if let Some(path) = &self.options().census {
+            self.drain_devices();
+            if let Err(error) = std::fs::write(path, self.census_json()) {
+                eprintln!("sire-sim: the census could not be written to {}: {error}", path.display());
+            }
+        }
+        self.0.finish();
+    }
+
+    /// How many devices there are.
+    #[must_use]
+    pub fn device_count(&self) -> u32 {
+        self.0.core.devices.len() as u32
+    }
+
+    /// Whether verbs on `device` may be used. Every verb asks this itself.
+    ///
+    /// # Errors
+    /// The device's sticky error; `INVALID_DEVICE`; `NOT_INITIALIZED` in a forked child; `DEINITIALIZED` after shutdown.
+    pub fn check_alive(&self, device: u32) -> Result<()> {
+        self.core().check_alive(device)
+    }
+
     /// Gives the device a sticky error.
-    pub fn lose(&self, device: u32, code: Code) { todo!() }
-    /// Forgets the sticky error of the device (cudaDeviceReset).
-    pub fn revive(&self, device: u32) { todo!() }
+    pub fn lose(&self, device: u32, code: Code) {
+        self.core().lose(device, code);
+    }
+
+    /// Forgets the device's sticky error, as `cudaDeviceReset` does.
+    pub fn revive(&self, device: u32) {
+        self.core().revive(device);
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+
+    pub(crate) fn handles(&self) -> &Mutex<Handles> {
+        &self.0.handles
+    }
+
+    pub(crate) fn heap(&self) -> &Arc<Mutex<Heap>> {
+        &self.0.heap
+    }
+
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.0.streams
+    }
+
+    pub(crate) fn captures(&self) -> &Captures {
+        &self.0.captures
+    }
 }
 
 /// Faults and counters.
 impl Machine {
-    /// To be called at the entry of every API function: counts it, and says which error it must return (after delay; a kill does not return).
-    /// `bytes`: what the call is about to allocate or copy, 0 if nothing.
-    pub fn enter_call(&self, name: &str, bytes: u64) -> Option<Code> { todo!() }
-    /// Replaces the fault plan (counts start again). Err: a sentence about the text.
-    pub fn set_faults(&self, plan: &str) -> std::result::Result<(), String> { todo!() }
-    pub fn call_counts(&self) -> BTreeMap<String, u64> { todo!() }
+    /// To be called at the entry of every function of an interface: counts the call, and says which error it
+    /// must return, if any (a delay is over by then; a kill does not return). `bytes`: what the call is about to allocate or copy.
+    #[must_use]
+    pub fn enter_call(&self, name: &str, bytes: u64) -> Option<Code> {
+        if self.options().log {
+            eprintln!("sire-sim: {name} ({bytes})");
+        }
+        self.0.faults.enter(name, bytes)
+    }
+
+    /// Replaces the fault plan; counting starts again.
+    ///
+    /// # Errors
+    /// A sentence about the part of the text that cannot be read.
+    pub fn set_faults(&self, plan: &str) -> std::result::Result<(), String> {
+        self.0.faults.replace(plan)
+    }
+
+    /// How often each function was entered.
+    #[must_use]
+    pub fn call_counts(&self) -> BTreeMap<String, u64> {
+        self.0.faults.counts()
+    }
 }
 
-/// Memory figures and peers.
+/// Figures and peers.
 impl Machine {
-    /// (free, total) bytes, all processes together.
-    pub fn memory_info(&self, device: u32) -> Result<(u64, u64)> { todo!() }
-    pub fn granularity(&self, device: u32) -> Result<u64> { todo!() }
-    pub fn can_access_peer(&self, device: u32, peer: u32) -> Result<bool> { todo!() }
-    /// `device` may from now on touch heap memory of `peer` (cudaDeviceEnablePeerAccess with current = device).
-    pub fn enable_peer(&self, device: u32, peer: u32) -> Result<()> { todo!() }
-    pub fn disable_peer(&self, device: u32, peer: u32) -> Result<()> { todo!() }
-}
+    /// (free, total) bytes of the device, all processes together.
+    ///
+    /// # Errors
+    /// As [`Machine::check_alive`].
+    pub fn memory_info(&self, device: u32) -> Result<(u64, u64)> {
+        self.core().check_alive(device)?;
+        self.core().memory(device)?.info()
+    }
 
-/// Virtual memory.
-impl Machine {
-    /// `align` 0: granularity. `hint` 0: anywhere (a hint may be ignored).
-    pub fn reserve(&self, size: u64, align: u64, hint: u64) -> Result<u64> { todo!() }
-    pub fn unreserve(&self, addr: u64, size: u64) -> Result<()> { todo!() }
-    /// `tag` is given back by `physical_info` and shown in the census.
-    pub fn create(&self, device: u32, size: u64, tag: u64) -> Result<PhysicalId> { todo!() }
-    pub fn release(&self, physical: PhysicalId) -> Result<()> { todo!() }
-    /// cuMemRetainAllocationHandle: any address inside a mapping.
-    pub fn retain(&self, addr: u64) -> Result<PhysicalId> { todo!() }
-    pub fn physical_info(&self, physical: PhysicalId) -> Result<PhysicalInfo> { todo!() }
-    pub fn map(&self, addr: u64, size: u64, offset: u64, physical: PhysicalId) -> Result<()> { todo!() }
-    pub fn unmap(&self, addr: u64, size: u64) -> Result<()> { todo!() }
-    pub fn set_access(&self, addr: u64, size: u64, access: &[AccessDesc]) -> Result<()> { todo!() }
-    pub fn get_access(&self, addr: u64, device: u32) -> Result<Prot> { todo!() }
-    /// (base, size) of the allocation or mapping at `addr` (cuMemGetAddressRange).
-    pub fn address_range(&self, addr: u64) -> Result<(u64, u64)> { todo!() }
-    /// A file descriptor that stands for the physical (this process only); the caller closes it.
-    pub fn export_physical(&self, physical: PhysicalId) -> Result<i32> { todo!() }
-    pub fn import_physical(&self, fd: i32) -> Result<PhysicalId> { todo!() }
-}
+    /// The granularity of virtual-memory verbs.
+    ///
+    /// # Errors
+    /// `INVALID_DEVICE`.
+    pub fn granularity(&self, device: u32) -> Result<u64> {
+        Ok(self.core().memory(device)?.frame)
+    }
 
-/// Heap and host memory. Host and managed addresses can be dereferenced; so can device addresses, for as long as they are mapped with access.
-impl Machine {
-    pub fn malloc(&self, device: u32, size: u64) -> Result<u64> { todo!() }
-    /// Waits for the device first, as cudaFree does. 0 is fine.
-    pub fn free(&self, ptr: u64) -> Result<()> { todo!() }
-    pub fn malloc_async(&self, device: u32, size: u64, stream: StreamId) -> Result<u64> { todo!() }
-    pub fn free_async(&self, ptr: u64, stream: StreamId) -> Result<()> { todo!() }
-    pub fn malloc_managed(&self, device: u32, size: u64) -> Result<u64> { todo!() }
-    pub fn host_alloc(&self, size: u64, flags: u32) -> Result<u64> { todo!() }
-    pub fn host_free(&self, ptr: u64) -> Result<()> { todo!() }
-    /// # Safety
-    /// The range stays mapped until `host_unregister`.
-    pub unsafe fn host_register(&self, ptr: u64, len: u64, flags: u32) -> Result<()> { todo!() }
-    pub fn host_unregister(&self, ptr: u64) -> Result<()> { todo!() }
-    /// Never fails: unknown pointers are `Pageable`.
-    pub fn pointer(&self, ptr: u64) -> PointerInfo { todo!() }
-    /// Whether device work on `device` may touch the range; if not, the device gets the sticky error 700, which is returned.
-    pub fn check_access(&self, ptr: u64, len: u64, device: u32, write: bool) -> Result<()> { todo!() }
+    /// Whether `device` can be given access to memory of `peer`: always, but not to its own.
+    ///
+    /// # Errors
+    /// `INVALID_DEVICE`.
+    pub fn can_access_peer(&self, device: u32, peer: u32) -> Result<bool> {
+        self.core().memory(device)?;
+        self.core().memory(peer)?;
+        Ok(device != peer)
+    }
+
+    /// Lets `device` touch the heap of `peer`.
+    ///
+    /// # Errors
+    /// `PEER_ACCESS_ALREADY_ENABLED`; `INVALID_DEVICE`, also for the device itself.
+    pub fn enable_peer(&self, device: u32, peer: u32) -> Result<()> {
+        self.core().check_alive(device)?;
+        if !self.can_access_peer(device, peer)? {
+            return Err(Code::INVALID_DEVICE.because(format!("device {device} is not its own peer")));
+        }
+        if !self.core().peers().insert((device, peer)) {
+            return Err(Code::PEER_ACCESS_ALREADY_ENABLED
+                .because(format!("device {device} has access to device {peer} already")));
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Machine::enable_peer`].
+    ///
+    /// # Errors
+    /// `PEER_ACCESS_NOT_ENABLED`.
+    pub fn disable_peer(&self, device: u32, peer: u32) -> Result<()> {
+        self.core().check_alive(device)?;
+        if !self.core().peers().remove(&(device, peer)) {
+            return Err(
+                Code::PEER_ACCESS_NOT_ENABLED.because(format!("device {device} has no access to device {peer}"))
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether device work on `device` may touch the whole range. If not, the device gets the sticky error
+    /// `ILLEGAL_ADDRESS`, as it would on touching it.
+    ///
+    /// # Errors
+    /// `ILLEGAL_ADDRESS`, or the sticky error that was there.
+    pub fn check_access(&self, ptr: u64, len: u64, device: u32, write: bool) -> Result<()> {
+        self.core().check_alive(device)?;
+        if !self.core().accessible(ptr, len, device, write) {
+            self.core().lose(device, Code::ILLEGAL_ADDRESS);
+            let doing = if write { "write" } else { "read" };
+            return Err(
+                Code::ILLEGAL_ADDRESS.because(format!("device {device} may not {doing} {len} bytes at {ptr:#x}"))
+            );
+        }
+        Ok(())
+    }
+
     /// The same question without consequences.
-    pub fn accessible(&self, ptr: u64, len: u64, device: u32, write: bool) -> bool { todo!() }
-}
-
-/// Streams and events.
-impl Machine {
-    /// 0 and 1: the device's legacy default stream; 2: the calling thread's own default stream; else the value itself.
-    pub fn resolve_stream(&self, device: u32, raw: u64) -> Result<StreamId> { todo!() }
-    pub fn legacy_stream(&self, device: u32) -> Result<StreamId> { todo!() }
-    /// `blocking`: ordered with the legacy default stream (no cudaStreamNonBlocking).
-    pub fn stream_create(&self, device: u32, blocking: bool, priority: i32) -> Result<StreamId> { todo!() }
-    /// Queued work still runs.
-    pub fn stream_destroy(&self, stream: StreamId) -> Result<()> { todo!() }
-    pub fn stream_device(&self, stream: StreamId) -> Result<u32> { todo!() }
-    pub fn stream_is_blocking(&self, stream: StreamId) -> Result<bool> { todo!() }
-    pub fn stream_priority(&self, stream: StreamId) -> Result<i32> { todo!() }
-    pub fn stream_synchronize(&self, stream: StreamId) -> Result<()> { todo!() }
-    /// Whether all is done.
-    pub fn stream_query(&self, stream: StreamId) -> Result<bool> { todo!() }
-    pub fn stream_wait_event(&self, stream: StreamId, event: EventId) -> Result<()> { todo!() }
-    pub fn device_synchronize(&self, device: u32) -> Result<()> { todo!() }
-    pub fn event_create(&self, device: u32, timing: bool) -> Result<EventId> { todo!() }
-    pub fn event_destroy(&self, event: EventId) -> Result<()> { todo!() }
-    pub fn event_record(&self, event: EventId, stream: StreamId) -> Result<()> { todo!() }
-    pub fn event_query(&self, event: EventId) -> Result<bool> { todo!() }
-    pub fn event_synchronize(&self, event: EventId) -> Result<()> { todo!() }
-    /// Milliseconds; NOT_READY if one has not passed; INVALID_HANDLE if never recorded or without timing.
-    pub fn event_elapsed(&self, start: EventId, end: EventId) -> Result<f32> { todo!() }
-}
-
-/// Work.
-impl Machine {
-    /// # Safety
-    /// Host ranges are valid (and until the stream has passed the copy, if pinned or registered).
-    pub unsafe fn memcpy_async(&self, dst: u64, src: u64, len: u64, kind: CopyKind, stream: StreamId) -> Result<()> { todo!() }
-    /// cudaMemcpy: on the legacy stream of `device`, and waits.
-    /// # Safety
-    /// Host ranges are valid.
-    pub unsafe fn memcpy(&self, device: u32, dst: u64, src: u64, len: u64, kind: CopyKind) -> Result<()> { todo!() }
-    /// # Safety
-    /// As `memcpy_async`.
-    pub unsafe fn memcpy_2d_async(&self, copy: Copy2d, kind: CopyKind, stream: StreamId) -> Result<()> { todo!() }
-    /// # Safety
-    /// As `memcpy`.
-    pub unsafe fn memcpy_2d(&self, device: u32, copy: Copy2d, kind: CopyKind) -> Result<()> { todo!() }
-    pub fn memcpy_peer_async(&self, dst: u64, dst_device: u32, src: u64, src_device: u32, len: u64, stream: StreamId) -> Result<()> { todo!() }
-    /// `count` elements.
-    pub fn memset_async(&self, dst: u64, pattern: Pattern, count: u64, stream: StreamId) -> Result<()> { todo!() }
-    pub fn memset_2d_async(&self, dst: u64, pitch: u64, pattern: Pattern, width: u64, height: u64, stream: StreamId) -> Result<()> { todo!() }
-    /// cudaMemset: on the legacy stream of `device`; waits only for pinned host memory, as CUDA does.
-    pub fn memset(&self, device: u32, dst: u64, pattern: Pattern, count: u64) -> Result<()> { todo!() }
-    pub fn launch_host(&self, stream: StreamId, function: Arc<dyn Fn() + Send + Sync>) -> Result<()> { todo!() }
-    pub fn launch(&self, stream: StreamId, name: &str, kernel: Kernel) -> Result<()> { todo!() }
-}
-
-/// Capture and graphs.
-impl Machine {
-    pub fn capture_begin(&self, stream: StreamId, mode: CaptureMode) -> Result<()> { todo!() }
-    /// Into an existing graph, after `dependencies`.
-    pub fn capture_begin_to_graph(&self, stream: StreamId, graph: GraphId, dependencies: &[NodeId], mode: CaptureMode) -> Result<()> { todo!() }
-    pub fn capture_end(&self, stream: StreamId) -> Result<GraphId> { todo!() }
-    pub fn capture_info(&self, stream: StreamId) -> Result<CaptureInfo> { todo!() }
-    /// Sets the calling thread's mode, returns the old one.
-    pub fn thread_exchange_mode(&self, mode: CaptureMode) -> CaptureMode { todo!() }
-    /// To be called by API functions that CUDA calls "potentially unsafe" during capture (malloc, free, host_alloc... call it themselves):
-    /// CAPTURE_UNSUPPORTED, and the capture invalid, where the calling thread's mode forbids them.
-    pub fn unsafe_call(&self) -> Result<()> { todo!() }
-    pub fn graph_create(&self) -> Result<GraphId> { todo!() }
-    pub fn graph_destroy(&self, graph: GraphId) -> Result<()> { todo!() }
-    pub fn graph_nodes(&self, graph: GraphId) -> Result<Vec<NodeId>> { todo!() }
-    pub fn graph_edges(&self, graph: GraphId) -> Result<Vec<(NodeId, NodeId)>> { todo!() }
-    pub fn node_kind(&self, node: NodeId) -> Result<NodeKind> { todo!() }
-    pub fn graph_instantiate(&self, graph: GraphId) -> Result<ExecId> { todo!() }
-    pub fn exec_destroy(&self, exec: ExecId) -> Result<()> { todo!() }
-    pub fn graph_launch(&self, exec: ExecId, stream: StreamId) -> Result<()> { todo!() }
-}
-
-/// Census.
-impl Machine {
-    /// Every frame run of every process: see docs/software-device.md.
-    pub fn census_json(&self) -> String { todo!() }
-    /// (pid, used bytes) of every live member that holds memory of the device (NVML's process list).
-    pub fn processes(&self, device: u32) -> Result<Vec<(u32, u64)>> { todo!() }
+    #[must_use]
+    pub fn accessible(&self, ptr: u64, len: u64, device: u32, write: bool) -> bool {
+        self.core().accessible(ptr, len, device, write)
+    }
 }

@@ -109,7 +109,8 @@ impl Options {
         };
         let memory = match lookup("SIRE_SIM_MEMORY") {
             None => 8 << 30,
-            Some(text) => parse_size(&text).ok_or_else(|| format!("SIRE_SIM_MEMORY={text}: expected bytes, or a size such as 8GiB"))?,
+            Some(text) => parse_size(&text)
+                .ok_or_else(|| format!("SIRE_SIM_MEMORY={text}: expected bytes, or a size such as 8GiB"))?,
         };
         let devices = number("SIRE_SIM_DEVICES", 1)?;
         if devices > u64::from(MAX_DEVICES) {

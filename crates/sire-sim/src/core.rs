@@ -1,0 +1,376 @@
+//! What machine and workers share: memory, addresses, host ranges, sticky errors; and the carrying out
+//! of work on them. Nothing here knows streams or handles.
+//!
+//! Work touches bytes in pieces. Each piece is looked up and copied under the read lock of the address
+//! table, and unmapping takes the write lock: an operation that races with an unmap finds the range
+//! gone and reports an illegal address, instead of crashing the process.
+
+use crate::error::{Code, Result};
+use crate::host::HostTable;
+use crate::memory::DeviceMemory;
+use crate::options::Options;
+use crate::space::{Maker, Mapping, Space};
+use crate::sys;
+use crate::types::{Copy2d, Pattern, Prot};
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+const PIECE: u64 = 4 << 20;
+
+/// Outcome of device work: the error becomes the device's sticky error.
+pub type Done = std::result::Result<(), Code>;
+
+/// Device work given as a closure. It runs on a stream's worker, perhaps many times (graphs); an error
+/// that it returns becomes the device's sticky error.
+pub type Kernel = Arc<dyn Fn(&OpContext<'_>) -> Done + Send + Sync>;
+
+/// A host function in a stream.
+pub type HostFn = Arc<dyn Fn() + Send + Sync>;
+
+/// One operation of a stream or graph.
+#[derive(Clone)]
+pub enum Work {
+    /// Rows of bytes from one address to another. The rights of the stream's device, or of the memory's own, will do.
+    Copy(Copy2d),
+    /// Bytes that were staged at submission.
+    Staged { copy: Copy2d, bytes: Arc<[u8]> },
+    /// Rows of a pattern; `width` in elements.
+    Fill { dst: u64, pitch: u64, pattern: Pattern, width: u64, height: u64 },
+    /// A host function.
+    Host(HostFn),
+    /// A closure.
+    Kernel(Kernel),
+    /// The nodes of a graph, in an order that respects their edges.
+    Graph(Arc<Vec<Work>>),
+    /// Nothing.
+    Empty,
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Work::Copy(copy) | Work::Staged { copy, .. } => f.debug_tuple("Copy").field(copy).finish(),
+            Work::Fill { dst, width, .. } => write!(f, "Fill({dst:#x}, {width})"),
+            Work::Host(_) => f.write_str("Host"),
+            Work::Kernel(_) => f.write_str("Kernel"),
+            Work::Graph(nodes) => write!(f, "Graph({})", nodes.len()),
+            Work::Empty => f.write_str("Empty"),
+        }
+    }
+}
+
+/// What device work sees while it runs.
+#[derive(Debug)]
+pub struct OpContext<'a> {
+    core: &'a Core,
+    device: u32,
+}
+
+impl OpContext<'_> {
+    /// The device that runs the work.
+    #[must_use]
+    pub fn device(&self) -> u32 {
+        self.device
+    }
+
+    /// Fills `count` elements.
+    ///
+    /// # Errors
+    /// `ILLEGAL_ADDRESS` if the device may not write there.
+    pub fn fill(&self, ptr: u64, pattern: Pattern, count: u64) -> Done {
+        self.core.fill(self.device, ptr, pattern, count)
+    }
+
+    /// Copies `len` bytes of device-visible memory.
+    ///
+    /// # Errors
+    /// `ILLEGAL_ADDRESS` if the device may not read or write there.
+    pub fn copy(&self, dst: u64, src: u64, len: u64) -> Done {
+        if !self.core.visible(dst, len) || !self.core.visible(src, len) {
+            return Err(Code::ILLEGAL_ADDRESS);
+        }
+        self.core.copy(self.device, dst, src, len, false)
+    }
+
+    /// Whether the device may touch the range.
+    ///
+    /// # Errors
+    /// `ILLEGAL_ADDRESS` if not.
+    pub fn check(&self, ptr: u64, len: u64, write: bool) -> Done {
+        if self.core.accessible(ptr, len, self.device, write) { Ok(()) } else { Err(Code::ILLEGAL_ADDRESS) }
+    }
+}
+
+/// See the module's documentation.
+pub struct Core {
+    /// The settings.
+    pub options: Options,
+    /// The devices' memory.
+    pub devices: Vec<Arc<DeviceMemory>>,
+    /// Host ranges that the devices know.
+    pub host: Mutex<HostTable>,
+    space: RwLock<Space>,
+    lost: Vec<AtomicI32>,
+    peers: Mutex<HashSet<(u32, u32)>>,
+    closed: AtomicBool,
+    generation: u64,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("devices", &self.devices.len()).finish_non_exhaustive()
+    }
+}
+
+/// Locks, whether or not another thread panicked while it held the lock.
+pub fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    /// The devices that `options` describe.
+    pub fn new(options: Options) -> std::io::Result<Core> {
+        let granularity = options.granularity;
+        if !granularity.is_power_of_two() || !(sys::PAGE..=2 << 20).contains(&granularity) {
+            return Err(std::io::Error::other(format!("granularity {granularity}: a power of two from 4096 to 2 MiB")));
+        }
+        let devices = (0..options.devices)
+            .map(|device| DeviceMemory::open(device, &options).map(Arc::new))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        Ok(Core {
+            lost: devices.iter().map(|_| AtomicI32::new(0)).collect(),
+            devices,
+            host: Mutex::new(HostTable::default()),
+            space: RwLock::new(Space::new(granularity)),
+            peers: Mutex::new(HashSet::new()),
+            closed: AtomicBool::new(false),
+            generation: sys::generation(),
+            options,
+        })
+    }
+
+    /// Reads the address table.
+    pub fn space(&self) -> RwLockReadGuard<'_, Space> {
+        self.space.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the address table.
+    pub fn space_mut(&self) -> RwLockWriteGuard<'_, Space> {
+        self.space.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After this every verb fails.
+    pub fn close(&self) -> bool {
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether this is the process that made the machine.
+    pub fn is_own_process(&self) -> bool {
+        self.generation == sys::generation()
+    }
+
+    /// Whether verbs may be used at all.
+    pub fn check_open(&self) -> Result<()> {
+        if !self.is_own_process() {
+            return Err(Code::NOT_INITIALIZED
+                .because("the device cannot be used in a forked child; start the process afresh (spawn)"));
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Code::DEINITIALIZED.because("the device is shut down"));
+        }
+        Ok(())
+    }
+
+    /// Whether verbs on `device` may be used.
+    pub fn check_alive(&self, device: u32) -> Result<()> {
+        self.check_open()?;
+        self.memory(device)?;
+        match self.lost(device) {
+            Code::SUCCESS => Ok(()),
+            code => Err(code.because(format!("device {device} is lost since an earlier operation failed"))),
+        }
+    }
+
+    /// The memory of a device.
+    pub fn memory(&self, device: u32) -> Result<&Arc<DeviceMemory>> {
+        self.devices.get(device as usize).ok_or_else(|| {
+            Code::INVALID_DEVICE.because(format!("there is no device {device}, only {}", self.devices.len()))
+        })
+    }
+
+    /// The device's sticky error.
+    pub fn lost(&self, device: u32) -> Code {
+        Code(self.lost.get(device as usize).map_or(0, |lost| lost.load(Ordering::Acquire)))
+    }
+
+    /// Sets the device's sticky error; the first one stays.
+    pub fn lose(&self, device: u32, code: Code) {
+        if let Some(lost) = self.lost.get(device as usize)
+            && lost.compare_exchange(0, code.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            && self.options.log
+        {
+            eprintln!("sire-sim: device {device} is lost: {} ({})", code.name(), code.0);
+        }
+    }
+
+    /// Forgets the device's sticky error.
+    pub fn revive(&self, device: u32) {
+        if let Some(lost) = self.lost.get(device as usize) {
+            lost.store(0, Ordering::Release);
+        }
+    }
+
+    /// The pairs (device, peer) where device may touch peer's heap.
+    pub fn peers(&self) -> MutexGuard<'_, HashSet<(u32, u32)>> {
+        locked(&self.peers)
+    }
+
+    fn allows(&self, mapping: &Mapping, device: u32, write: bool) -> bool {
+        let needed = if write { Prot::ReadWrite } else { Prot::Read };
+        if mapping.prot(device) >= needed {
+            return true;
+        }
+        let home = mapping.physical.memory.device;
+        mapping.maker == Maker::Heap && home != device && self.peers().contains(&(device, home))
+    }
+
+    /// Whether `device` may touch the whole range.
+    pub fn accessible(&self, ptr: u64, len: u64, device: u32, write: bool) -> bool {
+        let Some(end) = ptr.checked_add(len) else { return false };
+        let space = self.space();
+        if !space.contains(ptr) {
+            drop(space);
+            return len == 0 || locked(&self.host).covers(ptr, len);
+        }
+        let mut at = ptr;
+        while at < end {
+            match space.mapping(at) {
+                Some((base, mapping)) if self.allows(mapping, device, write) => at = base + mapping.size,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Whether the range is memory that devices know at all (device, pinned, registered, managed).
+    pub fn visible(&self, ptr: u64, len: u64) -> bool {
+        self.space().contains(ptr) || locked(&self.host).covers(ptr, len)
+    }
+
+    /// Where the processor finds the bytes at `addr`, and for how many bytes on (at most `len`).
+    fn view(
+        &self,
+        space: &Space,
+        addr: u64,
+        len: u64,
+        device: u32,
+        write: bool,
+        peer: bool,
+    ) -> std::result::Result<(u64, u64), Code> {
+        if !space.contains(addr) {
+            return Ok((addr, len));
+        }
+        let (base, mapping) = space.mapping(addr).ok_or(Code::ILLEGAL_ADDRESS)?;
+        let home = mapping.physical.memory.device;
+        if !self.allows(mapping, device, write) && !(peer && self.allows(mapping, home, write)) {
+            return Err(Code::ILLEGAL_ADDRESS);
+        }
+        let rest = len.min(base + mapping.size - addr);
+        match mapping.physical.alias(addr - base) {
+            Some((alias, run)) => Ok((alias, rest.min(run))),
+            None => Ok((addr, rest)),
+        }
+    }
+
+    /// Copies; host ranges are taken on trust (the unsafe callers vouch for them). `peer`: the rights of the memory's own device will do.
+    pub fn copy(&self, device: u32, dst: u64, src: u64, len: u64, peer: bool) -> Done {
+        let mut done = 0;
+        while done < len {
+            let space = self.space();
+            let want = (len - done).min(PIECE);
+            let (to, room) = self.view(&space, dst + done, want, device, true, peer)?;
+            let (from, have) = self.view(&space, src + done, want, device, false, peer)?;
+            let n = room.min(have);
+            // SAFETY: device ranges are mapped with sufficient rights for n bytes, and stay so while `space` is read-locked;
+            // host ranges are valid by the contract of the unsafe functions that submit copies. memmove allows overlap.
+            unsafe { std::ptr::copy(from as *const u8, to as *mut u8, n as usize) };
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Fills `count` elements from `dst` on.
+    pub fn fill(&self, device: u32, dst: u64, pattern: Pattern, count: u64) -> Done {
+        let len = count * pattern.width();
+        if !self.visible(dst, len) {
+            return Err(Code::ILLEGAL_ADDRESS);
+        }
+        let mut done = 0;
+        while done < len {
+            let space = self.space();
+            let (to, n) = self.view(&space, dst + done, (len - done).min(PIECE), device, true, false)?;
+            // SAFETY: the range is device memory mapped writable, which stays so while `space` is read-locked, or host memory that the
+            // host table covers; it is a multiple of the element long, because mappings and pieces are and `dst` is aligned to it.
+            unsafe { fill_bytes(to, n, pattern) };
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Carries out one operation; says what went wrong.
+    pub fn run(&self, device: u32, work: &Work) -> Done {
+        match work {
+            Work::Empty => return Ok(()),
+            Work::Graph(nodes) => return nodes.iter().try_for_each(|node| self.run(device, node)),
+            _ => self.take_time(),
+        }
+        match work {
+            Work::Copy(copy) => rows(copy, |dst, src, len| self.copy(device, dst, src, len, true)),
+            Work::Staged { copy, bytes } => {
+                let staged = Copy2d { src: bytes.as_ptr() as u64, src_pitch: copy.width, ..*copy };
+                rows(&staged, |dst, src, len| self.copy(device, dst, src, len, true))
+            }
+            Work::Fill { dst, pitch, pattern, width, height } => {
+                (0..*height).try_for_each(|row| self.fill(device, dst + row * pitch, *pattern, *width))
+            }
+            Work::Host(function) => {
+                function();
+                Ok(())
+            }
+            Work::Kernel(kernel) => kernel(&OpContext { core: self, device }),
+            Work::Graph(_) | Work::Empty => Ok(()),
+        }
+    }
+
+    fn take_time(&self) {
+        if !self.options.delay.is_zero() {
+            std::thread::sleep(self.options.delay);
+        }
+    }
+}
+
+fn rows(copy: &Copy2d, mut row: impl FnMut(u64, u64, u64) -> Done) -> Done {
+    if copy.height == 1 || (copy.width == copy.dst_pitch && copy.width == copy.src_pitch) {
+        return row(copy.dst, copy.src, copy.width * copy.height);
+    }
+    (0..copy.height).try_for_each(|n| row(copy.dst + n * copy.dst_pitch, copy.src + n * copy.src_pitch, copy.width))
+}
+
+/// # Safety
+/// `len` bytes at `addr` are writable, aligned to the element, and a whole number of elements.
+unsafe fn fill_bytes(addr: u64, len: u64, pattern: Pattern) {
+    match pattern {
+        // SAFETY: the caller's guarantee.
+        Pattern::U8(byte) => unsafe { std::ptr::write_bytes(addr as *mut u8, byte, len as usize) },
+        // SAFETY: the caller's guarantee.
+        Pattern::U16(value) => {
+            unsafe { std::slice::from_raw_parts_mut(addr as *mut u16, len as usize / 2) }.fill(value)
+        }
+        // SAFETY: the caller's guarantee.
+        Pattern::U32(value) => {
+            unsafe { std::slice::from_raw_parts_mut(addr as *mut u32, len as usize / 4) }.fill(value)
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `cudaMalloc`'s heap: sizes up to half a frame are cut, in steps of 512 bytes, from blocks of one frame;
+//! larger ones get frames of their own. An empty block goes back to the device.
+
+use crate::core::{Core, locked};
+use crate::error::{Code, Result};
+use crate::ledger::Api;
+use crate::machine::Machine;
+use crate::space::Maker;
+use crate::types::{AccessDesc, PointerInfo, PointerKind, Prot, StreamId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Alignment of every heap pointer.
+pub const HEAP_ALIGN: u64 = 512;
+
+#[derive(Clone, Copy, Debug)]
+struct Allocation {
+    device: u32,
+    /// What the program asked for.
+    size: u64,
+    /// What it got.
+    room: u64,
+    /// Start of the block that it was cut from; `None`: a mapping of its own.
+    block: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Block {
+    device: u32,
+    free: BTreeMap<u64, u64>,
+}
+
+/// The heaps of all devices.
+#[derive(Debug, Default)]
+pub struct Heap {
+    allocations: BTreeMap<u64, Allocation>,
+    blocks: BTreeMap<u64, Block>,
+}
+
+impl Heap {
+    fn carve(&mut self, device: u32, room: u64) -> Option<(u64, u64)> {
+        let mut candidates = self.blocks.iter_mut().filter(|(_, block)| block.device == device);
+        candidates.find_map(|(base, block)| block.carve(room).map(|ptr| (ptr, *base)))
+    }
+
+    fn allocation_of(&self, ptr: u64) -> Option<(u64, &Allocation)> {
+        let (base, found) = self.allocations.range(..=ptr).next_back()?;
+        (ptr - base < found.room).then_some((*base, found))
+    }
+}
+
+impl Block {
+    fn carve(&mut self, room: u64) -> Option<u64> {
+        let (start, len) = self.free.iter().find(|(_, len)| **len >= room).map(|(start, len)| (*start, *len))?;
+        self.free.remove(&start);
+        if len > room {
+            self.free.insert(start + room, len - room);
+        }
+        Some(start)
+    }
+
+    fn give(&mut self, mut start: u64, mut room: u64) {
+        if let Some((&base, &len)) = self.free.range(..start).next_back()
+            && base + len == start
+        {
+            self.free.remove(&base);
+            (start, room) = (base, room + len);
+        }
+        if let Some(len) = self.free.remove(&(start + room)) {
+            room += len;
+        }
+        self.free.insert(start, room);
+    }
+}
+
+/// Fresh frames at a fresh address, usable by their device.
+fn map_frames(core: &Core, device: u32, size: u64, api: Api) -> Result<u64> {
+    let physical = core.memory(device)?.create(size, api, 0)?;
+    let mut space = core.space_mut();
+    let addr = space.reserve(size, 0, 0, Maker::Heap)?;
+    let access = [AccessDesc { device, prot: Prot::ReadWrite }];
+    let mapped = space.map(addr, size, &physical, Maker::Heap).and_then(|()| {
+        physical.note(-1);
+        space.set_access(addr, size, &access, Maker::Heap)
+    });
+    if let Err(error) = mapped {
+        // What was not mapped cannot be unmapped; the reservation goes either way.
+        let kept = space.unmap(addr, size, Maker::Heap);
+        let _ = space.unreserve(addr, size, Maker::Heap);
+        drop(space);
+        drop(kept);
+        return Err(error);
+    }
+    Ok(addr)
+}
+
+fn unmap_frames(core: &Core, addr: u64, size: u64) -> Result<()> {
+    let mut space = core.space_mut();
+    let physical = space.unmap(addr, size, Maker::Heap)?;
+    space.unreserve(addr, size, Maker::Heap)?;
+    drop(space);
+    drop(physical);
+    Ok(())
+}
+
+/// Allocates from the heap. Nobody is waited for.
+fn allocate(core: &Core, heap: &mut Heap, device: u32, size: u64, api: Api) -> Result<u64> {
+    let frame = core.memory(device)?.frame;
+    let short = || Code::OUT_OF_MEMORY.because(format!("device {device} has no {size} bytes left"));
+    let (ptr, room, block) = if size <= frame / 2 {
+        let room = size.next_multiple_of(HEAP_ALIGN);
+        let (ptr, block) = match heap.carve(device, room) {
+            Some(found) => found,
+            None => {
+                let base = map_frames(core, device, frame, api)?;
+                heap.blocks.insert(base, Block { device, free: BTreeMap::from([(base, frame)]) });
+                heap.carve(device, room).ok_or_else(short)?
+            }
+        };
+        (ptr, room, Some(block))
+    } else {
+        let room = size.checked_next_multiple_of(frame).ok_or_else(short)?;
+        (map_frames(core, device, room, api)?, room, None)
+    };
+    heap.allocations.insert(ptr, Allocation { device, size, room, block });
+    Ok(ptr)
+}
+
+/// Frees a heap pointer. Nobody is waited for.
+fn deallocate(core: &Core, heap: &mut Heap, ptr: u64) -> Result<()> {
+    let found = heap.allocations.get(&ptr).copied().ok_or_else(|| foreign(ptr))?;
+    match found.block {
+        None => unmap_frames(core, ptr, found.room)?,
+        Some(base) => {
+            let frame = core.memory(found.device)?.frame;
+            if let Some(block) = heap.blocks.get_mut(&base) {
+                block.give(ptr, found.room);
+                if block.free.get(&base) == Some(&frame) {
+                    heap.blocks.remove(&base);
+                    unmap_frames(core, base, frame)?;
+                }
+            }
+        }
+    }
+    heap.allocations.remove(&ptr);
+    Ok(())
+}
+
+fn foreign(ptr: u64) -> crate::error::SimError {
+    Code::INVALID_VALUE.because(format!("{ptr:#x} is not the start of an allocation"))
+}
+
+/// The heap.
+impl Machine {
+    /// Device memory, aligned to 512 bytes. Its content is poison. 0 bytes give the null pointer.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`; capture prohibitions; the device's sticky error.
+    pub fn malloc(&self, device: u32, size: u64) -> Result<u64> {
+        self.core().check_alive(device)?;
+        self.unsafe_call()?;
+        if size == 0 {
+            return Ok(0);
+        }
+        allocate(self.core(), &mut locked(self.heap()), device, size, Api::Malloc)
+    }
+
+    /// Frees what `malloc` or `malloc_managed` made, after waiting for the device. The null pointer is fine.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for anything else; capture prohibitions; the device's sticky error.
+    pub fn free(&self, ptr: u64) -> Result<()> {
+        self.core().check_open()?;
+        self.unsafe_call()?;
+        if ptr == 0 {
+            return Ok(());
+        }
+        let found = locked(self.heap()).allocations.get(&ptr).copied();
+        let Some(allocation) = found else {
+            return self.free_host_range(ptr, PointerKind::Managed).map_err(|_| foreign(ptr));
+        };
+        self.drain(allocation.device);
+        self.core().check_alive(allocation.device)?;
+        deallocate(self.core(), &mut locked(self.heap()), ptr)
+    }
+
+    /// Stream-ordered allocation; here the memory is there at once.
+    ///
+    /// # Errors
+    /// As [`Machine::malloc`]; `CAPTURE_UNSUPPORTED` on a capturing stream.
+    pub fn malloc_async(&self, device: u32, size: u64, stream: StreamId) -> Result<u64> {
+        self.core().check_alive(device)?;
+        self.refuse_capturing(stream)?;
+        if size == 0 {
+            return Ok(0);
+        }
+        allocate(self.core(), &mut locked(self.heap()), device, size, Api::MallocAsync)
+    }
+
+    /// Frees when the stream gets there.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` if it is no heap pointer; `CAPTURE_UNSUPPORTED` on a capturing stream.
+    pub fn free_async(&self, ptr: u64, stream: StreamId) -> Result<()> {
+        self.core().check_open()?;
+        self.refuse_capturing(stream)?;
+        if ptr == 0 {
+            return Ok(());
+        }
+        if !locked(self.heap()).allocations.contains_key(&ptr) {
+            return Err(foreign(ptr));
+        }
+        let (core, heap) = (Arc::downgrade(self.core()), Arc::downgrade(self.heap()));
+        let free = move || {
+            if let (Some(core), Some(heap)) = (core.upgrade(), heap.upgrade()) {
+                // Freed twice: the second time it is not there any more, which nobody can be told.
+                let _ = deallocate(&core, &mut locked(&heap), ptr);
+            }
+        };
+        self.launch_host(stream, Arc::new(free))
+    }
+
+    /// What is known about a device address.
+    pub(crate) fn device_pointer(&self, ptr: u64) -> Option<PointerInfo> {
+        let space = self.core().space();
+        if !space.contains(ptr) {
+            return None;
+        }
+        let (base, mapping) = space.mapping(ptr)?;
+        let device = mapping.physical.memory.device;
+        let vmm = mapping.maker == Maker::Vmm;
+        let info = PointerInfo { kind: PointerKind::Device, device, base, size: mapping.size, flags: 0, vmm };
+        drop(space);
+        if vmm {
+            return Some(info);
+        }
+        let heap = locked(self.heap());
+        let (base, found) = heap.allocation_of(ptr)?;
+        Some(PointerInfo { base, size: found.size, ..info })
+    }
+}

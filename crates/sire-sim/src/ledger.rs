@@ -1,0 +1,534 @@
+//! The ledger: who owns which frame of one device.
+//!
+//! A ledger is a small mapped table: a header, the member processes, a bitmap of used frames, and one
+//! entry per frame. With an environment directory it is a file that all members map; otherwise it is
+//! private memory. Every change happens between [`Ledger::lock`] and the guard's drop: a mutex orders
+//! the threads of a process, a lock on the file's first byte orders the processes. Each member also
+//! holds, for life, the lock on a byte of its own; the kernel drops both at death, so that a killed
+//! member neither blocks the others nor keeps its frames.
+
+use crate::sys;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"SIRESIM\x01");
+const MEMBERS: usize = 512;
+/// Byte of the file that member `n` keeps locked: this plus `n`. (Locks may lie behind the file's end.)
+const LIVENESS: u64 = 1 << 40;
+
+/// A run of frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// First frame.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Which call made memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Api {
+    /// `cuMemCreate`.
+    Create = 1,
+    /// `cudaMalloc`.
+    Malloc = 2,
+    /// `cudaMallocAsync`.
+    MallocAsync = 3,
+}
+
+impl Api {
+    /// The call's name, from the number in the table.
+    pub fn name(number: u8) -> &'static str {
+        match number {
+            1 => "cuMemCreate",
+            2 => "cudaMalloc",
+            3 => "cudaMallocAsync",
+            _ => "unknown",
+        }
+    }
+}
+
+#[repr(C)]
+struct Header {
+    magic: u64,
+    frame_size: u64,
+    frames: u32,
+    used: u32,
+    inode: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Member {
+    pid: u32,
+    fd: i32,
+    start: u64,
+    used: u32,
+    _reserved: u32,
+}
+
+#[repr(C)]
+struct Frame {
+    owner: u16, // slot + 1; 0: free
+    api: u8,
+    _reserved: [u8; 5],
+    tag: u64,
+}
+
+/// A run of frames with one owner and purpose, for the census.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Run {
+    /// First frame.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// Process that owns them.
+    pub pid: u32,
+    /// The call that made them.
+    pub api: &'static str,
+    /// What the call gave as a tag.
+    pub tag: u64,
+    /// Handles and mappings.
+    pub refs: u32,
+}
+
+/// Offsets of the parts, from the number of frames alone.
+struct Layout {
+    members: usize,
+    bitmap: usize,
+    table: usize,
+    refs: usize,
+    total: usize,
+}
+
+impl Layout {
+    fn of(frames: u32) -> Layout {
+        let members = 64;
+        let bitmap = members + MEMBERS * size_of::<Member>();
+        let table = bitmap + (frames as usize).div_ceil(64) * 8;
+        let refs = table + frames as usize * size_of::<Frame>();
+        let total = (refs + frames as usize * 4).next_multiple_of(sys::PAGE as usize);
+        Layout { members, bitmap, table, refs, total }
+    }
+}
+
+/// The table of one device. See the module's documentation.
+#[derive(Debug)]
+pub struct Ledger {
+    base: u64,
+    frames: u32,
+    total: usize,
+    slot: usize,
+    file: Option<(OwnedFd, PathBuf)>,
+    mutex: Mutex<()>,
+}
+
+/// The right to read and change the table.
+pub struct Guard<'a> {
+    ledger: &'a Ledger,
+    _thread: MutexGuard<'a, ()>,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if let Some((fd, _)) = &self.ledger.file {
+            // Unlocking a lock that is held cannot fail; there would be nothing to do about it.
+            let _ = sys::lock_byte(fd, 0, false);
+        }
+    }
+}
+
+impl Ledger {
+    /// A table for this process alone.
+    pub fn private(frames: u32, frame_size: u64) -> io::Result<Ledger> {
+        let layout = Layout::of(frames);
+        let base = sys::map_memory(layout.total as u64, false)?;
+        let ledger = Ledger { base, frames, total: layout.total, slot: 0, file: None, mutex: Mutex::new(()) };
+        ledger.lock()?.start(frame_size);
+        Ok(ledger)
+    }
+
+    /// Joins the table at `path`, or makes it. The memory comes from a live member, or from `make` if there is none.
+    pub fn join(
+        path: &Path,
+        frames: u32,
+        frame_size: u64,
+        make: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<(Ledger, OwnedFd)> {
+        let layout = Layout::of(frames);
+        let fd = open_locked(path)?;
+        let result = Ledger::enter(&fd, &layout, frames, frame_size, make);
+        sys::lock_byte(&fd, 0, false)?;
+        let (base, slot, memory) = result?;
+        let file = Some((fd, path.to_path_buf()));
+        Ok((Ledger { base, frames, total: layout.total, slot, file, mutex: Mutex::new(()) }, memory))
+    }
+
+    /// With the file locked: checks the header, finds the memory, takes a slot.
+    fn enter(
+        fd: &OwnedFd,
+        layout: &Layout,
+        frames: u32,
+        frame_size: u64,
+        make: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<(u64, usize, OwnedFd)> {
+        let was = file_size(fd)?;
+        let slots_end = (layout.bitmap) as u64;
+        if was >= slots_end && other_sizes(fd, frames, frame_size)? {
+            if (0..MEMBERS).any(|slot| sys::byte_is_locked(fd, LIVENESS + slot as u64)) {
+                return Err(io::Error::other(
+                    "the environment's devices have another size; use the same SIRE_SIM_MEMORY, or another SIRE_SIM_DIR",
+                ));
+            }
+            truncate(fd, 0)?;
+        }
+        truncate(fd, layout.total as u64)?;
+        let base = sys::map_file(fd, layout.total as u64, false)?;
+        let ledger = Ledger { base, frames, total: 0, slot: usize::MAX, file: None, mutex: Mutex::new(()) };
+        let mut guard = ledger.lock()?;
+        guard.start(frame_size);
+        let memory = match guard.find_memory(fd) {
+            Some(memory) => memory,
+            None => make()?,
+        };
+        let slot = guard
+            .take_slot(fd)
+            .ok_or_else(|| io::Error::other(format!("the environment has {MEMBERS} members already")))?;
+        sys::lock_byte(fd, LIVENESS + slot as u64, true)?;
+        guard.announce(slot, &memory)?;
+        drop(guard);
+        Ok((base, slot, memory))
+    }
+
+    /// Waits for the right to use the table.
+    pub fn lock(&self) -> io::Result<Guard<'_>> {
+        let thread = self.mutex.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((fd, _)) = &self.file {
+            sys::lock_byte(fd, 0, true)?;
+        }
+        Ok(Guard { ledger: self, _thread: thread })
+    }
+
+    /// Writes the number of handles and mappings into the entries of frames that this process owns.
+    pub fn set_refs(&self, extents: &[Extent], refs: u32) {
+        for frame in extents.iter().flat_map(|extent| extent.first..extent.first + extent.count) {
+            self.refs()[frame as usize].store(refs, Ordering::Relaxed);
+        }
+    }
+
+    fn refs(&self) -> &[AtomicU32] {
+        let at = self.base as usize + Layout::of(self.frames).refs;
+        // SAFETY: the mapping of `Layout::total` bytes at `base` lives as long as self and holds one u32 per frame there,
+        // which every process touches through atomics only.
+        unsafe { std::slice::from_raw_parts(at as *const AtomicU32, self.frames as usize) }
+    }
+
+    fn is_alive(&self, slot: usize, member: Member) -> bool {
+        let locked = self.file.as_ref().is_some_and(|(fd, _)| sys::byte_is_locked(fd, LIVENESS + slot as u64));
+        locked && sys::process_start(member.pid).is_some_and(|(start, runs)| runs && start == member.start)
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        if self.total > 0 {
+            sys::unmap(self.base, self.total as u64);
+        }
+    }
+}
+
+impl Guard<'_> {
+    fn part<T>(&mut self, offset: usize, count: usize) -> &mut [T] {
+        // SAFETY: the callers below pass offsets and counts of `Layout::of(frames)`, which fit the mapping and are aligned to 8 bytes;
+        // all integers are valid values of T; the guard makes this the only reference of this process, and the file lock of all.
+        unsafe { std::slice::from_raw_parts_mut((self.ledger.base as usize + offset) as *mut T, count) }
+    }
+
+    fn header(&mut self) -> &mut Header {
+        &mut self.part::<Header>(0, 1)[0]
+    }
+
+    fn members(&mut self) -> &mut [Member] {
+        self.part(Layout::of(0).members, MEMBERS)
+    }
+
+    fn bitmap(&mut self) -> &mut [u64] {
+        let frames = self.ledger.frames;
+        self.part(Layout::of(frames).bitmap, (frames as usize).div_ceil(64))
+    }
+
+    fn table(&mut self) -> &mut [Frame] {
+        let frames = self.ledger.frames;
+        self.part(Layout::of(frames).table, frames as usize)
+    }
+
+    fn start(&mut self, frame_size: u64) {
+        let frames = self.ledger.frames;
+        let header = self.header();
+        if header.magic != MAGIC {
+            *header = Header { magic: MAGIC, frame_size, frames, used: 0, inode: 0 };
+        }
+    }
+
+    /// The memory of some live member; if there is none, the table is emptied.
+    fn find_memory(&mut self, fd: &OwnedFd) -> Option<OwnedFd> {
+        let inode = self.header().inode;
+        let members = self.members().to_vec();
+        for (slot, member) in members.iter().enumerate().filter(|(_, member)| member.pid != 0) {
+            if !sys::byte_is_locked(fd, LIVENESS + slot as u64) {
+                continue;
+            }
+            let path = format!("/proc/{}/fd/{}", member.pid, member.fd);
+            let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { continue };
+            let memory = OwnedFd::from(file);
+            if sys::blocks_and_inode(&memory).is_ok_and(|(_, found)| found == inode) {
+                return Some(memory);
+            }
+        }
+        self.members().fill(Member { pid: 0, fd: -1, start: 0, used: 0, _reserved: 0 });
+        self.bitmap().fill(0);
+        self.table().iter_mut().for_each(|frame| frame.owner = 0);
+        self.header().used = 0;
+        None
+    }
+
+    fn take_slot(&mut self, fd: &OwnedFd) -> Option<usize> {
+        let free =
+            |(slot, member): &(usize, &Member)| member.pid == 0 && !sys::byte_is_locked(fd, LIVENESS + *slot as u64);
+        self.members().iter().enumerate().find(free).map(|(slot, _)| slot)
+    }
+
+    /// Tells the others where this member's descriptor of the memory is.
+    fn announce(&mut self, slot: usize, memory: &OwnedFd) -> io::Result<()> {
+        let (_, inode) = sys::blocks_and_inode(memory)?;
+        let pid = std::process::id();
+        let start = sys::process_start(pid).map_or(0, |(start, _)| start);
+        self.members()[slot] = Member { pid, fd: memory.as_raw_fd(), start, used: 0, _reserved: 0 };
+        self.header().inode = inode;
+        Ok(())
+    }
+
+    /// Frames in use by anyone.
+    pub fn used(&mut self) -> u32 {
+        self.header().used
+    }
+
+    /// Takes `count` frames in as few runs as possible; `None` if there are not enough.
+    pub fn take(&mut self, count: u32, api: Api, tag: u64) -> Option<Vec<Extent>> {
+        let frames = self.ledger.frames;
+        if frames - self.header().used < count {
+            return None;
+        }
+        let extents = choose(self.bitmap(), frames, count);
+        let owner = self.ledger.slot as u16 + 1;
+        for extent in &extents {
+            for index in extent.first..extent.first + extent.count {
+                self.bitmap()[index as usize / 64] |= 1 << (index % 64);
+                self.table()[index as usize] = Frame { owner, api: api as u8, _reserved: [0; 5], tag };
+            }
+        }
+        self.ledger.set_refs(&extents, 1);
+        self.count(self.ledger.slot, i64::from(count));
+        Some(extents)
+    }
+
+    /// Gives frames back.
+    pub fn give(&mut self, extents: &[Extent]) {
+        let slot = self.ledger.slot;
+        self.free_of(slot, extents);
+    }
+
+    fn free_of(&mut self, slot: usize, extents: &[Extent]) {
+        for extent in extents {
+            for index in extent.first..extent.first + extent.count {
+                self.bitmap()[index as usize / 64] &= !(1 << (index % 64));
+                self.table()[index as usize].owner = 0;
+            }
+            self.count(slot, -i64::from(extent.count));
+        }
+    }
+
+    fn count(&mut self, slot: usize, change: i64) {
+        let header = self.header();
+        header.used = (i64::from(header.used) + change) as u32;
+        let member = &mut self.members()[slot];
+        member.used = (i64::from(member.used) + change) as u32;
+    }
+
+    /// Takes the frames of dead members out of the table; `punch` is called for each run first.
+    pub fn bury(&mut self, punch: impl Fn(Extent)) {
+        if self.ledger.file.is_none() {
+            return;
+        }
+        let members = self.members().to_vec();
+        for (slot, member) in members.into_iter().enumerate() {
+            if slot == self.ledger.slot || member.pid == 0 || self.ledger.is_alive(slot, member) {
+                continue;
+            }
+            let extents = self.owned(slot);
+            extents.iter().for_each(|extent| punch(*extent));
+            self.free_of(slot, &extents);
+            self.members()[slot].pid = 0;
+        }
+    }
+
+    fn owned(&mut self, slot: usize) -> Vec<Extent> {
+        let owner = slot as u16 + 1;
+        let mut extents: Vec<Extent> = Vec::new();
+        for (index, _) in self.table().iter().enumerate().filter(|(_, frame)| frame.owner == owner) {
+            match extents.last_mut() {
+                Some(last) if last.first + last.count == index as u32 => last.count += 1,
+                _ => extents.push(Extent { first: index as u32, count: 1 }),
+            }
+        }
+        extents
+    }
+
+    /// (pid, frames) of each member.
+    pub fn holders(&mut self) -> Vec<(u32, u32)> {
+        self.members().iter().filter(|member| member.pid != 0).map(|member| (member.pid, member.used)).collect()
+    }
+
+    /// Every run of used frames.
+    pub fn runs(&mut self) -> Vec<Run> {
+        let pids: Vec<u32> = self.members().iter().map(|member| member.pid).collect();
+        let refs = self.ledger.refs();
+        let mut runs: Vec<Run> = Vec::new();
+        for (index, frame) in self.table().iter().enumerate().filter(|(_, frame)| frame.owner != 0) {
+            let pid = pids.get(frame.owner as usize - 1).copied().unwrap_or(0);
+            let refs = refs[index].load(Ordering::Relaxed);
+            let run = Run { first: index as u32, count: 1, pid, api: Api::name(frame.api), tag: frame.tag, refs };
+            match runs.last_mut() {
+                Some(last) if joins(last, &run) => last.count += 1,
+                _ => runs.push(run),
+            }
+        }
+        runs
+    }
+
+    /// Leaves: this member's frames are free (after `punch`), and the last one out removes the file.
+    pub fn leave(&mut self, punch: impl Fn(Extent)) {
+        let slot = self.ledger.slot;
+        let extents = self.owned(slot);
+        extents.iter().for_each(|extent| punch(*extent));
+        self.free_of(slot, &extents);
+        self.members()[slot].pid = 0;
+        self.bury(punch);
+        if let Some((_, path)) = &self.ledger.file
+            && self.members().iter().all(|member| member.pid == 0)
+        {
+            // The file may be gone already, with its directory: that is what is wanted.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn joins(last: &Run, next: &Run) -> bool {
+    last.first + last.count == next.first
+        && (last.pid, last.api, last.tag, last.refs) == (next.pid, next.api, next.tag, next.refs)
+}
+
+/// The first run of free frames that is long enough; failing that, the first free runs together.
+fn choose(bitmap: &[u64], frames: u32, count: u32) -> Vec<Extent> {
+    let mut runs = Vec::new();
+    let mut index = 0;
+    while index < frames {
+        let first = next_free(bitmap, index, frames);
+        let end = next_used(bitmap, first, frames);
+        if end - first >= count {
+            return vec![Extent { first, count }];
+        }
+        if end > first {
+            runs.push(Extent { first, count: end - first });
+        }
+        index = end.max(first + 1);
+    }
+    let mut missing = count;
+    for run in &mut runs {
+        run.count = run.count.min(missing);
+        missing -= run.count;
+    }
+    runs.retain(|run| run.count > 0);
+    runs
+}
+
+fn next_free(bitmap: &[u64], from: u32, frames: u32) -> u32 {
+    next_bit(from, frames, |word| !bitmap[word])
+}
+
+fn next_used(bitmap: &[u64], from: u32, frames: u32) -> u32 {
+    next_bit(from, frames, |word| bitmap[word])
+}
+
+/// The first index at or after `from` whose bit is set in the words that `word` gives; `frames` if none.
+fn next_bit(from: u32, frames: u32, word: impl Fn(usize) -> u64) -> u32 {
+    let mut index = from;
+    while index < frames {
+        let bits = word(index as usize / 64) >> (index % 64);
+        if bits != 0 {
+            return (index + bits.trailing_zeros()).min(frames);
+        }
+        index = (index / 64 + 1) * 64;
+    }
+    frames
+}
+
+/// Opens the file and takes its lock; again, if the last member removed it meanwhile.
+fn open_locked(path: &Path) -> io::Result<OwnedFd> {
+    loop {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let inode = file.metadata()?.ino();
+        let fd = OwnedFd::from(file);
+        sys::lock_byte(&fd, 0, true)?;
+        if std::fs::metadata(path).is_ok_and(|found| found.ino() == inode) {
+            return Ok(fd);
+        }
+    }
+}
+
+fn file_size(fd: &OwnedFd) -> io::Result<u64> {
+    Ok(std::fs::File::from(fd.try_clone()?).metadata()?.len())
+}
+
+fn truncate(fd: &OwnedFd, size: u64) -> io::Result<()> {
+    std::fs::File::from(fd.try_clone()?).set_len(size)
+}
+
+/// Whether the file's header is of devices with other sizes (or of another version).
+fn other_sizes(fd: &OwnedFd, frames: u32, frame_size: u64) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = [0u8; 20];
+    std::fs::File::from(fd.try_clone()?).read_exact_at(&mut bytes, 0)?;
+    let mut expected = [0u8; 20];
+    expected[..8].copy_from_slice(&MAGIC.to_ne_bytes());
+    expected[8..16].copy_from_slice(&frame_size.to_ne_bytes());
+    expected[16..].copy_from_slice(&frames.to_ne_bytes());
+    Ok(bytes != [0; 20] && bytes != expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_long_run_is_preferred_to_many_short_ones() {
+        // Frames 1 and 5 are used: free runs are [0], [2, 3, 4], [6 ..].
+        let bitmap = [0b10_0010u64];
+        assert_eq!(choose(&bitmap, 10, 1), [Extent { first: 0, count: 1 }]);
+        assert_eq!(choose(&bitmap, 10, 3), [Extent { first: 2, count: 3 }]);
+        assert_eq!(choose(&bitmap, 10, 4), [Extent { first: 6, count: 4 }]);
+        assert_eq!(choose(&bitmap, 10, 6).iter().map(|run| run.count).sum::<u32>(), 6);
+    }
+
+    #[test]
+    fn runs_cross_words() {
+        let bitmap = [u64::MAX >> 1, 0, 1];
+        assert_eq!(choose(&bitmap, 192, 65), [Extent { first: 63, count: 65 }]);
+    }
+}
