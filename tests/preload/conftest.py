@@ -97,7 +97,7 @@ class Workshop:
         if source not in self.built:
             libraries: list[str | Path] = [self.sire_so, "-ldl"]
             if runtime:
-                libraries.append(self.link_runtime)
+                libraries += ["-Wl,--no-as-needed", self.link_runtime]
             output = self.folder / Path(source).stem
             self.built[source] = compile_c(output, HERE / source, *arguments, *libraries)
         return self.built[source]

@@ -1,0 +1,16 @@
+"""Memory that is short, as PyTorch's whole-process allocator must hear of it: by a C++ exception."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import FIXTURES, Workshop, check
+
+
+@pytest.mark.parametrize("runtime", ["c10", "std"])
+def test_the_allocator_raises(workshop: Workshop, runtime: str) -> None:
+    program = workshop.program("exceptions.cpp")
+    folders = [workshop.link_runtime.parent]
+    if runtime == "c10":
+        library = workshop.fixture("libc10.so", FIXTURES / "c10.cpp", "-shared", "-fPIC", "-Wl,-soname,libc10.so", subdirectory="c10")
+        folders.append(library.parent)
+    check(workshop.run(program, runtime, folders=tuple(folders), preload=False))
