@@ -1,1 +1,22 @@
-//! To be written.
+//! The software CUDA device behind CUDA's C interfaces: one library that stands in for libcudart, libcuda and
+//! libnvidia-ml, and, as stubs that fail by name, for the other NVIDIA libraries that PyTorch links.
+//!
+//! It exports unversioned symbols and has no SONAME, so one file serves under every name in `sonames.txt`.
+//! The device itself is the `sire-sim` crate; what is here translates: structs (`abi`), errors (`names`),
+//! the frame around every call (`boundary`), process and thread state (`state`), device properties
+//! (`properties`), kernels known by name (`kernels`), the interfaces (`runtime`, `driver`, `nvml`),
+//! the device's own functions (`hooks`), and what is not simulated (`libraries`, `stubs`).
+#![allow(non_snake_case, missing_docs)]
+
+mod abi;
+mod boundary;
+mod driver;
+mod hooks;
+mod kernels;
+mod libraries;
+mod names;
+mod nvml;
+mod properties;
+mod runtime;
+mod state;
+mod stubs;

@@ -1,0 +1,74 @@
+//! Finding the driver's functions by name: `cuGetProcAddress` and what the runtime offers of it.
+
+use crate::abi::Handle;
+use crate::boundary::{Out, Text, export};
+use sire_sim::{Code, Result};
+use std::ffi::{CString, c_int, c_uint, c_ulonglong, c_void};
+use std::sync::OnceLock;
+
+/// `CU_GET_PROC_ADDRESS_SUCCESS`.
+pub const SUCCESS: c_int = 0;
+/// `CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND`.
+pub const NOT_FOUND: c_int = 1;
+
+/// A handle of this very library, whatever else in the process exports the same names.
+fn library() -> *mut c_void {
+    static LIBRARY: OnceLock<usize> = OnceLock::new();
+    let handle = LIBRARY.get_or_init(|| {
+        // SAFETY: `Dl_info` consists of pointers, for which null is a value.
+        let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+        // SAFETY: any address may be asked about; `info` is valid for writing.
+        let known = unsafe { libc::dladdr(library as *const c_void, &raw mut info) } != 0;
+        if !known || info.dli_fname.is_null() {
+            return 0;
+        }
+        // SAFETY: dladdr's name is NUL-terminated; RTLD_NOLOAD only looks a loaded library up.
+        unsafe { libc::dlopen(info.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD) as usize }
+    });
+    if *handle == 0 { libc::RTLD_DEFAULT } else { *handle as *mut c_void }
+}
+
+fn exported(name: &str) -> Option<Handle> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a NUL-terminated name and a valid handle.
+    let symbol = unsafe { libc::dlsym(library(), name.as_ptr()) };
+    (!symbol.is_null()).then_some(symbol)
+}
+
+/// The function that a program built for CUDA `version` means by `name`.
+pub fn find(name: &str, version: c_uint) -> Option<Handle> {
+    if !name.starts_with("cu") || name.starts_with("cuda") {
+        return None;
+    }
+    match name {
+        "cuGetProcAddress" if version < 12000 => return exported(name),
+        "cuStreamGetCaptureInfo" if version >= 12030 => return exported("cuStreamGetCaptureInfo_v3"),
+        "cuMemAdvise" | "cuMemPrefetchAsync" if version < 13000 => return None,
+        _ => {}
+    }
+    ["_v2", "_v4", "_v3", ""].iter().find_map(|suffix| exported(&format!("{name}{suffix}")))
+}
+
+fn answer(name: Text, out: Out<Handle>, version: c_int, status: Out<c_int>) -> Result<()> {
+    let (name, out) = (name.get()?, out.required()?);
+    if name.is_empty() {
+        // The runtime asks for the empty name to see whether the function works at all.
+        return out.set(std::ptr::null_mut());
+    }
+    let found = find(name, c_uint::try_from(version).unwrap_or(0));
+    out.set(found.unwrap_or(std::ptr::null_mut()))?;
+    status.set_if(if found.is_some() { SUCCESS } else { NOT_FOUND });
+    if found.is_some() { Ok(()) } else { Err(Code::NOT_FOUND.because(format!("not simulated: {name}"))) }
+}
+
+export! { Driver:
+    fn cuGetProcAddress_v2(name: Text, out: Out<Handle>, version: c_int, _flags: c_ulonglong, status: Out<c_int>) |_machine| {
+        answer(name, out, version, status)
+    }
+}
+
+/// The form of CUDA 11, without a status.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGetProcAddress(name: Text, out: Out<Handle>, version: c_int, _flags: c_ulonglong) -> c_int {
+    cuGetProcAddress_v2(name, out, version, 0, Out::none())
+}

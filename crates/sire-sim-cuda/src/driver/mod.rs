@@ -1,0 +1,18 @@
+//! The driver API (`cu*`, libcuda), one module per subject. It needs a current context where CUDA's does.
+
+mod context;
+mod copy;
+pub mod entry;
+mod launch;
+mod memory;
+mod queue;
+mod vmm;
+
+use crate::abi::Handle;
+use crate::state;
+use sire_sim::{Machine, Result, StreamId};
+
+/// The stream that a `CUstream` means in this thread.
+fn stream_of(machine: &Machine, stream: Handle) -> Result<StreamId> {
+    machine.resolve_stream(state::context_device(machine)?, stream as u64)
+}

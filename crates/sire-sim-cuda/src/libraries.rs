@@ -1,0 +1,96 @@
+//! The few questions of NVIDIA's other libraries that have a harmless answer: versions (those that the
+//! PyTorch wheels were built with, or later) and names of errors. Everything else of theirs is a stub.
+
+use crate::boundary::{Out, write_text};
+use std::ffi::{c_char, c_int};
+
+const NOT_SIMULATED: *const c_char = c"not simulated by the software device".as_ptr();
+
+macro_rules! texts {
+    ($($name:ident)*) => {$(
+        /// The one error that a stub has.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(_status: c_int) -> *const c_char {
+            NOT_SIMULATED
+        }
+    )*};
+}
+
+texts! {
+    cublasGetStatusName cublasGetStatusString cublasLtGetStatusName cublasLtGetStatusString cudnnGetErrorString
+    cusparseGetErrorName cusparseGetErrorString cusparseLtGetErrorName cusparseLtGetErrorString
+    ncclGetErrorString nvrtcGetErrorString
+}
+
+/// NCCL's last message of a communicator.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclGetLastError(_communicator: *mut std::ffi::c_void) -> *const c_char {
+    NOT_SIMULATED
+}
+
+/// cuDNN's last message.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudnnGetLastErrorString(buffer: Out<c_char>, capacity: usize) {
+    write_text(buffer, capacity, "not simulated by the software device");
+}
+
+/// cuDNN 9.99: later than what any wheel was built with.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudnnGetVersion() -> usize {
+    99900
+}
+
+/// The runtime that cuDNN would have been built with.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudnnGetCudartVersion() -> usize {
+    13000
+}
+
+/// cuBLASLt 13.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtGetVersion() -> usize {
+    130_000
+}
+
+fn answer<T>(out: Out<T>, value: T) -> c_int {
+    out.set_if(value);
+    0
+}
+
+/// NCCL 2.99.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclGetVersion(version: Out<c_int>) -> c_int {
+    answer(version, 29_900)
+}
+
+/// NVRTC 13.0.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvrtcVersion(major: Out<c_int>, minor: Out<c_int>) -> c_int {
+    minor.set_if(0);
+    answer(major, 13)
+}
+
+/// CUPTI's interface of CUDA 13.0.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuptiGetVersion(version: Out<u32>) -> c_int {
+    answer(version, 130_000)
+}
+
+/// The text of a CUPTI status.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuptiGetResultString(_status: c_int, out: Out<*const c_char>) -> c_int {
+    answer(out, NOT_SIMULATED)
+}
+
+/// The name of a CUPTI callback: there are no callbacks.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuptiGetCallbackName(_domain: c_int, _id: u32, out: Out<*const c_char>) -> c_int {
+    answer(out, NOT_SIMULATED)
+}
+
+/// NVSHMEM's version.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvshmem_info_get_version(major: Out<c_int>, minor: Out<c_int>) {
+    major.set_if(3);
+    minor.set_if(4);
+}

@@ -1,0 +1,20 @@
+//! The runtime API (`cuda*`, libcudart), one module per subject. Functions do no more than translate:
+//! the machine does the work.
+
+mod copy;
+mod device;
+mod event;
+mod graph;
+mod ipc;
+mod kernel;
+mod memory;
+mod pool;
+mod stream;
+mod symbol;
+
+// What the driver API shares with the runtime API.
+pub use event::{create as create_event, query as query_event};
+pub use graph::{CaptureOutputs, describe_capture, exchange_mode, mode_of};
+pub use kernel::launch;
+pub use memory::host_info;
+pub use stream::{create as create_stream, host_function, own_stream};
