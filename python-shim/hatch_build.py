@@ -7,11 +7,13 @@ form with cargo-zigbuild, for every Linux with that glibc, and refuses the resul
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
         included = build_data["force_include"]
         included[str(products / LIBRARY)] = f"sire/_native/{LIBRARY}"
         included[str(self._write_build_id(products))] = "sire/_native/build_id.txt"
+
+    def dependencies(self) -> list[str]:
+        """What pip installs for the build beside hatchling."""
+        return ["cargo-zigbuild", "ziglang"] if os.environ.get("SIRE_WHEEL_TARGET") else []
 
     # --- the products -----------------------------------------------------------------------------------
 
@@ -111,15 +117,16 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
         shutil.rmtree(Path(self.directory) / "sire-build", ignore_errors=True)
 
 
-def _with_zig(environment: os._Environ[str]) -> dict[str, str]:
+def _with_zig(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment in which cargo-zigbuild finds the compiler of the PyPI package ``ziglang``."""
-    changed = dict(environment)
-    if shutil.which("cargo-zigbuild") is None:
+    zig = importlib.util.find_spec("ziglang")
+    if shutil.which("cargo-zigbuild") is None or zig is None or not zig.submodule_search_locations:
         raise RuntimeError(
-            "SIRE_WHEEL_TARGET needs cargo-zigbuild and zig: pip install cargo-zigbuild ziglang, and build with "
-            "--no-build-isolation (or with both on the PATH)."
+            "SIRE_WHEEL_TARGET needs cargo-zigbuild and zig, which pip installs for the build; without build "
+            "isolation, first: pip install cargo-zigbuild ziglang"
         )
-    return changed
+    compiler = Path(zig.submodule_search_locations[0]) / "zig"
+    return {**environment, "CARGO_ZIGBUILD_ZIG_PATH": str(compiler)}
 
 
 def _wheel_tag(products: Path, floor: str | None) -> str:
