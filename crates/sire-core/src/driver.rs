@@ -136,6 +136,8 @@ impl std::error::Error for DriverError {}
 pub type DriverResult<T> = Result<T, DriverError>;
 
 /// The verbs. See the [module documentation](self) for the bargain.
+// Declaring an unsafe verb is not using one: calls are in `raw.rs` alone.
+#[allow(unsafe_code)]
 pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// How many devices the process sees.
     ///

@@ -1,202 +1,277 @@
-//! The engine's face: allocate, free, pause, resume, and what can be asked about them.
-//!
-//! CONTRACT FIRST: signatures below are agreed between crates; bodies are to be written.
+//! The engine's face: allocate, free, pause, resume, and what can be asked about them. It decides nothing itself.
 
-use crate::driver::{Addr, Device, Driver, ProgramStream};
-use crate::error::Result;
-use std::path::PathBuf;
+use crate::driver::{Addr, Device, Driver};
+use crate::error::{Error, Result, Status};
+use crate::extent::{self, Extent};
+use crate::heap::Heap;
+use crate::raw::Counted;
+use crate::region::Regions;
+use crate::settings::Settings;
+use crate::stats;
+use crate::sync::{AtomicU64, Ordering, lock};
+use crate::tier::{disk::DiskTier, host::HostTier};
+use crate::transfer::Lanes;
+use crate::transition::Machine;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// A region: one (tag, policy). Dense, never reused within a process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
-#[serde(transparent)]
-pub struct RegionId(pub u32);
-
-/// Where a region's content goes while it is paused.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backup {
-    /// Nowhere: the content is thrown away.
-    #[default]
-    None,
-    /// Host memory.
-    Host,
-    /// A private file.
-    Disk,
-}
-
-/// What a region promises about its content.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
-pub struct Policy {
-    /// Where the content goes.
-    pub backup: Backup,
-    /// Whether bytes that were not backed up read as zero after resume (else they are undefined).
-    pub zero_fill: bool,
-    /// Whether the backup's space stays allocated after resume, for the next pause.
-    pub retain: bool,
-}
-
-/// What entering a paused region does.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum OnPaused {
-    /// It is an error (`Paused`).
-    #[default]
-    Refuse,
-    /// The region is resumed first.
-    Resume,
-}
-
-/// Engine-wide settings. Sizes in bytes.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Config {
-    /// Physical chunk size of large allocations (default 64 MiB); rounded up to the granularity.
-    pub chunk: u64,
-    /// Allocations below this go to shared slabs (default 1 MiB).
-    pub small: u64,
-    /// Most bytes of host memory that backups may hold (default: no limit but the machine's and the cgroup's).
-    pub host_limit: Option<u64>,
-    /// Directory of disk backups (default: `sire-<uid>` in the system's temporary directory, mode 0700).
-    pub disk_dir: Option<PathBuf>,
-    /// Largest copy that is queued at once (default 4 MiB); two are in flight.
-    pub copy_piece: u64,
-    /// Bytes of device memory that pause/resume/allocate leave free (default 0).
-    pub margin: u64,
-}
-
-/// A request for memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Request {
-    /// The region it belongs to.
-    pub region: RegionId,
-    /// Where.
-    pub device: Device,
-    /// Bytes, more than 0.
-    pub size: u64,
-    /// The stream that the program will first use it on (slabs are kept per stream).
-    pub stream: ProgramStream,
-    /// Whether a capture is in progress in this process: then nothing is synchronised.
-    pub capturing: bool,
-}
-
-/// Which regions a call means.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Selection {
-    /// All of them.
-    All,
-    /// The tag, and what is under it: `model` means `model` and `model/weights`.
-    Tag(String),
-}
-
-/// Settings of one pause.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PauseOptions {
-    /// Whether a capture is in progress: then the call is refused.
-    pub capturing: bool,
-}
-
-/// Settings of one resume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct ResumeOptions {
-    /// How long to wait for device memory that somebody else still holds (default: not at all).
-    pub wait: Duration,
-    /// Whether a capture is in progress: then the call is refused.
-    pub capturing: bool,
-}
-
-/// What a pause or resume did. Bytes are device bytes; times are wall-clock seconds.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Report {
-    /// Regions whose state the call changed.
-    pub regions_changed: u32,
-    /// Regions that were already in the wanted state.
-    pub regions_unchanged: u32,
-    /// Allocations in the changed regions.
-    pub allocations: u64,
-    /// Physical bytes that the changed regions hold when resident.
-    pub bytes_expected: u64,
-    /// Physical bytes given back to (pause) or taken from (resume) the driver.
-    pub bytes_moved: u64,
-    /// Bytes copied to or from backups.
-    pub bytes_copied: u64,
-    /// Bytes whose content was thrown away (pause).
-    pub bytes_discarded: u64,
-    /// Bytes filled with zeros (resume).
-    pub bytes_zeroed: u64,
-    /// Finding, checking, reserving room for backups.
-    pub seconds_prepare: f64,
-    /// Waiting for the devices.
-    pub seconds_synchronize: f64,
-    /// Copies and virtual-memory calls, overlapped.
-    pub seconds_transfer: f64,
-    /// The whole call.
-    pub seconds_total: f64,
-}
-
-/// A region's lasting state.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Memory is there.
-    Resident,
-    /// Addresses are kept, memory is not there.
-    Paused,
-}
-
-/// The bytes of one allocation's host backup, kept alive by this value.
-pub struct BackupView {
-    /// Start of the copy in host memory.
-    pub ptr: *const u8,
-    /// Bytes.
-    pub len: u64,
-    /// Keeps `ptr` valid.
-    pub keep: Arc<dyn std::any::Any + Send + Sync>,
-}
+pub use crate::terms::{
+    Backup, BackupView, Config, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, Selection,
+    State,
+};
 
 /// The engine: one per process. All functions may be called from any thread.
 #[derive(Debug)]
 pub struct Engine {
-    _driver: Arc<dyn Driver>,
+    machine: Machine,
+    calls: Arc<std::sync::atomic::AtomicU64>,
+    allocated: AtomicU64,
+    freed: AtomicU64,
 }
 
-#[allow(unused_variables, clippy::todo, missing_docs, clippy::missing_errors_doc)]
 impl Engine {
-    pub fn new(driver: Arc<dyn Driver>, config: Config) -> Engine { Engine { _driver: driver } }
+    /// An engine without memory, on `driver`.
+    #[must_use]
+    pub fn new(driver: Arc<dyn Driver>, config: Config) -> Engine {
+        let calls = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let driver: Arc<dyn Driver> = Arc::new(Counted::new(driver, Arc::clone(&calls)));
+        let settings = Arc::new(Settings::new(config));
+        let machine = Machine {
+            settings: Arc::clone(&settings),
+            regions: Regions::default(),
+            heap: Heap::new(Arc::clone(&driver), settings),
+            host: HostTier::new(Arc::clone(&driver)),
+            disk: DiskTier::default(),
+            lanes: Lanes::new(driver),
+            cancels: AtomicU64::new(0),
+        };
+        Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0) }
+    }
 
     /// The region for (tag, policy), made if there is none. Tags are paths of `/`-separated, non-empty
     /// segments without NUL, at most 255 bytes.
-    pub fn region(&self, tag: &str, policy: Policy) -> Result<RegionId> { todo!() }
+    ///
+    /// # Errors
+    /// `InvalidArgument` for any other tag.
+    pub fn region(&self, tag: &str, policy: Policy) -> Result<RegionId> {
+        self.machine.regions.intern(tag, policy)
+    }
+
+    /// The tag and policy of a region.
+    ///
+    /// # Errors
+    /// `UnknownTag` if there is no such region.
+    pub fn region_info(&self, region: RegionId) -> Result<(String, Policy)> {
+        let region = self.machine.regions.get(region)?;
+        Ok((region.tag.clone(), region.policy))
+    }
+
     /// The calling thread goes inside: a pause of the region is refused until it leaves. Counted.
-    pub fn enter(&self, region: RegionId, on_paused: OnPaused) -> Result<()> { todo!() }
-    pub fn leave(&self, region: RegionId) { todo!() }
-    pub fn state(&self, region: RegionId) -> Result<State> { todo!() }
+    ///
+    /// # Errors
+    /// `Paused` if the region is paused, unless `on_paused` resumes it; then whatever that resume fails with.
+    /// `Busy` while another thread resumes it, unless `on_paused` waits for that.
+    pub fn enter(&self, region: RegionId, on_paused: OnPaused) -> Result<()> {
+        let region = self.machine.regions.get(region)?;
+        loop {
+            let refused = match region.enter() {
+                Err(error) if on_paused == OnPaused::Resume => error,
+                outcome => return outcome,
+            };
+            if region.settled_state() == State::Paused {
+                match self.machine.resume(vec![Arc::clone(&region)], std::time::Duration::ZERO) {
+                    Err(error) if error.status != Status::Busy => return Err(error.context(refused.message)),
+                    _ => {}
+                }
+            }
+        }
+    }
 
-    /// `OutOfDeviceMemory` if there is no room; `Paused` if the region is paused.
-    pub fn allocate(&self, request: Request) -> Result<Addr> { todo!() }
-    /// Whether the address lies in memory of ours. Wait-free, never a lock.
-    pub fn owns(&self, addr: Addr) -> bool { todo!() }
-    /// `(base, size)` of the allocation that holds `addr`.
-    pub fn allocation(&self, addr: Addr) -> Option<(Addr, u64, Device, RegionId)> { todo!() }
-    /// `addr` must be an allocation's base. Waits for the device before pages go (unless capturing or mid-transition).
-    pub fn free(&self, addr: Addr, capturing: bool) -> Result<()> { todo!() }
+    /// The calling thread comes out, once. Nothing happens if it is not inside.
+    pub fn leave(&self, region: RegionId) {
+        if let Ok(region) = self.machine.regions.get(region) {
+            region.leave();
+        }
+    }
 
-    pub fn pause(&self, selection: &Selection, options: PauseOptions) -> Result<Report> { todo!() }
-    pub fn resume(&self, selection: &Selection, options: ResumeOptions) -> Result<Report> { todo!() }
-    /// Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.
-    pub fn cancel(&self) { todo!() }
+    /// The region's lasting state.
+    ///
+    /// # Errors
+    /// `UnknownTag` if there is no such region.
+    pub fn state(&self, region: RegionId) -> Result<State> {
+        Ok(self.machine.regions.get(region)?.state())
+    }
 
-    /// Overrides the region's policy for a byte range of one allocation: back it up / throw it away.
-    pub fn keep(&self, addr: Addr, len: u64) -> Result<()> { todo!() }
-    pub fn discard(&self, addr: Addr, len: u64) -> Result<()> { todo!() }
-    /// The host backup of `[addr, addr + len)`, inside one allocation; None if there is none.
-    pub fn backup(&self, addr: Addr, len: u64) -> Result<Option<BackupView>> { todo!() }
+    /// Device memory for the program.
+    ///
+    /// # Errors
+    /// `OutOfDeviceMemory` if there is no room, after what was only cached has been given back; `Paused` if
+    /// the region is paused; `InvalidArgument` for 0 bytes.
+    pub fn allocate(&self, request: Request) -> Result<Addr> {
+        if request.size == 0 {
+            return Err(Error::new(Status::InvalidArgument, "an allocation of 0 bytes was asked for"));
+        }
+        let region = self.machine.regions.get(request.region)?;
+        let _admission = region.admit()?;
+        let addr = self.machine.heap.allocate(&request, &region)?;
+        self.allocated.fetch_add(1, Ordering::Relaxed);
+        Ok(addr)
+    }
+
+    /// Whether the address lies in memory of ours, to 2 MiB. Wait-free, never a lock.
+    #[must_use]
+    pub fn owns(&self, addr: Addr) -> bool {
+        self.machine.heap.registry.owns(addr)
+    }
+
+    /// `(base, size, device, region)` of the allocation that holds `addr`.
+    #[must_use]
+    pub fn allocation(&self, addr: Addr) -> Option<(Addr, u64, Device, RegionId)> {
+        let (extent, base, size) = self.find(addr)?;
+        Some((base, size, extent.device, extent.region))
+    }
+
+    fn find(&self, addr: Addr) -> Option<(Arc<Extent>, Addr, u64)> {
+        let extent = self.machine.heap.registry.find(addr)?;
+        let (base, size) = extent.allocation(addr)?;
+        Some((extent, base, size))
+    }
+
+    /// Frees the allocation that starts at `addr`. Waits for the device before pages go, unless `capturing`, or a
+    /// transition has the allocation: then whoever comes next, or the transition, gives the pages back.
+    ///
+    /// # Errors
+    /// `UnknownAddress` if no live allocation starts there; `DeviceLost`: it is not freed then.
+    pub fn free(&self, addr: Addr, capturing: bool) -> Result<()> {
+        self.machine.heap.free(addr, capturing)?;
+        self.freed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Pauses what `selection` means: all of it, or nothing.
+    ///
+    /// # Errors
+    /// `Capturing`, `UnknownTag`, `Busy` (a thread is inside, or another transition runs), `OutOfBackupSpace`,
+    /// `Cancelled`, or the driver's: then everything is as before. `PausedAfterFailure`: everything is paused, nothing is lost.
+    pub fn pause(&self, selection: &Selection, options: PauseOptions) -> Result<Report> {
+        refuse_capture(options.capturing, "pause")?;
+        self.machine.pause(self.machine.regions.select(selection)?)
+    }
+
+    /// Resumes what `selection` means: all of it, or nothing.
+    ///
+    /// # Errors
+    /// `Capturing`, `UnknownTag`, `Busy`, `OutOfDeviceMemory`, `BackupIo`, `Cancelled`, or the driver's: then
+    /// everything is paused as before, with its backups.
+    pub fn resume(&self, selection: &Selection, options: ResumeOptions) -> Result<Report> {
+        refuse_capture(options.capturing, "resume")?;
+        self.machine.resume(self.machine.regions.select(selection)?, options.wait)
+    }
+
+    /// Makes running pauses and resumes stop at the next chunk and roll back. Async-signal-safe.
+    pub fn cancel(&self) {
+        self.machine.cancels.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Backs up `[addr, addr + len)` whatever the region's policy.
+    ///
+    /// # Errors
+    /// `UnknownAddress` unless the range lies inside one allocation.
+    pub fn keep(&self, addr: Addr, len: u64) -> Result<()> {
+        self.set_override(addr, len, true)
+    }
+
+    /// Throws `[addr, addr + len)` away in a pause, whatever the region's policy.
+    ///
+    /// # Errors
+    /// `UnknownAddress` unless the range lies inside one allocation.
+    pub fn discard(&self, addr: Addr, len: u64) -> Result<()> {
+        self.set_override(addr, len, false)
+    }
+
+    fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
+        let (extent, range) = self.range(addr, len)?;
+        extent.set_override(&range, keep);
+        Ok(())
+    }
+
+    /// `[addr, addr + len)` as offsets of its extent.
+    fn range(&self, addr: Addr, len: u64) -> Result<(Arc<Extent>, std::ops::Range<u64>)> {
+        let outside = || {
+            let message = format!("{len} bytes at {addr:?} do not lie inside one live allocation of Sire's");
+            Error::new(Status::UnknownAddress, message)
+        };
+        let (extent, base, size) = self.find(addr).ok_or_else(outside)?;
+        let end = addr.0.checked_add(len).filter(|&end| end <= base.0 + size).ok_or_else(outside)?;
+        let offset = extent.base.0;
+        Ok((extent, addr.0 - offset..end - offset))
+    }
+
+    /// The host backup of `[addr, addr + len)`, inside one allocation; `None` if there is none, or it is not contiguous.
+    ///
+    /// # Errors
+    /// `UnknownAddress` unless the range lies inside one allocation; `Busy` during a transition.
+    pub fn backup(&self, addr: Addr, len: u64) -> Result<Option<BackupView>> {
+        let (extent, range) = self.range(addr, len)?;
+        let found = extent.chunks(|chunks| {
+            let span = extent::contiguous(chunks, &range)?;
+            span.keeper().lend();
+            Some(span)
+        });
+        let busy = || Error::new(Status::Busy, format!("the allocation at {addr:?} is being paused or resumed"));
+        let view = |span: crate::raw::Span| BackupView { ptr: span.ptr(), len, keep: Arc::new(span) };
+        Ok(found.ok_or_else(busy)?.map(view))
+    }
 
     /// Gives `peer` access to present and future memory on `device`.
-    pub fn allow_peer(&self, device: Device, peer: Device) -> Result<()> { todo!() }
+    ///
+    /// # Errors
+    /// `Unsupported` if the devices cannot do that, or the driver's; it can be repeated.
+    pub fn allow_peer(&self, device: Device, peer: Device) -> Result<()> {
+        self.machine.heap.allow_peer(device, peer)
+    }
+
     /// Changes settings that can change at run time (`host_limit`, `disk_dir`, `margin`).
-    pub fn configure(&self, change: &dyn Fn(&mut Config)) { todo!() }
-    /// Everything observable, as a JSON object (schema in docs/abi.md).
-    pub fn stats_json(&self) -> String { todo!() }
+    pub fn configure(&self, change: &dyn Fn(&mut Config)) {
+        self.machine.settings.change(change);
+    }
+
+    /// Everything observable, as a JSON object (schema in docs/abi.md). What only the library knows
+    /// (`driver`, `hook_live`, forwarded calls) is null or 0.
+    #[must_use]
+    pub fn stats_json(&self) -> String {
+        let counters = stats::Counters {
+            allocate: self.allocated.load(Ordering::Relaxed),
+            free: self.freed.load(Ordering::Relaxed),
+            forwarded_allocate: 0,
+            forwarded_free: 0,
+            driver_calls: self.calls.load(std::sync::atomic::Ordering::Relaxed),
+        };
+        stats::json(&self.machine, counters)
+    }
+
     /// Frees what is only cached: retained backups, arena slack, empty slabs. Returns (device bytes, host bytes).
-    pub fn trim(&self) -> (u64, u64) { todo!() }
+    pub fn trim(&self) -> (u64, u64) {
+        let machine = &self.machine;
+        let device = machine.heap.reclaim(false);
+        machine.drop_retained();
+        for region in machine.regions.all() {
+            drop(lock(&region.file).take());
+        }
+        (device, machine.host.tidy(0))
+    }
+
+    /// Sentences that the user should hear of though no call failed; each is told once.
+    pub fn take_notices(&self) -> Vec<String> {
+        let mut notices = self.machine.heap.notices.take();
+        notices.extend(self.machine.host.take_notice());
+        notices
+    }
+}
+
+fn refuse_capture(capturing: bool, what: &str) -> Result<()> {
+    if !capturing {
+        return Ok(());
+    }
+    let message = format!("cannot {what} while a CUDA graph is being captured; end the capture first");
+    Err(Error::new(Status::Capturing, message))
 }

@@ -1,8 +1,37 @@
 //! The engine of Sire: regions of device memory that can be paused and resumed.
 //!
-//! Modules, each using only those below it: `engine`, `transition`, `region` / `registry` / `heap`,
-//! `transfer`, `tier`, [`driver`], then the leaves [`error`], `sync`, `clock`.
+//! Modules, each using only those below it:
+//!
+//! ```text
+//! engine                    the face: allocate, free, pause, resume, what can be asked; stats
+//! transition                pause and resume of a set of regions: plan, put_down, pick_up, undo
+//! heap                      large and small allocations, slabs, memory that waits to be given back
+//! registry, region          address -> extent; tags, policies, threads inside, state
+//! extent                    one reservation and its chunks: where each byte is
+//! transfer                  pipelined copies between a device and the tiers
+//! tier                      where backups are: host memory, disk
+//! raw                       the only file with unsafe code: host pages, copies, preallocation
+//! driver                    the trait: what the engine asks of a GPU
+//! settings, notices, terms, error, ranges, sync, clock    leaves
+//! ```
+#![deny(unsafe_code)]
 
 pub mod driver;
 pub mod engine;
 pub mod error;
+
+mod clock;
+mod extent;
+mod heap;
+mod notices;
+mod ranges;
+mod raw;
+mod region;
+mod registry;
+mod settings;
+mod stats;
+mod sync;
+mod terms;
+mod tier;
+mod transfer;
+mod transition;

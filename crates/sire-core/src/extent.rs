@@ -1,0 +1,491 @@
+//! An extent: one reservation, cut into chunks, and the truth about each chunk: which physical memory it has,
+//! whether that is mapped, and whether its bytes are on the device or in a backup. A large allocation is an
+//! extent; small ones are slots of an extent that is a slab.
+//!
+//! Chunks are changed only by whoever has *claimed* the extent. A [`Claim`] owns the chunks while it
+//! lives, so no lock is held while the driver works; what arrives meanwhile (a free, a new peer) is
+//! noted and handed to the claimant when it puts the chunks back.
+
+use crate::driver::{Addr, Device, Physical, ProgramStream};
+use crate::ranges::Ranges;
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
+use crate::terms::RegionId;
+use crate::tier::{Place, Segment};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Where a chunk's bytes are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Truth {
+    /// On the device: the chunk is mapped.
+    Device,
+    /// In its segments; what no segment covers was thrown away.
+    Backup,
+}
+
+/// A part of an extent with physical memory of its own.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) offset: u64,
+    pub(crate) size: u64,
+    pub(crate) physical: Option<Physical>,
+    pub(crate) mapped: bool,
+    pub(crate) truth: Truth,
+    /// The backup. With `Truth::Device`: a retained, perhaps outdated one.
+    pub(crate) segments: Vec<Segment>,
+}
+
+impl Chunk {
+    fn new(offset: u64, size: u64) -> Chunk {
+        Chunk { offset, size, physical: None, mapped: false, truth: Truth::Device, segments: Vec::new() }
+    }
+
+    /// The offsets it covers in its extent.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.offset..self.offset + self.size
+    }
+
+    /// Whether it holds memory though its bytes are in a backup.
+    pub(crate) fn is_leftover(&self) -> bool {
+        self.truth == Truth::Backup && (self.physical.is_some() || self.mapped)
+    }
+}
+
+/// The sizes of a slab's slots that are in use (0: not in use).
+#[derive(Debug, Default)]
+struct Slots {
+    sizes: Vec<u32>,
+    live: usize,
+}
+
+/// What makes an extent a slab.
+#[derive(Debug)]
+pub(crate) struct Slab {
+    /// Bytes per slot.
+    pub(crate) class: u64,
+    /// The stream it serves.
+    pub(crate) stream: ProgramStream,
+    slots: Mutex<Slots>,
+}
+
+impl Slab {
+    /// A slab of `size` bytes in slots of `class` bytes, all free.
+    pub(crate) fn new(class: u64, stream: ProgramStream, size: u64) -> Slab {
+        let sizes = vec![0; (size / class) as usize];
+        Slab { class, stream, slots: Mutex::new(Slots { sizes, live: 0 }) }
+    }
+
+    /// How many slots.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.slots).sizes.len()
+    }
+
+    /// Slots in use.
+    pub(crate) fn live(&self) -> usize {
+        lock(&self.slots).live
+    }
+
+    /// Bytes asked for in slots in use.
+    fn requested(&self) -> u64 {
+        lock(&self.slots).sizes.iter().map(|&size| u64::from(size)).sum()
+    }
+
+    /// Puts `size` bytes into the slot at `offset`.
+    pub(crate) fn occupy(&self, offset: u64, size: u64) {
+        let mut slots = lock(&self.slots);
+        let index = (offset / self.class) as usize;
+        if let Some(slot) = slots.sizes.get_mut(index) {
+            *slot = size as u32;
+            slots.live += 1;
+        }
+    }
+
+    /// Frees the slot at `offset`; false if nothing is in use there.
+    pub(crate) fn vacate(&self, offset: u64) -> bool {
+        let mut slots = lock(&self.slots);
+        let Some(slot) = slots.sizes.get_mut((offset / self.class) as usize) else { return false };
+        if offset % self.class != 0 || *slot == 0 {
+            return false;
+        }
+        *slot = 0;
+        slots.live -= 1;
+        true
+    }
+
+    /// The slot in use that holds `offset`: where it starts, and its bytes.
+    fn slot(&self, offset: u64) -> Option<(u64, u64)> {
+        let index = offset / self.class;
+        let size = u64::from(*lock(&self.slots).sizes.get(index as usize)?);
+        (size > 0 && offset - index * self.class < size).then_some((index * self.class, size))
+    }
+
+    fn live_ranges(&self) -> Ranges {
+        let slots = lock(&self.slots);
+        let mut live = Ranges::new();
+        for (index, &size) in slots.sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
+            let start = index as u64 * self.class;
+            live.add(start..start + u64::from(size));
+        }
+        live
+    }
+}
+
+/// Overrides of the region's policy, as offsets.
+#[derive(Debug, Default)]
+struct Overrides {
+    keep: Ranges,
+    discard: Ranges,
+}
+
+#[derive(Debug)]
+struct Inner {
+    chunks: Vec<Chunk>,
+    claimed: bool,
+    freed: bool,
+    /// Access rights changed while the extent was claimed.
+    access_stale: bool,
+    overrides: Overrides,
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(crate) struct Extent {
+    pub(crate) base: Addr,
+    /// Bytes of the reservation.
+    pub(crate) size: u64,
+    /// Bytes that the program asked for (of a slab: `size`).
+    pub(crate) requested: u64,
+    pub(crate) device: Device,
+    pub(crate) region: RegionId,
+    pub(crate) slab: Option<Slab>,
+    inner: Mutex<Inner>,
+    resident: AtomicU64,
+    backed_up: AtomicU64,
+}
+
+/// How a free found the extent.
+#[derive(Debug)]
+pub(crate) enum Freed {
+    /// The caller is to give its memory back.
+    Claimed(Claim),
+    /// Whoever has claimed it will do so.
+    Deferred,
+    /// It was freed before.
+    Already,
+}
+
+/// Why chunks were not put back: there is more to do first.
+#[derive(Debug)]
+pub(crate) enum Unfinished {
+    /// It was freed meanwhile.
+    Freed(Claim),
+    /// Access rights changed meanwhile.
+    AccessStale(Claim),
+}
+
+impl Extent {
+    /// A new extent without physical memory, claimed by the caller.
+    pub(crate) fn new(
+        base: Addr,
+        sizes: (u64, u64, u64),
+        device: Device,
+        region: RegionId,
+        slab: Option<Slab>,
+    ) -> (Arc<Extent>, Claim) {
+        let (size, requested, chunk) = sizes;
+        let chunks = (0..size).step_by(chunk as usize).map(|at| Chunk::new(at, chunk.min(size - at))).collect();
+        let inner = Inner {
+            chunks: Vec::new(),
+            claimed: true,
+            freed: false,
+            access_stale: false,
+            overrides: Overrides::default(),
+        };
+        let extent = Arc::new(Extent {
+            base,
+            size,
+            requested,
+            device,
+            region,
+            slab,
+            inner: Mutex::new(inner),
+            resident: AtomicU64::new(0),
+            backed_up: AtomicU64::new(0),
+        });
+        let claim = Claim { extent: Arc::clone(&extent), chunks, held: true };
+        (extent, claim)
+    }
+
+    /// Claims a live extent; `None` if it is claimed or freed.
+    pub(crate) fn claim(self: &Arc<Self>) -> Option<Claim> {
+        let mut inner = lock(&self.inner);
+        (!inner.freed).then(|| self.claimed(&mut inner)).flatten()
+    }
+
+    /// Claims a freed extent; `None` if it is claimed.
+    pub(crate) fn claim_freed(self: &Arc<Self>) -> Option<Claim> {
+        let mut inner = lock(&self.inner);
+        inner.freed.then(|| self.claimed(&mut inner)).flatten()
+    }
+
+    fn claimed(self: &Arc<Self>, inner: &mut Inner) -> Option<Claim> {
+        if std::mem::replace(&mut inner.claimed, true) {
+            return None;
+        }
+        Some(Claim { extent: Arc::clone(self), chunks: std::mem::take(&mut inner.chunks), held: true })
+    }
+
+    /// Marks the extent freed.
+    pub(crate) fn free(self: &Arc<Self>) -> Freed {
+        let mut inner = lock(&self.inner);
+        if std::mem::replace(&mut inner.freed, true) {
+            return Freed::Already;
+        }
+        self.claimed(&mut inner).map_or(Freed::Deferred, Freed::Claimed)
+    }
+
+    /// Whether it was freed.
+    pub(crate) fn is_freed(&self) -> bool {
+        lock(&self.inner).freed
+    }
+
+    /// Asks the claimant, if there is one, to set access rights anew; else returns a claim to do so.
+    pub(crate) fn refresh_access(self: &Arc<Self>) -> Option<Claim> {
+        let mut inner = lock(&self.inner);
+        if inner.claimed {
+            inner.access_stale = true;
+            return None;
+        }
+        (!inner.freed).then(|| self.claimed(&mut inner)).flatten()
+    }
+
+    /// The allocation that holds `addr`: its base and size.
+    pub(crate) fn allocation(&self, addr: Addr) -> Option<(Addr, u64)> {
+        let offset = addr.0.checked_sub(self.base.0)?;
+        match &self.slab {
+            Some(slab) => slab.slot(offset).map(|(start, size)| (self.base.offset(start), size)),
+            None => (offset < self.requested && !self.is_freed()).then_some((self.base, self.requested)),
+        }
+    }
+
+    /// Overrides the policy for offsets.
+    pub(crate) fn set_override(&self, range: &Range<u64>, keep: bool) {
+        let mut inner = lock(&self.inner);
+        let Overrides { keep: kept, discard } = &mut inner.overrides;
+        let (to, from) = if keep { (kept, discard) } else { (discard, kept) };
+        to.add(range.clone());
+        from.remove(range);
+    }
+
+    /// Forgets overrides in `range`.
+    pub(crate) fn clear_override(&self, range: &Range<u64>) {
+        let mut inner = lock(&self.inner);
+        inner.overrides.keep.remove(range);
+        inner.overrides.discard.remove(range);
+    }
+
+    /// Offsets that hold allocations.
+    pub(crate) fn live_ranges(&self) -> Ranges {
+        self.slab.as_ref().map_or_else(|| Ranges::of(0..self.requested), Slab::live_ranges)
+    }
+
+    /// Offsets to save, where `keeps` is the region's policy. Gaps below `gap` bytes between slots are saved too:
+    /// one longer copy is cheaper than two.
+    pub(crate) fn ranges_to_save(&self, keeps: bool, gap: u64) -> Ranges {
+        let live = self.live_ranges();
+        let inner = lock(&self.inner);
+        let mut save = if keeps { live.clone() } else { Ranges::new() };
+        save.close_gaps(gap);
+        for range in inner.overrides.keep.iter() {
+            live.clip(range).iter().for_each(|part| save.add(part.clone()));
+        }
+        inner.overrides.discard.iter().for_each(|range| save.remove(range));
+        save
+    }
+
+    /// Reads the chunks; `None` while somebody has claimed them.
+    pub(crate) fn chunks<R>(&self, read: impl FnOnce(&[Chunk]) -> R) -> Option<R> {
+        let inner = lock(&self.inner);
+        (!inner.claimed && !inner.freed).then(|| read(&inner.chunks))
+    }
+
+    /// Figures for statistics; of a claimed extent, as they were before.
+    pub(crate) fn figures(&self) -> Figures {
+        let (allocations, requested) = match &self.slab {
+            Some(slab) => (slab.live() as u64, slab.requested()),
+            None if self.is_freed() => (0, 0),
+            None => (1, self.requested),
+        };
+        let resident = self.resident.load(Ordering::Relaxed);
+        Figures { allocations, requested, resident, backed_up: self.backed_up.load(Ordering::Relaxed) }
+    }
+
+    fn note(&self, chunks: &[Chunk]) {
+        let resident = chunks.iter().filter(|c| c.physical.is_some()).map(|c| c.size).sum();
+        let backed_up = chunks.iter().flat_map(|c| &c.segments).map(|s| s.len).sum();
+        self.resident.store(resident, Ordering::Relaxed);
+        self.backed_up.store(backed_up, Ordering::Relaxed);
+    }
+}
+
+/// Figures of one extent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) allocations: u64,
+    pub(crate) requested: u64,
+    pub(crate) resident: u64,
+    pub(crate) backed_up: u64,
+}
+
+/// The right to change an extent's chunks, and the chunks.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) extent: Arc<Extent>,
+    pub(crate) chunks: Vec<Chunk>,
+    held: bool,
+}
+
+impl Claim {
+    /// Puts the chunks back, unless something arrived that must be done first.
+    pub(crate) fn put_back(mut self) -> Result<(), Unfinished> {
+        let extent = Arc::clone(&self.extent);
+        let mut inner = lock(&extent.inner);
+        if inner.freed {
+            return Err(Unfinished::Freed(self));
+        }
+        if std::mem::take(&mut inner.access_stale) {
+            return Err(Unfinished::AccessStale(self));
+        }
+        self.store(&mut inner);
+        Ok(())
+    }
+
+    /// Puts the chunks of a freed extent back: somebody will claim it again.
+    pub(crate) fn bury(mut self) {
+        let extent = Arc::clone(&self.extent);
+        self.store(&mut lock(&extent.inner));
+    }
+
+    /// Takes the free back: the extent lives on.
+    pub(crate) fn unfree(self) -> Result<(), Unfinished> {
+        lock(&self.extent.inner).freed = false;
+        self.put_back()
+    }
+
+    fn store(&mut self, inner: &mut Inner) {
+        self.extent.note(&self.chunks);
+        inner.chunks = std::mem::take(&mut self.chunks);
+        inner.claimed = false;
+        self.held = false;
+    }
+
+    /// Whether any chunk is mapped: something may be using it.
+    pub(crate) fn may_be_in_use(&self) -> bool {
+        self.chunks.iter().any(|chunk| chunk.mapped)
+    }
+
+    /// Whether a chunk holds memory though its bytes are in a backup.
+    pub(crate) fn has_leftover(&self) -> bool {
+        self.chunks.iter().any(Chunk::is_leftover)
+    }
+}
+
+impl Drop for Claim {
+    /// Only a panic comes here with chunks in hand: they are kept, so that nothing is lost.
+    fn drop(&mut self) {
+        if self.held {
+            let extent = Arc::clone(&self.extent);
+            self.store(&mut lock(&extent.inner));
+        }
+    }
+}
+
+/// The host memory of `[range.start, range.end)` if one contiguous piece of it holds all of it.
+pub(crate) fn contiguous(chunks: &[Chunk], range: &Range<u64>) -> Option<crate::raw::Span> {
+    let mut found: Option<crate::raw::Span> = None;
+    let mut reached = range.start;
+    let segments = chunks.iter().flat_map(|chunk| &chunk.segments);
+    for segment in segments.filter(|s| s.offset < range.end && range.start < s.offset + s.len) {
+        let Place::Host(span) = &segment.place else { return None };
+        let (from, to) = (segment.offset.max(range.start), (segment.offset + segment.len).min(range.end));
+        let part = span.part(from - segment.offset, to - from)?;
+        if from != reached {
+            return None;
+        }
+        found = Some(match found {
+            None => part,
+            Some(before) => before.joined(&part)?,
+        });
+        reached = to;
+    }
+    found.filter(|_| reached == range.end)
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    fn large() -> (Arc<Extent>, Claim) {
+        Extent::new(Addr(0x1000), (10, 9, 4), Device(0), RegionId(0), None)
+    }
+
+    #[test]
+    fn chunks_cover_the_extent() {
+        let (_, claim) = large();
+        let ranges: Vec<_> = claim.chunks.iter().map(Chunk::range).collect();
+        assert_eq!(ranges, vec![0..4, 4..8, 8..10]);
+    }
+
+    #[test]
+    fn a_free_during_a_claim_is_left_to_the_claimant() {
+        let (extent, claim) = large();
+        assert!(extent.claim().is_none());
+        assert!(matches!(extent.free(), Freed::Deferred));
+        assert!(matches!(extent.free(), Freed::Already));
+        let Err(Unfinished::Freed(claim)) = claim.put_back() else { unreachable!("the free was forgotten") };
+        claim.bury();
+        assert!(extent.claim().is_none());
+        assert_eq!(extent.claim_freed().map(|c| c.chunks.len()), Some(3));
+    }
+
+    #[test]
+    fn a_panic_keeps_the_chunks() {
+        let (extent, claim) = large();
+        drop(claim);
+        assert_eq!(extent.chunks(<[Chunk]>::len), Some(3));
+    }
+
+    #[test]
+    fn new_peers_reach_a_claimed_extent() {
+        let (extent, claim) = large();
+        assert!(extent.refresh_access().is_none());
+        let Err(Unfinished::AccessStale(claim)) = claim.put_back() else { unreachable!("the peer was forgotten") };
+        assert!(claim.put_back().is_ok());
+        assert!(extent.refresh_access().is_some());
+    }
+
+    #[test]
+    fn slots_know_what_is_in_use() {
+        let slab = Slab::new(512, ProgramStream(0), 2048);
+        slab.occupy(512, 100);
+        assert_eq!(slab.slot(611), Some((512, 100)));
+        assert_eq!(slab.slot(612), None);
+        assert!(!slab.vacate(513) && !slab.vacate(0) && !slab.vacate(4096));
+        assert!(slab.vacate(512) && !slab.vacate(512));
+        assert_eq!((slab.live(), slab.count()), (0, 4));
+    }
+
+    #[test]
+    fn later_overrides_win() {
+        let (extent, claim) = large();
+        drop(claim);
+        extent.set_override(&(0..6), true);
+        extent.set_override(&(2..4), false);
+        let mut expected = Ranges::of(0..2);
+        expected.add(4..6);
+        assert_eq!(extent.ranges_to_save(false, 0), expected);
+        extent.set_override(&(3..20), true);
+        assert_eq!(extent.ranges_to_save(false, 0).total(), 2 + 6);
+        assert_eq!(extent.ranges_to_save(true, 0).total(), 8);
+    }
+}

@@ -1,0 +1,342 @@
+//! The heap: makes extents and gives them back. Large allocations have an extent of their own; small ones are slots of
+//! slabs ([`slabs`]). What cannot be given back at once (a capture is running, or the driver refused) waits in
+//! the graveyard and is finished by a later call.
+
+mod slabs;
+
+use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical};
+use crate::error::{Error, Result, Status};
+use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
+use crate::notices::Notices;
+use crate::region::Region;
+use crate::registry::{PAGE, Registry};
+use crate::settings::Settings;
+use crate::sync::{Mutex, lock};
+use crate::terms::Request;
+use dashmap::DashMap;
+use slabs::Bins;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Larger requests are refused without asking the driver.
+const LARGEST: u64 = 1 << 44;
+
+/// What a new extent is to be.
+struct Plan<'a> {
+    device: Device,
+    region: &'a Region,
+    /// A multiple of the granularity.
+    size: u64,
+    requested: u64,
+    slab: Option<Slab>,
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(crate) struct Heap {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) registry: Registry,
+    pub(crate) notices: Notices,
+    bins: Bins,
+    graveyard: Mutex<Vec<Arc<Extent>>>,
+    granularities: DashMap<Device, u64>,
+    peers: Mutex<HashMap<Device, BTreeSet<Device>>>,
+}
+
+impl Heap {
+    /// An empty heap.
+    pub(crate) fn new(driver: Arc<dyn Driver>, settings: Arc<Settings>) -> Heap {
+        Heap {
+            driver,
+            settings,
+            registry: Registry::new(),
+            notices: Notices::default(),
+            bins: Bins::default(),
+            graveyard: Mutex::new(Vec::new()),
+            granularities: DashMap::new(),
+            peers: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Memory for the program. When memory is short, what is only cached is given back, once, before giving up.
+    pub(crate) fn allocate(&self, request: &Request, region: &Region) -> Result<Addr> {
+        if !request.capturing {
+            self.exhume();
+        }
+        match self.try_allocate(request, region) {
+            Err(e) if e.status == Status::OutOfDeviceMemory && request.size < LARGEST => {
+                self.reclaim(request.capturing);
+                self.try_allocate(request, region)
+            }
+            other => other,
+        }
+    }
+
+    fn try_allocate(&self, request: &Request, region: &Region) -> Result<Addr> {
+        if request.size < self.settings.small {
+            return self.allocate_slot(request, region);
+        }
+        let granularity = self.granularity(request.device)?;
+        if request.size >= LARGEST {
+            return Err(self.short_of(request.device, request.size, &doing("allocate in", region)));
+        }
+        let size = request.size.next_multiple_of(granularity);
+        let plan = Plan { device: request.device, region, size, requested: request.size, slab: None };
+        Ok(self.build(plan)?.base)
+    }
+
+    /// The granularity of `device`, asked for once.
+    pub(crate) fn granularity(&self, device: Device) -> Result<u64> {
+        if let Some(known) = self.granularities.get(&device) {
+            return Ok(*known);
+        }
+        let granularity = self.driver.granularity(device)?;
+        self.granularities.insert(device, granularity);
+        Ok(granularity)
+    }
+
+    fn build(&self, plan: Plan<'_>) -> Result<Arc<Extent>> {
+        let chunk = self.settings.chunk.next_multiple_of(self.granularity(plan.device)?);
+        let base = self.driver.reserve(plan.size, PAGE)?;
+        let sizes = (plan.size, plan.requested, chunk);
+        let (extent, mut claim) = Extent::new(base, sizes, plan.device, plan.region.id, plan.slab);
+        let built = if self.registry.insert(&extent) {
+            self.fill(&mut claim, plan.region)
+        } else {
+            Err(Error::new(Status::Driver, format!("the driver reserved {base:?}, beyond 57 bits of address")))
+        };
+        if let Err(error) = built {
+            extent.free();
+            self.destroy(claim);
+            return Err(error);
+        }
+        self.put_back(claim);
+        Ok(extent)
+    }
+
+    fn fill(&self, claim: &mut Claim, region: &Region) -> Result<()> {
+        let Claim { extent, chunks, .. } = claim;
+        for chunk in chunks.iter_mut() {
+            let made = self.create(extent.device, chunk.size);
+            let short = |_| self.short_of(extent.device, extent.requested, &doing("allocate in", region));
+            chunk.physical = Some(made.map_err(|e| if e.status == Status::OutOfDeviceMemory { short(()) } else { e })?);
+            self.map(extent.base, chunk)?;
+        }
+        self.set_access(claim)
+    }
+
+    /// Physical memory, if that leaves the margin free.
+    pub(crate) fn create(&self, device: Device, size: u64) -> Result<Physical> {
+        let margin = self.settings.margin();
+        if margin > 0 && self.driver.memory_info(device)?.free < size.saturating_add(margin) {
+            return Err(Error::new(Status::OutOfDeviceMemory, format!("the margin of {margin} bytes would be used")));
+        }
+        Ok(self.driver.create(device, size)?)
+    }
+
+    /// Maps the chunk's physical memory.
+    pub(crate) fn map(&self, base: Addr, chunk: &mut Chunk) -> Result<()> {
+        if let (false, Some(physical)) = (chunk.mapped, chunk.physical) {
+            self.driver.map(base.offset(chunk.offset), chunk.size, physical)?;
+            chunk.mapped = true;
+        }
+        Ok(())
+    }
+
+    /// Unmaps the chunk and releases its memory. What the driver refuses stays noted in the chunk.
+    pub(crate) fn strip(&self, base: Addr, chunk: &mut Chunk) -> DriverResult<u64> {
+        if chunk.mapped {
+            self.driver.unmap(base.offset(chunk.offset), chunk.size)?;
+            chunk.mapped = false;
+        }
+        let Some(physical) = chunk.physical else { return Ok(0) };
+        self.driver.release(physical)?;
+        chunk.physical = None;
+        Ok(chunk.size)
+    }
+
+    /// An error that says what was wanted and what there is.
+    pub(crate) fn short_of(&self, device: Device, bytes: u64, doing: &str) -> Error {
+        let have = match self.driver.memory_info(device) {
+            Ok(info) => format!("{} of {} bytes are free", info.free, info.total),
+            Err(_) => "the driver does not say how much is free".to_owned(),
+        };
+        let margin = match self.settings.margin() {
+            0 => String::new(),
+            margin => format!(", and {margin} must stay free"),
+        };
+        let message = format!(
+            "cannot {doing}: {bytes} bytes are needed on {device}, where {have}{margin}; pause or free something there"
+        );
+        Error::new(Status::OutOfDeviceMemory, message)
+    }
+
+    /// Sets access rights on everything that is mapped: the owner's, and its peers'.
+    pub(crate) fn set_access(&self, claim: &Claim) -> Result<()> {
+        let access = self.access(claim.extent.device);
+        for run in claim.chunks.chunk_by(|a, b| a.mapped == b.mapped).filter(|run| run[0].mapped) {
+            let size = run.iter().map(|chunk| chunk.size).sum();
+            self.driver.set_access(claim.extent.base.offset(run[0].offset), size, &access)?;
+        }
+        Ok(())
+    }
+
+    fn access(&self, device: Device) -> Vec<Access> {
+        let peers = lock(&self.peers);
+        let others = peers.get(&device).into_iter().flatten().copied();
+        std::iter::once(device).chain(others).map(|device| Access { device, writable: true }).collect()
+    }
+
+    /// Gives `peer` access to present and future memory on `device`.
+    pub(crate) fn allow_peer(&self, device: Device, peer: Device) -> Result<()> {
+        if device == peer {
+            return Ok(());
+        }
+        if !self.driver.can_access_peer(device, peer)? {
+            let message = format!("{peer} cannot be given access to memory on {device}");
+            return Err(Error::new(Status::Unsupported, message));
+        }
+        lock(&self.peers).entry(device).or_default().insert(peer);
+        let mut first = Ok(());
+        for extent in self.registry.extents(|extent| extent.device == device) {
+            if let Some(claim) = extent.refresh_access() {
+                first = first.and(self.set_access(&claim));
+                self.put_back(claim);
+            }
+        }
+        first
+    }
+
+    /// Ends a claim, after doing what arrived meanwhile.
+    pub(crate) fn put_back(&self, claim: Claim) {
+        self.settle(claim.put_back());
+    }
+
+    fn settle(&self, mut outcome: std::result::Result<(), Unfinished>) {
+        loop {
+            match outcome {
+                Ok(()) => return,
+                Err(Unfinished::Freed(claim)) => return self.finish_free(claim),
+                Err(Unfinished::AccessStale(claim)) => {
+                    if let Err(e) = self.set_access(&claim).or_else(|_| self.set_access(&claim)) {
+                        self.notices.add(format!("a peer has no access to memory at {:?}: {e}", claim.extent.base));
+                    }
+                    outcome = claim.put_back();
+                }
+            }
+        }
+    }
+
+    fn finish_free(&self, claim: Claim) {
+        if claim.may_be_in_use() && self.synchronize(claim.extent.device).is_err() {
+            return self.bury(claim);
+        }
+        self.destroy(claim);
+    }
+
+    /// Frees the allocation that starts at `addr`.
+    pub(crate) fn free(&self, addr: Addr, capturing: bool) -> Result<()> {
+        if !capturing {
+            self.exhume();
+        }
+        let extent = self.registry.find(addr).ok_or_else(|| unknown(addr, "it lies in no memory of Sire's"))?;
+        match &extent.slab {
+            Some(slab) => self.free_slot(&extent, slab, addr),
+            None if addr != extent.base => {
+                Err(unknown(addr, &format!("it lies inside the allocation at {:?}, not at its start", extent.base)))
+            }
+            None => self.free_large(&extent, capturing),
+        }
+    }
+
+    fn free_large(&self, extent: &Arc<Extent>, capturing: bool) -> Result<()> {
+        let claim = match extent.free() {
+            Freed::Already => return Err(unknown(extent.base, "it was freed before")),
+            Freed::Deferred => return Ok(()),
+            Freed::Claimed(claim) => claim,
+        };
+        if claim.may_be_in_use() {
+            if capturing {
+                self.bury(claim);
+                return Ok(());
+            }
+            if let Err(error) = self.synchronize(extent.device) {
+                self.settle(claim.unfree());
+                return Err(error);
+            }
+        }
+        self.destroy(claim);
+        Ok(())
+    }
+
+    /// Gives everything of a freed extent back. What the driver refuses is tried again later.
+    fn destroy(&self, mut claim: Claim) -> u64 {
+        let Claim { extent, chunks, .. } = &mut claim;
+        let mut bytes = 0;
+        for chunk in chunks.iter_mut() {
+            chunk.segments.clear();
+            bytes += self.strip(extent.base, chunk).unwrap_or(0);
+        }
+        if chunks.iter().any(|chunk| chunk.mapped || chunk.physical.is_some()) {
+            self.bury(claim);
+            return bytes;
+        }
+        self.registry.remove(extent);
+        if self.driver.unreserve(extent.base, extent.size).is_err() {
+            self.registry.insert(extent);
+            self.bury(claim);
+        }
+        bytes
+    }
+
+    fn bury(&self, claim: Claim) {
+        let extent = Arc::clone(&claim.extent);
+        claim.bury();
+        lock(&self.graveyard).push(extent);
+    }
+
+    /// Finishes what waits in the graveyard. Not to be called during a capture. Returns physical bytes given back.
+    pub(crate) fn exhume(&self) -> u64 {
+        let waiting = std::mem::take(&mut *lock(&self.graveyard));
+        let mut idle = BTreeSet::new();
+        let mut bytes = 0;
+        for claim in waiting.iter().filter_map(Extent::claim_freed) {
+            let device = claim.extent.device;
+            if !claim.may_be_in_use() || idle.contains(&device) || self.synchronize(device).is_ok() {
+                idle.insert(device);
+                bytes += self.destroy(claim);
+            } else {
+                self.bury(claim);
+            }
+        }
+        bytes
+    }
+
+    /// Gives back what is only cached: the graveyard, and empty slabs. Returns physical bytes given back.
+    pub(crate) fn reclaim(&self, capturing: bool) -> u64 {
+        let mut bytes = 0;
+        if !capturing {
+            bytes += self.exhume();
+            for device in self.bins.quarantined_devices() {
+                // A device that cannot be synchronised keeps its quarantine; its slabs are not empty then.
+                let _ = self.synchronize(device);
+            }
+        }
+        bytes + self.shed(0)
+    }
+}
+
+/// What is being done, for messages.
+pub(crate) fn doing(what: &str, region: &Region) -> String {
+    format!("{what} region '{}'", region.tag)
+}
+
+fn unknown(addr: Addr, why: &str) -> Error {
+    Error::new(Status::UnknownAddress, format!("{addr:?} is not the start of a live allocation: {why}"))
+}
+
+/// Whether an error of a driver call may go away when memory is given back.
+pub(crate) fn is_shortage(error: &Error) -> bool {
+    error.status == Status::OutOfDeviceMemory
+}

@@ -1,0 +1,350 @@
+//! Regions: tags, policies, who is inside, and the state that the user sees. A region's gate decides what may
+//! happen: threads enter a resident region, allocations are admitted to it, and a transition closes
+//! it against both. A gate is locked for a few instructions, never across a driver call.
+
+use crate::error::{Error, Result, Status};
+use crate::sync::{Condvar, Mutex, RwLock, ThreadId, lock, this_thread, wait};
+use crate::terms::{Backup, Policy, RegionId, Selection, State};
+use crate::tier::disk::DiskFile;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+/// The longest tag, in bytes.
+const LONGEST_TAG: usize = 255;
+
+/// What a region is doing. The middle two never outlast a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Resident,
+    Pausing,
+    Paused,
+    Resuming,
+}
+
+impl Phase {
+    fn doing(self) -> &'static str {
+        match self {
+            Phase::Resident => "resident",
+            Phase::Pausing => "being paused",
+            Phase::Paused => "paused",
+            Phase::Resuming => "being resumed",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Gate {
+    phase: Phase,
+    /// How often each thread is inside.
+    inside: HashMap<ThreadId, usize>,
+    /// Allocations under way.
+    admitted: usize,
+    /// A paused region still holds physical memory that an earlier call could not release.
+    leftover: bool,
+}
+
+/// What a region has been through.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    pub(crate) pauses: u64,
+    pub(crate) resumes: u64,
+    pub(crate) bytes_copied: u64,
+    pub(crate) bytes_discarded: u64,
+    pub(crate) seconds_paused_last: f64,
+    pub(crate) seconds_resumed_last: f64,
+    pub(crate) last_error: Option<String>,
+}
+
+/// One (tag, policy).
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) id: RegionId,
+    pub(crate) tag: String,
+    pub(crate) policy: Policy,
+    gate: Mutex<Gate>,
+    changed: Condvar,
+    history: Mutex<History>,
+    /// The file of the last disk backup, kept for the next one if the policy says so.
+    pub(crate) file: Mutex<Option<Arc<DiskFile>>>,
+}
+
+impl Region {
+    fn new(id: RegionId, tag: &str, policy: Policy) -> Region {
+        let gate = Gate { phase: Phase::Resident, inside: HashMap::new(), admitted: 0, leftover: false };
+        Region {
+            id,
+            tag: tag.to_owned(),
+            policy,
+            gate: Mutex::new(gate),
+            changed: Condvar::new(),
+            history: Mutex::default(),
+            file: Mutex::new(None),
+        }
+    }
+
+    /// The calling thread goes inside; `Paused` or `Busy` if the region is not resident.
+    pub(crate) fn enter(&self) -> Result<()> {
+        let mut gate = lock(&self.gate);
+        self.require_resident(&gate, "enter")?;
+        *gate.inside.entry(this_thread()).or_insert(0) += 1;
+        Ok(())
+    }
+
+    /// The calling thread comes out once. Nothing happens if it is not inside.
+    pub(crate) fn leave(&self) {
+        let mut gate = lock(&self.gate);
+        let me = this_thread();
+        if let Some(count) = gate.inside.get_mut(&me) {
+            *count -= 1;
+            if *count == 0 {
+                gate.inside.remove(&me);
+            }
+        }
+    }
+
+    /// Admits one allocation: until the result is dropped, no transition begins.
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Admission> {
+        let mut gate = lock(&self.gate);
+        self.require_resident(&gate, "allocate in")?;
+        gate.admitted += 1;
+        Ok(Admission(Arc::clone(self)))
+    }
+
+    fn require_resident(&self, gate: &Gate, doing: &str) -> Result<()> {
+        let status = match gate.phase {
+            Phase::Resident => return Ok(()),
+            Phase::Pausing | Phase::Paused => Status::Paused,
+            Phase::Resuming => Status::Busy,
+        };
+        let phase = gate.phase.doing();
+        Err(Error::new(status, format!("cannot {doing} region '{}': it is {phase}; resume it first", self.tag)))
+    }
+
+    /// Waits until no transition is under way; returns the lasting state.
+    pub(crate) fn settled_state(&self) -> State {
+        let mut gate = lock(&self.gate);
+        loop {
+            match gate.phase {
+                Phase::Resident => return State::Resident,
+                Phase::Paused => return State::Paused,
+                Phase::Pausing | Phase::Resuming => gate = wait(&self.changed, gate),
+            }
+        }
+    }
+
+    /// The lasting state; of a region in transition, the one it comes from.
+    pub(crate) fn state(&self) -> State {
+        match lock(&self.gate).phase {
+            Phase::Resident | Phase::Pausing => State::Resident,
+            Phase::Paused | Phase::Resuming => State::Paused,
+        }
+    }
+
+    /// Closes the gate for a transition to `target` (`Paused` or `Resident`). Returns the phase it had, or
+    /// `None` if there is nothing to do.
+    pub(crate) fn close(&self, target: Phase) -> Result<Option<Phase>> {
+        let mut gate = lock(&self.gate);
+        let was = gate.phase;
+        if matches!(was, Phase::Pausing | Phase::Resuming) {
+            let message =
+                format!("region '{}' is {} by another thread; try again when it is done", self.tag, was.doing());
+            return Err(Error::new(Status::Busy, message));
+        }
+        if was == target && !(target == Phase::Paused && gate.leftover) {
+            return Ok(None);
+        }
+        if target == Phase::Paused && !gate.inside.is_empty() {
+            return Err(self.occupied(gate.inside.len()));
+        }
+        gate.phase = if target == Phase::Paused { Phase::Pausing } else { Phase::Resuming };
+        Ok(Some(was))
+    }
+
+    fn occupied(&self, threads: usize) -> Error {
+        let who = if threads == 1 { "1 thread is".to_owned() } else { format!("{threads} threads are") };
+        let message = format!("cannot pause region '{}': {who} inside it; leave the region first", self.tag);
+        Error::new(Status::Busy, message)
+    }
+
+    /// Waits until the last admitted allocation is done. To be called after `close`.
+    pub(crate) fn drain(&self) {
+        let mut gate = lock(&self.gate);
+        while gate.admitted > 0 {
+            gate = wait(&self.changed, gate);
+        }
+    }
+
+    /// Ends the transition.
+    pub(crate) fn open(&self, phase: Phase, leftover: bool) {
+        let mut gate = lock(&self.gate);
+        gate.phase = phase;
+        gate.leftover = leftover;
+        drop(gate);
+        self.changed.notify_all();
+    }
+
+    /// Reads or changes the region's history.
+    pub(crate) fn history<R>(&self, with: impl FnOnce(&mut History) -> R) -> R {
+        with(&mut lock(&self.history))
+    }
+
+    /// Whether the content goes to a tier unless something says otherwise.
+    pub(crate) fn keeps(&self) -> bool {
+        self.policy.backup != Backup::None
+    }
+}
+
+/// An allocation that is under way in a region.
+#[derive(Debug)]
+pub(crate) struct Admission(Arc<Region>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut gate = lock(&self.0.gate);
+        gate.admitted -= 1;
+        let last = gate.admitted == 0;
+        drop(gate);
+        if last {
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+/// All regions. They are never removed.
+#[derive(Debug, Default)]
+pub(crate) struct Regions {
+    all: RwLock<Vec<Arc<Region>>>,
+    ids: Mutex<HashMap<(String, Policy), RegionId>>,
+}
+
+impl Regions {
+    /// The region for (tag, policy), made if there is none.
+    pub(crate) fn intern(&self, tag: &str, policy: Policy) -> Result<RegionId> {
+        check_tag(tag)?;
+        let mut ids = lock(&self.ids);
+        if let Some(&id) = ids.get(&(tag.to_owned(), policy)) {
+            return Ok(id);
+        }
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let number = u32::try_from(all.len()).ok().filter(|&n| n < u32::MAX);
+        let number = number.ok_or_else(|| Error::new(Status::InvalidArgument, "there are too many regions"))?;
+        all.push(Arc::new(Region::new(RegionId(number), tag, policy)));
+        ids.insert((tag.to_owned(), policy), RegionId(number));
+        Ok(RegionId(number))
+    }
+
+    /// The region with this number.
+    pub(crate) fn get(&self, id: RegionId) -> Result<Arc<Region>> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || Error::new(Status::UnknownTag, format!("there is no region number {}", id.0));
+        all.get(id.0 as usize).cloned().ok_or_else(unknown)
+    }
+
+    /// Every region, by number.
+    pub(crate) fn all(&self) -> Vec<Arc<Region>> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The regions that `selection` means.
+    pub(crate) fn select(&self, selection: &Selection) -> Result<Vec<Arc<Region>>> {
+        let Selection::Tag(tag) = selection else { return Ok(self.all()) };
+        check_tag(tag)?;
+        let found: Vec<_> = self.all().into_iter().filter(|region| is_under(&region.tag, tag)).collect();
+        if found.is_empty() {
+            return Err(self.unknown(tag));
+        }
+        Ok(found)
+    }
+
+    fn unknown(&self, tag: &str) -> Error {
+        let mut tags: Vec<String> = self.all().iter().map(|region| format!("'{}'", region.tag)).collect();
+        tags.sort();
+        tags.dedup();
+        tags.truncate(8);
+        let known = if tags.is_empty() { "there are none yet".to_owned() } else { tags.join(", ") };
+        Error::new(Status::UnknownTag, format!("no region has the tag '{tag}', nor lies under it (known: {known})"))
+    }
+}
+
+/// Whether `tag` is `top` or lies under it.
+fn is_under(tag: &str, top: &str) -> bool {
+    tag.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Tags are paths of non-empty segments, without NUL, at most 255 bytes.
+fn check_tag(tag: &str) -> Result<()> {
+    let wrong = if tag.is_empty() {
+        "it is empty".to_owned()
+    } else if tag.len() > LONGEST_TAG {
+        format!("it has {} bytes; {LONGEST_TAG} are allowed", tag.len())
+    } else if tag.contains('\0') {
+        "it contains a NUL character".to_owned()
+    } else if tag.split('/').any(str::is_empty) {
+        "a segment between its slashes is empty".to_owned()
+    } else {
+        return Ok(());
+    };
+    let shown: String = tag.chars().take(40).collect();
+    Err(Error::new(Status::InvalidArgument, format!("the tag {shown:?} cannot be used: {wrong}")))
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    fn region() -> Arc<Region> {
+        Arc::new(Region::new(RegionId(0), "model", Policy::default()))
+    }
+
+    fn status<T: std::fmt::Debug>(result: Result<T>) -> Status {
+        result.map_or_else(|e| e.status, |value| unreachable!("{value:?}"))
+    }
+
+    #[test]
+    fn tags_are_checked() {
+        let long = "x".repeat(1 << 20);
+        for bad in ["", "/", "a//b", "/a", "a/", "a\0b", &long] {
+            assert_eq!(status(check_tag(bad)), Status::InvalidArgument, "{:?}", bad.get(..4));
+        }
+        for good in ["a", "model/weights", "größe/ß"] {
+            assert_eq!(check_tag(good), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_tag_means_what_is_under_it() {
+        assert!(is_under("model", "model") && is_under("model/weights", "model"));
+        assert!(!is_under("models", "model") && !is_under("model", "model/weights"));
+    }
+
+    #[test]
+    fn same_tag_and_policy_is_the_same_region() -> Result<()> {
+        let regions = Regions::default();
+        let host = Policy { backup: Backup::Host, ..Policy::default() };
+        let a = regions.intern("a", host)?;
+        assert_eq!(regions.intern("a", host)?, a);
+        assert_ne!(regions.intern("a", Policy::default())?, a);
+        assert_eq!(regions.select(&Selection::Tag("a".into()))?.len(), 2);
+        assert_eq!(status(regions.select(&Selection::Tag("b".into()))), Status::UnknownTag);
+        Ok(())
+    }
+
+    #[test]
+    fn a_thread_inside_keeps_the_region_open() -> Result<()> {
+        let region = region();
+        region.enter()?;
+        region.enter()?;
+        region.leave();
+        let refused = region.close(Phase::Paused);
+        assert!(matches!(&refused, Err(e) if e.status == Status::Busy && e.message.contains("'model'")), "{refused:?}");
+        region.leave();
+        region.leave();
+        assert_eq!(region.close(Phase::Paused)?, Some(Phase::Resident));
+        assert_eq!(status(region.enter()), Status::Paused);
+        assert_eq!(status(region.close(Phase::Paused)), Status::Busy);
+        region.open(Phase::Paused, false);
+        assert_eq!(region.close(Phase::Paused)?, None);
+        assert_eq!(status(region.admit()), Status::Paused);
+        Ok(())
+    }
+}

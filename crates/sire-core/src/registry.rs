@@ -1,0 +1,152 @@
+//! The registry: from an address to the extent that holds it. A map of 2 MiB pages answers whether an address is ours
+//! without a lock or a write, so that pointers of other allocators pass by at the cost of three loads;
+//! the extent itself is found in a sharded table by its first page.
+
+use crate::driver::Addr;
+use crate::extent::Extent;
+use dashmap::DashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// log2 of a page. Every reservation is aligned to it, so that no two extents share a page.
+const PAGE_BITS: u32 = 21;
+/// What reservations are aligned to.
+pub(crate) const PAGE: u64 = 1 << PAGE_BITS;
+/// log2 of a table's entries: three levels of 12 bits and a page make 57 bits of address.
+const LEVEL_BITS: u32 = 12;
+const ENTRIES: usize = 1 << LEVEL_BITS;
+
+type Leaf = Box<[AtomicU32]>;
+type Middle = Box<[OnceLock<Leaf>]>;
+
+/// For every page: 0, or 1 + the number of pages back to the extent's first page.
+struct Pages(Box<[OnceLock<Middle>]>);
+
+fn table<T: Default>() -> Box<[T]> {
+    (0..ENTRIES).map(|_| T::default()).collect()
+}
+
+fn index(page: u64, level: u32) -> usize {
+    (page >> (LEVEL_BITS * level)) as usize & (ENTRIES - 1)
+}
+
+impl Pages {
+    fn new() -> Pages {
+        Pages(table())
+    }
+
+    /// The page's entry; `None` where nothing was ever set.
+    fn get(&self, page: u64) -> Option<u32> {
+        if page >> (LEVEL_BITS * 3) != 0 {
+            return None;
+        }
+        let leaf = self.0.get(index(page, 2))?.get()?.get(index(page, 1))?.get()?;
+        let back = leaf.get(index(page, 0))?.load(Ordering::Acquire);
+        (back != 0).then_some(back)
+    }
+
+    fn set(&self, page: u64, back: u32) {
+        let middle = self.0[index(page, 2)].get_or_init(table);
+        let leaf = middle[index(page, 1)].get_or_init(table);
+        leaf[index(page, 0)].store(back, Ordering::Release);
+    }
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pages")
+    }
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pages: Pages,
+    extents: DashMap<u64, Arc<Extent>>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub(crate) fn new() -> Registry {
+        Registry { pages: Pages::new(), extents: DashMap::new() }
+    }
+
+    /// Whether the address lies in a page of ours. Wait-free.
+    pub(crate) fn owns(&self, addr: Addr) -> bool {
+        self.pages.get(addr.0 >> PAGE_BITS).is_some()
+    }
+
+    /// The extent that holds `addr`.
+    pub(crate) fn find(&self, addr: Addr) -> Option<Arc<Extent>> {
+        let page = addr.0 >> PAGE_BITS;
+        let back = self.pages.get(page)?;
+        let extent = self.extents.get(&(page + 1 - u64::from(back)))?;
+        (addr.0 < extent.base.0 + extent.size).then(|| Arc::clone(&extent))
+    }
+
+    /// Makes the extent findable. False if its addresses are outside what the map can hold.
+    pub(crate) fn insert(&self, extent: &Arc<Extent>) -> bool {
+        let pages = page_range(extent);
+        let first = pages.start;
+        if pages.end >> (LEVEL_BITS * 3) != 0 || pages.end - first >= u64::from(u32::MAX) {
+            return false;
+        }
+        self.extents.insert(first, Arc::clone(extent));
+        pages.for_each(|page| self.pages.set(page, (page - first) as u32 + 1));
+        true
+    }
+
+    /// Makes the extent unfindable.
+    pub(crate) fn remove(&self, extent: &Extent) {
+        let pages = page_range(extent);
+        let first = pages.start;
+        pages.for_each(|page| self.pages.set(page, 0));
+        self.extents.remove(&first);
+    }
+
+    /// Every extent that `wanted` says, ordered by address.
+    pub(crate) fn extents(&self, wanted: impl Fn(&Extent) -> bool) -> Vec<Arc<Extent>> {
+        let mut found: Vec<Arc<Extent>> =
+            self.extents.iter().filter(|entry| wanted(entry.value())).map(|entry| Arc::clone(entry.value())).collect();
+        found.sort_by_key(|extent| extent.base);
+        found
+    }
+}
+
+fn page_range(extent: &Extent) -> std::ops::Range<u64> {
+    extent.base.0 >> PAGE_BITS..(extent.base.0 + extent.size).div_ceil(PAGE)
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::driver::Device;
+    use crate::terms::RegionId;
+
+    fn extent(base: u64, size: u64) -> Arc<Extent> {
+        Extent::new(Addr(base), (size, size, size), Device(0), RegionId(0), None).0
+    }
+
+    #[test]
+    fn interior_addresses_find_their_extent() {
+        let registry = Registry::new();
+        let (a, b) = (extent(PAGE * 7, PAGE * 5000), extent((1 << 57) - 2 * PAGE, 4096));
+        assert!(registry.insert(&a) && registry.insert(&b));
+        for (addr, found) in [(PAGE * 7, &a), (PAGE * 5006 + 99, &a), ((1 << 57) - 2 * PAGE + 4095, &b)] {
+            assert!(registry.owns(Addr(addr)));
+            assert_eq!(registry.find(Addr(addr)).map(|e| e.base), Some(found.base));
+        }
+        for addr in [0, PAGE * 6, PAGE * 5007, (1 << 57) - 2 * PAGE + 4096, u64::MAX] {
+            assert!(registry.find(Addr(addr)).is_none());
+        }
+        assert!(!registry.owns(Addr(u64::MAX)) && !registry.owns(Addr(PAGE * 5007)));
+        registry.remove(&a);
+        assert!(!registry.owns(Addr(PAGE * 7)) && registry.find(Addr(PAGE * 8)).is_none());
+        assert_eq!(registry.extents(|_| true).len(), 1);
+    }
+
+    #[test]
+    fn addresses_beyond_the_map_are_refused() {
+        assert!(!Registry::new().insert(&extent(1 << 57, PAGE)));
+    }
+}

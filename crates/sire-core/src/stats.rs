@@ -1,0 +1,159 @@
+//! Statistics: everything observable about the engine, gathered when asked for, as JSON (schema in docs/abi.md).
+
+use crate::extent::Figures;
+use crate::region::Region;
+use crate::terms::{Backup, RegionId, State};
+use crate::transition::Machine;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Calls since the start.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Counters {
+    pub(crate) allocate: u64,
+    pub(crate) free: u64,
+    pub(crate) forwarded_allocate: u64,
+    pub(crate) forwarded_free: u64,
+    pub(crate) driver_calls: u64,
+}
+
+#[derive(Serialize)]
+struct DeviceStats {
+    device: u32,
+    resident_bytes: u64,
+    paused_bytes: u64,
+    slab_bytes: u64,
+    allocations: u64,
+}
+
+#[derive(Serialize)]
+struct RegionStats {
+    region: u32,
+    tag: String,
+    backup: Backup,
+    state: State,
+    allocations: u64,
+    requested_bytes: u64,
+    resident_bytes: u64,
+    paused_bytes: u64,
+    backup_bytes: u64,
+    pauses: u64,
+    resumes: u64,
+    bytes_copied: u64,
+    bytes_discarded: u64,
+    seconds_paused_last: f64,
+    seconds_resumed_last: f64,
+    last_error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct TierStats {
+    tier: &'static str,
+    used_bytes: u64,
+    reserved_bytes: u64,
+    registered_bytes: u64,
+    limit_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Stats {
+    version: &'static str,
+    driver: Option<String>,
+    hook_live: Option<bool>,
+    devices: Vec<DeviceStats>,
+    regions: Vec<RegionStats>,
+    tiers: [TierStats; 2],
+    counters: Counters,
+}
+
+/// What extents add up to.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    figures: Figures,
+    size: u64,
+    slab: u64,
+}
+
+impl Sum {
+    fn add(&mut self, figures: Figures, size: u64, is_slab: bool) {
+        self.figures.allocations += figures.allocations;
+        self.figures.requested += figures.requested;
+        self.figures.resident += figures.resident;
+        self.figures.backed_up += figures.backed_up;
+        self.size += size;
+        self.slab += if is_slab { figures.resident } else { 0 };
+    }
+
+    fn away(&self) -> u64 {
+        self.size.saturating_sub(self.figures.resident)
+    }
+}
+
+/// The statistics of `machine`.
+pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
+    let mut by_device: BTreeMap<u32, Sum> = BTreeMap::new();
+    let mut by_region: BTreeMap<RegionId, Sum> = BTreeMap::new();
+    for extent in machine.heap.registry.extents(|_| true) {
+        let (figures, is_slab) = (extent.figures(), extent.slab.is_some());
+        by_device.entry(extent.device.0).or_default().add(figures, extent.size, is_slab);
+        by_region.entry(extent.region).or_default().add(figures, extent.size, is_slab);
+    }
+    let regions = machine.regions.all();
+    let stats = Stats {
+        version: env!("CARGO_PKG_VERSION"),
+        driver: None,
+        hook_live: None,
+        devices: by_device.iter().map(|(&device, sum)| device_stats(device, sum)).collect(),
+        regions: regions.iter().map(|r| region_stats(r, by_region.get(&r.id).copied().unwrap_or_default())).collect(),
+        tiers: tiers(machine),
+        counters,
+    };
+    serde_json::to_string(&stats).unwrap_or_else(|_| "{}".to_owned())
+}
+
+fn device_stats(device: u32, sum: &Sum) -> DeviceStats {
+    DeviceStats {
+        device,
+        resident_bytes: sum.figures.resident,
+        paused_bytes: sum.away(),
+        slab_bytes: sum.slab,
+        allocations: sum.figures.allocations,
+    }
+}
+
+fn region_stats(region: &Region, sum: Sum) -> RegionStats {
+    let history = region.history(|history| history.clone());
+    RegionStats {
+        region: region.id.0,
+        tag: region.tag.clone(),
+        backup: region.policy.backup,
+        state: region.state(),
+        allocations: sum.figures.allocations,
+        requested_bytes: sum.figures.requested,
+        resident_bytes: sum.figures.resident,
+        paused_bytes: sum.away(),
+        backup_bytes: sum.figures.backed_up,
+        pauses: history.pauses,
+        resumes: history.resumes,
+        bytes_copied: history.bytes_copied,
+        bytes_discarded: history.bytes_discarded,
+        seconds_paused_last: history.seconds_paused_last,
+        seconds_resumed_last: history.seconds_resumed_last,
+        last_error: history.last_error,
+    }
+}
+
+fn tiers(machine: &Machine) -> [TierStats; 2] {
+    let host = machine.host.usage();
+    let disk = machine.disk.used();
+    [
+        TierStats {
+            tier: "host",
+            used_bytes: host.used,
+            reserved_bytes: host.reserved,
+            registered_bytes: host.registered,
+            limit_bytes: machine.settings.host_limit(),
+        },
+        TierStats { tier: "disk", used_bytes: disk, reserved_bytes: disk, registered_bytes: 0, limit_bytes: None },
+    ]
+}

@@ -1,0 +1,163 @@
+//! The engine's vocabulary: what callers say and what they are told. Plain data, no behaviour.
+
+use crate::driver::{Device, ProgramStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A region: one (tag, policy). Dense, never reused within a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize)]
+#[serde(transparent)]
+pub struct RegionId(pub u32);
+
+/// Where a region's content goes while it is paused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backup {
+    /// Nowhere: the content is thrown away.
+    #[default]
+    None,
+    /// Host memory.
+    Host,
+    /// A private file.
+    Disk,
+}
+
+/// What a region promises about its content.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+pub struct Policy {
+    /// Where the content goes.
+    pub backup: Backup,
+    /// Whether bytes that were not backed up read as zero after resume (else they are undefined).
+    pub zero_fill: bool,
+    /// Whether the backup's space stays allocated after resume, for the next pause.
+    pub retain: bool,
+}
+
+/// What entering a paused region does.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum OnPaused {
+    /// It is an error (`Paused`).
+    #[default]
+    Refuse,
+    /// The region is resumed first.
+    Resume,
+}
+
+/// Engine-wide settings. Sizes in bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Physical chunk size of large allocations (default 64 MiB); rounded up to the granularity.
+    pub chunk: u64,
+    /// Allocations below this go to shared slabs (default 1 MiB).
+    pub small: u64,
+    /// Most bytes of host memory that backups may hold (default: no limit but the machine's and the cgroup's).
+    pub host_limit: Option<u64>,
+    /// Directory of disk backups (default: `sire-<uid>` in the system's temporary directory, mode 0700).
+    pub disk_dir: Option<PathBuf>,
+    /// Largest copy that is queued at once (default 4 MiB); two are in flight.
+    pub copy_piece: u64,
+    /// Bytes of device memory that pause/resume/allocate leave free (default 0).
+    pub margin: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { chunk: 64 << 20, small: 1 << 20, host_limit: None, disk_dir: None, copy_piece: 4 << 20, margin: 0 }
+    }
+}
+
+/// A request for memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// The region it belongs to.
+    pub region: RegionId,
+    /// Where.
+    pub device: Device,
+    /// Bytes, more than 0.
+    pub size: u64,
+    /// The stream that the program will first use it on (slabs are kept per stream).
+    pub stream: ProgramStream,
+    /// Whether a capture is in progress in this process: then nothing is synchronised.
+    pub capturing: bool,
+}
+
+/// Which regions a call means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Selection {
+    /// All of them.
+    All,
+    /// The tag, and what is under it: `model` means `model` and `model/weights`.
+    Tag(String),
+}
+
+/// Settings of one pause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PauseOptions {
+    /// Whether a capture is in progress: then the call is refused.
+    pub capturing: bool,
+}
+
+/// Settings of one resume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ResumeOptions {
+    /// How long to wait for device memory that somebody else still holds (default: not at all).
+    pub wait: Duration,
+    /// Whether a capture is in progress: then the call is refused.
+    pub capturing: bool,
+}
+
+/// What a pause or resume did. Bytes are device bytes; times are wall-clock seconds.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// Regions whose state the call changed.
+    pub regions_changed: u32,
+    /// Regions that were already in the wanted state.
+    pub regions_unchanged: u32,
+    /// Allocations in the changed regions.
+    pub allocations: u64,
+    /// Physical bytes that the changed regions hold when resident.
+    pub bytes_expected: u64,
+    /// Physical bytes given back to (pause) or taken from (resume) the driver.
+    pub bytes_moved: u64,
+    /// Bytes copied to or from backups.
+    pub bytes_copied: u64,
+    /// Bytes whose content was thrown away (pause).
+    pub bytes_discarded: u64,
+    /// Bytes filled with zeros (resume).
+    pub bytes_zeroed: u64,
+    /// Finding, checking, reserving room for backups.
+    pub seconds_prepare: f64,
+    /// Waiting for the devices.
+    pub seconds_synchronize: f64,
+    /// Copies and virtual-memory calls, overlapped.
+    pub seconds_transfer: f64,
+    /// The whole call.
+    pub seconds_total: f64,
+}
+
+/// A region's lasting state.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Memory is there.
+    Resident,
+    /// Addresses are kept, memory is not there.
+    Paused,
+}
+
+/// The bytes of one allocation's host backup, kept alive by this value.
+pub struct BackupView {
+    /// Start of the copy in host memory.
+    pub ptr: *const u8,
+    /// Bytes.
+    pub len: u64,
+    /// Keeps `ptr` valid.
+    pub keep: Arc<dyn std::any::Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for BackupView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BackupView").field("ptr", &self.ptr).field("len", &self.len).finish_non_exhaustive()
+    }
+}

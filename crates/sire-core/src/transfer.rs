@@ -1,0 +1,169 @@
+//! Pipelined copies between one device and host memory. A *lane* is a stream of ours with two events; a *pipe* keeps
+//! at most two pieces under way on a lane, so that one copies while the other is dealt with, and so that
+//! nothing of the program ever queues behind more than two pieces. Pieces land in the order in which
+//! they were sent, each with the ticket it was sent with.
+
+use crate::driver::{Addr, Device, Driver, DriverResult, Event, Stream};
+use crate::error::Result;
+use crate::raw::{self, Flight, Span};
+use crate::sync::{Mutex, lock};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Pieces under way at once.
+pub(crate) const IN_FLIGHT: usize = 2;
+/// How often a pipe tries to find out whether its copies are done before it gives the lane up.
+const DRAIN_ATTEMPTS: usize = 3;
+
+/// A stream of ours, and its events.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    device: Device,
+    stream: Stream,
+    events: [Event; IN_FLIGHT],
+}
+
+/// Idle lanes, kept for the next transition.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    driver: Arc<dyn Driver>,
+    idle: Mutex<HashMap<Device, Vec<Lane>>>,
+}
+
+impl Lanes {
+    /// None yet.
+    pub(crate) fn new(driver: Arc<dyn Driver>) -> Lanes {
+        Lanes { driver, idle: Mutex::default() }
+    }
+
+    /// An idle lane of `device`, or a new one.
+    pub(crate) fn take(&self, device: Device) -> Result<Lane> {
+        let idle = lock(&self.idle).get_mut(&device).and_then(Vec::pop);
+        idle.map_or_else(|| self.open(device), Ok)
+    }
+
+    /// Keeps a lane on which nothing is under way.
+    pub(crate) fn put(&self, lane: Lane) {
+        lock(&self.idle).entry(lane.device).or_default().push(lane);
+    }
+
+    fn open(&self, device: Device) -> Result<Lane> {
+        let driver = &*self.driver;
+        let stream = driver.open_stream(device)?;
+        let first = driver.open_event(device).inspect_err(|_| {
+            // Best effort: a stream that cannot be closed is lost, but holds no memory of ours.
+            let _ = driver.close_stream(stream);
+        })?;
+        let second = driver.open_event(device).inspect_err(|_| {
+            let _ = driver.close_event(first);
+            let _ = driver.close_stream(stream);
+        })?;
+        Ok(Lane { device, stream, events: [first, second] })
+    }
+}
+
+/// Copies under way on a lane, each with a ticket `T`.
+#[derive(Debug)]
+pub(crate) struct Pipe<'a, T> {
+    driver: &'a dyn Driver,
+    lane: Lane,
+    flying: VecDeque<(usize, Flight, T)>,
+    /// Copies that were queued, but whose event could not be recorded.
+    stray: Vec<Flight>,
+    /// Work without an event of its own was queued (a fill).
+    unmarked: bool,
+    next: usize,
+}
+
+impl<'a, T> Pipe<'a, T> {
+    /// An empty pipe.
+    pub(crate) fn new(driver: &'a dyn Driver, lane: Lane) -> Pipe<'a, T> {
+        Pipe { driver, lane, flying: VecDeque::new(), stray: Vec::new(), unmarked: false, next: 0 }
+    }
+
+    /// Whether a piece must land before the next can be sent.
+    pub(crate) fn is_full(&self) -> bool {
+        self.flying.len() >= IN_FLIGHT
+    }
+
+    /// Which of the two places the next piece takes.
+    pub(crate) fn next_place(&self) -> usize {
+        self.next % IN_FLIGHT
+    }
+
+    /// Sends a piece from the device. The pipe must not be full.
+    pub(crate) fn send_out(&mut self, src: Addr, span: Span, ticket: T) -> DriverResult<()> {
+        let flight = raw::copy_to_host(self.driver, self.lane.stream, span, src)?;
+        self.mark(flight, ticket)
+    }
+
+    /// Sends a piece to the device. The pipe must not be full.
+    pub(crate) fn send_in(&mut self, dst: Addr, span: Span, ticket: T) -> DriverResult<()> {
+        let flight = raw::copy_to_device(self.driver, self.lane.stream, dst, span)?;
+        self.mark(flight, ticket)
+    }
+
+    fn mark(&mut self, flight: Flight, ticket: T) -> DriverResult<()> {
+        let place = self.next_place();
+        if let Err(error) = self.driver.record(self.lane.events[place], self.lane.stream) {
+            self.stray.push(flight);
+            return Err(error);
+        }
+        self.flying.push_back((place, flight, ticket));
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Fills device memory with zeros.
+    pub(crate) fn zero(&mut self, dst: Addr, len: u64) -> DriverResult<()> {
+        self.driver.fill(self.lane.stream, dst, len, 0)?;
+        self.unmarked = true;
+        Ok(())
+    }
+
+    /// Waits for the oldest piece; `None` if nothing is under way.
+    pub(crate) fn land(&mut self) -> DriverResult<Option<(T, Option<Span>)>> {
+        let Some(&(place, ..)) = self.flying.front() else { return Ok(None) };
+        self.driver.wait(self.lane.events[place])?;
+        Ok(self.flying.pop_front().map(|(_, flight, ticket)| (ticket, flight.land())))
+    }
+
+    /// Waits for all that was sent, fills included.
+    pub(crate) fn finish(&mut self) -> DriverResult<()> {
+        while self.land()?.is_some() {}
+        if self.unmarked {
+            self.driver.record(self.lane.events[0], self.lane.stream)?;
+            self.driver.wait(self.lane.events[0])?;
+            self.unmarked = false;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that nothing is under way any more, whatever happened, and gives the lane back. If that cannot be
+    /// found out, the lane and the host memory of its copies are given up, and nothing on the device may be unmapped.
+    pub(crate) fn drain(mut self, lanes: &Lanes) -> DriverResult<()> {
+        let mut outcome = self.try_drain();
+        for _ in 1..DRAIN_ATTEMPTS {
+            if outcome.is_ok() {
+                break;
+            }
+            outcome = self.driver.synchronize(self.lane.device).map(|()| self.all_landed());
+        }
+        outcome.inspect(|()| lanes.put(self.lane))
+    }
+
+    fn try_drain(&mut self) -> DriverResult<()> {
+        self.finish()?;
+        if !self.stray.is_empty() {
+            self.driver.synchronize(self.lane.device)?;
+            self.all_landed();
+        }
+        Ok(())
+    }
+
+    fn all_landed(&mut self) {
+        let flying = self.flying.drain(..).map(|(_, flight, _)| flight);
+        flying.chain(self.stray.drain(..)).for_each(|flight| drop(flight.land()));
+        self.unmarked = false;
+    }
+}

@@ -1,0 +1,135 @@
+//! The regions of one transition: closed together or not at all, opened together at the end, whatever happens between.
+
+use super::plan;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::extent::Claim;
+use crate::heap::Heap;
+use crate::region::{Phase, Region};
+use crate::terms::{RegionId, Report};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Closed regions, and the phase each had before.
+#[derive(Debug)]
+pub(super) struct Batch {
+    closed: BTreeMap<RegionId, (Arc<Region>, Phase)>,
+    unchanged: u32,
+    opened: bool,
+}
+
+impl Batch {
+    /// Closes those regions that are not in the phase `target`; on a refusal none stays closed.
+    pub(super) fn close(mut regions: Vec<Arc<Region>>, target: Phase) -> Result<Batch> {
+        regions.sort_by_key(|region| region.id);
+        let mut batch = Batch { closed: BTreeMap::new(), unchanged: 0, opened: false };
+        for region in regions {
+            match region.close(target)? {
+                Some(before) => drop(batch.closed.insert(region.id, (region, before))),
+                None => batch.unchanged += 1,
+            }
+        }
+        batch.closed.values().for_each(|(region, _)| region.drain());
+        Ok(batch)
+    }
+
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.closed.is_empty()
+    }
+
+    /// A report with the regions counted.
+    pub(super) fn report(&self) -> Report {
+        let regions_changed = self.closed.len() as u32;
+        Report { regions_changed, regions_unchanged: self.unchanged, ..Report::default() }
+    }
+
+    /// Claims every live extent of the regions.
+    pub(super) fn claim(&self, heap: &Heap) -> Vec<Claim> {
+        let extents = heap.registry.extents(|extent| self.closed.contains_key(&extent.region));
+        extents
+            .iter()
+            .filter_map(|extent| {
+                loop {
+                    match extent.claim() {
+                        Some(claim) => return Some(claim),
+                        // Whoever freed it gives it back.
+                        None if extent.is_freed() => return None,
+                        // A new peer is being given access: that takes one driver call.
+                        None => clock::sleep(Duration::from_micros(50)),
+                    }
+                }
+            })
+            .collect()
+    }
+
+    /// Counts allocations and bytes.
+    pub(super) fn count(&self, claims: &mut [Claim], report: &mut Report) {
+        for claim in claims {
+            report.allocations += claim.extent.figures().allocations;
+            report.bytes_expected += claim.extent.size;
+        }
+    }
+
+    /// The region, if it is one of these.
+    pub(super) fn region(&self, id: RegionId) -> Option<&Arc<Region>> {
+        self.closed.get(&id).map(|(region, _)| region)
+    }
+
+    /// The phase that a region had before.
+    pub(super) fn was(&self, id: RegionId) -> Option<Phase> {
+        self.closed.get(&id).map(|(_, phase)| *phase)
+    }
+
+    /// Whether the region's backups outlast a resume.
+    pub(super) fn retains(&self, id: RegionId) -> bool {
+        self.region(id).is_some_and(|region| region.policy.retain)
+    }
+
+    /// Notes the error in every region's history.
+    pub(super) fn note_error(&self, error: &Error) {
+        for (region, _) in self.closed.values() {
+            region.history(|history| history.last_error = Some(error.message.clone()));
+        }
+    }
+
+    /// Opens every region in the phase that `phase` makes of the one before.
+    pub(super) fn open(mut self, phase: impl Fn(Phase) -> Phase, leftover: &BTreeSet<RegionId>) {
+        self.opened = true;
+        for (id, (region, before)) in &self.closed {
+            region.open(phase(*before), leftover.contains(id));
+        }
+    }
+
+    /// Adds a successful transition to every region's history.
+    pub(super) fn note_success(&self, claims: &[Claim], report: &Report, target: Phase) {
+        for (id, (region, _)) in &self.closed {
+            let own = || claims.iter().filter(|claim| claim.extent.region == *id);
+            let segments = own().flat_map(|claim| &claim.chunks).flat_map(|chunk| &chunk.segments);
+            let saved: u64 = segments.map(|segment| segment.len).sum();
+            let lost: u64 = own().map(plan::discarded).sum();
+            region.history(|history| {
+                history.last_error = None;
+                if target == Phase::Paused {
+                    history.pauses += 1;
+                    history.bytes_copied += saved;
+                    history.bytes_discarded += lost;
+                    history.seconds_paused_last = report.seconds_total;
+                } else {
+                    history.resumes += 1;
+                    history.seconds_resumed_last = report.seconds_total;
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Batch {
+    /// A refusal while closing, or a panic: the regions open as they were.
+    fn drop(&mut self) {
+        if !self.opened {
+            self.closed.values().for_each(|(region, before)| region.open(*before, true));
+        }
+    }
+}

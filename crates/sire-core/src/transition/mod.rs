@@ -1,0 +1,208 @@
+//! Transitions: pausing and resuming a set of regions, all or nothing.
+//!
+//! Both directions are built on two idempotent passes over chunks, each of which only looks at where a
+//! chunk's bytes are: [`put_down`] saves what is on the device and releases its memory, [`pick_up`]
+//! makes memory for what is in a backup and restores it. So the undo of a pause is `pick_up`, the
+//! undo of a resume is the releasing half of `put_down`, and a call that failed half-way can simply be repeated.
+//! [`plan`] decides beforehand what will be saved, and makes room for all of it. [`batch`] closes and opens the regions.
+
+mod batch;
+mod pick_up;
+mod plan;
+mod put_down;
+
+use crate::clock;
+use crate::error::{Error, Result, Status};
+use crate::extent::{Claim, Truth};
+use crate::heap::Heap;
+use crate::region::{Phase, Region, Regions};
+use crate::settings::Settings;
+use crate::sync::{AtomicU64, Ordering};
+use crate::terms::{RegionId, Report};
+use crate::tier::disk::DiskTier;
+use crate::tier::host::HostTier;
+use crate::transfer::Lanes;
+use batch::Batch;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Everything a transition works with.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) regions: Regions,
+    pub(crate) heap: Heap,
+    pub(crate) host: HostTier,
+    pub(crate) disk: DiskTier,
+    pub(crate) lanes: Lanes,
+    /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.
+    pub(crate) cancels: AtomicU64,
+}
+
+/// One call: when it began, when it may stop waiting, and whether it has been cancelled.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    began: Instant,
+    wait_until: Instant,
+    /// `None` for an undo, which cannot be cancelled.
+    cancels: Option<u64>,
+}
+
+impl Call {
+    fn new(machine: &Machine, wait: Duration) -> Call {
+        let began = clock::now();
+        let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
+        Call { began, wait_until, cancels: Some(machine.cancels.load(Ordering::SeqCst)) }
+    }
+
+    /// An undo: does not wait, cannot be cancelled.
+    fn undo() -> Call {
+        let began = clock::now();
+        Call { began, wait_until: began, cancels: None }
+    }
+
+    fn check_cancelled(&self, machine: &Machine) -> Result<()> {
+        match self.cancels {
+            Some(cancels) if cancels != machine.cancels.load(Ordering::SeqCst) => {
+                Err(Error::new(Status::Cancelled, "the call was cancelled and rolled back; it can be repeated"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Machine {
+    /// Pauses the regions.
+    pub(crate) fn pause(&self, regions: Vec<Arc<Region>>) -> Result<Report> {
+        let call = Call::new(self, Duration::ZERO);
+        let batch = Batch::close(regions, Phase::Paused)?;
+        let mut report = batch.report();
+        if batch.is_empty() {
+            return Ok(report);
+        }
+        self.heap.exhume();
+        let mut claims = batch.claim(&self.heap);
+        batch.count(&mut claims, &mut report);
+        let outcome = self.pause_claimed(&batch, &mut claims, &call, &mut report);
+        report.seconds_total = clock::seconds_since(call.began);
+        self.end_pause(batch, claims, outcome, report)
+    }
+
+    fn pause_claimed(&self, batch: &Batch, claims: &mut [Claim], call: &Call, report: &mut Report) -> Result<()> {
+        let prepared = self.prepare(batch, claims);
+        report.seconds_prepare = clock::seconds_since(call.began);
+        let staging = prepared?;
+        report.bytes_discarded = claims.iter().map(plan::discarded).sum();
+        let start = clock::now();
+        for device in devices(claims) {
+            self.heap.synchronize(device)?;
+        }
+        report.seconds_synchronize = clock::seconds_since(start);
+        let start = clock::now();
+        let done = self.put_down(claims, &staging, call, report);
+        report.seconds_transfer = clock::seconds_since(start);
+        done
+    }
+
+    /// Commits a pause, or undoes it; if the undo fails too, what can be paused is, and the regions end paused.
+    fn end_pause(&self, batch: Batch, mut claims: Vec<Claim>, outcome: Result<()>, report: Report) -> Result<Report> {
+        let Err(error) = outcome else {
+            batch.note_success(&claims, &report, Phase::Paused);
+            self.end(batch, claims, |_| Phase::Paused);
+            return Ok(report);
+        };
+        batch.note_error(&error);
+        let undo = self.pick_up(
+            &mut claims,
+            |region| batch.was(region) == Some(Phase::Resident),
+            &Call::undo(),
+            &mut Report::default(),
+        );
+        let Err(second) = undo else {
+            forget_backups(&mut claims, |_| false);
+            self.end(batch, claims, |was| was);
+            return Err(error);
+        };
+        let error = self.give_up(&mut claims, error, &second);
+        batch.note_error(&error);
+        self.end(batch, claims, |_| Phase::Paused);
+        Err(error)
+    }
+
+    /// After a failed undo: pauses what still can be. Every byte is on the device or in a backup either way.
+    fn give_up(&self, claims: &mut [Claim], error: Error, second: &Error) -> Error {
+        let idle = devices(claims).into_iter().all(|device| self.heap.synchronize(device).is_ok());
+        if let (true, Ok(staging)) = (idle, self.staging(claims)) {
+            // Best effort: what fails here keeps its physical memory, and a later call tries again.
+            let _ = self.put_down(claims, &staging, &Call::undo(), &mut Report::default());
+        }
+        if error.status == Status::DeviceLost {
+            return error;
+        }
+        let message = format!(
+            "the pause failed ({error}) and could not be undone ({second}); \
+            the region is paused, nothing with a backup is lost: resume it when memory is free"
+        );
+        Error::new(Status::PausedAfterFailure, message)
+    }
+
+    /// Resumes the regions.
+    pub(crate) fn resume(&self, regions: Vec<Arc<Region>>, wait: Duration) -> Result<Report> {
+        let call = Call::new(self, wait);
+        let batch = Batch::close(regions, Phase::Resident)?;
+        let mut report = batch.report();
+        if batch.is_empty() {
+            return Ok(report);
+        }
+        self.heap.exhume();
+        let mut claims = batch.claim(&self.heap);
+        batch.count(&mut claims, &mut report);
+        let outcome = self.pick_up(&mut claims, |_| true, &call, &mut report);
+        report.seconds_total = clock::seconds_since(call.began);
+        if let Err(error) = outcome {
+            batch.note_error(&error);
+            self.end(batch, claims, |_| Phase::Paused);
+            return Err(error);
+        }
+        batch.note_success(&claims, &report, Phase::Resident);
+        forget_backups(&mut claims, |region| batch.retains(region));
+        self.end(batch, claims, |_| Phase::Resident);
+        self.host.relax();
+        Ok(report)
+    }
+
+    /// Drops the retained backups of what is resident.
+    pub(crate) fn drop_retained(&self) {
+        for extent in self.heap.registry.extents(|_| true) {
+            if let Some(claim) = extent.claim() {
+                let mut claims = [claim];
+                forget_backups(&mut claims, |_| false);
+                claims.into_iter().for_each(|claim| self.heap.put_back(claim));
+            }
+        }
+    }
+
+    /// Puts all claims back and opens the regions in the phase that `phase` makes of the one before.
+    fn end(&self, batch: Batch, claims: Vec<Claim>, phase: impl Fn(Phase) -> Phase) {
+        let leftover: BTreeSet<RegionId> =
+            claims.iter().filter(|claim| claim.has_leftover()).map(|claim| claim.extent.region).collect();
+        for claim in claims {
+            self.heap.put_back(claim);
+        }
+        batch.open(phase, &leftover);
+    }
+}
+
+/// Drops backups of what is on the device, except where they are retained.
+fn forget_backups(claims: &mut [Claim], retains: impl Fn(RegionId) -> bool) {
+    for claim in claims.iter_mut().filter(|claim| !retains(claim.extent.region)) {
+        let resident = claim.chunks.iter_mut().filter(|chunk| chunk.truth == Truth::Device);
+        resident.for_each(|chunk| chunk.segments.clear());
+    }
+}
+
+/// The devices of the claims.
+fn devices(claims: &[Claim]) -> BTreeSet<crate::driver::Device> {
+    claims.iter().map(|claim| claim.extent.device).collect()
+}
