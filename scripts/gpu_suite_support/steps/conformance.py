@@ -1,0 +1,34 @@
+"""Step `conformance`: the conformance suite of the Driver trait, prebuilt by `scripts/gpu-bundle`, against this
+machine's driver.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .. import child
+from ..context import Context
+from ..report import Report
+
+NAMES = ("conformance", "cuda-conformance")
+
+
+def run(context: Context, report: Report) -> None:
+    """One check per test of the binary, and one for the binary."""
+    binary = next((found for name in NAMES if (found := context.find(name)) is not None), None)
+    if binary is None:
+        report.check(
+            "conformance",
+            False,
+            "no conformance binary: make a bundle with scripts/gpu-bundle and give it with --bundle",
+        )
+        return
+    env = context.env(SIRE_LIBCUDA=context.driver if context.software else "")
+    if not context.software:
+        env.pop("SIRE_LIBCUDA")
+    outcome = child.run([str(binary), "--test-threads=1"], env=env, timeout=context.left(90))
+    tests = re.findall(r"^test (\S+) ?.*?\.\.\. (ok|FAILED|ignored)", outcome.output, re.MULTILINE | re.DOTALL)
+    for name, result in tests:
+        if result != "ignored":
+            report.check(f"conformance.{name}", result == "ok", "" if result == "ok" else outcome.tail(40))
+    report.check("conformance", outcome.ok and bool(tests), outcome.tail(), outcome.seconds)

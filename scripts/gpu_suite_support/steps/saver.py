@@ -1,0 +1,39 @@
+"""Step `saver`: torch_memory_saver's interface by Sire, and beside it by that package where it is installed."""
+
+from __future__ import annotations
+
+from .. import child
+from ..context import Context
+from ..report import Report
+
+
+def run(context: Context, report: Report) -> None:
+    """Sire's own run is checked; the peer's is reported."""
+    if not context.torch:
+        report.check("saver", False, "PyTorch is not there")
+        return
+    peer = (report.environment.get("python") or {}).get("packages", {}).get("torch_memory_saver")
+    report.environment["peer"] = f"torch_memory_saver {peer}" if peer else "torch_memory_saver is not installed"
+    for backup in ("none", "cpu"):
+        _one(context, report, "sire", backup)
+        if peer:
+            _one(context, report, "torch_memory_saver", backup)
+
+
+def _one(context: Context, report: Report, package: str, backup: str) -> None:
+    size = (256 << 20) if context.software else (4 << 30)
+    command = context.probe("saver", "--package", package, "--bytes", str(size), "--backup", backup)
+    outcome = child.run(command, env=context.env(), timeout=context.left(60))
+    found = child.last_json(outcome.output)
+    name = f"saver.{package}.{backup}"
+    if found is None:
+        if package == "sire":
+            report.check(name, False, outcome.tail(), outcome.seconds)
+        else:
+            report.answer(name, "Does the peer run here?", outcome.how(), {"output": outcome.tail()}, outcome.seconds)
+        return
+    report.take_figures(found["figures"])
+    if package == "sire":
+        right = not found["wrong"] and not found["moved"] and min(found["given_back"]) >= size
+        detail = f"wrong {found['wrong'][:10]}, moved {found['moved']}, given back {found['given_back']}"
+        report.check(name, right, "" if right else detail, outcome.seconds)

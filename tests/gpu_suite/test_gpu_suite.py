@@ -1,0 +1,177 @@
+"""The suite that runs on machines with a GPU, run here: its parts alone, and its first steps on the software device.
+
+What needs the stand-in is skipped where none is built; name its folder (with libcuda.so.1 and libcudart.so.13) in
+SIRE_TEST_STAND_IN to choose one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from gpu_suite_support import child, elf  # noqa: E402
+from gpu_suite_support.main import chosen  # noqa: E402
+from gpu_suite_support.probes.ask import all_questions  # noqa: E402
+from gpu_suite_support.report import Report  # noqa: E402
+from gpu_suite_support.steps import STEPS  # noqa: E402
+from gpu_suite_support.steps.interference import judge  # noqa: E402
+
+FIGURE_FIELDS = {"name", "value", "unit", "simulated", "device"}
+
+
+def built(name: str) -> Path | None:
+    """The newest build of a library in this checkout."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    found = [path for kind in ("release", "debug") if (path := target / kind / name).is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that holds the library and a stand-in under NVIDIA's names."""
+    library, stand_in = built("libsire_alloc.so"), built("libsire_sim_cuda.so")
+    named = os.environ.get("SIRE_TEST_STAND_IN")
+    if named:
+        stand_in = (Path(named) / "libcuda.so.1").resolve()
+    if library is None or stand_in is None:
+        pytest.skip("libsire_alloc.so and libsire_sim_cuda.so are not built: scripts/build")
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "libsire_alloc.so").symlink_to(library)
+    (folder / "stand-in").mkdir()
+    for name in ("libcuda.so.1", "libcudart.so.13", "libnvidia-ml.so.1"):
+        (folder / "stand-in" / name).symlink_to(stand_in)
+    return folder
+
+
+def suite(bundle: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    """Runs the suite without PyTorch, and returns its JSON."""
+    command = [ROOT / "scripts" / "gpu-suite", "--device", "software", "--bundle", bundle, "--out", out, "--python", sys.executable]
+    subprocess.run([*map(str, command), *arguments], capture_output=True, text=True, timeout=240, check=False)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.fixture(scope="session")
+def result(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The two quick steps that need no PyTorch."""
+    return suite(bundle, tmp_path_factory.mktemp("out") / "result.json", "--only", "environment,questions")
+
+
+def test_the_result_has_the_documented_form(result: dict[str, Any]) -> None:
+    assert result["schema"] == 1
+    assert result["finished"] is True
+    assert result["device"] == "software"
+    assert result["simulated"] is True
+    assert [step["name"] for step in result["steps"]] == ["environment", "questions"]
+    for check in result["checks"]:
+        assert set(check) == {"name", "passed", "detail", "seconds"}
+        assert isinstance(check["passed"], bool)
+    for figure in result["figures"]:
+        assert figure.keys() >= FIGURE_FIELDS
+        assert figure["simulated"] is True
+        assert figure["device"] == "software"
+
+
+def test_the_library_is_identified(result: dict[str, Any]) -> None:
+    library = result["environment"]["library"]
+    assert len(library["sha256"]) == 64
+    assert library["abi"] == 1
+    assert len(library["build_id"]) == 16
+    assert not [name for name in library["needed"] if "cuda" in name]
+
+
+def test_every_question_is_answered_on_the_software_device(result: dict[str, Any]) -> None:
+    answers = {answer["name"]: answer for answer in result["answers"]}
+    assert set(answers) == set(all_questions())
+    unanswered = {name: answer["data"] for name, answer in answers.items() if answer["answer"] is None}
+    assert set(unanswered) <= {"kernel_unmapped", "vmm_cost_beside_copy"}, unanswered
+    assert answers["granularity"]["answer"] == 2 << 20
+    assert answers["graph_replay_after_remap"]["answer"] is True
+    assert answers["retained_handle"]["answer"]["kept"] is True
+
+
+def test_the_table_of_questions_is_complete() -> None:
+    # docs/software-device.md says what the software device assumes for each question.
+    page = (ROOT / "docs" / "software-device.md").read_text()
+    missing = [name for name in all_questions() if f"`{name}`" not in page]
+    assert not missing, f"docs/software-device.md does not name {missing}"
+
+
+def test_a_child_that_hangs_is_stopped_with_its_children(tmp_path: Path) -> None:
+    marker = tmp_path / "grandchild"
+    script = f"sleep 3 && touch {marker} & sleep 60"
+    start = time.monotonic()
+    outcome = child.run(["/bin/sh", "-c", script], env=dict(os.environ), timeout=0.3)
+    assert outcome.timed_out
+    assert not outcome.ok
+    assert time.monotonic() - start < 2
+    time.sleep(3.2)
+    assert not marker.exists(), "a grandchild outlived the time limit"
+
+
+def test_a_child_that_dies_is_told_from_one_that_fails() -> None:
+    died = child.run(["/bin/sh", "-c", "kill -SEGV $$"], env=dict(os.environ), timeout=10)
+    failed = child.run(["/bin/sh", "-c", "echo why; exit 3"], env=dict(os.environ), timeout=10)
+    assert died.how() == "died of SIGSEGV"
+    assert (failed.status, failed.tail()) == (3, "exited with 3\nwhy")
+    assert child.run(["/no/such/program"], env={}, timeout=1).status == 127
+
+
+def test_results_survive_a_run_that_is_cut_off(tmp_path: Path) -> None:
+    report = Report(tmp_path / "out.json", "cuda", shorten={"/some/where": "."})
+    report.check("first", False, "in /some/where/x")
+    report.figure("speed", 5.0, "GB/s", ceiling=10.0, samples=3)
+    report.check("second", True)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["finished"] is False
+    assert found["passed"] is False
+    assert [check["passed"] for check in found["checks"]] == [False, True]
+    assert found["checks"][0]["detail"] == "in ./x"
+    assert found["figures"] == [
+        {"name": "speed", "value": 5.0, "unit": "GB/s", "ceiling": 10.0, "ratio": 0.5, "samples": 3, "simulated": False, "device": "cuda"}
+    ]
+
+
+def test_elf_reading_agrees_with_the_loader() -> None:
+    assert any(name.startswith("libc.so") for name in elf.needed(Path(sys.executable).resolve()))
+    assert elf.needed(Path(__file__)) == []
+
+
+def test_an_unknown_step_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no step nonsense"):
+        chosen("environment,nonsense")
+    assert chosen("") == list(STEPS)
+
+
+def seen(**changes: Any) -> dict[str, Any]:
+    """What the owner sees when all is well, but for `changes`."""
+    good: dict[str, Any] = {
+        "first_resume": {"status": 2}, "resume_with_wait": {"status": 2}, "waited": 0.5, "last_resume": {"status": 0},
+        "leaked_by_failed_resume": 0, "wrong": [], "expected_status": 2,
+    }
+    return good | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({}, set()),
+        ({"first_resume": {"status": 0}}, {"resume_without_room_is_refused"}),
+        ({"leaked_by_failed_resume": 1 << 21}, {"failed_resume_keeps_no_memory"}),
+        ({"waited": 0.0}, {"wait_budget_is_kept"}),
+        ({"last_resume": {"status": 2}, "wrong": None}, {"resume_works_when_memory_is_free", "every_byte_survives"}),
+        ({"wrong": [3]}, {"every_byte_survives"}),
+    ],
+)
+def test_interference_is_judged(changes: dict[str, Any], failing: set[str]) -> None:
+    assert {name for name, passed, _ in judge(seen(**changes)) if not passed} == failing
