@@ -274,7 +274,8 @@ impl Core {
         }
         let (base, mapping) = space.mapping(addr).ok_or(Code::ILLEGAL_ADDRESS)?;
         let home = mapping.physical.memory.device;
-        if !self.allows(mapping, device, write) && !(peer && self.allows(mapping, home, write)) {
+        let allowed = self.allows(mapping, device, write) || (peer && self.allows(mapping, home, write));
+        if !allowed {
             return Err(Code::ILLEGAL_ADDRESS);
         }
         let rest = len.min(base + mapping.size - addr);
@@ -361,16 +362,19 @@ fn rows(copy: &Copy2d, mut row: impl FnMut(u64, u64, u64) -> Done) -> Done {
 /// # Safety
 /// `len` bytes at `addr` are writable, aligned to the element, and a whole number of elements.
 unsafe fn fill_bytes(addr: u64, len: u64, pattern: Pattern) {
+    let bytes = len as usize;
     match pattern {
         // SAFETY: the caller's guarantee.
-        Pattern::U8(byte) => unsafe { std::ptr::write_bytes(addr as *mut u8, byte, len as usize) },
-        // SAFETY: the caller's guarantee.
+        Pattern::U8(byte) => unsafe { std::ptr::write_bytes(addr as *mut u8, byte, bytes) },
         Pattern::U16(value) => {
-            unsafe { std::slice::from_raw_parts_mut(addr as *mut u16, len as usize / 2) }.fill(value)
+            // SAFETY: the caller's guarantee.
+            let elements = unsafe { std::slice::from_raw_parts_mut(addr as *mut u16, bytes / 2) };
+            elements.fill(value);
         }
-        // SAFETY: the caller's guarantee.
         Pattern::U32(value) => {
-            unsafe { std::slice::from_raw_parts_mut(addr as *mut u32, len as usize / 4) }.fill(value)
+            // SAFETY: the caller's guarantee.
+            let elements = unsafe { std::slice::from_raw_parts_mut(addr as *mut u32, bytes / 4) };
+            elements.fill(value);
         }
     }
 }

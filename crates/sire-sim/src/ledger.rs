@@ -378,16 +378,31 @@ impl Guard<'_> {
         }
     }
 
+    /// The frames of one member.
     fn owned(&mut self, slot: usize) -> Vec<Extent> {
         let owner = slot as u16 + 1;
         let mut extents: Vec<Extent> = Vec::new();
-        for (index, _) in self.table().iter().enumerate().filter(|(_, frame)| frame.owner == owner) {
+        if self.members()[slot].used == 0 {
+            return extents;
+        }
+        for index in self.used_frames() {
+            if self.table()[index as usize].owner != owner {
+                continue;
+            }
             match extents.last_mut() {
-                Some(last) if last.first + last.count == index as u32 => last.count += 1,
-                _ => extents.push(Extent { first: index as u32, count: 1 }),
+                Some(last) if last.first + last.count == index => last.count += 1,
+                _ => extents.push(Extent { first: index, count: 1 }),
             }
         }
         extents
+    }
+
+    fn used_frames(&mut self) -> Vec<u32> {
+        let frames = self.ledger.frames;
+        let bitmap = self.bitmap();
+        let first = next_used(bitmap, 0, frames);
+        let all = std::iter::successors(Some(first), |index| Some(next_used(bitmap, index + 1, frames)));
+        all.take_while(|index| *index < frames).collect()
     }
 
     /// (pid, frames) of each member.
@@ -400,10 +415,12 @@ impl Guard<'_> {
         let pids: Vec<u32> = self.members().iter().map(|member| member.pid).collect();
         let refs = self.ledger.refs();
         let mut runs: Vec<Run> = Vec::new();
-        for (index, frame) in self.table().iter().enumerate().filter(|(_, frame)| frame.owner != 0) {
-            let pid = pids.get(frame.owner as usize - 1).copied().unwrap_or(0);
-            let refs = refs[index].load(Ordering::Relaxed);
-            let run = Run { first: index as u32, count: 1, pid, api: Api::name(frame.api), tag: frame.tag, refs };
+        for index in self.used_frames() {
+            let frame = &self.table()[index as usize];
+            let pid = pids.get((frame.owner as usize).wrapping_sub(1)).copied().unwrap_or(0);
+            let (api, tag) = (Api::name(frame.api), frame.tag);
+            let refs = refs[index as usize].load(Ordering::Relaxed);
+            let run = Run { first: index, count: 1, pid, api, tag, refs };
             match runs.last_mut() {
                 Some(last) if joins(last, &run) => last.count += 1,
                 _ => runs.push(run),

@@ -12,10 +12,13 @@
 //! * the leaves `fault`, `options`, `types`, `error`, `sys`
 
 mod census;
+pub mod conformance;
 mod copy;
 mod core;
+pub mod driver;
 pub mod error;
 pub mod fault;
+pub mod faulty;
 mod graph;
 mod heap;
 mod host;
@@ -30,7 +33,9 @@ pub mod types;
 mod vmm;
 
 pub use self::core::{Done, HostFn, Kernel, OpContext};
+pub use driver::SimDriver;
 pub use error::{Code, Result, SimError};
+pub use faulty::{At, Faulty, Planned};
 pub use machine::Machine;
 pub use memory::POISON;
 pub use options::{Executor, Options, Poison, parse_size};

@@ -1,0 +1,91 @@
+//! The driver's bargain, asked of the software device: with each executor, and through the faulty wrapper.
+
+use sire_core::driver::{Device, Driver, DriverErrorKind};
+use sire_sim::{Executor, Faulty, Options, Planned, SimDriver, conformance};
+
+fn driver(options: Options) -> SimDriver {
+    SimDriver::new(options).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+fn with(executor: Executor) -> SimDriver {
+    driver(Options { executor, ..Options::tiny(1 << 20) })
+}
+
+#[test]
+fn threads() {
+    conformance::suite(|| with(Executor::Threads));
+    conformance::losing_suite(|| with(Executor::Threads));
+}
+
+#[test]
+fn inline() {
+    conformance::suite(|| with(Executor::Inline));
+    conformance::losing_suite(|| with(Executor::Inline));
+}
+
+#[test]
+fn deferred() {
+    conformance::suite(|| with(Executor::Deferred));
+    conformance::losing_suite(|| with(Executor::Deferred));
+}
+
+#[test]
+fn granularity_of_a_gpu() {
+    conformance::suite(|| driver(Options { memory: 64 << 20, ..Options::default() }));
+}
+
+#[test]
+fn timing_mode() {
+    conformance::suite(|| driver(Options { timing: true, ..Options::tiny(1 << 20) }));
+}
+
+#[test]
+fn slow_device() {
+    let delay = std::time::Duration::from_micros(50);
+    conformance::suite(|| driver(Options { delay, ..Options::tiny(1 << 20) }));
+}
+
+#[test]
+fn faulty_without_faults() {
+    conformance::suite(|| Faulty::new(with(Executor::Threads)));
+    conformance::losing_suite(|| Faulty::new(with(Executor::Threads)));
+}
+
+#[test]
+fn faulty_fails_what_was_planned_and_nothing_else() -> Result<(), Box<dyn std::error::Error>> {
+    let faulty = Faulty::new(with(Executor::Inline));
+    faulty.plan([Planned::call(2, DriverErrorKind::OutOfMemory), Planned::verb("reserve", 3, DriverErrorKind::Other)]);
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let inside = seen.clone();
+    faulty.before(4, move || inside.store(4, std::sync::atomic::Ordering::SeqCst));
+    let first = faulty.reserve(4096, 0)?;
+    assert_eq!(faulty.create(Device(0), 4096).map_err(|error| error.kind), Err(DriverErrorKind::OutOfMemory));
+    let physical = faulty.create(Device(0), 4096)?;
+    assert_eq!(seen.load(std::sync::atomic::Ordering::SeqCst), 0);
+    faulty.map(first, 4096, physical)?;
+    assert_eq!(seen.load(std::sync::atomic::Ordering::SeqCst), 4);
+    faulty.reserve(4096, 0)?;
+    assert_eq!(
+        faulty.reserve(4096, 0).map_err(|error| (error.kind, error.verb)),
+        Err((DriverErrorKind::Other, "reserve"))
+    );
+    assert_eq!((faulty.calls(), faulty.fired()), (6, 2));
+    assert_eq!(faulty.verbs(), ["reserve", "create", "create", "map", "reserve", "reserve"]);
+    faulty.plan([Planned::call(1, DriverErrorKind::Lost)]);
+    assert!(faulty.synchronize(Device(0)).is_err());
+    assert_eq!(faulty.memory_info(Device(0)).map_err(|error| error.kind), Err(DriverErrorKind::Lost));
+    faulty.plan([]);
+    faulty.memory_info(Device(0))?;
+    Ok(())
+}
+
+#[test]
+fn making_a_driver_is_cheap() {
+    let options = || Options { executor: Executor::Inline, ..Options::tiny(64 << 20) };
+    let start = std::time::Instant::now();
+    for _ in 0..200 {
+        drop(driver(options()));
+    }
+    let each = start.elapsed() / 200;
+    assert!(each < std::time::Duration::from_millis(1), "{each:?} per driver");
+}
