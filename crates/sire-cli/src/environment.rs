@@ -1,20 +1,27 @@
 //! Changes to a process environment: collected first, then applied to a child or printed as shell lines.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::process::Command;
 
 /// Variables to set, in the order in which they were decided.
 #[derive(Debug, Default)]
 pub struct Changes {
-    set: Vec<(String, OsString)>,
+    set: Vec<(String, Change)>,
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    /// The whole value.
+    Value(OsString),
+    /// Entries before whatever a colon-separated list holds.
+    Before(OsString),
 }
 
 impl Changes {
     /// Sets a variable, whatever it was.
     pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
-        self.set.retain(|(known, _)| known != name);
-        self.set.push((name.to_owned(), value.into()));
+        self.put(name, Change::Value(value.into()));
     }
 
     /// Sets a variable unless the person has set it already.
@@ -24,34 +31,66 @@ impl Changes {
         }
     }
 
-    /// Puts `entry` first in a list that is separated by colons, once.
+    /// Puts `entry` first in a list that is separated by colons.
     pub fn prepend(&mut self, name: &str, entry: impl AsRef<OsStr>) {
         let entry = entry.as_ref();
-        let old = self.value(name).unwrap_or_default();
-        let mut new = entry.to_os_string();
-        for part in old.as_bytes().split(|byte| *byte == b':') {
-            if !part.is_empty() && part != entry.as_bytes() {
-                new.push(":");
-                new.push(OsStr::from_bytes(part));
-            }
-        }
-        self.set(name, new);
+        let change = match self.change(name) {
+            Some(Change::Value(old)) => Change::Value(joined(entry, old)),
+            Some(Change::Before(old)) => Change::Before(joined(entry, old)),
+            None => Change::Before(entry.to_os_string()),
+        };
+        self.put(name, change);
     }
 
     /// What the program will see: the change, else this process's own value.
     pub fn value(&self, name: &str) -> Option<OsString> {
-        self.set.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()).or_else(|| std::env::var_os(name))
+        let own = std::env::var_os(name);
+        match self.change(name) {
+            None => own,
+            Some(Change::Value(value)) => Some(value.clone()),
+            Some(Change::Before(entries)) => Some(joined(entries, &own.unwrap_or_default())),
+        }
     }
 
     /// Applies the changes to a child.
     pub fn apply(&self, child: &mut Command) {
-        child.envs(self.set.iter().map(|(name, value)| (name, value)));
+        for (name, _) in &self.set {
+            if let Some(value) = self.value(name) {
+                child.env(name, value);
+            }
+        }
     }
 
-    /// `export NAME='value'` lines that any POSIX shell can evaluate.
+    /// Lines that any POSIX shell can evaluate, here or on another machine: lists keep what they hold there.
     pub fn shell_lines(&self) -> Vec<String> {
-        self.set.iter().map(|(name, value)| format!("export {name}={}", quoted(&value.to_string_lossy()))).collect()
+        let line = |(name, change): &(String, Change)| match change {
+            Change::Value(value) => format!("export {name}={}", quoted(&value.to_string_lossy())),
+            Change::Before(entries) => {
+                format!("export {name}={}\"${{{name}:+:${name}}}\"", quoted(&entries.to_string_lossy()))
+            }
+        };
+        self.set.iter().map(line).collect()
     }
+
+    fn change(&self, name: &str) -> Option<&Change> {
+        self.set.iter().find(|(known, _)| known == name).map(|(_, change)| change)
+    }
+
+    fn put(&mut self, name: &str, change: Change) {
+        self.set.retain(|(known, _)| known != name);
+        self.set.push((name.to_owned(), change));
+    }
+}
+
+/// Both lists, `first` before `rest`, each entry once and no empty ones: an empty entry means the working directory.
+fn joined(first: &OsStr, rest: &OsStr) -> OsString {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in [first, rest].into_iter().flat_map(|list| list.as_bytes().split(|byte| *byte == b':')) {
+        if !part.is_empty() && !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    OsString::from_vec(parts.join(&b':'))
 }
 
 /// `text` as one word of a POSIX shell.
@@ -83,5 +122,13 @@ mod tests {
         changes.set("SIRE_TEST_DEFAULT", "mine");
         changes.set_default("SIRE_TEST_DEFAULT", "theirs");
         assert_eq!(changes.shell_lines(), ["export SIRE_TEST_DEFAULT='mine'"]);
+    }
+
+    #[test]
+    fn a_list_keeps_what_the_shell_has() {
+        let mut changes = Changes::default();
+        changes.prepend("SIRE_TEST_PATHS", "/x y");
+        let line = r#"export SIRE_TEST_PATHS='/x y'"${SIRE_TEST_PATHS:+:$SIRE_TEST_PATHS}""#;
+        assert_eq!(changes.shell_lines(), [line]);
     }
 }

@@ -1,6 +1,7 @@
 //! Where Sire's two shared libraries are: named by a variable, beside the command, or in the package that brought it.
 
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
@@ -26,22 +27,32 @@ fn locate(file: &str, named: Option<&Path>, variable: &str, build: &str) -> Resu
         return existing(Path::new(&path), variable);
     }
     let places = places(file);
-    let found = places.iter().find(|place| place.is_file());
+    let found = places.iter().find(|place| is_library(place));
     found.map(|place| place.canonicalize().unwrap_or_else(|_| place.clone())).ok_or_else(|| {
         let looked = places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join("\n        ");
-        Failure::new(format!("{file} was not found. Looked for:\n        {looked}"))
-            .advice(format!("Name it in {variable}, build it with '{build}' in a checkout, or reinstall the sire-alloc package."))
+        Failure::new(format!("{file} was not found. Looked for:\n        {looked}")).advice(format!(
+            "Name it in {variable}, build it with '{build}' in a checkout, or reinstall the sire-alloc package."
+        ))
     })
 }
 
 /// A path that a person gave: never replaced by a guess.
 fn existing(path: &Path, source: &str) -> Result<PathBuf, Failure> {
-    if path.is_file() {
+    if is_library(path) {
         return Ok(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()));
     }
-    let why = if path.is_dir() { "a directory, not a library" } else { "not there" };
+    let why = match path.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "not there",
+        Ok(data) if data.is_dir() => "a directory, not a library",
+        _ => "not a shared library that can be read",
+    };
     Err(Failure::new(format!("{} (from {source}) is {why}", path.display()))
         .advice(format!("Give the path of an existing library in {source}, or leave it out to let sire look for one.")))
+}
+
+fn is_library(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
 }
 
 /// Where the library may be, for a command in target/, in bin/ beside lib/, or in a virtual environment's bin/.

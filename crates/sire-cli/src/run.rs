@@ -44,7 +44,8 @@ fn cuda() -> Result<Changes, Failure> {
     let driver = doctor::probe::driver(&Changes::default());
     match driver.error {
         None => Ok(Changes::default()),
-        Some(why) => Err(Failure::new(format!("no usable CUDA driver: {why}")).advice("Install NVIDIA's driver, or run on the software device: --device software --env DIR")),
+        Some(why) => Err(Failure::new(format!("no usable CUDA driver: {why}"))
+            .advice("Install NVIDIA's driver, or run on the software device: --device software --env DIR")),
     }
 }
 
@@ -70,14 +71,19 @@ fn hook(changes: &mut Changes, mode: HookMode, library: &Path) -> Result<(), Fai
         }
         HookMode::Preload => {
             if shown.contains([' ', ':', '\t', '\n']) {
-                return Err(Failure::new(format!("LD_PRELOAD cannot hold the path '{shown}': blanks and colons separate its entries"))
-                    .advice("Put the library elsewhere and name it in SIRE_LIBRARY, or use --hook-mode torch."));
+                return Err(Failure::new(format!(
+                    "LD_PRELOAD cannot hold the path '{shown}': blanks and colons separate its entries"
+                ))
+                .advice("Put the library elsewhere and name it in SIRE_LIBRARY, or use --hook-mode torch."));
             }
             changes.set("SIRE_HOOK_MODE", "preload");
             changes.set("SIRE_LIBRARY", library);
-            // Blanks separate entries too; prepend() knows colons.
-            let old = changes.value("LD_PRELOAD").unwrap_or_default().to_string_lossy().replace(char::is_whitespace, ":");
-            changes.set("LD_PRELOAD", old);
+            // Blanks separate LD_PRELOAD's entries too; Changes knows colons.
+            if let Some(old) =
+                changes.value("LD_PRELOAD").filter(|old| old.to_string_lossy().contains(char::is_whitespace))
+            {
+                changes.set("LD_PRELOAD", old.to_string_lossy().replace(char::is_whitespace, ":"));
+            }
             changes.prepend("LD_PRELOAD", library);
         }
     }

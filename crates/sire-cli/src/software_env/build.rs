@@ -26,7 +26,13 @@ pub fn build(options: &SoftwareEnvOptions) -> Result<ExitCode, Failure> {
     let stand_in = library::stand_in(options.stand_in.as_deref())?;
     let layout = claim(&options.dir)?;
     let _lock = Lock::take(&layout.dir.join(".sire-lock"))?;
-    let mut builder = Builder { marker: Marker::read(&layout.dir).unwrap_or_default(), extra: options.extra.clone(), layout, options, stand_in };
+    let mut builder = Builder {
+        marker: Marker::read(&layout.dir).unwrap_or_default(),
+        extra: options.extra.clone(),
+        layout,
+        options,
+        stand_in,
+    };
     let changed = builder.work()?;
     let shown = options.dir.display();
     if changed.is_empty() {
@@ -43,7 +49,8 @@ pub fn build(options: &SoftwareEnvOptions) -> Result<ExitCode, Failure> {
 /// Makes the directory, or accepts one that this command made; never touches another.
 fn claim(dir: &Path) -> Result<Layout, Failure> {
     if dir.exists() && !dir.is_dir() {
-        return Err(Failure::new(format!("{} is not a directory", dir.display())).advice("Name a directory that does not exist yet."));
+        return Err(Failure::new(format!("{} is not a directory", dir.display()))
+            .advice("Name a directory that does not exist yet."));
     }
     fs::create_dir_all(dir).while_(|| format!("make the directory {}", dir.display()))?;
     let layout = Layout::existing(dir)?;
@@ -116,8 +123,12 @@ impl Builder<'_> {
             output::progress(&format!("completing {shown} (torch {torch} is there)"));
             return;
         }
-        output::progress(&format!("building {shown}: PyTorch {torch} without NVIDIA's packages, on Sire's software CUDA device"));
-        output::progress("it downloads about 600 MB (PyTorch's wheel 540; pip's cache and PIP_FIND_LINKS are used), takes 1.5 GB of disk, 1 to 3 minutes");
+        output::progress(&format!(
+            "building {shown}: PyTorch {torch} without NVIDIA's packages, on Sire's software CUDA device"
+        ));
+        output::progress(
+            "it downloads about 600 MB (PyTorch's wheel 540; pip's cache and PIP_FIND_LINKS are used), takes 1.5 GB of disk, 1 to 3 minutes",
+        );
     }
 
     /// Whether the environment's Python runs, has pip, and is the one that was asked for.
@@ -127,7 +138,9 @@ impl Builder<'_> {
         };
         match &self.options.python {
             None => true,
-            Some(asked) => python::version(asked, "os").is_none_or(|asked| python::minor(&asked) == python::minor(&here)),
+            Some(asked) => {
+                python::version(asked, "os").is_none_or(|asked| python::minor(&asked) == python::minor(&here))
+            }
         }
     }
 
@@ -139,7 +152,9 @@ impl Builder<'_> {
             let name = entry.replacen("==", "-", 1);
             let (name, version) = name.rsplit_once('-').unwrap_or((&name, ""));
             let info = format!("{}-{version}.dist-info/INSTALLER", name.replace('-', "_"));
-            self.layout.site_packages().is_ok_and(|site| fs::read(site.join(info)).is_ok_and(|by| by.trim_ascii() == b"sire"))
+            self.layout
+                .site_packages()
+                .is_ok_and(|site| fs::read(site.join(info)).is_ok_and(|by| by.trim_ascii() == b"sire"))
         };
         skeleton
             && marker.complete
@@ -154,9 +169,12 @@ impl Builder<'_> {
         output::progress("step 1/4: virtual environment");
         for part in ["bin", "lib", "lib64", "include", "share", "pyvenv.cfg", "pip.conf"] {
             let path = self.layout.dir.join(part);
-            let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let removed =
+                if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).while_(|| format!("remove {}", path.display())),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).while_(|| format!("remove {}", path.display()));
+                }
                 _ => {}
             }
         }
@@ -166,7 +184,8 @@ impl Builder<'_> {
         let default = "python3".into();
         python::make_environment(self.options.python.as_ref().unwrap_or(&default), &self.layout.dir)?;
         self.marker.python = python::version(self.python().as_os_str(), "pip").ok_or_else(|| {
-            Failure::new("the new environment's Python does not run or has no pip").advice("Name another Python: --python PROGRAM")
+            Failure::new("the new environment's Python does not run or has no pip")
+                .advice("Name another Python: --python PROGRAM")
         })?;
         self.record()
     }
@@ -177,7 +196,8 @@ impl Builder<'_> {
         for entry in site.read_dir().while_(|| format!("list {}", site.display()))?.flatten() {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
-            let half = name.ends_with(".dist-info") && !(path.join("INSTALLER").is_file() && path.join("RECORD").is_file());
+            let half =
+                name.ends_with(".dist-info") && !(path.join("INSTALLER").is_file() && path.join("RECORD").is_file());
             let moved_away = name.starts_with('~');
             if half || moved_away {
                 output::progress(&format!("removing {name}, left by an interrupted pip"));
@@ -213,7 +233,8 @@ impl Builder<'_> {
         let mut found = python::distributions(&self.python())?;
         if !found.real.is_empty() {
             output::progress(&format!("removing real NVIDIA packages: {}", found.real.join(", ")));
-            let arguments: Vec<&str> = ["uninstall", "--yes"].into_iter().chain(found.real.iter().map(String::as_str)).collect();
+            let arguments: Vec<&str> =
+                ["uninstall", "--yes"].into_iter().chain(found.real.iter().map(String::as_str)).collect();
             self.pip(&arguments, "remove the real NVIDIA packages")?;
             found = python::distributions(&self.python())?;
         }
@@ -226,7 +247,8 @@ impl Builder<'_> {
     }
 
     fn extra(&mut self) -> Result<(), Failure> {
-        let missing: Vec<String> = self.extra.iter().filter(|extra| !self.marker.extra.contains(*extra)).cloned().collect();
+        let missing: Vec<String> =
+            self.extra.iter().filter(|extra| !self.marker.extra.contains(*extra)).cloned().collect();
         if !missing.is_empty() {
             let shown = missing.join(", ");
             output::progress(&format!("step 4/4: {shown}"));
@@ -256,7 +278,9 @@ impl Builder<'_> {
 
     fn unpin(&self) -> Result<(), Failure> {
         match fs::remove_file(self.layout.dir.join("pip.conf")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).while_(|| "remove the old pip.conf".into()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).while_(|| "remove the old pip.conf".into())
+            }
             _ => Ok(()),
         }
     }
@@ -280,8 +304,10 @@ impl Builder<'_> {
         let site = self.layout.site_packages()?;
         let version = env!("CARGO_PKG_VERSION");
         let info = format!("{OWN_NAME}-{version}.dist-info");
-        let installed: Vec<&(&str, &[u8])> =
-            layout::OP_LAYER.iter().filter(|(path, _)| path.contains('/') || path.ends_with(".pth") || path.ends_with(".py")).collect();
+        let installed: Vec<&(&str, &[u8])> = layout::OP_LAYER
+            .iter()
+            .filter(|(path, _)| path.contains('/') || path.ends_with(".pth") || path.ends_with(".py"))
+            .collect();
         if installed.is_empty() {
             return Err(Failure::new("this sire was built without the software device's Python part")
                 .advice("Build it in a whole checkout: crates/sire-sim-cuda/python was missing."));

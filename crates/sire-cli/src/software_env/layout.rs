@@ -43,7 +43,8 @@ impl Layout {
     /// Where packages are installed.
     pub fn site_packages(&self) -> Result<PathBuf, Failure> {
         library::site_packages(&self.dir).into_iter().next().ok_or_else(|| {
-            Failure::new(format!("{} has no lib/python3*/site-packages", self.dir.display())).advice("Remove the directory and build it again.")
+            Failure::new(format!("{} has no lib/python3*/site-packages", self.dir.display()))
+                .advice("Remove the directory and build it again.")
         })
     }
 

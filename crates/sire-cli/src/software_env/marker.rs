@@ -39,7 +39,8 @@ impl Marker {
 
     /// Replaces the record in `dir`.
     pub fn write(&self, dir: &Path) -> Result<(), Failure> {
-        let mut text = serde_json::to_vec_pretty(self).map_err(|error| Failure::new(format!("could not write the marker: {error}")))?;
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Failure::new(format!("could not write the marker: {error}")))?;
         text.push(b'\n');
         files::replace(&dir.join(FILE), &text).map(|_| ())
     }

@@ -30,7 +30,8 @@ pub fn software_env(options: &SoftwareEnvOptions) -> Result<ExitCode, Failure> {
             let mut changes = changes(&options.dir)?;
             if let Some(size) = device_memory {
                 if !size.starts_with(|first: char| first.is_ascii_digit()) {
-                    return Err(Failure::usage(format!("--device-memory {size}: this is not a size")).advice("Write bytes, or a size such as 8GiB."));
+                    return Err(Failure::usage(format!("--device-memory {size}: this is not a size"))
+                        .advice("Write bytes, or a size such as 8GiB."));
                 }
                 changes.set("SIRE_SIM_MEMORY", size);
             }
@@ -66,7 +67,8 @@ fn complete(dir: &Path) -> Result<Layout, Failure> {
     let layout = Layout::existing(dir).map_err(|why| why.advice(&make))?;
     match Marker::read(&layout.dir) {
         Some(marker) if marker.complete => Ok(layout),
-        Some(_) => Err(Failure::new(format!("{} is only half made", dir.display())).advice(format!("Complete it with: sire software-env {}", dir.display()))),
+        Some(_) => Err(Failure::new(format!("{} is only half made", dir.display()))
+            .advice(format!("Complete it with: sire software-env {}", dir.display()))),
         None => Err(Failure::new(format!("{} is not a software-device environment", dir.display())).advice(make)),
     }
 }
@@ -88,11 +90,18 @@ fn info(dir: &Path, json: bool) -> Result<ExitCode, Failure> {
         output::line(&format!("python       {} ({})", layout.bin().join("python").display(), marker.python));
         output::line(&format!("torch        {}", marker.torch.as_deref().unwrap_or("none")));
         output::line(&format!("stand-in     {}", library.display()));
-        output::line(&format!("             sha256 {}{}", marker.stand_in_sha256, if intact { "" } else { " (the file is another one now!)" }));
+        output::line(&format!(
+            "             sha256 {}{}",
+            marker.stand_in_sha256,
+            if intact { "" } else { " (the file is another one now!)" }
+        ));
         output::line(&format!("op layer     sha256 {}", marker.op_layer_sha256));
         output::line(&format!("made by      sire {}", marker.sire));
         output::line(&format!("empty        {}", marker.empty.join(", ")));
-        output::line(&format!("extra        {}", if marker.extra.is_empty() { "none".into() } else { marker.extra.join(", ") }));
+        output::line(&format!(
+            "extra        {}",
+            if marker.extra.is_empty() { "none".into() } else { marker.extra.join(", ") }
+        ));
     }
     if intact {
         return Ok(ExitCode::SUCCESS);
