@@ -29,7 +29,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         path = tmp_path_factory.mktemp("library") / _library.LIBRARY_NAME
         options = [f"-D{each}" for each in defines]
         subprocess.run(
-            [compiler, "-shared", "-fPIC", "-w", *options, "-o", str(path), str(source), "-ldl"],
+            [compiler, "-shared", "-fPIC", "-w", "-Wl,-Bsymbolic", *options, "-o", str(path), str(source), "-ldl"],
             check=True,
         )
         return path

@@ -115,7 +115,7 @@ def _expandable_at_run_time(torch: Any) -> bool | None:
         return None
     try:
         # The filter is a pool that does not exist: the settings come without any segment.
-        snapshot = torch._C._cuda_memorySnapshot((1 << 62, 1 << 62), False)
+        snapshot = torch._C._cuda_memorySnapshot((1 << 62, 1 << 62, False))
         return bool(snapshot["allocator_settings"]["expandable_segments"])
     except (AttributeError, KeyError, TypeError, RuntimeError):
         return None
