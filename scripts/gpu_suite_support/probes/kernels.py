@@ -83,7 +83,7 @@ def keep_busy(cuda: Cuda, kernels: Kernels | None, stream: c_void_p, seconds: fl
     cuda.need("cuMemsetD8Async", address, 1, size, stream)
     cuda.need("cuStreamSynchronize", stream)
     one = max(time.monotonic() - start, 1e-5)
-    count = max(1, min(2000, int(seconds / one)))
+    count = max(4, min(2000, int(seconds / one)))
     for _ in range(count):
         cuda.need("cuMemsetD8Async", address, 1, size, stream)
     return f"{count} fills, about {count * one:.2f} s"

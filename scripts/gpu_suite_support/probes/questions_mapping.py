@@ -176,20 +176,29 @@ def partial_calls(bench: Bench) -> dict[str, Any]:
     return {"answer": {"unmap_part": part, "map_at_offset": offset, "map_over_mapping": twice}, "still_usable": intact}
 
 
-@question("Can a mapping be touched before cuMemSetAccess? Does a device accept read-only access?")
-def access_rights(bench: Bench) -> dict[str, Any]:
+@question("Which error does touching a mapping before cuMemSetAccess give, and is it sticky?")
+def no_access_yet(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
     size = cuda.granularity()
     address = cuda.reserve(size)
     cuda.map(address, size, cuda.create(size), access=False)
     buffer = ctypes.create_string_buffer(64)
     before = cuda.tell("cuMemcpyDtoH_v2", ctypes.addressof(buffer), address, 64)
-    read_only = cuda.tell("cuMemSetAccess", address, size, byref(Access(Location(1, 0), READ)), 1)
-    return {
-        "answer": {"before_set_access": before, "read_only": read_only},
-        "read_of_read_only": cuda.tell("cuMemcpyDtoH_v2", ctypes.addressof(buffer), address, 64),
-        "write_to_read_only": cuda.tell("cuMemcpyHtoD_v2", address, ctypes.addressof(buffer), 64),
-    }
+    health = _health(cuda)
+    return {"answer": {"error": before, "sticky": not health["synchronize"].endswith("(0)")}, "afterwards": health}
+
+
+@question("Does the device accept read-only access, and which error does a write then give?")
+def read_only_access(bench: Bench) -> dict[str, Any]:
+    cuda = bench.cuda()
+    size = cuda.granularity()
+    address = cuda.reserve(size)
+    cuda.map(address, size, cuda.create(size), access=False)
+    set_access = cuda.tell("cuMemSetAccess", address, size, byref(Access(Location(1, 0), READ)), 1)
+    buffer = ctypes.create_string_buffer(64)
+    read = cuda.tell("cuMemcpyDtoH_v2", ctypes.addressof(buffer), address, 64)
+    write = cuda.tell("cuMemcpyHtoD_v2", address, ctypes.addressof(buffer), 64)
+    return {"answer": {"set_access": set_access, "read": read, "write": write}, "afterwards": _health(cuda)}
 
 
 @question("What does fresh physical memory contain, when the same process has just released memory full of a pattern?")
