@@ -2,7 +2,7 @@
 
 use crate::boundary::catch;
 use crate::config;
-use crate::interpose;
+use crate::interpose::{original, peer};
 use crate::log;
 use once_cell::sync::OnceCell;
 use sire_core::engine::Engine;
@@ -29,13 +29,13 @@ pub(crate) fn started() -> Option<&'static Process> {
     PROCESS.get().filter(|_| !FORKED.load(Ordering::Relaxed))
 }
 
-/// The process' engine, started if need be.
+/// The process' engine, started if need be. Any CUDA runtime that is loaded is the last place to look for the driver.
 pub(crate) fn get() -> Result<&'static Process> {
-    get_with(None)
+    get_with(&|name, version| original::runtime(0).driver_function(name, version))
 }
 
-/// As [`get`]; `resolver` is the caller's own CUDA runtime, as the last place to look for the driver.
-pub(crate) fn get_with(resolver: Option<Resolver<'_>>) -> Result<&'static Process> {
+/// As [`get`]; `resolver` is the caller's own CUDA runtime.
+pub(crate) fn get_with(resolver: Resolver<'_>) -> Result<&'static Process> {
     if FORKED.load(Ordering::Relaxed) {
         return Err(inactive("this process was forked from one that used Sire; device memory does not survive a fork"));
     }
@@ -46,14 +46,14 @@ pub(crate) fn get_with(resolver: Option<Resolver<'_>>) -> Result<&'static Proces
         return Err(inactive("SIRE_DISABLE is set"));
     }
     let process = PROCESS.get_or_try_init(|| catch(|| start(resolver)))?;
-    interpose::peer::replay(process);
+    peer::replay(process);
     Ok(process)
 }
 
-fn start(resolver: Option<Resolver<'_>>) -> Result<Process> {
+fn start(resolver: Resolver<'_>) -> Result<Process> {
     let settings = config::get()?;
     let options = Options { path: settings.libcuda.clone(), exportable: false };
-    let driver = Arc::new(CudaDriver::open(&options, resolver)?);
+    let driver = Arc::new(CudaDriver::open(&options, Some(resolver))?);
     // SAFETY: the handler is a plain function of this library, which is linked to stay loaded for good.
     if unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) } != 0 {
         log::warning!("no fork handler could be registered; a forked child must not use device memory");

@@ -92,7 +92,7 @@ fn wanted() -> Result<Option<RegionId>> {
 }
 
 fn allocate_in(region: RegionId, bytes: usize, stream: *mut c_void, runtime: &Runtime) -> Result<*mut c_void> {
-    let process = process::get_with(Some(&|name, version| runtime.driver_function(name, version)))?;
+    let process = process::get_with(&|name, version| runtime.driver_function(name, version))?;
     let device = current_device(runtime)?;
     start_runtime(runtime, device);
     allocate::allocate(process, region, device, bytes, stream)

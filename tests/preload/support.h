@@ -3,6 +3,7 @@
 #define SUPPORT_H
 
 #include "sire.h"
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,6 +133,26 @@ static inline size_t free_bytes(void) {
     size_t free_now = 0, total = 0;
     CUDA(0, cudaMemGetInfo(&free_now, &total));
     return free_now;
+}
+
+/* Physical bytes in use on the device, all processes together: the software device's own count, not ours. */
+static inline uint64_t device_used(int device) {
+    uint64_t (*used)(int) = (uint64_t(*)(int))dlsym(RTLD_DEFAULT, "sire_sim_used");
+    if (used) return used(device);
+    size_t free_now = 0, total = 0;
+    int before = 0;
+    CUDA(0, cudaGetDevice(&before));
+    CUDA(0, cudaSetDevice(device));
+    CUDA(0, cudaMemGetInfo(&free_now, &total));
+    CUDA(0, cudaSetDevice(before));
+    return total - free_now;
+}
+
+/* Makes the software device's functions fail from now on, as its fault plan says; "" ends it. */
+static inline void device_fault(const char *plan) {
+    int (*fault)(const char *) = (int (*)(const char *))dlsym(RTLD_DEFAULT, "sire_sim_fault");
+    CHECK(fault != NULL);
+    CUDA(0, fault(plan));
 }
 
 #endif

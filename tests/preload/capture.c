@@ -1,0 +1,54 @@
+/* While a stream capture is in progress Sire never synchronises: pause is refused, free is deferred, allocation works. */
+#include "support.h"
+
+static void refused_until(void) {
+    EXPECT(SIRE_STATUS_CAPTURING, sire_pause(NULL, NULL, NULL));
+    SAYS("captur");
+    EXPECT(SIRE_STATUS_CAPTURING, sire_resume(NULL, NULL, NULL));
+}
+
+int main(void) {
+    uint32_t region = region_of("graphs", 1);
+    void *early = allocate_in(region, 6 * MiB), *kept = allocate_in(region, 2 * MiB);
+    fill(kept, 2 * MiB, 3);
+    void *stream = NULL, *graph = NULL, *made = NULL;
+    CUDA(0, cudaStreamCreate(&stream));
+    uint64_t before = device_used(0);
+
+    for (int mode = 0; mode < 3; mode++) {
+        CUDA(0, cudaStreamBeginCapture(stream, mode));
+        refused_until();
+        OK(sire_region_enter(region, 0));
+        CUDA(0, cudaMalloc(&made, 4 * MiB));
+        OK(sire_region_leave(region));
+        CUDA(0, cudaMemsetAsync(made, 1, 4 * MiB, stream));
+        if (mode == 0) CUDA(0, cudaFree(early));
+        CHECK(mode != 0 || !sire_owns(early) || device_used(0) >= before);
+        /* The capture is still valid: nothing of ours has synchronised. */
+        CUDA(0, cudaStreamEndCapture(stream, &graph));
+        CHECK(graph != NULL);
+        CUDA(0, cudaGraphDestroy(graph));
+        CUDA(0, cudaFree(made));
+        OK(sire_pause(NULL, NULL, NULL));
+        OK(sire_resume(NULL, NULL, NULL));
+    }
+    CHECK(holds(kept, 2 * MiB, 3));
+
+    /* A capture that could not begin does not count; one that we are told about does. */
+    CHECK(cudaStreamBeginCapture(stream, 77) != 0);
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_resume(NULL, NULL, NULL));
+    OK(sire_capture_begin());
+    OK(sire_capture_begin());
+    OK(sire_capture_end());
+    refused_until();
+    OK(sire_capture_end());
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_resume(NULL, NULL, NULL));
+
+    CUDA(0, cudaFree(kept));
+    CUDA(0, cudaStreamDestroy(stream));
+    OK(sire_trim(NULL, NULL));
+    CHECK(device_used(0) == 0);
+    return 0;
+}

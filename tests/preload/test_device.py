@@ -1,0 +1,114 @@
+"""C programs on the software device, through the library's outside only."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES, Workshop, check
+
+
+@pytest.mark.parametrize("backup", ["none", "host", "disk"])
+def test_round_trip(workshop: Workshop, sim_dir: Path, tmp_path: Path, backup: str) -> None:
+    check(workshop.run(workshop.program("round_trip.c"), backup, folders=(sim_dir,), SIRE_SIM_MEMORY="1GiB", SIRE_DISK_DIR=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == [], "a backup file was left behind"
+
+
+def test_bad_input(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("bad_input.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="1GiB", SIRE_LOG="off"))
+
+
+def test_out_of_memory(workshop: Workshop, sim_dir: Path) -> None:
+    done = check(workshop.run(workshop.program("out_of_memory.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
+    assert "warning" not in done.stderr, "running short is PyTorch's everyday; it must not be logged as trouble"
+
+
+def test_capture(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("capture.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB"))
+
+
+def test_forked_child(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("fork_child.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
+
+
+def test_threads(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("threads.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="error"))
+
+
+def test_ranges(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("ranges.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB"))
+
+
+@pytest.mark.parametrize("major", ["12", "13"])
+def test_a_runtime_that_was_loaded_locally(workshop: Workshop, sim_dir: Path, major: str) -> None:
+    runtime = workshop.fixture(
+        f"libcudart.so.{major}", FIXTURES / "runtime.c", "-shared", "-fPIC", f"-Wl,-soname,libcudart.so.{major}", subdirectory="local"
+    )
+    library = workshop.fixture(
+        f"local_{major}.so", FIXTURES / "local.c", "-shared", "-fPIC", runtime, workshop.sire_so, subdirectory="local-libraries"
+    )
+    done = workshop.run(workshop.program("local_load.c", runtime=False), str(library), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB")
+    check(done)
+
+
+def test_peers(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("peers.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+
+
+@pytest.mark.parametrize("function", ["cuMemUnmap", "cuMemRelease", "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemcpyDtoHAsync_v2"])
+def test_one_driver_call_fails(workshop: Workshop, sim_dir: Path, function: str) -> None:
+    done = check(workshop.run(workshop.program("faults.c"), function, folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
+    assert int(done.stdout.split()[0]) > 0 or function == "cuMemRelease", "the fault plan reached nothing"
+
+
+@pytest.mark.parametrize("backup", [1, 2])
+def test_killed_in_the_middle(workshop: Workshop, sim_dir: Path, tmp_path: Path, backup: int) -> None:
+    program, environment, disk = workshop.program("killed.c"), tmp_path / "environment", tmp_path / "disk"
+    environment.mkdir()
+    disk.mkdir()
+    settings = {"SIRE_SIM_MEMORY": "512MiB", "SIRE_SIM_DIR": str(environment), "SIRE_DISK_DIR": str(disk)}
+    done = workshop.run(program, str(backup), folders=(sim_dir,), **settings)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    check(workshop.run(program, "after", folders=(sim_dir,), **settings))
+    assert sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) == 0, "a dead process' backup was left behind"
+
+
+def test_tms(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("tms.c"), "api", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
+
+
+def test_tms_environment(workshop: Workshop, sim_dir: Path) -> None:
+    settings = {"TMS_INIT_ENABLE": "1", "TMS_INIT_ENABLE_CPU_BACKUP": "true", "TMS_RETAIN_CPU_BACKUP": "yes", "TMS_INIT_CPU_BACKUP_BACKEND": "mmap"}
+    check(workshop.run(workshop.program("tms.c"), "init", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", **settings))
+
+
+@pytest.mark.parametrize("backup", [None, "cpu", "disk"])
+def test_process_wide_region(workshop: Workshop, sim_dir: Path, tmp_path: Path, backup: str | None) -> None:
+    settings = {"SIRE_REGION": "whole/program", "SIRE_SIM_MEMORY": "512MiB", "SIRE_DISK_DIR": str(tmp_path)}
+    if backup:
+        settings["SIRE_BACKUP"] = backup
+    check(workshop.run(workshop.program("process_wide.c"), "whole/program", folders=(sim_dir,), **settings))
+
+
+@pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_expandable_segments_are_refused_by_name(workshop: Workshop, sim_dir: Path, variable: str) -> None:
+    settings = {variable: "max_split_size_mb:64,expandable_segments:True", "SIRE_SIM_MEMORY": "512MiB"}
+    done = workshop.run(workshop.program("bad_input.c", "-lm"), folders=(sim_dir,), **settings)
+    assert done.returncode == 1 and "SIRE_STATUS_UNSUPPORTED" in done.stderr and variable in done.stderr
+
+
+def test_the_driver_can_be_named(workshop: Workshop, sim_dir: Path, sim_so: Path) -> None:
+    program = workshop.program("process_wide.c")
+    settings = {"SIRE_REGION": "r", "SIRE_SIM_MEMORY": "512MiB"}
+    check(workshop.run(program, "r", folders=(sim_dir,), SIRE_LIBCUDA=str(sim_so), **settings))
+    missing = workshop.run(program, "r", folders=(sim_dir,), SIRE_LIBCUDA="/nonexistent/libcuda.so.1", **settings)
+    assert missing.returncode == 1 and "/nonexistent/libcuda.so.1" in missing.stderr
+
+
+def test_the_driver_is_found_through_the_callers_runtime(workshop: Workshop, sim_so: Path, tmp_path: Path) -> None:
+    # No libcuda.so.1 anywhere: only the runtime knows the driver.
+    (tmp_path / "libcudart.so.13").symlink_to(sim_so)
+    check(workshop.run(workshop.program("process_wide.c"), "r", folders=(tmp_path,), SIRE_REGION="r", SIRE_SIM_MEMORY="512MiB"))
+    assert os.listdir(tmp_path) == ["libcudart.so.13"]
