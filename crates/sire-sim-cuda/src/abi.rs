@@ -192,7 +192,8 @@ pub struct FuncAttributes {
     pub reserved: [c_int; 16],
 }
 
-const _: () = assert!(size_of::<FuncAttributes>() == 144 && offset_of!(FuncAttributes, max_dynamic_shared_size_bytes) == 44);
+const _: () =
+    assert!(size_of::<FuncAttributes>() == 144 && offset_of!(FuncAttributes, max_dynamic_shared_size_bytes) == 44);
 
 /// `dim3`.
 #[repr(C)]

@@ -50,11 +50,6 @@ impl<T> Out<T> {
         self.0.is_null()
     }
 
-    /// The address, for what only the caller can type.
-    pub fn address(self) -> *mut T {
-        self.0
-    }
-
     /// The same place for another type, where a number elsewhere says which type is meant.
     pub fn cast<U>(self) -> Out<U> {
         Out(self.0.cast())
@@ -102,11 +97,6 @@ impl<T> Out<T> {
 }
 
 impl<T: Copy> In<T> {
-    /// Whether the caller gave nothing.
-    pub fn is_null(self) -> bool {
-        self.0.is_null()
-    }
-
     /// The same place for another type, where a number elsewhere says which type is meant.
     pub fn cast<U>(self) -> In<U> {
         In(self.0.cast())
@@ -214,16 +204,15 @@ fn attempt(face: Face, name: &'static str, bytes: u64, body: impl FnOnce(&Machin
     if state::is_down() {
         return Code::DEINITIALIZED.0;
     }
+    if state::is_forked() {
+        return Code::NOT_INITIALIZED.0;
+    }
     let Some(machine) = state::machine() else { return Code::NOT_INITIALIZED.0 };
     if let Some(code) = machine.enter_call(name, bytes) {
         return code.0;
     }
-    if face == Face::Runtime {
-        if let Err(error) = state::make_current(machine) {
-            return error.code.0;
-        }
-    }
-    match body(machine) {
+    let ready = if face == Face::Runtime { state::make_current(machine) } else { Ok(()) };
+    match ready.and_then(|()| body(machine)) {
         Ok(()) => 0,
         Err(error) => {
             if machine.options().log {

@@ -3,8 +3,10 @@
 //! length without the NUL (a short buffer is not an error).
 
 use crate::boundary::{Out, Text, contain, export, write_text};
+use crate::driver::LABEL_SHIFT;
 use crate::{kernels, state};
-use sire_sim::Code;
+use serde_json::Value;
+use sire_sim::{Code, Machine};
 use std::ffi::{c_char, c_int};
 use std::fmt::Write as _;
 
@@ -22,11 +24,26 @@ export! { RuntimeQuery:
         answer.set(c_int::from(machine.accessible(ptr, length as u64, device, write != 0)))
     }
 
-    /// The census of frames, as JSON.
+    /// The census of frames, as JSON. Runs whose memory was made under a tag also say `label`.
     fn sire_sim_census(buffer: Out<c_char>, capacity: usize, length: Out<usize>) |machine| {
-        length.set_if(write_text(buffer, capacity, &machine.census_json()));
+        length.set_if(write_text(buffer, capacity, &labelled_census(machine).to_string()));
         Ok(())
     }
+
+    /// A path through which anybody may look at the device's memory file (its blocks are what the system holds).
+    fn sire_sim_memfd(device: c_int, buffer: Out<c_char>, capacity: usize) |machine| {
+        let device = state::check_device(machine, device)?;
+        let census = machine.census();
+        let path = census["devices"][device as usize]["memory_file"].as_str().unwrap_or_default();
+        if path.is_empty() || path.len() >= capacity {
+            return Err(Code::INVALID_VALUE.because(format!("{capacity} bytes for the path '{path}'")));
+        }
+        write_text(buffer.required()?, capacity, path);
+        Ok(())
+    }
+
+    /// The census label of physical memory that this thread makes from now on (`cuMemCreate`); null or empty ends it.
+    fn sire_sim_set_tag(tag: Text) |_machine| { state::set_label(tag.get_or_null()?) }
 
     /// Replaces the fault plan; an empty one ends all faults. `CUDA_ERROR_INVALID_VALUE` if it cannot be read
     /// (what is wrong is said on standard error).
@@ -48,6 +65,19 @@ export! { RuntimeQuery:
         length.set_if(write_text(buffer, capacity, &text));
         Ok(())
     }
+}
+
+/// The machine's census with the names of labels, which only this crate knows.
+fn labelled_census(machine: &Machine) -> Value {
+    let mut census = machine.census();
+    let devices = census["devices"].as_array_mut().into_iter().flatten();
+    for run in devices.filter_map(|device| device["runs"].as_array_mut()).flatten() {
+        let label = run["tag"].as_u64().map_or(0, |tag| (tag >> LABEL_SHIFT) as u16);
+        if let Some(name) = state::label_name(label) {
+            run["label"] = Value::String(name);
+        }
+    }
+    census
 }
 
 /// Bytes of the device in use by all processes; 0 for a device that does not exist.

@@ -34,6 +34,12 @@ pub extern "C" fn cudnnGetLastErrorString(buffer: Out<c_char>, capacity: usize) 
     write_text(buffer, capacity, "not simulated by the software device");
 }
 
+/// One part of cuDNN's version: 0 major, 1 minor, 2 patch.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudnnGetProperty(part: c_int, value: Out<c_int>) -> c_int {
+    answer(value, [9, 99, 0].get(part as usize).copied().unwrap_or(0))
+}
+
 /// cuDNN 9.99: later than what any wheel was built with.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudnnGetVersion() -> usize {

@@ -3,12 +3,11 @@
 
 use crate::abi::{Handle, NvmlFabric, NvmlMemory, NvmlMemoryV2, NvmlPci, NvmlProcess, NvmlProcessV1, NvmlUtilization};
 use crate::boundary::{Out, Text, export, write_text};
-use crate::properties;
+use crate::{properties, state};
 use sire_sim::{Code, Machine, Result};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
 const DEVICES: u64 = 0x5156_0000_0000;
-const STRIDE: u64 = 64;
 
 /// Numbers of NVML that CUDA has no equal of, kept apart until they are returned.
 const OWN: i32 = 1_000_000;
@@ -31,16 +30,12 @@ pub fn number(code: c_int) -> c_int {
 }
 
 fn handle(device: u32) -> Handle {
-    (DEVICES + u64::from(device) * STRIDE) as Handle
+    (DEVICES + u64::from(device) * state::STRIDE) as Handle
 }
 
 fn device_of(machine: &Machine, device: Handle) -> Result<u32> {
-    let offset = (device as u64).wrapping_sub(DEVICES);
-    if offset % STRIDE == 0 && offset / STRIDE < u64::from(machine.device_count()) {
-        Ok((offset / STRIDE) as u32)
-    } else {
-        Err(Code::INVALID_VALUE.because(format!("{device:?} is not a device handle")))
-    }
+    let found = state::device_of_family(machine, DEVICES, device as u64);
+    found.ok_or_else(|| Code::INVALID_VALUE.because(format!("{device:?} is not a device handle")))
 }
 
 fn text(out: Out<c_char>, capacity: c_uint, value: &str) -> Result<()> {
@@ -57,7 +52,13 @@ fn found(machine: &Machine, out: Out<Handle>, device: Option<u32>) -> Result<()>
 }
 
 /// Lists processes in NVML's manner: a count that is room on the way in and need on the way out.
-fn processes<T: Copy>(machine: &Machine, device: Handle, count: Out<c_uint>, out: Out<T>, make: impl Fn(u32, u64) -> T) -> Result<()> {
+fn processes<T: Copy>(
+    machine: &Machine,
+    device: Handle,
+    count: Out<c_uint>,
+    out: Out<T>,
+    make: impl Fn(u32, u64) -> T,
+) -> Result<()> {
     let list = machine.processes(device_of(machine, device)?)?;
     let room = count.get()? as usize;
     count.set(list.len() as c_uint)?;

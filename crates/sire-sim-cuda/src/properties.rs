@@ -18,55 +18,55 @@ const L2_BYTES: c_int = 50 << 20;
 /// Attributes by CUDA's number. Numbers that are not here are 0: the device does not have the thing.
 /// Both numberings (`cudaDeviceAttr`, `CUdevice_attribute`) agree.
 const ATTRIBUTES: &[(c_int, c_int)] = &[
-    (1, 1024),           // threads per block
-    (2, 1024),           // block x
-    (3, 1024),           // block y
-    (4, 64),             // block z
-    (5, 0x7fff_ffff),    // grid x
-    (6, 65535),          // grid y
-    (7, 65535),          // grid z
-    (8, 49152),          // shared memory per block
-    (9, 65536),          // constant memory
-    (10, 32),            // warp size
-    (11, 0x7fff_ffff),   // pitch
-    (12, 65536),         // registers per block
-    (13, 1_755_000),     // clock, kHz
-    (14, 512),           // texture alignment
-    (15, 1),             // copies overlap with kernels
+    (1, 1024),         // threads per block
+    (2, 1024),         // block x
+    (3, 1024),         // block y
+    (4, 64),           // block z
+    (5, 0x7fff_ffff),  // grid x
+    (6, 65535),        // grid y
+    (7, 65535),        // grid z
+    (8, 49152),        // shared memory per block
+    (9, 65536),        // constant memory
+    (10, 32),          // warp size
+    (11, 0x7fff_ffff), // pitch
+    (12, 65536),       // registers per block
+    (13, 1_755_000),   // clock, kHz
+    (14, 512),         // texture alignment
+    (15, 1),           // copies overlap with kernels
     (16, MULTIPROCESSORS),
-    (19, 1),             // host memory can be mapped
-    (30, 512),           // surface alignment
-    (31, 1),             // concurrent kernels
-    (36, 2_619_000),     // memory clock, kHz
-    (37, 5120),          // memory bus, bits
+    (19, 1),         // host memory can be mapped
+    (30, 512),       // surface alignment
+    (31, 1),         // concurrent kernels
+    (36, 2_619_000), // memory clock, kHz
+    (37, 5120),      // memory bus, bits
     (38, L2_BYTES),
-    (39, 2048),          // threads per multiprocessor
-    (40, 3),             // copy engines
-    (41, 1),             // unified addressing
-    (51, 32),            // texture pitch alignment
-    (75, 9),             // compute capability, major
-    (76, 0),             // compute capability, minor
-    (78, 1),             // stream priorities
-    (79, 1),             // L1 caches globals
-    (80, 1),             // L1 caches locals
-    (81, 233_472),       // shared memory per multiprocessor
-    (82, 65536),         // registers per multiprocessor
-    (83, 1),             // managed memory
-    (87, 2),             // single to double precision
-    (91, 1),             // registered host memory at the host's address
-    (95, 1),             // cooperative launch
-    (97, 232_448),       // shared memory per block, opt-in
-    (99, 1),             // host registration
-    (102, 1),            // virtual memory management
-    (103, 1),            // handles as file descriptors
-    (106, 32),           // blocks per multiprocessor
-    (110, 1),            // GPUDirect RDMA with virtual memory management
-    (111, 1024),         // reserved shared memory per block
-    (115, 1),            // memory pools
-    (116, 1),            // GPUDirect RDMA
-    (119, 1),            // memory pools as file descriptors
-    (122, 1),            // 64-bit stream memory operations
-    (123, 1),            // wait-value NOR
+    (39, 2048),    // threads per multiprocessor
+    (40, 3),       // copy engines
+    (41, 1),       // unified addressing
+    (51, 32),      // texture pitch alignment
+    (75, 9),       // compute capability, major
+    (76, 0),       // compute capability, minor
+    (78, 1),       // stream priorities
+    (79, 1),       // L1 caches globals
+    (80, 1),       // L1 caches locals
+    (81, 233_472), // shared memory per multiprocessor
+    (82, 65536),   // registers per multiprocessor
+    (83, 1),       // managed memory
+    (87, 2),       // single to double precision
+    (91, 1),       // registered host memory at the host's address
+    (95, 1),       // cooperative launch
+    (97, 232_448), // shared memory per block, opt-in
+    (99, 1),       // host registration
+    (102, 1),      // virtual memory management
+    (103, 1),      // handles as file descriptors
+    (106, 32),     // blocks per multiprocessor
+    (110, 1),      // GPUDirect RDMA with virtual memory management
+    (111, 1024),   // reserved shared memory per block
+    (115, 1),      // memory pools
+    (116, 1),      // GPUDirect RDMA
+    (119, 1),      // memory pools as file descriptors
+    (122, 1),      // 64-bit stream memory operations
+    (123, 1),      // wait-value NOR
 ];
 
 const PCI_BUS: c_int = 33;

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 static MACHINE: OnceLock<Option<Machine>> = OnceLock::new();
 static DOWN: AtomicBool = AtomicBool::new(false);
+static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line about `name` to standard error, without the lock that a forked child could find taken.
 pub fn say(name: &str, message: &str) {
@@ -24,8 +25,11 @@ pub fn machine() -> Option<&'static Machine> {
     MACHINE
         .get_or_init(|| match Machine::from_env() {
             Ok(machine) => {
-                // SAFETY: `at_exit` is a function without arguments that does not unwind.
-                unsafe { libc::atexit(at_exit) };
+                // SAFETY: both are functions without arguments that do not unwind.
+                unsafe {
+                    libc::atexit(at_exit);
+                    libc::pthread_atfork(None, None, Some(forked));
+                }
                 Some(machine)
             }
             Err(error) => {
@@ -43,6 +47,9 @@ pub fn existing_machine() -> Option<&'static Machine> {
 
 extern "C" fn at_exit() {
     crate::boundary::contain("exit", (), || {
+        if is_forked() {
+            return;
+        }
         if let Some(machine) = existing_machine() {
             machine.shutdown();
         }
@@ -50,9 +57,51 @@ extern "C" fn at_exit() {
     DOWN.store(true, Ordering::Release);
 }
 
+extern "C" fn forked() {
+    FORKED.store(true, Ordering::Release);
+}
+
+/// Whether this is the child of a process that had a machine: CUDA does not survive a fork.
+pub fn is_forked() -> bool {
+    FORKED.load(Ordering::Acquire)
+}
+
 /// Whether the process is past the device's shutdown: static destructors still call, and get `cudaErrorCudartUnloading`.
 pub fn is_down() -> bool {
     DOWN.load(Ordering::Acquire)
+}
+
+/// Names that programs gave to memory; a label is a position here plus one.
+static LABELS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static LABEL: Cell<u16> = const { Cell::new(0) };
+}
+
+/// The label for physical memory that this thread makes; 0 is none.
+pub fn label() -> u16 {
+    LABEL.get()
+}
+
+/// Sets this thread's label; `None` ends it.
+pub fn set_label(name: Option<&str>) -> Result<()> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        LABEL.set(0);
+        return Ok(());
+    };
+    let mut labels = lock(&LABELS);
+    let at = labels.iter().position(|known| known == name).unwrap_or_else(|| {
+        labels.push(name.to_string());
+        labels.len() - 1
+    });
+    let label = u16::try_from(at + 1).map_err(|_| Code::INVALID_VALUE.because("more than 65535 different tags"))?;
+    LABEL.set(label);
+    Ok(())
+}
+
+/// The name of a label.
+pub fn label_name(label: u16) -> Option<String> {
+    lock(&LABELS).get(usize::from(label).checked_sub(1)?).cloned()
 }
 
 /// Locks, also if a panic (caught at the boundary) left the lock poisoned.
@@ -66,14 +115,32 @@ pub struct Context(pub u64);
 
 const PRIMARY: u64 = 0x5152_0000_0000;
 const CREATED: u64 = 0x5153_0000_0000;
-const STRIDE: u64 = 64;
+
+/// Handles that are no machine's objects (contexts, pools, NVML's devices) are numbers of a family: a base
+/// that no mapping has, plus an index times this.
+pub const STRIDE: u64 = 64;
+
+/// The index of a handle in the family that starts at `base`.
+fn family_index(base: u64, handle: u64) -> Option<u64> {
+    let offset = handle.checked_sub(base)?;
+    offset.is_multiple_of(STRIDE).then_some(offset / STRIDE)
+}
+
+/// The device of a handle in a family with one member for each device.
+pub fn device_of_family(machine: &Machine, base: u64, handle: u64) -> Option<u32> {
+    family_index(base, handle)
+        .and_then(|index| u32::try_from(index).ok())
+        .filter(|device| *device < machine.device_count())
+}
 
 /// Contexts that `cuCtxCreate` made: device, or `None` once destroyed.
 static CREATED_CONTEXTS: Mutex<Vec<Option<u32>>> = Mutex::new(Vec::new());
 
 /// How often each device's primary context is retained. The runtime's own reference is one.
-static PRIMARY_COUNT: [AtomicU32; sire_sim::options::MAX_DEVICES as usize] = [const { AtomicU32::new(0) }; sire_sim::options::MAX_DEVICES as usize];
-static RUNTIME_HOLDS: [AtomicBool; sire_sim::options::MAX_DEVICES as usize] = [const { AtomicBool::new(false) }; sire_sim::options::MAX_DEVICES as usize];
+static PRIMARY_COUNT: [AtomicU32; sire_sim::options::MAX_DEVICES as usize] =
+    [const { AtomicU32::new(0) }; sire_sim::options::MAX_DEVICES as usize];
+static RUNTIME_HOLDS: [AtomicBool; sire_sim::options::MAX_DEVICES as usize] =
+    [const { AtomicBool::new(false) }; sire_sim::options::MAX_DEVICES as usize];
 
 impl Context {
     /// The primary context of `device`.
@@ -101,15 +168,13 @@ impl Context {
     }
 
     fn created_index(self) -> usize {
-        let offset = self.0.wrapping_sub(CREATED);
-        if offset % STRIDE == 0 { usize::try_from(offset / STRIDE).unwrap_or(usize::MAX) } else { usize::MAX }
+        family_index(CREATED, self.0).and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX)
     }
 
     /// The device of a live context.
     pub fn device(self, machine: &Machine) -> Result<u32> {
-        let offset = self.0.wrapping_sub(PRIMARY);
-        if offset % STRIDE == 0 && offset / STRIDE < u64::from(machine.device_count()) {
-            return Ok((offset / STRIDE) as u32);
+        if let Some(device) = device_of_family(machine, PRIMARY, self.0) {
+            return Ok(device);
         }
         lock(&CREATED_CONTEXTS).get(self.created_index()).copied().flatten().ok_or_else(|| not_a_context(self))
     }
@@ -130,8 +195,11 @@ pub fn retain_primary(device: u32) -> Context {
 
 /// Takes one of the driver API's references away.
 pub fn release_primary(device: u32) -> Result<()> {
-    let taken = PRIMARY_COUNT[device as usize].fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1));
-    taken.map(drop).map_err(|_| INVALID_CONTEXT.because(format!("the primary context of device {device} is not retained")))
+    let taken =
+        PRIMARY_COUNT[device as usize].fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1));
+    taken
+        .map(drop)
+        .map_err(|_| INVALID_CONTEXT.because(format!("the primary context of device {device} is not retained")))
 }
 
 /// Whether anybody holds the primary context.
@@ -243,6 +311,10 @@ pub fn check_device(machine: &Machine, ordinal: impl Into<i64> + Copy + Display)
     let wide: i64 = ordinal.into();
     u32::try_from(wide).ok().filter(|device| *device < machine.device_count()).ok_or_else(|| {
         let count = machine.device_count();
-        if count == 0 { Code::NO_DEVICE.because("the environment has no device") } else { Code::INVALID_DEVICE.because(format!("device {ordinal} of {count}")) }
+        if count == 0 {
+            Code::NO_DEVICE.because("the environment has no device")
+        } else {
+            Code::INVALID_DEVICE.because(format!("device {ordinal} of {count}"))
+        }
     })
 }

@@ -8,10 +8,9 @@ fn refuse(name: &'static str, library: &'static str, status: i64) -> i64 {
     contain(name, status, || {
         let message = format!("not simulated: {name}");
         state::say(library, &message);
-        if let Some(machine) = state::existing_machine().filter(|_| !state::is_down()) {
-            if let Some(code) = machine.enter_call(name, 0) {
-                return i64::from(code.0);
-            }
+        let machine = state::existing_machine().filter(|_| !state::is_down());
+        if let Some(code) = machine.and_then(|machine| machine.enter_call(name, 0)) {
+            return i64::from(code.0);
         }
         if library.starts_with("CUDA") {
             explain(&message);

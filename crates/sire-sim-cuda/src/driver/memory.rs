@@ -71,7 +71,9 @@ export! { Driver:
 fn known(machine: &Machine, address: u64) -> Result<PointerInfo> {
     let info = machine.pointer(address);
     match info.kind {
-        PointerKind::Pageable => Err(Code::INVALID_VALUE.because(format!("{address:#x} is not a pointer of the device's"))),
+        PointerKind::Pageable => {
+            Err(Code::INVALID_VALUE.because(format!("{address:#x} is not a pointer of the device's")))
+        }
         _ => Ok(info),
     }
 }
@@ -83,29 +85,41 @@ fn small_attribute(attribute: c_int, info: &PointerInfo) -> Option<u32> {
     Some(match attribute {
         2 if foreign => 0,
         2 if host => 1,
-        2 => 2,                                    // memory type
+        2 => 2, // memory type
         8 => u32::from(info.kind == PointerKind::Managed),
         9 if foreign => u32::MAX - 1,
-        9 => info.device,                          // device ordinal
-        10 => 0,                                   // legacy IPC
-        13 => u32::from(!foreign),                 // mapped
-        15 => 1,                                   // GPUDirect RDMA
-        16 => if info.vmm { 3 } else { 0 },        // access flags
+        9 => info.device,          // device ordinal
+        10 => 0,                   // legacy IPC
+        13 => u32::from(!foreign), // mapped
+        15 => 1,                   // GPUDirect RDMA
+        16 => {
+            if info.vmm {
+                3
+            } else {
+                0
+            }
+        } // access flags
         _ => return None,
     })
 }
 
-fn write_attribute(machine: &Machine, data: *mut c_void, attribute: c_int, address: u64, info: &PointerInfo) -> Result<()> {
+fn write_attribute(
+    machine: &Machine,
+    data: *mut c_void,
+    attribute: c_int,
+    address: u64,
+    info: &PointerInfo,
+) -> Result<()> {
     if let Some(value) = small_attribute(attribute, info) {
         // Booleans (managed, IPC-capable, mapped) are a byte wide in some headers and 4 in others; 4 is what the driver writes.
         return Out::<u32>::from_caller(data.cast()).set(value);
     }
     let value = match attribute {
-        1 => Context::primary(info.device).0,      // context
-        3 | 4 => address,                          // device and host pointer
-        7 => info.base,                            // buffer id
-        11 | 19 => info.base,                      // start of range, of mapping
-        12 | 18 => info.size,                      // its size
+        1 => Context::primary(info.device).0, // context
+        3 | 4 => address,                     // device and host pointer
+        7 => info.base,                       // buffer id
+        11 | 19 => info.base,                 // start of range, of mapping
+        12 | 18 => info.size,                 // its size
         17 => return pool_of(machine, data),
         _ => return Err(Code::INVALID_VALUE.because(format!("not simulated: pointer attribute {attribute}"))),
     };

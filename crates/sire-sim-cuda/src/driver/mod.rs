@@ -8,6 +8,8 @@ mod memory;
 mod queue;
 mod vmm;
 
+pub use vmm::LABEL_SHIFT;
+
 use crate::abi::Handle;
 use crate::state;
 use sire_sim::{Machine, Result, StreamId};

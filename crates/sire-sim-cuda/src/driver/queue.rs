@@ -3,7 +3,10 @@
 use super::stream_of;
 use crate::abi::{Handle, HostFn};
 use crate::boundary::{Out, export};
-use crate::runtime::{CaptureOutputs, create_event, create_stream, describe_capture, exchange_mode, host_function, mode_of, own_stream, query_event};
+use crate::runtime::{
+    CaptureOutputs, create_event, create_stream, describe_capture, exchange_mode, host_function, mode_of, own_stream,
+    query_event,
+};
 use crate::state::{self, Context};
 use sire_sim::{Code, EventId, ExecId, GraphId};
 use std::ffi::{c_float, c_int, c_uint, c_ulonglong, c_void};

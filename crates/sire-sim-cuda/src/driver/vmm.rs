@@ -17,28 +17,38 @@ fn location(machine: &Machine, prop: &AllocationProp) -> Result<u32> {
         return Err(Code::INVALID_VALUE.because(format!("allocation type {}: only pinned (1) exists", prop.kind)));
     }
     if prop.handle_types & !HANDLE_FD != 0 {
-        return Err(Code::NOT_SUPPORTED.because(format!("handle types {:#x}: the device has file descriptors (1) only", prop.handle_types)));
+        return Err(Code::NOT_SUPPORTED
+            .because(format!("handle types {:#x}: the device has file descriptors (1) only", prop.handle_types)));
     }
     if prop.location.kind != LOCATION_DEVICE {
-        return Err(Code::NOT_SUPPORTED.because(format!("not simulated: physical memory at location type {}", prop.location.kind)));
+        return Err(Code::NOT_SUPPORTED
+            .because(format!("not simulated: physical memory at location type {}", prop.location.kind)));
     }
     state::check_device(machine, prop.location.id)
 }
 
-/// The properties as the number that the machine keeps with the memory.
+/// The properties and the thread's label as the number that the machine keeps with the memory:
+/// handle types (16 bits), RDMA (8), compression (8), usage (16), label (16).
 fn to_tag(prop: &AllocationProp) -> u64 {
-    u64::from(prop.handle_types as u32) | u64::from(prop.gpu_direct_rdma_capable) << 32 | u64::from(prop.compression) << 40 | u64::from(prop.usage) << 48
+    u64::from(prop.handle_types as u16)
+        | u64::from(prop.gpu_direct_rdma_capable) << 16
+        | u64::from(prop.compression) << 24
+        | u64::from(prop.usage) << 32
+        | u64::from(state::label()) << LABEL_SHIFT
 }
+
+/// Where the label is in a tag.
+pub const LABEL_SHIFT: u32 = 48;
 
 fn from_tag(tag: u64, device: u32) -> AllocationProp {
     AllocationProp {
         kind: PINNED,
-        handle_types: tag as u32 as c_int,
+        handle_types: c_int::from(tag as u16),
         location: MemLocation { kind: LOCATION_DEVICE, id: device as c_int },
         win32_meta_data: 0,
-        compression: (tag >> 40) as u8,
-        gpu_direct_rdma_capable: (tag >> 32) as u8,
-        usage: (tag >> 48) as u16,
+        compression: (tag >> 24) as u8,
+        gpu_direct_rdma_capable: (tag >> 16) as u8,
+        usage: (tag >> 32) as u16,
         reserved: [0; 4],
     }
 }
@@ -49,7 +59,8 @@ fn no_flags(flags: c_ulonglong) -> Result<()> {
 
 fn access_of(machine: &Machine, description: AccessDesc) -> Result<sire_sim::AccessDesc> {
     if description.location.kind != LOCATION_DEVICE {
-        return Err(Code::NOT_SUPPORTED.because(format!("not simulated: access for location type {}", description.location.kind)));
+        return Err(Code::NOT_SUPPORTED
+            .because(format!("not simulated: access for location type {}", description.location.kind)));
     }
     let device = state::check_device(machine, description.location.id)?;
     let prot = match description.flags {
@@ -102,7 +113,7 @@ export! { Driver:
     fn cuMemExportToShareableHandle(out: Out<c_int>, handle: u64, kind: c_int, flags: c_ulonglong) |machine| {
         no_flags(flags)?;
         let out = out.required()?;
-        let allowed = machine.physical_info(PhysicalId(handle))?.tag as u32 as c_int;
+        let allowed = machine.physical_info(PhysicalId(handle))?.tag as u16 as c_int;
         if kind != HANDLE_FD || allowed & HANDLE_FD == 0 {
             return Err(Code::INVALID_VALUE.because(format!("handle type {kind} was not asked for when the memory was made ({allowed:#x})")));
         }

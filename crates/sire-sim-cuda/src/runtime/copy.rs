@@ -20,9 +20,18 @@ fn kind_of(kind: c_int) -> Result<CopyKind> {
 
 fn copy_2d(dst: u64, dst_pitch: usize, src: u64, src_pitch: usize, width: usize, height: usize) -> Result<Copy2d> {
     if height > 1 && (width > dst_pitch || width > src_pitch) {
-        return Err(Code(12).because(format!("rows of {width} bytes do not fit pitches of {dst_pitch} and {src_pitch}")));
+        return Err(
+            Code(12).because(format!("rows of {width} bytes do not fit pitches of {dst_pitch} and {src_pitch}"))
+        );
     }
-    Ok(Copy2d { dst, dst_pitch: dst_pitch as u64, src, src_pitch: src_pitch as u64, width: width as u64, height: height as u64 })
+    Ok(Copy2d {
+        dst,
+        dst_pitch: dst_pitch as u64,
+        src,
+        src_pitch: src_pitch as u64,
+        width: width as u64,
+        height: height as u64,
+    })
 }
 
 export! { Runtime:

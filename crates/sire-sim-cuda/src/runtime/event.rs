@@ -22,7 +22,11 @@ pub fn create(machine: &Machine, out: Out<Handle>, device: u32, flags: c_uint) -
 
 /// Whether the event has passed, as a status.
 pub fn query(machine: &Machine, event: Handle) -> Result<()> {
-    if machine.event_query(EventId(event as u64))? { Ok(()) } else { Err(Code::NOT_READY.because("the event has not passed")) }
+    if machine.event_query(EventId(event as u64))? {
+        Ok(())
+    } else {
+        Err(Code::NOT_READY.because("the event has not passed"))
+    }
 }
 
 export! { Runtime:

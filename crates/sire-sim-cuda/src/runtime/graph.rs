@@ -126,7 +126,8 @@ fn release_object(id: u64, count: u64) -> Result<()> {
     let ended = {
         let mut objects = lock(&OBJECTS);
         let object = objects.live.get_mut(&id).filter(|object| object.references >= count);
-        let object = object.ok_or_else(|| Code::INVALID_VALUE.because(format!("user object {id} does not have {count} references")))?;
+        let object = object
+            .ok_or_else(|| Code::INVALID_VALUE.because(format!("user object {id} does not have {count} references")))?;
         object.references -= count;
         if object.references == 0 { objects.live.remove(&id) } else { None }
     };
@@ -218,7 +219,11 @@ export! { Runtime:
 
 /// Used and reserved memory of graphs, now and at most: always 0, for no node of ours allocates.
 fn graph_memory_attribute(attribute: c_int) -> Result<()> {
-    if (0..=3).contains(&attribute) { Ok(()) } else { Err(Code::INVALID_VALUE.because(format!("{attribute} is not a graph memory attribute"))) }
+    if (0..=3).contains(&attribute) {
+        Ok(())
+    } else {
+        Err(Code::INVALID_VALUE.because(format!("{attribute} is not a graph memory attribute")))
+    }
 }
 
 export! { RuntimeQuery:
@@ -274,7 +279,10 @@ export! { RuntimeQuery:
 
 fn retain_object(id: u64, count: u64) -> Result<()> {
     let mut objects = lock(&OBJECTS);
-    let object = objects.live.get_mut(&id).ok_or_else(|| Code::INVALID_VALUE.because(format!("{id:#x} is not a user object")))?;
+    let object = objects
+        .live
+        .get_mut(&id)
+        .ok_or_else(|| Code::INVALID_VALUE.because(format!("{id:#x} is not a user object")))?;
     object.references += count;
     Ok(())
 }

@@ -78,7 +78,12 @@ pub extern "C" fn __cudaPushCallConfiguration(grid: Dim3, block: Dim3, shared: u
 
 /// The configuration that was pushed last.
 #[unsafe(no_mangle)]
-pub extern "C" fn __cudaPopCallConfiguration(grid: Out<Dim3>, block: Out<Dim3>, shared: Out<usize>, stream: Out<Handle>) -> c_int {
+pub extern "C" fn __cudaPopCallConfiguration(
+    grid: Out<Dim3>,
+    block: Out<Dim3>,
+    shared: Out<usize>,
+    stream: Out<Handle>,
+) -> c_int {
     let (kept, depth) = CONFIGURATIONS.get();
     let Some(top) = depth.checked_sub(1) else { return 52 };
     CONFIGURATIONS.set((kept, top));

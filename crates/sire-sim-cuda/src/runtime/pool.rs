@@ -5,7 +5,7 @@
 use super::memory::stream_of;
 use crate::abi::{AccessDesc, Handle, LOCATION_DEVICE, PoolProps};
 use crate::boundary::{In, Out, export};
-use crate::state::{self, lock};
+use crate::state::{self, STRIDE, lock};
 use sire_sim::{Code, Machine, PointerKind, Result};
 use std::collections::HashMap;
 use std::ffi::c_int;
@@ -13,7 +13,6 @@ use std::sync::{LazyLock, Mutex};
 
 const DEFAULT: u64 = 0x5154_0000_0000;
 const CREATED: u64 = 0x5155_0000_0000;
-const STRIDE: u64 = 64;
 
 #[derive(Default, Clone, Copy)]
 struct Pool {
@@ -39,12 +38,12 @@ static POOLS: LazyLock<Mutex<Pools>> = LazyLock::new(Mutex::default);
 impl Pools {
     /// The pool of a handle; default pools come into being when first asked for.
     fn get(&mut self, machine: &Machine, handle: u64) -> Result<&mut Pool> {
-        let offset = handle.wrapping_sub(DEFAULT);
-        if offset % STRIDE == 0 && offset / STRIDE < u64::from(machine.device_count()) {
-            let device = (offset / STRIDE) as u32;
+        if let Some(device) = state::device_of_family(machine, DEFAULT, handle) {
             return Ok(self.pools.entry(handle).or_insert(Pool { device, flags: [1; 3], ..Pool::default() }));
         }
-        self.pools.get_mut(&handle).ok_or_else(|| Code::INVALID_HANDLE.because(format!("{handle:#x} is not a memory pool")))
+        self.pools
+            .get_mut(&handle)
+            .ok_or_else(|| Code::INVALID_HANDLE.because(format!("{handle:#x} is not a memory pool")))
     }
 
     fn current(&self, device: u32) -> u64 {
@@ -74,10 +73,9 @@ fn note_block_of(machine: &Machine, handle: u64, ptr: u64, size: u64) {
 /// Forgets a block that was freed.
 pub fn forget_block(ptr: u64) {
     let mut pools = lock(&POOLS);
-    if let Some((handle, size)) = pools.blocks.remove(&ptr) {
-        if let Some(pool) = pools.pools.get_mut(&handle) {
-            pool.used -= size;
-        }
+    let Some((handle, size)) = pools.blocks.remove(&ptr) else { return };
+    if let Some(pool) = pools.pools.get_mut(&handle) {
+        pool.used -= size;
     }
 }
 

@@ -16,7 +16,9 @@ const WAIT_EXTERNAL: c_uint = 1;
 pub fn create(machine: &Machine, out: Out<Handle>, device: u32, flags: c_uint, priority: c_int) -> Result<()> {
     let out = out.required()?;
     if flags > NON_BLOCKING {
-        return Err(Code::INVALID_VALUE.because(format!("stream flags {flags:#x}: only cudaStreamNonBlocking (1) exists")));
+        return Err(
+            Code::INVALID_VALUE.because(format!("stream flags {flags:#x}: only cudaStreamNonBlocking (1) exists"))
+        );
     }
     let stream = machine.stream_create(device, flags != NON_BLOCKING, priority)?;
     out.set(stream.0 as Handle)

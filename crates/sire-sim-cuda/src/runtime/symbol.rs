@@ -53,7 +53,10 @@ pub extern "C" fn __cudaRegisterManagedVar(
 /// Address and size of a variable on the thread's device.
 fn symbol(machine: &Machine, host: *const c_void) -> Result<(u64, usize)> {
     let mut symbols = lock(&SYMBOLS);
-    let size = *symbols.sizes.get(&(host as usize)).ok_or_else(|| Code(13).because(format!("{host:?} is not a device variable")))?;
+    let size = *symbols
+        .sizes
+        .get(&(host as usize))
+        .ok_or_else(|| Code(13).because(format!("{host:?} is not a device variable")))?;
     let device = state::current_device(machine);
     if let Some(address) = symbols.addresses.get(&(host as usize, device)) {
         return Ok((*address, size));

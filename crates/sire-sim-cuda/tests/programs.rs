@@ -1,0 +1,87 @@
+//! C programs against the interfaces: what a program that is not PyTorch sees.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{Program, passes, scratch};
+use std::os::unix::process::ExitStatusExt;
+
+#[test]
+fn structs_and_errors() {
+    passes(&mut Program::compile("layout").command());
+}
+
+#[test]
+fn heap_and_copies() {
+    passes(&mut Program::compile("memory").command());
+}
+
+#[test]
+fn virtual_memory() {
+    passes(&mut Program::compile("vmm").command());
+}
+
+#[test]
+fn a_lost_context_stays_lost() {
+    passes(&mut Program::compile("lost").command());
+}
+
+#[test]
+fn capture_and_replay() {
+    passes(&mut Program::compile("capture").command());
+}
+
+#[test]
+fn streams_and_events() {
+    passes(Program::compile("order").command().env("SIRE_SIM_DELAY_US", "20000"));
+}
+
+#[test]
+fn kernels_by_name() {
+    let output = passes(&mut Program::compile("kernels").command());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("kernel not simulated: ") && stderr.contains("softmax_thing"), "{stderr}");
+}
+
+#[test]
+fn driver_entry_points() {
+    let names = include_str!("../symbols/driver-entry-points.txt");
+    passes(Program::compile("entries").command().args(names.lines().filter(|line| !line.starts_with('#'))));
+}
+
+#[test]
+fn faults() {
+    let program = Program::compile("faults");
+    passes(program.command().env("SIRE_SIM_FAULTS", "cudaMalloc#2=error:2; cudaMemset=error:719").arg("environment"));
+    passes(program.command().env("SIRE_SIM_FAULTS", "cudaMalloc+4MiB=error:2").arg("bytes"));
+    let killed = program.command().env("SIRE_SIM_FAULTS", "cudaFree#2=kill").arg("kill").output().unwrap();
+    assert_eq!(killed.status.signal(), Some(9), "{killed:?}");
+}
+
+#[test]
+fn the_census_at_exit_and_calls_after_it() {
+    let program = Program::compile("leave");
+    let census = program.dir().join("census.json");
+    let output = passes(program.command().env("SIRE_SIM_CENSUS", &census));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("late 4"), "{output:?}");
+    let census: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(census).unwrap()).unwrap();
+    let device = &census["devices"][0];
+    assert_eq!(device["used_bytes"], 6 << 20, "{census}");
+    let apis: Vec<&str> = device["runs"].as_array().unwrap().iter().filter_map(|run| run["api"].as_str()).collect();
+    assert_eq!(apis.len(), 2, "{census}");
+}
+
+#[test]
+fn memory_of_all_processes() {
+    let dir = scratch("environment");
+    passes(Program::compile("monitor").command().env("SIRE_SIM_DIR", &dir));
+    let _ = std::fs::remove_dir_all(dir);
+}
+
+#[test]
+fn bad_variables_are_named() {
+    let program = Program::compile("layout");
+    let output = program.command().env("SIRE_SIM_MEMORY", "lots").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("SIRE_SIM_MEMORY=lots"), "{stderr}");
+}
