@@ -1,0 +1,110 @@
+/* How long allocate and free stall while a pause runs.
+ *
+ *     stall MEBIBYTES
+ *
+ * An open loop: another thread makes one call per millisecond, alternately an allocation and the free of one, and every latency counts
+ * from the call's *intended* start, so that a stall shows in every call that it delays. Own pointers (in a region that is not paused) and
+ * forwarded ones are measured apart, each beside: nothing, a plain copy of that many bytes to the host, and a pause with host backup. */
+#include "bench.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum { MOST = 1 << 17 };
+
+static uint32_t steady;
+static sire_status (*enter)(uint32_t, int32_t), (*leave)(uint32_t);
+
+struct loop {
+    int own;
+    atomic_int stop, running;
+    long count;
+    double latency[2][MOST];
+};
+
+static void sleep_until(double when) {
+    struct timespec time = {(time_t)when, (long)((when - (double)(time_t)when) * 1e9)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) != 0) {}
+}
+
+static void *open_loop(void *argument) {
+    struct loop *loop = argument;
+    void *held = NULL;
+    if (loop->own) MUST(enter(steady, 0) == SIRE_STATUS_OK);
+    MUST(cudaMalloc(&held, 4096) == 0 && cudaFree(held) == 0);
+    double start = now() + 0.002;
+    atomic_store(&loop->running, 1);
+    for (long i = 0; !atomic_load(&loop->stop) && loop->count < MOST; i++) {
+        double intended = start + (double)i * 0.001;
+        sleep_until(intended);
+        int freeing = i & 1;
+        MUST(freeing ? cudaFree(held) == 0 : cudaMalloc(&held, 4096) == 0);
+        loop->latency[freeing][loop->count] = (now() - intended) * 1e6;
+        loop->count += freeing;
+    }
+    if (loop->own) MUST(leave(steady) == SIRE_STATUS_OK);
+    return NULL;
+}
+
+static void report(const char *beside, const char *whose, struct loop *loop, double seconds) {
+    static const char *const CALLS[] = {"allocate", "free"};
+    static const struct { const char *name; double share; } MARKS[] = {{"median", 0.5}, {"p99", 0.99}, {"worst", 1.0}};
+    char name[200];
+    for (int call = 0; call < 2; call++) {
+        qsort(loop->latency[call], (size_t)loop->count, sizeof(double), ascending);
+        for (int mark = 0; mark < 3; mark++) {
+            snprintf(name, sizeof name, "stall/beside %s/%s/%s/%s", beside, whose, CALLS[call], MARKS[mark].name);
+            result(name, quantile(loop->latency[call], loop->count, MARKS[mark].share), "us", loop->count);
+        }
+    }
+    snprintf(name, sizeof name, "stall/beside %s/%s/seconds", beside, whose);
+    result(name, seconds, "s", 1);
+}
+
+int main(int argc, char **argv) {
+    MUST(argc == 2);
+    size_t bytes = (size_t)atoll(argv[1]) << 20;
+    sire_status (*open_region)(const char *, const sire_region_options *, uint32_t *) =
+        (sire_status(*)(const char *, const sire_region_options *, uint32_t *))sire("sire_region_open");
+    sire_status (*pause)(const char *, const sire_pause_options *, sire_report *) =
+        (sire_status(*)(const char *, const sire_pause_options *, sire_report *))sire("sire_pause");
+    sire_status (*resume)(const char *, const sire_resume_options *, sire_report *) =
+        (sire_status(*)(const char *, const sire_resume_options *, sire_report *))sire("sire_resume");
+    enter = (sire_status(*)(uint32_t, int32_t))sire("sire_region_enter");
+    leave = (sire_status(*)(uint32_t))sire("sire_region_leave");
+    MUST(open_region && pause && resume && enter && leave);
+    sire_region_options backed = {sizeof backed, 1, false, true};
+    uint32_t big = 0;
+    MUST(open_region("big", &backed, &big) == SIRE_STATUS_OK && open_region("steady", NULL, &steady) == SIRE_STATUS_OK);
+    void *ours = NULL;
+    MUST(enter(big, 0) == SIRE_STATUS_OK && cudaMalloc(&ours, bytes) == 0 && leave(big) == SIRE_STATUS_OK);
+    char *host = malloc(bytes);
+    MUST(host);
+    memset(host, 7, bytes);
+    MUST(cudaMemcpy(ours, host, bytes, 1) == 0);
+    /* Once before, so that the backup's memory is there: what is measured is the pause, not the first touch of a page. */
+    MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK && resume("big", NULL, NULL) == SIRE_STATUS_OK);
+
+    static struct loop loop;
+    static const char *const BESIDE[] = {"nothing", "copy", "pause"};
+    for (int beside = 0; beside < 3; beside++) {
+        for (int own = 0; own < 2; own++) {
+            memset(&loop, 0, sizeof loop);
+            loop.own = own;
+            pthread_t thread;
+            MUST(pthread_create(&thread, NULL, open_loop, &loop) == 0);
+            while (!atomic_load(&loop.running)) sleep_until(now() + 0.0001);
+            double start = now();
+            if (beside == 0) sleep_until(start + 0.5);
+            if (beside == 1) MUST(cudaMemcpy(host, ours, bytes, 2) == 0);
+            if (beside == 2) MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK);
+            double seconds = now() - start;
+            /* At least one pair, whatever finished how fast. */
+            sleep_until(now() + 0.004);
+            atomic_store(&loop.stop, 1);
+            MUST(pthread_join(thread, NULL) == 0);
+            if (beside == 2) MUST(resume("big", NULL, NULL) == SIRE_STATUS_OK);
+            report(BESIDE[beside], own ? "own" : "forwarded", &loop, seconds);
+        }
+    }
+    return 0;
+}
