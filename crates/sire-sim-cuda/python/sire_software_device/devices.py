@@ -99,7 +99,17 @@ def _fused(operands: Sequence[Operand]) -> None:
             )
 
 
+def _convolution(operands: Sequence[Operand]) -> None:
+    kind, own = operands[0][1].type(), operands[0][1].device
+    for name, tensor, _ in operands[1:]:
+        if tensor.device.type != own.type:
+            raise RuntimeError(f"Input type ({kind}) and {name} type ({tensor.type()}) should be the same")
+        if tensor.device != own:
+            _at_least_two(own, tensor.device)
+
+
 _OWN_RULES: dict[str, Callable[[Sequence[Operand]], None]] = {
+    "convolution": _convolution,
     "index": _indexing,
     "_unsafe_index": _indexing,
     "index_put": _indexing,

@@ -18,6 +18,7 @@ _synchronize = runtime._synchronize
 _alias = memory.alias
 _to_device = memory.to_device
 _CPU = torch.device("cpu")
+_NUMBERS = frozenset({bool, int, float, complex})
 
 
 def overload(qualified: str) -> Any:
@@ -32,7 +33,7 @@ class Plan:
 
     __slots__ = (
         "device_argument", "functional", "generator", "keywords", "names", "op", "positions", "qualified",
-        "returned", "run", "synchronises", "written",
+        "returned", "run", "synchronises", "takes_numbers", "written",
     )  # fmt: skip
 
     def __init__(self, qualified: str, run: Callable[..., Any] | None) -> None:
@@ -50,6 +51,7 @@ class Plan:
         self.device_argument = any(a.name == "device" for a in arguments)
         self.returned = [_source(result, arguments) for result in op._schema.returns]
         self.functional = not self.written and not self.keywords and not self.generator and not self.device_argument
+        self.takes_numbers = bool(torch._C._should_allow_numbers_as_tensors(op.name().split("::")[1].split(".")[0]))
         tags = op.tags
         self.synchronises = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
 
@@ -73,11 +75,30 @@ def kernel(qualified: str, run: Callable[..., Any] | None = None) -> Callable[..
         nonlocal plan
         if plan is None:
             plan = Plan(qualified, run)
+        if not plan.takes_numbers:
+            args = _numbers_as_tensors(plan, args)
         if plan.functional and not kwargs and not capture.active:
             return _functional(plan, args)
         return _general(plan, args, kwargs)
 
     return call
+
+
+def _numbers_as_tensors(plan: Plan, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """PyTorch hands a tensor that stands for a Python number over as that number; give it back its tensor.
+
+    The tensor gets the type that the number would lead to beside the other operands, so promotion comes out the same.
+    """
+    count = len(args)
+    if not any(i < count and args[i].__class__ in _NUMBERS for i in plan.positions):
+        return args
+    others = [args[i] for i in plan.positions if i < count and isinstance(args[i], torch.Tensor)]
+    values = list(args)
+    for i in plan.positions:
+        if i < count and values[i].__class__ in _NUMBERS:
+            dtype = torch.result_type(others[0], values[i]) if others else None
+            values[i] = torch.tensor(values[i], dtype=dtype)
+    return tuple(values)
 
 
 def _functional(plan: Plan, args: tuple[Any, ...]) -> Any:
@@ -89,7 +110,7 @@ def _functional(plan: Plan, args: tuple[Any, ...]) -> Any:
         if i >= count:
             break
         value = values[i]
-        if value is None:
+        if value is None or value.__class__ in _NUMBERS:
             continue
         if not isinstance(value, torch.Tensor) or value.get_device() < 0 or value.layout is not torch.strided:
             return _general(plan, args, {})
@@ -106,7 +127,7 @@ def _functional(plan: Plan, args: tuple[Any, ...]) -> Any:
         if i >= count:
             break
         value = values[i]
-        if value is not None:
+        if value is not None and value.__class__ not in _NUMBERS:
             values[i] = _alias(value, False)
     result = halves.call(plan.run, values, {})
     if isinstance(result, torch.Tensor):
@@ -217,9 +238,12 @@ class _Lent:
                 continue
             if tensor.shape != lent.shape:
                 tensor.resize_(lent.shape)
-            if tensor.stride() != lent.stride():
+            room = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.itemsize
+            if tensor.stride() != lent.stride() and memory.extent(lent) <= room:
                 tensor.as_strided_(lent.size(), lent.stride())
-            if tensor.data_ptr() != lent.data_ptr():
+            if tensor.stride() != lent.stride():
+                _alias(tensor, True).copy_(lent)
+            elif tensor.data_ptr() != lent.data_ptr():
                 memory.put(tensor, lent, tensor.get_device())
 
 

@@ -120,4 +120,8 @@ def put(target: torch.Tensor, result: torch.Tensor, device: int) -> None:
     status = _check(pointer, length, device, 1)
     if status:
         runtime.fail(status, device)
-    _memmove(pointer, result.data_ptr(), length)
+    source = result.data_ptr()
+    if source == 0:  # a tensor of zeros that has no storage yet
+        result = plain(result)
+        source = result.data_ptr()
+    _memmove(pointer, source, length)

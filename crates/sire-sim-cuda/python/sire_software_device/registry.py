@@ -18,7 +18,8 @@ from . import capture, composed, copying, kernel
 NATIVE = frozenset(
     "aten::" + name
     for name in (
-        "_cudnn_init_dropout_state", "_cudnn_rnn_flatten_weight", "_local_scalar_dense", "_nested_view_from_buffer",
+        "_cudnn_init_dropout_state", "_cudnn_rnn_flatten_weight", "_efficientzerotensor", "_local_scalar_dense",
+        "_nested_view_from_buffer",
         "_pin_memory", "_reshape_alias", "as_strided", "empty.memory_format", "empty_strided", "is_pinned", "is_set_to",
         "record_stream", "resize_", "set_", "set_.source_Storage", "set_.source_Storage_storage_offset",
         "set_.source_Tensor", "unfold", "view", "view_as_complex", "view_as_real",

@@ -47,8 +47,7 @@ def main() -> None:
         base, _, overload = name.partition(".")
         usual = [f"wrapper_CUDA_{overload}_{base}", f"wrapper_CUDA_{base}", f"wrapper_CUDA_{base}_out_{overload}"]
         hits = [method for method in usual if method in known]
-        if hits:
-            print(qualified, hits[0])
+        print(qualified, hits[0] if hits else usual[0])
 
 
 if __name__ == "__main__":
