@@ -9,6 +9,7 @@ use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
     ProgramStream, Stream,
 };
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -52,6 +53,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct State {
     plan: Vec<Planned>,
     verbs: Vec<&'static str>,
+    counts: HashMap<&'static str, u64>,
     fired: u64,
     lost: bool,
     hooks: Vec<(u64, Hook)>,
@@ -123,6 +125,9 @@ impl<D: Driver> Faulty<D> {
         let mut state = locked(&self.state);
         state.verbs.push(verb);
         let call = state.verbs.len() as u64;
+        let count = state.counts.entry(verb).or_default();
+        *count += 1;
+        let nth = *count;
         let due = state.hooks.iter().position(|(n, _)| *n == call);
         if let Some(index) = due {
             let (_, hook) = state.hooks.swap_remove(index);
@@ -130,7 +135,6 @@ impl<D: Driver> Faulty<D> {
             hook();
             state = locked(&self.state);
         }
-        let nth = state.verbs.iter().take(call as usize).filter(|other| **other == verb).count() as u64;
         let kind = match state.plan.iter().find(|planned| planned.is_due(verb, call, nth)) {
             Some(planned) => planned.kind,
             None if state.lost => DriverErrorKind::Lost,

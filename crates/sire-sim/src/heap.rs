@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::space::Maker;
 use crate::types::{AccessDesc, PointerInfo, PointerKind, Prot, StreamId};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Alignment of every heap pointer.
 pub const HEAP_ALIGN: u64 = 512;
@@ -103,47 +103,49 @@ fn unmap_frames(core: &Core, addr: u64, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Allocates from the heap. Nobody is waited for.
-fn allocate(core: &Core, heap: &mut Heap, device: u32, size: u64, api: Api) -> Result<u64> {
+/// Allocates from the heap. Nobody is waited for, and large frames are made outside the heap's lock.
+fn allocate(core: &Core, heap: &Mutex<Heap>, device: u32, size: u64, api: Api) -> Result<u64> {
     let frame = core.memory(device)?.frame;
     let short = || Code::OUT_OF_MEMORY.because(format!("device {device} has no {size} bytes left"));
-    let (ptr, room, block) = if size <= frame / 2 {
-        let room = size.next_multiple_of(HEAP_ALIGN);
-        let (ptr, block) = match heap.carve(device, room) {
-            Some(found) => found,
-            None => {
-                let base = map_frames(core, device, frame, api)?;
-                heap.blocks.insert(base, Block { device, free: BTreeMap::from([(base, frame)]) });
-                heap.carve(device, room).ok_or_else(short)?
-            }
-        };
-        (ptr, room, Some(block))
-    } else {
+    if size > frame / 2 {
         let room = size.checked_next_multiple_of(frame).ok_or_else(short)?;
-        (map_frames(core, device, room, api)?, room, None)
+        let ptr = map_frames(core, device, room, api)?;
+        locked(heap).allocations.insert(ptr, Allocation { device, size, room, block: None });
+        return Ok(ptr);
+    }
+    let room = size.next_multiple_of(HEAP_ALIGN);
+    let mut heap = locked(heap);
+    let (ptr, block) = match heap.carve(device, room) {
+        Some(found) => found,
+        None => {
+            let base = map_frames(core, device, frame, api)?;
+            heap.blocks.insert(base, Block { device, free: BTreeMap::from([(base, frame)]) });
+            heap.carve(device, room).ok_or_else(short)?
+        }
     };
-    heap.allocations.insert(ptr, Allocation { device, size, room, block });
+    heap.allocations.insert(ptr, Allocation { device, size, room, block: Some(block) });
     Ok(ptr)
 }
 
-/// Frees a heap pointer. Nobody is waited for.
-fn deallocate(core: &Core, heap: &mut Heap, ptr: u64) -> Result<()> {
-    let found = heap.allocations.get(&ptr).copied().ok_or_else(|| foreign(ptr))?;
-    match found.block {
-        None => unmap_frames(core, ptr, found.room)?,
+/// Frees a heap pointer. Nobody is waited for, and frames are given up outside the heap's lock.
+fn deallocate(core: &Core, heap: &Mutex<Heap>, ptr: u64) -> Result<()> {
+    let mut guard = locked(heap);
+    let found = guard.allocations.remove(&ptr).ok_or_else(|| foreign(ptr))?;
+    let (base, size) = match found.block {
+        None => (ptr, found.room),
         Some(base) => {
             let frame = core.memory(found.device)?.frame;
-            if let Some(block) = heap.blocks.get_mut(&base) {
-                block.give(ptr, found.room);
-                if block.free.get(&base) == Some(&frame) {
-                    heap.blocks.remove(&base);
-                    unmap_frames(core, base, frame)?;
-                }
+            let Some(block) = guard.blocks.get_mut(&base) else { return Ok(()) };
+            block.give(ptr, found.room);
+            if block.free.get(&base) != Some(&frame) {
+                return Ok(());
             }
+            guard.blocks.remove(&base);
+            (base, frame)
         }
-    }
-    heap.allocations.remove(&ptr);
-    Ok(())
+    };
+    drop(guard);
+    unmap_frames(core, base, size)
 }
 
 fn foreign(ptr: u64) -> crate::error::SimError {
@@ -162,7 +164,7 @@ impl Machine {
         if size == 0 {
             return Ok(0);
         }
-        allocate(self.core(), &mut locked(self.heap()), device, size, Api::Malloc)
+        allocate(self.core(), self.heap(), device, size, Api::Malloc)
     }
 
     /// Frees what `malloc` or `malloc_managed` made, after waiting for the device. The null pointer is fine.
@@ -181,7 +183,7 @@ impl Machine {
         };
         self.drain(allocation.device);
         self.core().check_alive(allocation.device)?;
-        deallocate(self.core(), &mut locked(self.heap()), ptr)
+        deallocate(self.core(), self.heap(), ptr)
     }
 
     /// Stream-ordered allocation; here the memory is there at once.
@@ -194,7 +196,7 @@ impl Machine {
         if size == 0 {
             return Ok(0);
         }
-        allocate(self.core(), &mut locked(self.heap()), device, size, Api::MallocAsync)
+        allocate(self.core(), self.heap(), device, size, Api::MallocAsync)
     }
 
     /// Frees when the stream gets there.
@@ -214,7 +216,7 @@ impl Machine {
         let free = move || {
             if let (Some(core), Some(heap)) = (core.upgrade(), heap.upgrade()) {
                 // Freed twice: the second time it is not there any more, which nobody can be told.
-                let _ = deallocate(&core, &mut locked(&heap), ptr);
+                let _ = deallocate(&core, &heap, ptr);
             }
         };
         self.launch_host(stream, Arc::new(free))

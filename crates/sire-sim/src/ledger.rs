@@ -5,7 +5,9 @@
 //! private memory. Every change happens between [`Ledger::lock`] and the guard's drop: a mutex orders
 //! the threads of a process, a lock on the file's first byte orders the processes. Each member also
 //! holds, for life, the lock on a byte of its own; the kernel drops both at death, so that a killed
-//! member neither blocks the others nor keeps its frames.
+//! member neither blocks the others nor keeps its frames. A forked child holds its parent's locks, so a
+//! member also counts as dead when its process is gone or another one has its number. (Members must see
+//! each other in `/proc`: processes in different PID namespaces cannot share an environment.)
 
 use crate::sys;
 use std::fs::OpenOptions;
@@ -150,7 +152,10 @@ impl Ledger {
         let layout = Layout::of(frames);
         let base = sys::map_memory(layout.total as u64, false)?;
         let ledger = Ledger { base, frames, total: layout.total, slot: 0, file: None, mutex: Mutex::new(()) };
-        ledger.lock()?.start(frame_size);
+        let mut guard = ledger.lock()?;
+        guard.start(frame_size);
+        guard.members()[0].pid = std::process::id();
+        drop(guard);
         Ok(ledger)
     }
 
@@ -322,7 +327,7 @@ impl Guard<'_> {
     /// Takes `count` frames in as few runs as possible; `None` if there are not enough.
     pub fn take(&mut self, count: u32, api: Api, tag: u64) -> Option<Vec<Extent>> {
         let frames = self.ledger.frames;
-        if frames - self.header().used < count {
+        if frames.saturating_sub(self.header().used) < count {
             return None;
         }
         let extents = choose(self.bitmap(), frames, count);
@@ -356,9 +361,9 @@ impl Guard<'_> {
 
     fn count(&mut self, slot: usize, change: i64) {
         let header = self.header();
-        header.used = (i64::from(header.used) + change) as u32;
+        header.used = (i64::from(header.used) + change).max(0) as u32;
         let member = &mut self.members()[slot];
-        member.used = (i64::from(member.used) + change) as u32;
+        member.used = (i64::from(member.used) + change).max(0) as u32;
     }
 
     /// Takes the frames of dead members out of the table; `punch` is called for each run first.

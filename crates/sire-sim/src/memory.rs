@@ -118,7 +118,7 @@ impl DeviceMemory {
     pub fn info(&self) -> Result<(u64, u64)> {
         let mut guard = self.ledger.lock().map_err(os_error)?;
         guard.bury(|extent| self.punch(extent));
-        Ok((self.size - u64::from(guard.used()) * self.frame, self.size))
+        Ok((self.size.saturating_sub(u64::from(guard.used()) * self.frame), self.size))
     }
 
     /// (pid, bytes) of every member that holds memory.

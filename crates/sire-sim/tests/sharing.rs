@@ -1,0 +1,319 @@
+//! Processes that share the devices of an environment: one budget, one memory file, and nothing left
+//! behind, neither by those who leave nor by those who are killed. Limits of a process as well.
+//!
+//! The other processes are this test binary again, running one ignored test (`child_*`) that reads what
+//! to do from the environment.
+
+use sire_sim::{Code, Machine, Options, Poison};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const MIB: u64 = 1 << 20;
+
+/// An environment directory that goes away.
+struct Environment(PathBuf);
+
+impl Environment {
+    fn new(name: &str) -> std::io::Result<Environment> {
+        let path = std::env::temp_dir().join(format!("sire-sim-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Environment(path))
+    }
+
+    fn options(&self) -> Options {
+        Options { memory: 64 * MIB, dir: Some(self.0.clone()), ..Options::default() }
+    }
+
+    fn ledger(&self) -> PathBuf {
+        self.0.join("device0.ledger")
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A child that holds memory until it is told to go, or killed.
+struct Holder {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Holder {
+    fn start(test: &str, dir: &Path, extra: &[(&str, &str)]) -> Result<Holder, Box<dyn std::error::Error>> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+            .env("SIRE_SIM_TEST_DIR", dir)
+            .envs(extra.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().ok_or("no stdout")?);
+        Ok(Holder { child, lines })
+    }
+
+    /// The next line that the child says to us.
+    fn said(&mut self) -> Result<String, Box<dyn std::error::Error>> {
+        loop {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line)? == 0 {
+                return Err("the child ended without a word".into());
+            }
+            if let Some(at) = line.find("child:") {
+                return Ok(line[at + 6..].trim().to_string());
+            }
+        }
+    }
+
+    fn kill(mut self) -> std::io::Result<()> {
+        self.child.kill()?; // SIGKILL
+        self.child.wait().map(drop)
+    }
+
+    fn leave(mut self) -> Outcome {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            stdin.write_all(b"go\n")?;
+        }
+        assert!(self.child.wait()?.success());
+        Ok(())
+    }
+}
+
+fn say(what: &str) {
+    println!("\nchild: {what}");
+}
+
+fn wait_for_word() -> Outcome {
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
+fn child_dir() -> Option<PathBuf> {
+    std::env::var_os("SIRE_SIM_TEST_DIR").map(PathBuf::from)
+}
+
+#[test]
+#[ignore = "run by the other tests as another process"]
+fn child_holds_memory() -> Outcome {
+    let Some(dir) = child_dir() else { return Ok(()) };
+    let machine = Machine::new(Options { memory: 64 * MIB, dir: Some(dir), ..Options::default() })?;
+    machine.create(0, 32 * MIB, 9)?;
+    machine.malloc(0, 8 * MIB)?;
+    if std::env::var_os("SIRE_SIM_TEST_FORK").is_some() {
+        // SAFETY: the forked child only sleeps and ends, by calls that need no locks.
+        unsafe {
+            if libc::fork() == 0 {
+                libc::close(0);
+                libc::close(1);
+                libc::close(2);
+                libc::sleep(5);
+                libc::_exit(0);
+            }
+        }
+    }
+    say("holding");
+    wait_for_word()
+}
+
+#[test]
+#[ignore = "run by the other tests as another process"]
+fn child_is_killed_by_its_fault_plan() -> Outcome {
+    let Some(dir) = child_dir() else { return Ok(()) };
+    let faults = "cuMemCreate#3=kill".to_string();
+    let machine = Machine::new(Options { memory: 64 * MIB, dir: Some(dir), faults, ..Options::default() })?;
+    for _ in 0..3 {
+        assert!(machine.enter_call("cuMemCreate", 2 * MIB).is_none());
+        machine.create(0, 2 * MIB, 0)?;
+    }
+    say("alive");
+    Ok(())
+}
+
+#[test]
+#[ignore = "run by the other tests as another process"]
+fn child_has_few_descriptors() -> Outcome {
+    if child_dir().is_none() {
+        return Ok(());
+    }
+    let limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+    // SAFETY: `limit` is a live local of the right type.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let size = 80u64 << 30;
+    let machine = Machine::new(Options { memory: size, poison: Poison::Off, ..Options::default() })?;
+    let addr = machine.reserve(size, 0, 0)?;
+    let frame = 2 * MIB;
+    let rights = [sire_sim::AccessDesc { device: 0, prot: sire_sim::Prot::ReadWrite }];
+    let handles: Vec<_> = (0..5000).map(|_| machine.create(0, frame, 0)).collect::<Result<_, _>>()?;
+    for (n, handle) in handles.iter().enumerate() {
+        machine.map(addr + n as u64 * frame, frame, 0, *handle)?;
+    }
+    machine.set_access(addr, 5000 * frame, &rights)?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?.lines().count();
+    assert!(maps < 500, "neighbouring frames make one map: {maps}");
+    let rest = machine.create(0, size - 5000 * frame, 0)?;
+    assert_eq!(machine.memory_info(0)?, (0, size));
+    assert_eq!(machine.create(0, frame, 0).map_err(|error| error.code), Err(Code::OUT_OF_MEMORY));
+    machine.map(addr + 5000 * frame, size - 5000 * frame, 0, rest)?;
+    machine.set_access(addr + 5000 * frame, size - 5000 * frame, &rights)?;
+    machine.memset(0, addr + size - 4096, sire_sim::Pattern::U8(1), 4096)?;
+    machine.device_synchronize(0)?;
+    let committed = machine.census()["devices"][0]["committed_bytes"].as_u64();
+    assert_eq!(committed, Some(4096), "sparse: only what was written is there");
+    say("fits");
+    Ok(())
+}
+
+#[test]
+#[ignore = "run by the other tests as another process"]
+fn child_forks() -> Outcome {
+    if child_dir().is_none() {
+        return Ok(());
+    }
+    let machine = Machine::new(Options::tiny(1 << 20))?;
+    let ptr = machine.malloc(0, 4096)?;
+    // SAFETY: the child calls only what needs no lock held by other threads of the parent: there are none that use the machine.
+    match unsafe { libc::fork() } {
+        0 => {
+            let inert = machine.malloc(0, 4096).map_err(|error| error.code) == Err(Code::NOT_INITIALIZED);
+            let mut page = 0u8;
+            // SAFETY: mincore only looks; it fails with ENOMEM where nothing is mapped.
+            let mapped = unsafe { libc::mincore(ptr as *mut libc::c_void, 4096, &mut page) } == 0;
+            drop(machine);
+            // SAFETY: _exit ends the forked child without running the parent's exit handlers.
+            unsafe { libc::_exit(i32::from(!inert) + 2 * i32::from(mapped)) };
+        }
+        pid => {
+            let mut status = -1;
+            // SAFETY: `status` is a live, writable local.
+            unsafe { libc::waitpid(pid, &mut status, 0) };
+            assert_eq!(libc::WEXITSTATUS(status), 0, "1: verbs work in the child; 2: the mapping was inherited");
+        }
+    }
+    assert_eq!(machine.memory_info(0)?.0, (1 << 20) - 4096, "the child's end took nothing away");
+    machine.memset(0, ptr, sire_sim::Pattern::U8(1), 4096)?;
+    machine.device_synchronize(0)?;
+    say("inert");
+    Ok(())
+}
+
+#[test]
+fn processes_share_one_budget_and_one_file() -> Outcome {
+    let environment = Environment::new("budget")?;
+    let machine = Machine::new(environment.options())?;
+    let mut holder = Holder::start("child_holds_memory", &environment.0, &[])?;
+    assert_eq!(holder.said()?, "holding");
+    assert_eq!(machine.memory_info(0)?, (24 * MIB, 64 * MIB));
+    assert_eq!(machine.create(0, 26 * MIB, 0).map_err(|error| error.code), Err(Code::OUT_OF_MEMORY));
+    let mine = machine.create(0, 24 * MIB, 0)?;
+    let census = machine.census();
+    let device = &census["devices"][0];
+    assert_eq!(device["committed_bytes"], 64 * MIB, "the memory of both is in one file");
+    let pids: Vec<_> = device["runs"].as_array().ok_or("runs")?.iter().map(|run| run["pid"].as_u64()).collect();
+    assert!(pids.contains(&Some(u64::from(holder.child.id()))) && pids.contains(&Some(u64::from(std::process::id()))));
+    machine.release(mine)?;
+    holder.leave()?;
+    assert_eq!(machine.memory_info(0)?, (64 * MIB, 64 * MIB));
+    assert_eq!(machine.census()["devices"][0]["committed_bytes"], 0);
+    assert!(environment.ledger().exists());
+    drop(machine);
+    assert!(!environment.ledger().exists(), "the last one out leaves nothing");
+    Ok(())
+}
+
+#[test]
+fn a_killed_process_gives_its_memory_back() -> Outcome {
+    let environment = Environment::new("killed")?;
+    let machine = Machine::new(environment.options())?;
+    let census = machine.census();
+    let file = census["devices"][0]["memory_file"].as_str().ok_or("memory_file")?;
+    let mut holder = Holder::start("child_holds_memory", &environment.0, &[])?;
+    assert_eq!(holder.said()?, "holding");
+    assert_eq!(std::fs::metadata(file)?.blocks() * 512, 40 * MIB);
+    holder.kill()?;
+    assert_eq!(machine.create(0, 64 * MIB, 0).map(drop), Ok(()), "who needs the frames gets them");
+    assert_eq!(std::fs::metadata(file)?.blocks() * 512, 64 * MIB);
+    Ok(())
+}
+
+/// A forked child keeps its parent's descriptors, and with them the parent's locks: that must not keep
+/// the memory of a parent that was killed.
+#[test]
+fn a_killed_process_gives_its_memory_back_though_its_child_lives() -> Outcome {
+    let environment = Environment::new("orphan")?;
+    let machine = Machine::new(environment.options())?;
+    let mut holder = Holder::start("child_holds_memory", &environment.0, &[("SIRE_SIM_TEST_FORK", "1")])?;
+    assert_eq!(holder.said()?, "holding");
+    assert_eq!(machine.memory_info(0)?.0, 24 * MIB);
+    holder.kill()?;
+    assert_eq!(machine.memory_info(0)?.0, 64 * MIB);
+    assert_eq!(machine.census()["devices"][0]["committed_bytes"], 0);
+    Ok(())
+}
+
+#[test]
+fn the_next_one_buries_an_environment_of_the_dead() -> Outcome {
+    let environment = Environment::new("dead")?;
+    let mut holder = Holder::start("child_holds_memory", &environment.0, &[])?;
+    assert_eq!(holder.said()?, "holding");
+    holder.kill()?;
+    assert!(environment.ledger().exists());
+    let machine = Machine::new(Options { memory: 32 * MIB, ..environment.options() })?;
+    assert_eq!(machine.memory_info(0)?, (32 * MIB, 32 * MIB), "even with devices of another size");
+    let other = Machine::new(environment.options());
+    assert!(
+        other.is_err_and(|error| error.message.contains("SIRE_SIM_MEMORY")),
+        "while somebody lives, sizes are fixed"
+    );
+    let second = Machine::new(Options { memory: 32 * MIB, ..environment.options() })?;
+    second.create(0, 8 * MIB, 0)?;
+    assert_eq!(machine.memory_info(0)?.0, 24 * MIB, "two machines of one process are two members");
+    drop(second);
+    assert_eq!(machine.memory_info(0)?.0, 32 * MIB);
+    Ok(())
+}
+
+#[test]
+fn the_maker_may_leave_first() -> Outcome {
+    let environment = Environment::new("maker")?;
+    let maker = Machine::new(environment.options())?;
+    maker.create(0, 4 * MIB, 0)?;
+    let mut holder = Holder::start("child_holds_memory", &environment.0, &[])?;
+    assert_eq!(holder.said()?, "holding");
+    drop(maker);
+    let machine = Machine::new(environment.options())?;
+    assert_eq!(machine.memory_info(0)?.0, 24 * MIB, "the memory came from the one who stayed");
+    assert_eq!(machine.processes(0)?, [(holder.child.id(), 40 * MIB)]);
+    holder.leave()
+}
+
+#[test]
+fn a_fault_plan_can_kill() -> Outcome {
+    use std::os::unix::process::ExitStatusExt;
+    let environment = Environment::new("fault")?;
+    let machine = Machine::new(environment.options())?;
+    let mut holder = Holder::start("child_is_killed_by_its_fault_plan", &environment.0, &[])?;
+    assert!(holder.said().is_err(), "it never got past the third call");
+    assert_eq!(holder.child.wait()?.signal(), Some(libc::SIGKILL));
+    assert_eq!(machine.memory_info(0)?.0, 64 * MIB);
+    Ok(())
+}
+
+#[test]
+fn eighty_gibibytes_with_a_thousand_descriptors() -> Outcome {
+    let mut holder = Holder::start("child_has_few_descriptors", Path::new("/"), &[])?;
+    assert_eq!(holder.said()?, "fits");
+    holder.leave()
+}
+
+#[test]
+fn a_forked_child_has_nothing() -> Outcome {
+    let mut holder = Holder::start("child_forks", Path::new("/"), &[])?;
+    assert_eq!(holder.said()?, "inert");
+    holder.leave()
+}
