@@ -148,20 +148,21 @@ def _bring(result: Any, device: int) -> Any:
 
 def _operands(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[devices.Operand]:
     found: list[devices.Operand] = []
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found.append((name, value, name in plan.written))
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                add(name, item)
-
     for i in plan.positions:
         if i < len(args):
-            add(plan.names[i], args[i])
+            _add_operands(found, plan, plan.names[i], args[i])
     for name in plan.keywords:
-        add(name, kwargs.get(name))
+        _add_operands(found, plan, name, kwargs.get(name))
     return found
+
+
+def _add_operands(found: list[devices.Operand], plan: Plan, name: str, value: Any) -> None:
+    # Not a function inside the caller: one that calls itself is a reference cycle, and would hold the tensors.
+    if isinstance(value, torch.Tensor):
+        found.append((name, value, name in plan.written))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _add_operands(found, plan, name, item)
 
 
 def _device_of(plan: Plan, operands: list[devices.Operand], kwargs: dict[str, Any]) -> int:
