@@ -12,13 +12,11 @@ const SONAME: &str = "libcuda.so.1";
 /// A caller's `cudaGetDriverEntryPoint`: (name without variant, CUDA version) to address or null.
 pub type Resolver<'a> = &'a dyn Fn(&CStr, u32) -> *mut c_void;
 
-/// A table of entry points, and what keeps it valid.
+/// A table of entry points. The library behind it is never closed: a driver has threads of its own.
 pub(crate) struct Loaded {
     pub table: EntryPoints,
     /// Where it came from, for people.
     pub origin: String,
-    /// Held so that the addresses in `table` stay valid. None: a runtime holds the library.
-    _library: Option<Library>,
 }
 
 /// Finds the driver library. The error says what was tried and what to do.
@@ -64,7 +62,9 @@ fn from_library(library: Library, origin: String) -> Result<Loaded, String> {
             name.to_string_lossy()
         )
     })?;
-    Ok(Loaded { table, origin, _library: Some(library) })
+    // Kept open for good, also so that the addresses in the table stay valid.
+    let _ = library.into_raw();
+    Ok(Loaded { table, origin })
 }
 
 fn from_resolver(resolver: Option<Resolver<'_>>) -> Option<Loaded> {
@@ -72,7 +72,7 @@ fn from_resolver(resolver: Option<Resolver<'_>>) -> Option<Loaded> {
     let find = |symbol: Symbol| resolver(symbol.base, symbol.version);
     // SAFETY: cudaGetDriverEntryPoint returns the variant of the version that it is asked for, or null.
     let table = unsafe { EntryPoints::resolve(&find) }.ok()?;
-    Some(Loaded { table, origin: "the program's CUDA runtime".to_owned(), _library: None })
+    Some(Loaded { table, origin: "the program's CUDA runtime".to_owned() })
 }
 
 #[cfg(test)]
