@@ -55,7 +55,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def suite(bundle: Path, out: Path, *arguments: str) -> dict[str, Any]:
     """Runs the suite without PyTorch, and returns its JSON."""
-    command = [ROOT / "scripts" / "gpu-suite", "--device", "software", "--bundle", bundle, "--out", out, "--python", sys.executable]
+    command = [
+        ROOT / "scripts" / "gpu-suite",
+        "--device",
+        "software",
+        "--bundle",
+        bundle,
+        "--out",
+        out,
+        "--python",
+        sys.executable,
+    ]
     subprocess.run([*map(str, command), *arguments], capture_output=True, text=True, timeout=240, check=False)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
@@ -138,7 +148,16 @@ def test_results_survive_a_run_that_is_cut_off(tmp_path: Path) -> None:
     assert [check["passed"] for check in found["checks"]] == [False, True]
     assert found["checks"][0]["detail"] == "in ./x"
     assert found["figures"] == [
-        {"name": "speed", "value": 5.0, "unit": "GB/s", "ceiling": 10.0, "ratio": 0.5, "samples": 3, "simulated": False, "device": "cuda"}
+        {
+            "name": "speed",
+            "value": 5.0,
+            "unit": "GB/s",
+            "ceiling": 10.0,
+            "ratio": 0.5,
+            "samples": 3,
+            "simulated": False,
+            "device": "cuda",
+        }
     ]
 
 
@@ -156,8 +175,13 @@ def test_an_unknown_step_is_refused() -> None:
 def seen(**changes: Any) -> dict[str, Any]:
     """What the owner sees when all is well, but for `changes`."""
     good: dict[str, Any] = {
-        "first_resume": {"status": 2}, "resume_with_wait": {"status": 2}, "waited": 0.5, "last_resume": {"status": 0},
-        "leaked_by_failed_resume": 0, "wrong": [], "expected_status": 2,
+        "first_resume": {"status": 2},
+        "resume_with_wait": {"status": 2},
+        "waited": 0.5,
+        "last_resume": {"status": 0},
+        "leaked_by_failed_resume": 0,
+        "wrong": [],
+        "expected_status": 2,
     }
     return good | changes
 

@@ -63,7 +63,11 @@ fn demand(so: bool, verb: &'static str, otherwise: &str) -> DriverResult<()> {
 }
 
 fn whole(verb: &'static str, addr: Addr, size: u64) -> DriverResult<()> {
-    demand(size > 0 && size % GRANULARITY == 0 && addr.0 % GRANULARITY == 0, verb, "not a whole number of granules")
+    demand(
+        size > 0 && size.is_multiple_of(GRANULARITY) && addr.0.is_multiple_of(GRANULARITY),
+        verb,
+        "not a whole number of granules",
+    )
 }
 
 fn here(verb: &'static str, device: Device) -> DriverResult<()> {
