@@ -3,8 +3,8 @@
 //!
 //! It exports unversioned symbols and has no SONAME, so one file serves under every name in `sonames.txt`.
 //! The device itself is the `sire-sim` crate; what is here translates: structs (`abi`), errors (`names`),
-//! the frame around every call (`boundary`), process and thread state (`state`), device properties
-//! (`properties`), kernels known by name (`kernels`), the interfaces (`runtime`, `driver`, `nvml`),
+//! the frame around every call (`boundary`), process and thread state (`state`), which
+//! devices the process sees (`visible`), device properties (`properties`), kernels known by name (`kernels`), the interfaces (`runtime`, `driver`, `nvml`),
 //! the device's own functions (`hooks`), and what is not simulated (`libraries`, `stubs`).
 #![allow(non_snake_case, missing_docs)]
 
@@ -20,3 +20,4 @@ mod properties;
 mod runtime;
 mod state;
 mod stubs;
+mod visible;

@@ -1,5 +1,6 @@
 //! What the process and the thread remember: the machine, its end, contexts and the current device.
 
+use crate::visible;
 use sire_sim::{Code, Machine, Result};
 use std::cell::Cell;
 use std::fmt::Display;
@@ -274,47 +275,47 @@ pub fn context_device(machine: &Machine) -> Result<u32> {
     current_context().ok_or_else(|| INVALID_CONTEXT.because("no context is current in this thread"))?.device(machine)
 }
 
-/// The thread's device as the runtime sees it: that of the current context, else 0.
+/// The thread's device as the runtime sees it (the machine's number): that of the current context, else the first.
 pub fn current_device(machine: &Machine) -> u32 {
-    current_context().and_then(|context| context.device(machine).ok()).unwrap_or(0)
+    let current = current_context().and_then(|context| context.device(machine).ok());
+    current.or_else(|| visible::to_machine(machine, 0)).unwrap_or(0)
 }
 
 /// Makes `device`'s primary context current, and alive if it was not.
-pub fn use_device(machine: &Machine, device: u32) -> Result<()> {
-    check_device(machine, i64::from(device))?;
+pub fn use_device(device: u32) {
     if !RUNTIME_HOLDS[device as usize].swap(true, Ordering::AcqRel) {
         retain_primary(device);
     }
     set_current_context(Some(Context::primary(device)));
-    Ok(())
 }
 
 /// Gives the thread a context if it has none, as every runtime call that needs one does.
 pub fn make_current(machine: &Machine) -> Result<()> {
-    if machine.device_count() == 0 {
-        return Err(Code::NO_DEVICE.because("the environment has no device"));
-    }
+    let first = visible::to_machine(machine, 0).ok_or_else(no_device)?;
     match current_context() {
         Some(context) => {
             let device = context.device(machine)?;
             if RUNTIME_HOLDS[device as usize].load(Ordering::Acquire) || context != Context::primary(device) {
                 return Ok(());
             }
-            use_device(machine, device)
+            use_device(device);
         }
-        None => use_device(machine, 0),
+        None => use_device(first),
     }
+    Ok(())
 }
 
-/// The ordinal as a device of the machine.
+/// The machine's device of the process's ordinal.
 pub fn check_device(machine: &Machine, ordinal: impl Into<i64> + Copy + Display) -> Result<u32> {
     let wide: i64 = ordinal.into();
-    u32::try_from(wide).ok().filter(|device| *device < machine.device_count()).ok_or_else(|| {
-        let count = machine.device_count();
-        if count == 0 {
-            Code::NO_DEVICE.because("the environment has no device")
-        } else {
-            Code::INVALID_DEVICE.because(format!("device {ordinal} of {count}"))
-        }
+    let device = u32::try_from(wide).ok().and_then(|ordinal| visible::to_machine(machine, ordinal));
+    device.ok_or_else(|| {
+        let count = visible::count(machine);
+        if count == 0 { no_device() } else { Code::INVALID_DEVICE.because(format!("device {ordinal} of {count}")) }
     })
+}
+
+/// The error of a process that sees no device.
+pub fn no_device() -> sire_sim::SimError {
+    Code::NO_DEVICE.because("the process sees no device (SIRE_SIM_DEVICES, CUDA_VISIBLE_DEVICES)")
 }

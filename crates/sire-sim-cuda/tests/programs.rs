@@ -79,6 +79,20 @@ fn memory_of_all_processes() {
 }
 
 #[test]
+fn visible_devices() {
+    let program = Program::compile("visible");
+    let run = |visible: &str| {
+        let mut command = program.command();
+        command.env("SIRE_SIM_DEVICES", "3").env("CUDA_VISIBLE_DEVICES", visible);
+        command
+    };
+    passes(&mut run("2,0"));
+    passes(&mut run("2,0,-1,1"));
+    passes(run("").arg("none"));
+    passes(run("0,0").arg("none"));
+}
+
+#[test]
 fn bad_variables_are_named() {
     let program = Program::compile("layout");
     let output = program.command().env("SIRE_SIM_MEMORY", "lots").output().unwrap();

@@ -3,7 +3,7 @@
 use crate::abi::{Handle, Uuid};
 use crate::boundary::{Out, Text, export, write_text};
 use crate::state::{self, Context};
-use crate::{names, properties};
+use crate::{names, properties, visible};
 use sire_sim::{Code, Machine, Result};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
@@ -25,8 +25,11 @@ export! { Driver:
         }
     }
 
-    fn cuDeviceGetCount(count: Out<c_int>) |machine| { count.set(machine.device_count() as c_int) }
-    fn cuDeviceGet(device: Out<c_int>, ordinal: c_int) |machine| { device.set(state::check_device(machine, ordinal)? as c_int) }
+    fn cuDeviceGetCount(count: Out<c_int>) |machine| { count.set(visible::count(machine) as c_int) }
+    fn cuDeviceGet(device: Out<c_int>, ordinal: c_int) |machine| {
+        state::check_device(machine, ordinal)?;
+        device.set(ordinal)
+    }
     fn cuDeviceGetName(buffer: Out<c_char>, capacity: c_int, device: c_int) |machine| {
         state::check_device(machine, device)?;
         write_text(buffer.required()?, usize::try_from(capacity).unwrap_or(0), properties::NAME);
@@ -55,8 +58,9 @@ export! { Driver:
     }
     fn cuDeviceGetByPCIBusId(out: Out<c_int>, address: Text) |machine| {
         let address = address.get()?;
-        let device = properties::device_at(machine, address);
-        out.set(device.ok_or_else(|| Code::INVALID_VALUE.because(format!("no device at {address}")))? as c_int)
+        let device = properties::device_at(machine, address).map(|device| visible::to_program(machine, device));
+        let device = device.filter(|ordinal| *ordinal >= 0);
+        out.set(device.ok_or_else(|| Code::INVALID_VALUE.because(format!("no device at {address}")))?)
     }
     fn cuDeviceComputeCapability(major: Out<c_int>, minor: Out<c_int>, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
@@ -125,7 +129,7 @@ export! { Driver:
         Ok(())
     }
     fn cuCtxGetCurrent(out: Out<Handle>) |_machine| { out.set(state::current_context().map_or(0, |context| context.0) as Handle) }
-    fn cuCtxGetDevice(device: Out<c_int>) |machine| { device.set(state::context_device(machine)? as c_int) }
+    fn cuCtxGetDevice(device: Out<c_int>) |machine| { device.set(visible::to_program(machine, state::context_device(machine)?)) }
     fn cuCtxGetFlags(flags: Out<c_uint>) |machine| {
         state::context_device(machine)?;
         flags.set(0)

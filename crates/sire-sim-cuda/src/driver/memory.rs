@@ -5,6 +5,7 @@ use crate::abi::Handle;
 use crate::boundary::{In, Out, export};
 use crate::runtime::host_info;
 use crate::state::{self, Context};
+use crate::visible;
 use sire_sim::{Code, Machine, PointerInfo, PointerKind, Result};
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -79,7 +80,7 @@ fn known(machine: &Machine, address: u64) -> Result<PointerInfo> {
 }
 
 /// Attributes whose value is a 4-byte number.
-fn small_attribute(attribute: c_int, info: &PointerInfo) -> Option<u32> {
+fn small_attribute(machine: &Machine, attribute: c_int, info: &PointerInfo) -> Option<u32> {
     let host = matches!(info.kind, PointerKind::Pinned | PointerKind::Registered);
     let foreign = info.kind == PointerKind::Pageable;
     Some(match attribute {
@@ -88,17 +89,12 @@ fn small_attribute(attribute: c_int, info: &PointerInfo) -> Option<u32> {
         2 => 2, // memory type
         8 => u32::from(info.kind == PointerKind::Managed),
         9 if foreign => u32::MAX - 1,
-        9 => info.device,          // device ordinal
-        10 => 0,                   // legacy IPC
-        13 => u32::from(!foreign), // mapped
-        15 => 1,                   // GPUDirect RDMA
-        16 => {
-            if info.vmm {
-                3
-            } else {
-                0
-            }
-        } // access flags
+        9 => visible::to_program(machine, info.device) as u32, // device ordinal
+        10 => 0,                                               // legacy IPC
+        13 => u32::from(!foreign),                             // mapped
+        15 => 1,                                               // GPUDirect RDMA
+        16 if info.vmm => 3,                                   // access flags
+        16 => 0,
         _ => return None,
     })
 }
@@ -110,7 +106,7 @@ fn write_attribute(
     address: u64,
     info: &PointerInfo,
 ) -> Result<()> {
-    if let Some(value) = small_attribute(attribute, info) {
+    if let Some(value) = small_attribute(machine, attribute, info) {
         // Booleans (managed, IPC-capable, mapped) are a byte wide in some headers and 4 in others; 4 is what the driver writes.
         return Out::<u32>::from_caller(data.cast()).set(value);
     }

@@ -8,6 +8,7 @@ use crate::runtime::{
     query_event,
 };
 use crate::state::{self, Context};
+use crate::visible;
 use sire_sim::{Code, EventId, ExecId, GraphId};
 use std::ffi::{c_float, c_int, c_uint, c_ulonglong, c_void};
 
@@ -33,7 +34,7 @@ export! { Driver:
     }
     fn cuStreamGetId(stream: Handle, id: Out<c_ulonglong>) |machine| { id.set(stream_of(machine, stream)?.0) }
     fn cuStreamGetDevice(stream: Handle, device: Out<c_int>) |machine| {
-        device.set(machine.stream_device(stream_of(machine, stream)?)? as c_int)
+        device.set(visible::to_program(machine, machine.stream_device(stream_of(machine, stream)?)?))
     }
     fn cuStreamGetCtx(stream: Handle, context: Out<Handle>) |machine| {
         let device = machine.stream_device(stream_of(machine, stream)?)?;

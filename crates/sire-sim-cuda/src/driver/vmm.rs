@@ -2,7 +2,7 @@
 
 use crate::abi::{AccessDesc, AllocationProp, Handle, LOCATION_DEVICE, MemLocation};
 use crate::boundary::{In, Out, export};
-use crate::state;
+use crate::{state, visible};
 use sire_sim::{Code, Machine, PhysicalId, Prot, Result};
 use std::ffi::{c_int, c_ulonglong, c_void};
 
@@ -40,11 +40,11 @@ fn to_tag(prop: &AllocationProp) -> u64 {
 /// Where the label is in a tag.
 pub const LABEL_SHIFT: u32 = 48;
 
-fn from_tag(tag: u64, device: u32) -> AllocationProp {
+fn from_tag(tag: u64, device: c_int) -> AllocationProp {
     AllocationProp {
         kind: PINNED,
         handle_types: c_int::from(tag as u16),
-        location: MemLocation { kind: LOCATION_DEVICE, id: device as c_int },
+        location: MemLocation { kind: LOCATION_DEVICE, id: device },
         win32_meta_data: 0,
         compression: (tag >> 24) as u8,
         gpu_direct_rdma_capable: (tag >> 16) as u8,
@@ -108,7 +108,7 @@ export! { Driver:
     fn cuMemRetainAllocationHandle(out: Out<u64>, address: u64) |machine| { out.required()?.set(machine.retain(address)?.0) }
     fn cuMemGetAllocationPropertiesFromHandle(out: Out<AllocationProp>, handle: u64) |machine| {
         let info = machine.physical_info(PhysicalId(handle))?;
-        out.set(from_tag(info.tag, info.device))
+        out.set(from_tag(info.tag, visible::to_program(machine, info.device)))
     }
     fn cuMemExportToShareableHandle(out: Out<c_int>, handle: u64, kind: c_int, flags: c_ulonglong) |machine| {
         no_flags(flags)?;

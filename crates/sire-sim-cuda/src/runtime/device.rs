@@ -3,7 +3,7 @@
 use crate::abi::{DeviceProp, Handle};
 use crate::boundary::{Out, Text, contain, error_text, export, last_error, take_last_error, write_text};
 use crate::driver::entry;
-use crate::{names, properties, state};
+use crate::{names, properties, state, visible};
 use sire_sim::Code;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 
@@ -45,18 +45,19 @@ export! { RuntimeQuery:
     fn cudaRuntimeGetVersion(version: Out<c_int>) |_machine| { version.set(properties::CUDA_VERSION) }
 
     fn cudaGetDeviceCount(count: Out<c_int>) |machine| {
-        let devices = machine.device_count();
+        let devices = visible::count(machine);
         count.set(devices as c_int)?;
-        if devices == 0 { Err(Code::NO_DEVICE.because("the environment has no device")) } else { Ok(()) }
+        if devices == 0 { Err(state::no_device()) } else { Ok(()) }
     }
     fn cudaGetDevice(device: Out<c_int>) |machine| {
         state::check_device(machine, 0)?;
-        device.set(state::current_device(machine) as c_int)
+        device.set(visible::to_program(machine, state::current_device(machine)))
     }
     fn cudaSetDevice(device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
         machine.check_alive(device)?;
-        state::use_device(machine, device)
+        state::use_device(device);
+        Ok(())
     }
     fn cudaInitDevice(device: c_int, _device_flags: c_uint, _flags: c_uint) |machine| {
         let device = state::check_device(machine, device)?;
@@ -93,8 +94,9 @@ export! { RuntimeQuery:
     }
     fn cudaDeviceGetByPCIBusId(device: Out<c_int>, address: Text) |machine| {
         let address = address.get()?;
-        let found = properties::device_at(machine, address);
-        device.set(found.ok_or_else(|| Code::INVALID_VALUE.because(format!("no device at {address}")))? as c_int)
+        let found = properties::device_at(machine, address).map(|device| visible::to_program(machine, device));
+        let found = found.filter(|ordinal| *ordinal >= 0);
+        device.set(found.ok_or_else(|| Code::INVALID_VALUE.because(format!("no device at {address}")))?)
     }
     fn cudaDeviceCanAccessPeer(can: Out<c_int>, device: c_int, peer: c_int) |machine| {
         let (device, peer) = (state::check_device(machine, device)?, state::check_device(machine, peer)?);

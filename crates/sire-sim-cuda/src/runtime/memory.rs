@@ -3,7 +3,7 @@
 use super::pool;
 use crate::abi::{Handle, PointerAttributes};
 use crate::boundary::{Out, export};
-use crate::state;
+use crate::{state, visible};
 use sire_sim::{Code, Machine, PointerInfo, PointerKind, Result, StreamId};
 use std::ffi::{c_int, c_uint};
 
@@ -99,9 +99,11 @@ fn attributes(machine: &Machine, ptr: u64) -> PointerAttributes {
     let info = machine.pointer(ptr);
     let (kind, device, device_pointer, host_pointer): (c_int, c_int, u64, u64) = match info.kind {
         PointerKind::Pageable => (0, -2, 0, ptr),
-        PointerKind::Pinned | PointerKind::Registered => (1, state::current_device(machine) as c_int, ptr, ptr),
-        PointerKind::Device => (2, info.device as c_int, ptr, 0),
-        PointerKind::Managed => (3, info.device as c_int, ptr, ptr),
+        PointerKind::Pinned | PointerKind::Registered => {
+            (1, visible::to_program(machine, state::current_device(machine)), ptr, ptr)
+        }
+        PointerKind::Device => (2, visible::to_program(machine, info.device), ptr, 0),
+        PointerKind::Managed => (3, visible::to_program(machine, info.device), ptr, ptr),
     };
     PointerAttributes { kind, device, device_pointer, host_pointer }
 }

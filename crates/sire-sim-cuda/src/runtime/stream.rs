@@ -3,7 +3,7 @@
 use super::memory::stream_of;
 use crate::abi::{Handle, HostFn, StreamCallback};
 use crate::boundary::{Out, export};
-use crate::state;
+use crate::{state, visible};
 use sire_sim::{Code, EventId, Machine, Result};
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
@@ -80,7 +80,7 @@ export! { Runtime:
     }
     fn cudaStreamGetId(stream: Handle, id: Out<c_ulonglong>) |machine| { id.set(stream_of(machine, stream)?.0) }
     fn cudaStreamGetDevice(stream: Handle, device: Out<c_int>) |machine| {
-        device.set(machine.stream_device(stream_of(machine, stream)?)? as c_int)
+        device.set(visible::to_program(machine, machine.stream_device(stream_of(machine, stream)?)?))
     }
     fn cudaStreamAttachMemAsync(_stream: Handle, ptr: u64, _length: usize, _flags: c_uint) |machine| {
         super::pool::managed(machine, ptr)

@@ -61,7 +61,9 @@ impl Program {
     /// The program, ready for arguments and variables: two devices of 256 MiB.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SIRE_")) {
+        for (name, _) in
+            std::env::vars().filter(|(name, _)| name.starts_with("SIRE_") || name == "CUDA_VISIBLE_DEVICES")
+        {
             command.env_remove(name);
         }
         command
