@@ -7,6 +7,8 @@ is the software device's stand-in.
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["install", "installed", "present"]
 
 _installed = False
@@ -24,6 +26,12 @@ def installed() -> bool:
     return _installed
 
 
+def _refuse_half_imported() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{__name__}.") and getattr(module.__spec__, "_initializing", False):
+            raise ImportError(f"import torch before {name}: the operations are installed when torch is imported")
+
+
 def install() -> bool:
     """Register the operations if the software device is present; harmless when repeated. Returns whether they are there."""
     global _installed
@@ -31,6 +39,7 @@ def install() -> bool:
         return True
     if not present():
         return False
+    _refuse_half_imported()
     from . import registry
 
     registry.register()

@@ -44,7 +44,7 @@ def of_device(generator: torch.Generator | None, device: int) -> torch.Generator
         return torch.cuda.default_generators[device]
     if generator.device.type != "cuda":
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-    if generator.device.index != device:
+    if generator.device.index not in (None, device):
         raise RuntimeError(f"Expected a 'cuda:{device}' generator device but found '{generator.device}'")
     return generator
 
