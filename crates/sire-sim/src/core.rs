@@ -238,7 +238,7 @@ impl Core {
 
     /// Whether `device` may touch the whole range.
     pub fn accessible(&self, ptr: u64, len: u64, device: u32, write: bool) -> bool {
-        let Some(end) = ptr.checked_add(len) else { return false };
+        let Some(end) = ptr.checked_add(len).filter(|_| self.is_own_process()) else { return false };
         let space = self.space();
         if !space.contains(ptr) {
             drop(space);

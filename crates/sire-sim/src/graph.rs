@@ -472,6 +472,7 @@ impl Machine {
     /// # Errors
     /// `INVALID_VALUE` if there is no such graph.
     pub fn graph_destroy(&self, graph: GraphId) -> Result<()> {
+        self.core().check_open()?;
         self.capture_tables().graphs.remove(&graph).map(drop).ok_or_else(|| no_graph(graph))
     }
 
@@ -534,6 +535,7 @@ impl Machine {
     /// # Errors
     /// `INVALID_VALUE` if there is no such thing.
     pub fn exec_destroy(&self, exec: ExecId) -> Result<()> {
+        self.core().check_open()?;
         self.capture_tables().execs.remove(&exec).map(drop).ok_or_else(|| no_exec(exec))
     }
 
@@ -542,6 +544,7 @@ impl Machine {
     /// # Errors
     /// `INVALID_VALUE` if there is no such thing; capture prohibitions; the device's sticky error.
     pub fn graph_launch(&self, exec: ExecId, stream: StreamId) -> Result<()> {
+        self.core().check_open()?;
         let body = self.capture_tables().execs.get(&exec).cloned().ok_or_else(|| no_exec(exec))?;
         self.submit(stream, NodeKind::Graph, Work::Graph(body)).map(drop)
     }

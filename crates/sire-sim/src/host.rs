@@ -172,10 +172,13 @@ impl Machine {
     /// What a pointer points to. Never fails: what nobody knows is pageable host memory.
     #[must_use]
     pub fn pointer(&self, ptr: u64) -> PointerInfo {
+        let pageable = PointerInfo { kind: PointerKind::Pageable, device: 0, base: ptr, size: 0, flags: 0, vmm: false };
+        if !self.core().is_own_process() {
+            return pageable;
+        }
         if let Some(info) = self.device_pointer(ptr) {
             return info;
         }
-        let pageable = PointerInfo { kind: PointerKind::Pageable, device: 0, base: ptr, size: 0, flags: 0, vmm: false };
         locked(&self.core().host).info(ptr).unwrap_or(pageable)
     }
 }

@@ -129,6 +129,7 @@ pub struct Ledger {
     slot: usize,
     file: Option<(OwnedFd, PathBuf)>,
     mutex: Mutex<()>,
+    generation: u64,
 }
 
 /// The right to read and change the table.
@@ -151,7 +152,15 @@ impl Ledger {
     pub fn private(frames: u32, frame_size: u64) -> io::Result<Ledger> {
         let layout = Layout::of(frames);
         let base = sys::map_memory(layout.total as u64, false)?;
-        let ledger = Ledger { base, frames, total: layout.total, slot: 0, file: None, mutex: Mutex::new(()) };
+        let ledger = Ledger {
+            base,
+            frames,
+            total: layout.total,
+            slot: 0,
+            file: None,
+            mutex: Mutex::new(()),
+            generation: sys::generation(),
+        };
         let mut guard = ledger.lock()?;
         guard.start(frame_size);
         guard.members()[0].pid = std::process::id();
@@ -172,7 +181,18 @@ impl Ledger {
         sys::lock_byte(&fd, 0, false)?;
         let (base, slot, memory) = result?;
         let file = Some((fd, path.to_path_buf()));
-        Ok((Ledger { base, frames, total: layout.total, slot, file, mutex: Mutex::new(()) }, memory))
+        Ok((
+            Ledger {
+                base,
+                frames,
+                total: layout.total,
+                slot,
+                file,
+                mutex: Mutex::new(()),
+                generation: sys::generation(),
+            },
+            memory,
+        ))
     }
 
     /// With the file locked: checks the header, finds the memory, takes a slot.
@@ -195,7 +215,15 @@ impl Ledger {
         }
         truncate(fd, layout.total as u64)?;
         let base = sys::map_file(fd, layout.total as u64, false)?;
-        let ledger = Ledger { base, frames, total: 0, slot: usize::MAX, file: None, mutex: Mutex::new(()) };
+        let ledger = Ledger {
+            base,
+            frames,
+            total: 0,
+            slot: usize::MAX,
+            file: None,
+            mutex: Mutex::new(()),
+            generation: sys::generation(),
+        };
         let mut guard = ledger.lock()?;
         guard.start(frame_size);
         let memory = match guard.find_memory(fd) {
@@ -242,7 +270,7 @@ impl Ledger {
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        if self.total > 0 {
+        if self.total > 0 && self.generation == sys::generation() {
             sys::unmap(self.base, self.total as u64);
         }
     }

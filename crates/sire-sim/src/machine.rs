@@ -142,9 +142,12 @@ impl Machine {
 /// Faults and counters.
 impl Machine {
     /// To be called at the entry of every function of an interface: counts the call, and says which error it
-    /// must return, if any (a delay is over by then; a kill does not return). `bytes`: what the call is about to allocate or copy.
+    /// must return, if any (a delay is over by then; a kill does not return; in a forked child it is `NOT_INITIALIZED`). `bytes`: what the call is about to allocate or copy.
     #[must_use]
     pub fn enter_call(&self, name: &str, bytes: u64) -> Option<Code> {
+        if !self.core().is_own_process() {
+            return Some(Code::NOT_INITIALIZED);
+        }
         if self.options().log {
             eprintln!("sire-sim: {name} ({bytes})");
         }

@@ -168,7 +168,9 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         self.leave();
-        if let Some(alias) = self.alias {
+        if let Some(alias) = self.alias
+            && self.generation == sys::generation()
+        {
             sys::unmap(alias, self.size);
         }
     }

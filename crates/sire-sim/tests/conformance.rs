@@ -89,3 +89,22 @@ fn making_a_driver_is_cheap() {
     let each = start.elapsed() / 200;
     assert!(each < std::time::Duration::from_millis(1), "{each:?} per driver");
 }
+
+#[test]
+fn the_fault_plan_reaches_the_driver() -> Result<(), Box<dyn std::error::Error>> {
+    let faults = "cuMemCreate#2=error:2; cuMemMap+16k=error:700".to_string();
+    let driver = driver(Options { faults, ..Options::tiny(1 << 20) });
+    let first = driver.create(Device(0), 8192)?;
+    let failed = driver.create(Device(0), 8192).map_err(|error| (error.kind, error.verb, error.code));
+    assert_eq!(failed, Err((DriverErrorKind::OutOfMemory, "create", 2)));
+    assert_eq!(driver.memory_info(Device(0))?.free, (1 << 20) - 8192, "a planned failure has no effect");
+    let addr = driver.reserve(8192, 0)?;
+    driver.map(addr, 8192, first)?;
+    driver.unmap(addr, 8192)?;
+    driver.map(addr, 8192, first)?;
+    driver.unmap(addr, 8192)?;
+    assert_eq!(driver.map(addr, 8192, first).map_err(|error| error.kind), Err(DriverErrorKind::Lost));
+    driver.map(addr, 8192, first)?;
+    assert_eq!(driver.machine().call_counts().get("cuMemMap"), Some(&4));
+    Ok(())
+}
