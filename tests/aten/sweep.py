@@ -123,9 +123,7 @@ def _one(info: Any, sample: Any) -> None:
     values = info.name not in _RANDOM and info.name not in _UNDEFINED and not info.name.startswith("torch.ops.aten._")
     _compare(got, expected, values, "forward")
     if values:
-        _compare(
-            [g for g in gradients if g is not None], [w for w in wanted if w is not None], True, "backward"
-        )
+        _compare([g for g in gradients if g is not None], [w for w in wanted if w is not None], True, "backward")
 
 
 def check(info: Any) -> str | None:

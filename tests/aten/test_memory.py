@@ -67,7 +67,7 @@ def test_layouts_and_aliases() -> None:
     image = torch.randn(2, 3, 4, 4, device="cuda").to(memory_format=torch.channels_last)
     assert torch.nn.Conv2d(3, 3, 3).cuda()(image).is_contiguous(memory_format=torch.channels_last)
     line = torch.arange(5.0, device="cuda")
-    with pytest.raises(RuntimeError, match="single memory location|overlap"):
+    with pytest.raises(RuntimeError, match=r"single memory location|overlap"):
         line[1:].add_(line[:-1])
     out = torch.empty(0, device="cuda")
     assert torch.cat([line, line], out=out) is out
@@ -139,15 +139,16 @@ except torch.AcceleratorError as error:
 @pytest.mark.parametrize("touch", ["x.add_(1)", "x[0].item()", "repr(x + 1)", "x.cpu()"])
 def test_unmapped_memory_gives_cudas_error(touch: str) -> None:
     """A reserved range without physical memory (a paused tensor's state): error 700, which sticks, instead of a signal."""
-    done = subprocess.run(
-        [sys.executable, "-c", _UNMAPPED.replace("{touch}", touch)], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", _UNMAPPED.replace("{touch}", touch)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "sticky"
 
 
 def test_a_spawned_child_has_the_operations() -> None:
     """The start hook works in every process, and costs a process without torch nothing."""
-    code = "import sys, sire_software_device as s; assert 'torch' not in sys.modules; import torch; assert s.installed(); print((torch.ones(2, device='cuda') + 1).sum().item())"
+    code = (
+        "import sys, sire_software_device as s; assert 'torch' not in sys.modules; import torch; "
+        "assert s.installed(); print((torch.ones(2, device='cuda') + 1).sum().item())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "4.0", done.stderr[-2000:]

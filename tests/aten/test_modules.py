@@ -96,9 +96,7 @@ def test_embedding_and_losses() -> None:
     host = nn.Sequential(nn.EmbeddingBag(10, 8), nn.Linear(8, 4))
     device = copy.deepcopy(host).cuda()
     tokens, target = torch.randint(0, 10, (6, 3)), torch.randint(0, 4, (6,))
-    one, two = nn.functional.cross_entropy(host(tokens), target), nn.functional.cross_entropy(
-        device(tokens.cuda()), target.cuda()
-    )
+    one, two = nn.functional.cross_entropy(host(tokens), target), nn.functional.cross_entropy(device(tokens.cuda()), target.cuda())
     one.backward()
     two.backward()
     for mine, theirs in zip(device.parameters(), host.parameters(), strict=True):

@@ -115,9 +115,7 @@ def _end_previous(graph: Any) -> None:
 def _patch(graph_type: Any) -> None:
     # newer releases end a capture in two steps; the first is the one that ends it
     end_name = "capture_end_pre" if hasattr(graph_type, "capture_end_pre") else "capture_end"
-    begin, end, replay, reset = (
-        getattr(graph_type, name) for name in ("capture_begin", end_name, "replay", "reset")
-    )
+    begin, end, replay, reset = (getattr(graph_type, name) for name in ("capture_begin", end_name, "replay", "reset"))
 
     def capture_begin(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)

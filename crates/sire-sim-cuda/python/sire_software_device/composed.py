@@ -50,9 +50,7 @@ def lstm_cell_backward(
     return gates, grad_c * f, gates.sum(0) if has_bias else None
 
 
-def gru_cell(
-    input_gates: Tensor, hidden_gates: Tensor, hx: Tensor, input_bias: _Optional = None, hidden_bias: _Optional = None
-) -> tuple[Tensor, Tensor]:
+def gru_cell(input_gates: Tensor, hidden_gates: Tensor, hx: Tensor, input_bias: _Optional = None, hidden_bias: _Optional = None) -> tuple[Tensor, Tensor]:
     """One step of a GRU: (hy, what the backward pass needs)."""
     ir, iz, in_ = (input_gates if input_bias is None else input_gates + input_bias).chunk(3, -1)
     hr, hz, hn = (hidden_gates if hidden_bias is None else hidden_gates + hidden_bias).chunk(3, -1)
@@ -77,9 +75,7 @@ def _keep(input: Tensor, share: float, generator: torch.Generator | None) -> Ten
     return torch.empty_like(input, dtype=torch.bool).bernoulli_(share, generator=generator)
 
 
-def native_dropout(
-    input: Tensor, p: float, train: bool | None, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def native_dropout(input: Tensor, p: float, train: bool | None, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Dropout and its mask."""
     if train is False or input.numel() == 0:
         return input.clone(), torch.ones_like(input, dtype=torch.bool)
@@ -159,9 +155,7 @@ def flash_attention_backward(
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of `flash_attention`."""
-    result: tuple[Tensor, ...] = _flash_backward(
-        grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, scale=scale
-    )
+    result: tuple[Tensor, ...] = _flash_backward(grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, scale=scale)
     return result
 
 
@@ -185,9 +179,7 @@ def efficient_attention_backward(
         return None, None, None, None
     if grad_input_mask[3] and attn_bias is not None:
         raise NotImplementedError("the gradient of an attention bias has no CPU kernel; choose SDPBackend.MATH")
-    grads = _flash_backward(
-        grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, attn_mask=attn_bias, scale=scale
-    )
+    grads = _flash_backward(grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, attn_mask=attn_bias, scale=scale)
     return *grads, None
 
 

@@ -46,9 +46,7 @@ def copy_(self: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> 
     if not recording:
         target.copy_(source)
         return self
-    capture.current(places[0]).add(
-        runtime.raw_stream(places[0]), _node(target, source, self.get_device(), src.get_device())
-    )
+    capture.current(places[0]).add(runtime.raw_stream(places[0]), _node(target, source, self.get_device(), src.get_device()))
     return self
 
 

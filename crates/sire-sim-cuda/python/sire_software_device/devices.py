@@ -24,9 +24,7 @@ def _strict_methods() -> dict[str, str]:
 
 
 def _at_least_two(first: torch.device, second: torch.device) -> NoReturn:
-    raise RuntimeError(
-        "Expected all tensors to be on the same device, but found at least two devices, " f"{first} and {second}!"
-    )
+    raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {first} and {second}!")
 
 
 def _strict(operands: Sequence[Operand], method: str) -> None:
@@ -60,9 +58,7 @@ def _indexing(operands: Sequence[Operand]) -> None:
         if name != "indices":
             _at_least_two(*sorted((own, tensor.device), key=lambda device: device.type != "cuda"))
         if tensor.device.type != "cpu":
-            raise RuntimeError(
-                f"indices should be either on cpu or on the same device as the indexed tensor ({own})"
-            )
+            raise RuntimeError(f"indices should be either on cpu or on the same device as the indexed tensor ({own})")
 
 
 def _lists(operands: Sequence[Operand]) -> None:
@@ -73,8 +69,7 @@ def _lists(operands: Sequence[Operand]) -> None:
     length = max(len(column) for column in columns.values())
     for place in range(length):
         row = [
-            (name, column[place if len(column) > 1 or length == 1 else 0], False) for name, column in columns.items()
-            if place < len(column) or len(column) == 1
+            (name, column[place if len(column) > 1 or length == 1 else 0], False) for name, column in columns.items() if place < len(column) or len(column) == 1
         ]
         if len({tensor.device for _, tensor, _ in row}) > 1:
             _iterator(row)

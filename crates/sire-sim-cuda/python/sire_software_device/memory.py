@@ -49,9 +49,7 @@ def alias(tensor: torch.Tensor, write: bool) -> torch.Tensor:
     status = _check(pointer, length, device, write)
     if status:
         runtime.fail(status, device)
-    result = _empty(0, dtype=tensor.dtype, device=_CPU).set_(
-        _storage_at(pointer, _CPU, length), 0, tensor.size(), tensor.stride()
-    )
+    result = _empty(0, dtype=tensor.dtype, device=_CPU).set_(_storage_at(pointer, _CPU, length), 0, tensor.size(), tensor.stride())
     return _flags(tensor, result) if tensor.is_complex() or tensor.is_neg() else result
 
 
@@ -82,9 +80,7 @@ class Borrow:
         storage = self._storages.get(pointer)
         if storage is None:
             storage = self._storages[pointer] = _storage_at(pointer, _CPU, whole.nbytes())
-        result = _empty(0, dtype=tensor.dtype, device=_CPU).set_(
-            storage, tensor.storage_offset(), tensor.size(), tensor.stride()
-        )
+        result = _empty(0, dtype=tensor.dtype, device=_CPU).set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
         return _flags(tensor, result) if tensor.is_complex() or tensor.is_neg() else result
 
 

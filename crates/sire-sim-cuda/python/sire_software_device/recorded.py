@@ -30,9 +30,7 @@ def _infer(plan: kernel.Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         return plan.run(*meta_args, **meta_kwargs), meta_kwargs
     except NotImplementedError as error:
-        raise NotImplementedError(
-            f"{plan.qualified} cannot be captured on the software CUDA device: its shapes are not known without running it"
-        ) from error
+        raise NotImplementedError(f"{plan.qualified} cannot be captured on the software CUDA device: its shapes are not known without running it") from error
 
 
 def _resize_outputs(plan: kernel.Plan, kwargs: dict[str, Any], metas: dict[str, Any]) -> None:
@@ -46,9 +44,7 @@ def _reachable(tensors: list[tuple[torch.Tensor, int]]) -> bool:
     return all(runtime.reachable(t.data_ptr(), memory.extent(t), device, True) for t, device in tensors if t.numel())
 
 
-def record(
-    plan: kernel.Plan, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[devices.Operand], device: int
-) -> Any:
+def record(plan: kernel.Plan, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[devices.Operand], device: int) -> Any:
     """Add the operation to the graph that the device's current stream records; returns its (yet unwritten) results."""
     if plan.synchronises:
         runtime.refuse_in_capture(device, plan.qualified)
@@ -75,9 +71,7 @@ def _new(returned: list[str | None], result: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(fresh) if isinstance(leaf, torch.Tensor)]
 
 
-def _outputs(
-    plan: kernel.Plan, args: tuple[Any, ...], kwargs: dict[str, Any], inferred: Any, device: int
-) -> Any:
+def _outputs(plan: kernel.Plan, args: tuple[Any, ...], kwargs: dict[str, Any], inferred: Any, device: int) -> Any:
     """What the caller gets: written arguments themselves, unwritten device tensors for what is new."""
 
     def place(value: Any, name: str | None) -> Any:

@@ -43,16 +43,14 @@ def has_cpu_kernel(qualified: str) -> bool:
 
 def _missing(qualified: str) -> Callable[..., NoReturn]:
     def call(*args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            f"{qualified} has no CPU kernel, so the software CUDA device cannot run it; use an operation that has one"
-        )
+        raise NotImplementedError(f"{qualified} has no CPU kernel, so the software CUDA device cannot run it; use an operation that has one")
 
     return call
 
 
 def kernels() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every operation with the function that will serve it."""
-    for qualified in [*candidates(), *ADDED]:
+    for qualified in dict.fromkeys([*candidates(), *ADDED]):
         if qualified in NATIVE or qualified == "aten::copy_":
             continue
         own = composed.RUN.get(qualified)
@@ -76,7 +74,8 @@ def register() -> None:
     global _library
     if _library is not None:
         return
-    _library = torch.library.Library("aten", "IMPL")
+    make_library: Any = torch.library.Library
+    _library = make_library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for qualified, function in kernels():

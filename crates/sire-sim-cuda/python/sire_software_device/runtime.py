@@ -119,7 +119,6 @@ _deferred: list[BaseException] = []
 _deferred_lock = threading.Lock()
 
 
-@_HostFunction
 def _run_closure(number: int | None) -> None:
     closure = _closures.get(number or 0)
     if closure is None:
@@ -130,6 +129,9 @@ def _run_closure(number: int | None) -> None:
         traceback.print_exc(file=sys.stderr)
         with _deferred_lock:
             _deferred.append(error)
+
+
+_callback: Any = _HostFunction(_run_closure)
 
 
 def raise_deferred() -> None:
@@ -145,7 +147,7 @@ def launch(stream: int, closure: Callable[[], None]) -> int:
     """Queue (or, while the stream records, add to its graph) a closure; returns the number under which it is kept."""
     number = next(_numbers)
     _closures[number] = closure
-    status = _launch_host(stream, _run_closure, number)
+    status = _launch_host(stream, _callback, number)
     if status:
         del _closures[number]
         fail(status, torch.cuda.current_device())
@@ -163,7 +165,7 @@ def launch_once(stream: int, closure: Callable[[], None]) -> None:
             _closures.pop(number, None)
 
     _closures[number] = once
-    status = _launch_host(stream, _run_closure, number)
+    status = _launch_host(stream, _callback, number)
     if status:
         del _closures[number]
         fail(status, torch.cuda.current_device())
