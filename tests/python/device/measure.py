@@ -28,8 +28,12 @@ def on_software_device() -> bool:
 
 
 def device_used() -> int:
-    """Physical bytes in use on the current device: the software device's own count, or the driver's."""
+    """Physical bytes in use on the current device, without PyTorch's cache of the default pool.
+
+    The software device's own count, or the driver's.
+    """
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     runtime = _stand_in()
     if runtime is not None:
         runtime.sire_sim_used.restype = ctypes.c_uint64
