@@ -2,7 +2,7 @@
 //!
 //! [`Machine`] is a set of devices with memory, virtual-memory management, a heap, host memory,
 //! streams, events, graphs, faults and a census. It has no C types: `sire-sim-cuda` puts CUDA's
-//! C interface in front of it, and [`SimDriver`](driver::SimDriver) the engine's `Driver` trait.
+//! C interface in front of it, and [`SimDriver`] the engine's `Driver` trait.
 //!
 //! Modules, each using only those below it (verbs of [`Machine`] excepted, which call each other):
 //!
