@@ -29,9 +29,9 @@ def _cycle(cuda: Cuda, address: int, size: int) -> dict[str, float]:
     return {verb: (after - before) / 1000 for verb, before, after in zip(VERBS, marks, marks[1:], strict=False)}
 
 
-def _table(cuda: Cuda, label: str, repeats: int) -> dict[str, Any]:
-    figures, medians = [], {}
-    for size in SIZES:
+def _table(cuda: Cuda, label: str, *, big: bool) -> dict[str, Any]:
+    figures, medians, repeats = [], {}, 40 if big else 4
+    for size in SIZES if big else SIZES[:3]:
         address = cuda.reserve(size)
         _cycle(cuda, address, size)
         rounds = [_cycle(cuda, address, size) for _ in range(repeats)]
@@ -56,7 +56,7 @@ def _table(cuda: Cuda, label: str, repeats: int) -> dict[str, Any]:
 @question("What does each virtual-memory call cost per physical of 2, 16, 64 and 256 MiB (median, microseconds)?")
 def vmm_cost(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
-    return _table(cuda, "vmm", 40 if bench.big else 8)
+    return _table(cuda, "vmm", big=bench.big)
 
 
 @question("What does each virtual-memory call cost while a copy keeps a stream of the same device busy?")
@@ -82,13 +82,13 @@ def vmm_cost_beside_copy(bench: Bench) -> dict[str, Any]:
     return {"answer": {verb: round(value, 1) for verb, value in found.items()}, "copy": ended, "figures": figures}
 
 
-@question("How long do create, map, access, unmap and release of 1 GiB take as 512, 64, 16 and 4 physicals?")
+@question("How long do create, map, access, unmap and release of 1 GiB take in physicals of 2, 16, 64 and 256 MiB?")
 def chunk_sizes(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
-    total = GIB if bench.big else 256 * MIB
+    total = GIB if bench.big else 64 * MIB
     figures, answer = [], {}
     address = cuda.reserve(total)
-    for chunk in SIZES:
+    for chunk in (size for size in SIZES if size <= total):
         count = total // chunk
         start = time.perf_counter()
         handles = [cuda.create(chunk) for _ in range(count)]

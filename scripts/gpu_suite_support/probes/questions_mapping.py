@@ -37,7 +37,7 @@ def attributes(bench: Bench) -> dict[str, Any]:
 @question("Does cuMemUnmap wait for work that runs on the device, on the same mapping or on another?")
 def unmap_waits(bench: Bench) -> dict[str, Any]:
     cuda, seconds = bench.cuda(), 0.3
-    size = 64 * MIB
+    size = (64 if bench.big else 8) * MIB
     kernels, stream = Kernels.load(cuda), cuda.stream()
     busy, _ = cuda.mapped(size)
     other, other_handle = cuda.mapped(size)

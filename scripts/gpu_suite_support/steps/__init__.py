@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..context import Context
 from ..report import Report
-from . import conformance, environment, examples, hooks, interference, preload, pytests, questions, saver, timings
+from . import benches, conformance, environment, examples, interference, preload, pytests, questions, saver, timings
 
 Step = Callable[[Context, Report], None]
 
@@ -18,7 +18,7 @@ STEPS: dict[str, Step] = {
     "interference": interference.run,
     "examples": examples.run,
     "saver": saver.run,
-    "hooks": hooks.run,
+    "benches": benches.run,
     "preload": preload.run,
     "python": pytests.run,
 }
