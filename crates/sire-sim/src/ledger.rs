@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SIRESIM\x01");
@@ -73,6 +73,10 @@ struct Member {
     start: u64,
     used: u32,
     _reserved: u32,
+}
+
+impl Member {
+    const NOBODY: Member = Member { pid: 0, fd: -1, start: 0, used: 0, _reserved: 0 };
 }
 
 #[repr(C)]
@@ -324,7 +328,7 @@ impl Guard<'_> {
                 return Some(memory);
             }
         }
-        self.members().fill(Member { pid: 0, fd: -1, start: 0, used: 0, _reserved: 0 });
+        self.members().fill(Member::NOBODY);
         self.bitmap().fill(0);
         self.table().iter_mut().for_each(|frame| frame.owner = 0);
         self.header().used = 0;
@@ -362,8 +366,10 @@ impl Guard<'_> {
         let owner = self.ledger.slot as u16 + 1;
         for extent in &extents {
             for index in extent.first..extent.first + extent.count {
-                self.bitmap()[index as usize / 64] |= 1 << (index % 64);
                 self.table()[index as usize] = Frame { owner, api: api as u8, _reserved: [0; 5], tag };
+                // Who is killed here must not leave a used frame without an owner.
+                compiler_fence(Ordering::SeqCst);
+                self.bitmap()[index as usize / 64] |= 1 << (index % 64);
             }
         }
         self.ledger.set_refs(&extents, 1);
@@ -407,7 +413,9 @@ impl Guard<'_> {
             let extents = self.owned(slot);
             extents.iter().for_each(|extent| punch(*extent));
             self.free_of(slot, &extents);
-            self.members()[slot].pid = 0;
+            self.members()[slot] = Member::NOBODY;
+            // The dead may have been in the middle of a change: count afresh.
+            self.header().used = self.bitmap().iter().map(|word| word.count_ones()).sum();
         }
     }
 
@@ -415,9 +423,6 @@ impl Guard<'_> {
     fn owned(&mut self, slot: usize) -> Vec<Extent> {
         let owner = slot as u16 + 1;
         let mut extents: Vec<Extent> = Vec::new();
-        if self.members()[slot].used == 0 {
-            return extents;
-        }
         for index in self.used_frames() {
             if self.table()[index as usize].owner != owner {
                 continue;

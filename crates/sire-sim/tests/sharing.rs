@@ -123,6 +123,19 @@ fn child_holds_memory() -> Outcome {
 
 #[test]
 #[ignore = "run by the other tests as another process"]
+fn child_never_rests() -> Outcome {
+    let Some(dir) = child_dir() else { return Ok(()) };
+    let machine = Machine::new(Options { dir: Some(dir), poison: Poison::Sample, ..Options::tiny(16 * MIB) })?;
+    say("busy");
+    loop {
+        let (small, large) = (machine.create(0, 16 << 10, 0)?, machine.create(0, 4 * MIB, 0)?);
+        machine.release(small)?;
+        machine.release(large)?;
+    }
+}
+
+#[test]
+#[ignore = "run by the other tests as another process"]
 fn child_is_killed_by_its_fault_plan() -> Outcome {
     let Some(dir) = child_dir() else { return Ok(()) };
     let faults = "cuMemCreate#3=kill".to_string();
@@ -253,6 +266,25 @@ fn a_killed_process_gives_its_memory_back_though_its_child_lives() -> Outcome {
     holder.kill()?;
     assert_eq!(machine.memory_info(0)?.0, 64 * MIB);
     assert_eq!(machine.census()["devices"][0]["committed_bytes"], 0);
+    Ok(())
+}
+
+/// Whenever the kill comes, also in the middle of a change of the ledger, nothing is lost and nobody waits.
+#[test]
+fn a_process_may_be_killed_at_any_moment() -> Outcome {
+    let environment = Environment::new("moment")?;
+    let options = Options { dir: Some(environment.0.clone()), poison: Poison::Off, ..Options::tiny(16 * MIB) };
+    let machine = Machine::new(options)?;
+    for round in 0..8 {
+        let mut holder = Holder::start("child_never_rests", &environment.0, &[])?;
+        assert_eq!(holder.said()?, "busy");
+        std::thread::sleep(std::time::Duration::from_micros(700 * round));
+        holder.kill()?;
+        assert_eq!(machine.memory_info(0)?, (16 * MIB, 16 * MIB), "round {round}");
+        let all = machine.create(0, 16 * MIB, 0)?;
+        machine.release(all)?;
+        assert_eq!(machine.census()["devices"][0]["committed_bytes"], 0);
+    }
     Ok(())
 }
 
