@@ -82,12 +82,13 @@ fn faulty_fails_what_was_planned_and_nothing_else() -> Result<(), Box<dyn std::e
 #[test]
 fn making_a_driver_is_cheap() {
     let options = || Options { executor: Executor::Inline, ..Options::tiny(64 << 20) };
-    let start = std::time::Instant::now();
-    for _ in 0..200 {
-        drop(driver(options()));
-    }
-    let each = start.elapsed() / 200;
-    assert!(each < std::time::Duration::from_millis(1), "{each:?} per driver");
+    let batch = || {
+        let start = std::time::Instant::now();
+        (0..50).for_each(|_| drop(driver(options())));
+        start.elapsed() / 50
+    };
+    let best = (0..8).map(|_| batch()).min();
+    assert!(best.is_some_and(|each| each < std::time::Duration::from_millis(1)), "{best:?} per driver");
 }
 
 #[test]

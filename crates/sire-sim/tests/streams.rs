@@ -16,11 +16,26 @@ fn code<T>(result: Result<T, sire_sim::SimError>) -> i32 {
     result.map_or_else(|error| error.code.0, |_| 0)
 }
 
-/// Puts a note on a stream, after a while.
-fn note(machine: &Machine, stream: StreamId, log: &Arc<Mutex<Vec<u32>>>, value: u32, millis: u64) -> Outcome {
+/// Holds a stream until it is opened: tests need no guesses about time.
+struct Gate(std::sync::mpsc::Sender<()>);
+
+impl Gate {
+    fn on(machine: &Machine, stream: StreamId) -> Result<Gate, sire_sim::SimError> {
+        let (open, opened) = std::sync::mpsc::channel();
+        let opened = Mutex::new(opened);
+        let wait = move || drop(opened.lock().map(|opened| opened.recv()));
+        machine.launch_host(stream, Arc::new(wait)).map(|()| Gate(open))
+    }
+
+    fn open(self) {
+        drop(self.0);
+    }
+}
+
+/// Puts a note on a stream.
+fn note(machine: &Machine, stream: StreamId, log: &Arc<Mutex<Vec<u32>>>, value: u32) -> Outcome {
     let log = log.clone();
     let host = move || {
-        std::thread::sleep(Duration::from_millis(millis));
         if let Ok(mut log) = log.lock() {
             log.push(value);
         }
@@ -34,7 +49,7 @@ fn seen(log: &Arc<Mutex<Vec<u32>>>) -> Vec<u32> {
 
 #[test]
 fn unmapping_without_waiting_loses_the_device() -> Outcome {
-    let machine = machine(Executor::Threads, 20_000)?;
+    let machine = machine(Executor::Threads, 0)?;
     let (addr, size) = (machine.reserve(8192, 0, 0)?, 8192);
     let physical = machine.create(0, size, 0)?;
     machine.map(addr, size, 0, physical)?;
@@ -42,8 +57,10 @@ fn unmapping_without_waiting_loses_the_device() -> Outcome {
     let stream = machine.stream_create(0, false, 0)?;
     machine.memset_async(addr, Pattern::U8(1), size, stream)?;
     machine.device_synchronize(0)?;
+    let gate = Gate::on(&machine, stream)?;
     machine.memset_async(addr, Pattern::U8(2), size, stream)?;
     machine.unmap(addr, size)?; // the fill still waits for its turn
+    gate.open();
     assert_eq!(code(machine.stream_synchronize(stream)), Code::ILLEGAL_ADDRESS.0);
     for verdict in [
         code(machine.malloc(0, 1)),
@@ -79,15 +96,17 @@ fn streams_are_independent_and_events_order_them() -> Outcome {
     let machine = machine(Executor::Threads, 0)?;
     let (first, second) = (machine.stream_create(0, false, 0)?, machine.stream_create(1, false, 0)?);
     let log = Arc::new(Mutex::new(Vec::new()));
-    note(&machine, first, &log, 1, 60)?;
-    note(&machine, second, &log, 2, 0)?;
+    let gate = Gate::on(&machine, first)?;
+    note(&machine, first, &log, 1)?;
+    note(&machine, second, &log, 2)?;
     machine.stream_synchronize(second)?;
     assert_eq!(seen(&log), [2], "streams do not wait for each other");
     assert!(!machine.stream_query(first)?);
     let event = machine.event_create(0, false)?;
     machine.event_record(event, first)?;
     machine.stream_wait_event(second, event)?;
-    note(&machine, second, &log, 3, 0)?;
+    note(&machine, second, &log, 3)?;
+    gate.open();
     machine.stream_synchronize(second)?;
     assert_eq!(seen(&log), [2, 1, 3]);
     assert!(machine.event_query(event)? && machine.stream_query(first)?);
@@ -100,10 +119,13 @@ fn the_legacy_stream_orders_blocking_streams_only() -> Outcome {
     let legacy = machine.legacy_stream(0)?;
     let (blocking, free) = (machine.stream_create(0, true, 0)?, machine.stream_create(0, false, 0)?);
     let log = Arc::new(Mutex::new(Vec::new()));
-    note(&machine, blocking, &log, 1, 40)?;
-    note(&machine, legacy, &log, 2, 40)?;
-    note(&machine, blocking, &log, 3, 0)?;
-    note(&machine, free, &log, 4, 0)?;
+    let gate = Gate::on(&machine, blocking)?;
+    note(&machine, blocking, &log, 1)?;
+    note(&machine, legacy, &log, 2)?;
+    note(&machine, blocking, &log, 3)?;
+    note(&machine, free, &log, 4)?;
+    machine.stream_synchronize(free)?;
+    gate.open();
     machine.device_synchronize(0)?;
     assert_eq!(seen(&log), [4, 1, 2, 3]);
     assert_eq!(machine.resolve_stream(0, 0)?, machine.resolve_stream(0, 1)?);
@@ -119,6 +141,7 @@ fn pageable_memory_may_be_reused_and_pinned_may_not() -> Outcome {
     let (a, b) = (machine.malloc(0, 1000)?, machine.malloc(0, 1000)?);
     let pinned = machine.host_alloc(1000, 0)?;
     let mut pageable = vec![7u8; 1000];
+    let gate = Gate::on(&machine, stream)?;
     // SAFETY: pinned memory lives until host_free, and nothing else touches it.
     let pinned_bytes = unsafe { std::slice::from_raw_parts_mut(pinned as *mut u8, 1000) };
     pinned_bytes.fill(7);
@@ -129,6 +152,7 @@ fn pageable_memory_may_be_reused_and_pinned_may_not() -> Outcome {
     }
     pageable.fill(9);
     pinned_bytes.fill(9);
+    gate.open();
     let start = Instant::now();
     // SAFETY: `pageable` is valid during the call, which waits because it is pageable.
     unsafe { machine.memcpy_async(pageable.as_mut_ptr() as u64, a, 1000, CopyKind::DeviceToHost, stream) }?;
@@ -196,9 +220,11 @@ fn elapsed_time_is_between_the_events() -> Outcome {
     let (start, end) = (machine.event_create(0, true)?, machine.event_create(0, true)?);
     assert_eq!(code(machine.event_elapsed(start, end)), Code::INVALID_HANDLE.0, "never recorded");
     machine.event_record(start, stream)?;
-    note(&machine, stream, &Arc::default(), 0, 30)?;
+    let gate = Gate::on(&machine, stream)?;
     machine.event_record(end, stream)?;
     assert_eq!(code(machine.event_elapsed(start, end)), Code::NOT_READY.0);
+    std::thread::sleep(Duration::from_millis(30));
+    gate.open();
     machine.event_synchronize(end)?;
     let millis = machine.event_elapsed(start, end)?;
     assert!((29.0..5_000.0).contains(&millis), "{millis}");
@@ -213,12 +239,12 @@ fn deferred_work_waits_for_somebody_who_waits() -> Outcome {
     let machine = machine(Executor::Deferred, 0)?;
     let (first, second) = (machine.stream_create(0, false, 0)?, machine.stream_create(0, false, 0)?);
     let log = Arc::new(Mutex::new(Vec::new()));
-    note(&machine, first, &log, 1, 0)?;
+    note(&machine, first, &log, 1)?;
     let event = machine.event_create(0, false)?;
     machine.event_record(event, first)?;
     machine.stream_wait_event(second, event)?;
-    note(&machine, second, &log, 2, 0)?;
-    note(&machine, first, &log, 3, 0)?;
+    note(&machine, second, &log, 2)?;
+    note(&machine, first, &log, 3)?;
     assert_eq!(seen(&log), [0; 0]);
     machine.stream_synchronize(second)?;
     assert_eq!(seen(&log), [1, 2], "only what was waited for");
