@@ -6,6 +6,7 @@
 //! the frame around every call (`boundary`), process and thread state (`state`), which
 //! devices the process sees (`visible`), device properties (`properties`), kernels known by name (`kernels`), the interfaces (`runtime`, `driver`, `nvml`),
 //! the device's own functions (`hooks`), and what is not simulated (`libraries`, `stubs`).
+// The names are NVIDIA's, and so is their documentation.
 #![allow(non_snake_case, missing_docs)]
 
 mod abi;

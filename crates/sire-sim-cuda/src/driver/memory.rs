@@ -3,7 +3,7 @@
 use super::stream_of;
 use crate::abi::Handle;
 use crate::boundary::{In, Out, export};
-use crate::runtime::host_info;
+use crate::runtime::{free_block, host_info, note_block};
 use crate::state::{self, Context};
 use crate::visible;
 use sire_sim::{Code, Machine, PointerInfo, PointerKind, Result};
@@ -30,12 +30,18 @@ export! { Driver:
         }
         out.set(machine.malloc_managed(device, size as u64)?)
     }
-    fn cuMemFree_v2(address: u64) |machine| { machine.free(address) }
+    fn cuMemFree_v2(address: u64) |machine| { free_block(machine, address, || machine.free(address)) }
     fn cuMemAllocAsync(out: Out<u64>, size: usize, stream: Handle) bytes(size) |machine| {
         let (out, stream) = (out.required()?, stream_of(machine, stream)?);
-        out.set(machine.malloc_async(machine.stream_device(stream)?, size as u64, stream)?)
+        let device = machine.stream_device(stream)?;
+        let address = machine.malloc_async(device, size as u64, stream)?;
+        note_block(machine, device, address, size as u64);
+        out.set(address)
     }
-    fn cuMemFreeAsync(address: u64, stream: Handle) |machine| { machine.free_async(address, stream_of(machine, stream)?) }
+    fn cuMemFreeAsync(address: u64, stream: Handle) |machine| {
+        let stream = stream_of(machine, stream)?;
+        free_block(machine, address, || machine.free_async(address, stream))
+    }
 
     fn cuMemAllocHost_v2(out: Out<u64>, size: usize) bytes(size) |machine| {
         state::context_device(machine)?;
@@ -116,12 +122,8 @@ fn write_attribute(
         7 => info.base,                       // buffer id
         11 | 19 => info.base,                 // start of range, of mapping
         12 | 18 => info.size,                 // its size
-        17 => return pool_of(machine, data),
+        17 => 0,                              // memory pool
         _ => return Err(Code::INVALID_VALUE.because(format!("not simulated: pointer attribute {attribute}"))),
     };
     Out::<u64>::from_caller(data.cast()).set(value)
-}
-
-fn pool_of(_machine: &Machine, data: *mut c_void) -> Result<()> {
-    Out::<u64>::from_caller(data.cast()).set(0)
 }

@@ -35,9 +35,7 @@ export! { Runtime:
         pitch.set(rows)
     }
     fn cudaFree(ptr: u64) |machine| {
-        machine.free(ptr)?;
-        pool::forget_block(ptr);
-        Ok(())
+        pool::free_block(machine, ptr, || machine.free(ptr))
     }
     fn cudaMallocAsync(out: Out<u64>, size: usize, stream: Handle) bytes(size) |machine| {
         let stream = stream_of(machine, stream)?;
@@ -52,9 +50,8 @@ export! { Runtime:
         if ptr == 0 {
             return Ok(());
         }
-        machine.free_async(ptr, stream_of(machine, stream)?)?;
-        pool::forget_block(ptr);
-        Ok(())
+        let stream = stream_of(machine, stream)?;
+        pool::free_block(machine, ptr, || machine.free_async(ptr, stream))
     }
 
     fn cudaHostAlloc(out: Out<u64>, size: usize, flags: c_uint) bytes(size) |machine| {

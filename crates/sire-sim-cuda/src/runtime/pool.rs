@@ -70,13 +70,23 @@ fn note_block_of(machine: &Machine, handle: u64, ptr: u64, size: u64) {
     }
 }
 
-/// Forgets a block that was freed.
-pub fn forget_block(ptr: u64) {
+/// Frees a block with `free`, and no longer counts it. It is forgotten first: once freed, its address may be another's.
+pub fn free_block(machine: &Machine, ptr: u64, free: impl FnOnce() -> Result<()>) -> Result<()> {
+    let noted = forget_block(ptr);
+    let freed = free();
+    if let (Err(_), Some((handle, size))) = (&freed, noted) {
+        note_block_of(machine, handle, ptr, size);
+    }
+    freed
+}
+
+fn forget_block(ptr: u64) -> Option<(u64, u64)> {
     let mut pools = lock(&POOLS);
-    let Some((handle, size)) = pools.blocks.remove(&ptr) else { return };
+    let (handle, size) = pools.blocks.remove(&ptr)?;
     if let Some(pool) = pools.pools.get_mut(&handle) {
         pool.used -= size;
     }
+    Some((handle, size))
 }
 
 /// Refuses pointers that are not managed memory.
