@@ -89,9 +89,7 @@ class Bench:
                 ("own", operations, "512", "own, 512 bytes"),
                 ("own", "200" if quick else "1000", str(2 << 20), "own, 2 MiB"),
             ):
-                results += self.run(
-                    self.hooks, mode, live, count, size, label, folder=self.device, preload=True, SIRE_SIM_MEMORY="4GiB"
-                )
+                results += self.run(self.hooks, mode, live, count, size, label, folder=self.device, preload=True, SIRE_SIM_MEMORY="4GiB")
         results += self.run(self.hooks, "pass", "1000", operations, "512", "plain device", folder=self.device, preload=False)
         return results
 

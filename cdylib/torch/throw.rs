@@ -51,7 +51,8 @@ struct Ready {
 }
 
 fn prepare(short: bool, text: &str) -> Option<Ready> {
-    let library = Library::loaded(c"libc10.so");
+    // libc10_cuda's search order covers libc10, and has the type of older releases, which libc10 itself lacks.
+    let library = Library::loaded(c"libc10_cuda.so").or_else(|| Library::loaded(c"libc10.so"));
     let from_torch =
         library.and_then(
             |library| if short { library.c10_error(&OUT_OF_MEMORY, text) } else { library.c10_error(&PLAIN, text) },
@@ -69,7 +70,7 @@ struct Class {
     vtable: &'static CStr,
 }
 
-/// `c10::OutOfMemoryError(SourceLocation, std::string)`.
+/// `c10::OutOfMemoryError(SourceLocation, std::string)`. Releases before 2.15 inherit the constructor and export only the type.
 const OUT_OF_MEMORY: Class = Class {
     constructor:
         c"_ZN3c1016OutOfMemoryErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE",
@@ -148,8 +149,9 @@ impl Library {
     /// Constructs a c10 exception that says `text`.
     fn c10_error(self, class: &Class, text: &str) -> Option<Ready> {
         type Construct = unsafe extern "C-unwind" fn(*mut c_void, SourceLocation, *mut CxxString);
-        let constructor = self.symbol(class.constructor)?;
+        let constructor = self.symbol(class.constructor).or_else(|| self.symbol(PLAIN.constructor))?;
         let type_info = self.symbol(class.type_info)?;
+        let vtable = self.symbol(class.vtable)?.cast::<*mut c_void>();
         let destructor = self.destructor_in(class.vtable)?;
         let throw = self.throw()?;
         let strings = Strings::of(self)?;
@@ -162,6 +164,9 @@ impl Library {
         // SAFETY: the object has room; the string is a valid one, destroyed by us afterwards as C++'s caller does.
         unsafe { construct(object, here, &raw mut message) };
         strings.destroy(&mut message);
+        // The class adds nothing to its base but its identity: what an inherited constructor would have stored last.
+        // SAFETY: the object's first word is its vtable pointer, which points behind the table's two-word head.
+        unsafe { object.cast::<*mut *mut c_void>().write(vtable.add(2)) };
         Some(Ready { throw, object, type_info, destructor })
     }
 

@@ -115,13 +115,18 @@ class Workshop:
         return kept
 
     def run(
-        self, program: Path, *arguments: str, folders: tuple[Path, ...] = (), preload: bool = True, timeout: float = 120, **variables: str
+        self,
+        program: Path,
+        *arguments: str,
+        folders: tuple[Path, ...] = (),
+        preload: bool = True,
+        timeout: float = 120,
+        extra: dict[str, str] | None = None,
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a program to its end."""
-        environment = self.environment(*folders, preload=preload, **variables)
-        return subprocess.run(
-            [str(program), *arguments], env=environment, capture_output=True, text=True, timeout=timeout, errors="replace"
-        )
+        environment = self.environment(*folders, preload=preload, **variables) | (extra or {})
+        return subprocess.run([str(program), *arguments], env=environment, capture_output=True, text=True, timeout=timeout, errors="replace")
 
 
 def check(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:

@@ -43,12 +43,8 @@ def test_ranges(workshop: Workshop, sim_dir: Path) -> None:
 
 @pytest.mark.parametrize("major", ["12", "13"])
 def test_a_runtime_that_was_loaded_locally(workshop: Workshop, sim_dir: Path, major: str) -> None:
-    runtime = workshop.fixture(
-        f"libcudart.so.{major}", FIXTURES / "runtime.c", "-shared", "-fPIC", f"-Wl,-soname,libcudart.so.{major}", subdirectory="local"
-    )
-    library = workshop.fixture(
-        f"local_{major}.so", FIXTURES / "local.c", "-shared", "-fPIC", runtime, workshop.sire_so, subdirectory="local-libraries"
-    )
+    runtime = workshop.fixture(f"libcudart.so.{major}", FIXTURES / "runtime.c", "-shared", "-fPIC", f"-Wl,-soname,libcudart.so.{major}", subdirectory="local")
+    library = workshop.fixture(f"local_{major}.so", FIXTURES / "local.c", "-shared", "-fPIC", runtime, workshop.sire_so, subdirectory="local-libraries")
     done = workshop.run(workshop.program("local_load.c", runtime=False), str(library), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB")
     check(done)
 
@@ -69,9 +65,9 @@ def test_killed_in_the_middle(workshop: Workshop, sim_dir: Path, tmp_path: Path,
     environment.mkdir()
     disk.mkdir()
     settings = {"SIRE_SIM_MEMORY": "512MiB", "SIRE_SIM_DIR": str(environment), "SIRE_DISK_DIR": str(disk)}
-    done = workshop.run(program, str(backup), folders=(sim_dir,), **settings)
+    done = workshop.run(program, str(backup), folders=(sim_dir,), extra=settings)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    check(workshop.run(program, "after", folders=(sim_dir,), **settings))
+    check(workshop.run(program, "after", folders=(sim_dir,), extra=settings))
     assert sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) == 0, "a dead process' backup was left behind"
 
 
@@ -81,7 +77,7 @@ def test_tms(workshop: Workshop, sim_dir: Path) -> None:
 
 def test_tms_environment(workshop: Workshop, sim_dir: Path) -> None:
     settings = {"TMS_INIT_ENABLE": "1", "TMS_INIT_ENABLE_CPU_BACKUP": "true", "TMS_RETAIN_CPU_BACKUP": "yes", "TMS_INIT_CPU_BACKUP_BACKEND": "mmap"}
-    check(workshop.run(workshop.program("tms.c"), "init", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", **settings))
+    check(workshop.run(workshop.program("tms.c"), "init", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", extra=settings))
 
 
 @pytest.mark.parametrize("backup", [None, "cpu", "disk"])
@@ -89,21 +85,21 @@ def test_process_wide_region(workshop: Workshop, sim_dir: Path, tmp_path: Path, 
     settings = {"SIRE_REGION": "whole/program", "SIRE_SIM_MEMORY": "512MiB", "SIRE_DISK_DIR": str(tmp_path)}
     if backup:
         settings["SIRE_BACKUP"] = backup
-    check(workshop.run(workshop.program("process_wide.c"), "whole/program", folders=(sim_dir,), **settings))
+    check(workshop.run(workshop.program("process_wide.c"), "whole/program", folders=(sim_dir,), extra=settings))
 
 
 @pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_expandable_segments_are_refused_by_name(workshop: Workshop, sim_dir: Path, variable: str) -> None:
     settings = {variable: "max_split_size_mb:64,expandable_segments:True", "SIRE_SIM_MEMORY": "512MiB"}
-    done = workshop.run(workshop.program("bad_input.c", "-lm"), folders=(sim_dir,), **settings)
+    done = workshop.run(workshop.program("bad_input.c", "-lm"), folders=(sim_dir,), extra=settings)
     assert done.returncode == 1 and "SIRE_STATUS_UNSUPPORTED" in done.stderr and variable in done.stderr
 
 
 def test_the_driver_can_be_named(workshop: Workshop, sim_dir: Path, sim_so: Path) -> None:
     program = workshop.program("process_wide.c")
     settings = {"SIRE_REGION": "r", "SIRE_SIM_MEMORY": "512MiB"}
-    check(workshop.run(program, "r", folders=(sim_dir,), SIRE_LIBCUDA=str(sim_so), **settings))
-    missing = workshop.run(program, "r", folders=(sim_dir,), SIRE_LIBCUDA="/nonexistent/libcuda.so.1", **settings)
+    check(workshop.run(program, "r", folders=(sim_dir,), SIRE_LIBCUDA=str(sim_so), extra=settings))
+    missing = workshop.run(program, "r", folders=(sim_dir,), SIRE_LIBCUDA="/nonexistent/libcuda.so.1", extra=settings)
     assert missing.returncode == 1 and "/nonexistent/libcuda.so.1" in missing.stderr
 
 

@@ -24,9 +24,7 @@ def plugins(workshop: Workshop) -> Path:
             f"-Wl,-soname,libcudart.so.{major}",
             subdirectory="plugins",
         )
-        workshop.fixture(
-            f"plugin_{major}.so", FIXTURES / "plugin.c", "-shared", "-fPIC", runtime, "-Wl,-rpath,$ORIGIN", subdirectory="plugins"
-        )
+        workshop.fixture(f"plugin_{major}.so", FIXTURES / "plugin.c", "-shared", "-fPIC", runtime, "-Wl,-rpath,$ORIGIN", subdirectory="plugins")
     return workshop.folder / "plugins"
 
 
