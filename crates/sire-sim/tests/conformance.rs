@@ -109,3 +109,38 @@ fn the_fault_plan_reaches_the_driver() -> Result<(), Box<dyn std::error::Error>>
     assert_eq!(driver.machine().call_counts().get("cuMemMap"), Some(&4));
     Ok(())
 }
+
+/// The driver's streams and the program's are independent, the legacy default stream included; and asking
+/// whether the program captures neither waits nor spoils anything.
+#[test]
+fn the_programs_streams_are_its_own() -> Result<(), Box<dyn std::error::Error>> {
+    use sire_core::driver::{Access, ProgramStream};
+    use sire_sim::{CaptureMode, CaptureStatus};
+    let driver = with(Executor::Threads);
+    let machine = driver.machine();
+    let (open, opened) = std::sync::mpsc::channel::<()>();
+    let opened = std::sync::Mutex::new(opened);
+    let legacy = machine.legacy_stream(0)?;
+    machine.launch_host(legacy, std::sync::Arc::new(move || drop(opened.lock().map(|opened| opened.recv()))))?;
+    let addr = driver.reserve(4096, 0)?;
+    let physical = driver.create(Device(0), 4096)?;
+    driver.map(addr, 4096, physical)?;
+    driver.set_access(addr, 4096, &[Access { device: Device(0), writable: true }])?;
+    let (stream, event) = (driver.open_stream(Device(0))?, driver.open_event(Device(0))?);
+    driver.fill(stream, addr, 4096, 1)?;
+    driver.record(event, stream)?;
+    driver.wait(event)?; // returns although the legacy stream is held
+    assert!(!machine.stream_query(legacy)?);
+    drop(open);
+    driver.synchronize(Device(0))?;
+
+    let program = machine.stream_create(0, true, 0)?;
+    machine.capture_begin(program, CaptureMode::Global)?;
+    assert!(driver.is_capturing(Device(0), ProgramStream(program.0))?);
+    assert!(driver.is_capturing(Device(0), ProgramStream(0))?, "work on the legacy stream would spoil the capture");
+    driver.fill(stream, addr, 4096, 2)?;
+    assert_eq!(machine.capture_info(program)?.status, CaptureStatus::Active);
+    machine.capture_end(program)?;
+    assert!(!driver.is_capturing(Device(0), ProgramStream(program.0))?);
+    Ok(())
+}
