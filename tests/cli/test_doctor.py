@@ -19,7 +19,7 @@ def findings(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         assert finding["detail"]
         if finding["status"] == "refused":
             assert finding["advice"], f"{finding['name']} is refused without a word on what to do"
-    return {"usable": report["usable"], "driver": report["driver"], **found}
+    return {"usable": report["usable"], "report": report["driver"], **found}
 
 
 def broken_driver(folder: Path, source: str) -> Path:
@@ -40,9 +40,9 @@ def test_the_software_device_is_served(sire: Sire, library: Path, environment_di
     done = sire("doctor", "--json", "--env", environment_dir, SIRE_LIBRARY=library, SIRE_SIM_MEMORY="1GiB")
     found = findings(done)
     assert (done.returncode, found["usable"]) == (0, True)
-    assert found["driver"]["software"] is True
-    assert found["driver"]["devices"][0]["virtual_memory"] is True
-    assert found["driver"]["devices"][0]["memory_bytes"] == 1 << 30
+    assert found["report"]["software"] is True
+    assert found["report"]["devices"][0]["virtual_memory"] is True
+    assert found["report"]["devices"][0]["memory_bytes"] == 1 << 30
     assert found["hook"]["status"] == "served"
     assert found["torch"]["status"] == "served"
 
@@ -56,12 +56,12 @@ def test_the_text_says_the_same(sire: Sire, library: Path, environment_dir: Path
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("int cuInit(unsigned flags) { return *(volatile int *)8; }", "signal 11"),
+        ("int cuInit(unsigned flags) { return *(volatile int *)8; } int cuDriverGetVersion(int *v) { return 1; }", "signal 11"),
         ("void abort(void); __attribute__((constructor)) static void start(void) { abort(); }", "signal 6"),
         ("int cuInit(unsigned flags) { return 100; } int cuDriverGetVersion(int *v) { *v = 13020; return 0; }", "no device"),
         ("int cuInit(unsigned flags) { return 999; } int cuDriverGetVersion(int *v) { return 1; }", "999"),
         ("int nothing;", "no function"),
-        ("#include <stdlib.h>\nint cuInit(unsigned flags) { exit(3); }", "exit status: 3"),
+        ("#include <stdlib.h>\nint cuInit(unsigned flags) { exit(3); } int cuDriverGetVersion(int *v) { return 1; }", "exit status: 3"),
     ],
 )
 def test_a_broken_driver_does_not_break_the_doctor(sire: Sire, library: Path, tmp_path: Path, source: str, why: str) -> None:

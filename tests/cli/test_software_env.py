@@ -79,7 +79,12 @@ def test_exec_passes_exit_codes(sire: Sire, environment_dir: Path, code: int) ->
 
 
 def test_exec_runs_the_environments_python_on_the_device(sire: Sire, environment_dir: Path, tmp_path: Path) -> None:
-    code = "import ctypes, sys; n = ctypes.c_int(); d = ctypes.CDLL('libcuda.so.1'); d.cuInit(0); d.cuDeviceGetCount(ctypes.byref(n)); print(sys.prefix, n.value)"
+    code = """
+import ctypes, sys
+driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+assert driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+print(sys.prefix, count.value)
+"""
     done = sire(
         "software-env", environment_dir, "exec", "--device-memory", "1GiB", "--devices", "2", "--", "python", "-c", code,
         SIRE_SIM_DIR=tmp_path,

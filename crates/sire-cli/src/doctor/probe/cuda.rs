@@ -71,9 +71,9 @@ fn open(name: &str) -> Result<Library, String> {
 macro_rules! function {
     ($library:expr, $name:literal, fn($($argument:ty),*)) => {
         // SAFETY: the signature is the one in the vendor's documentation of this name, and both live until the process ends.
-        unsafe { $library.get::<unsafe extern "C" fn($($argument),*) -> c_int>($name) }
+        unsafe { $library.get::<unsafe extern "C" fn($($argument),*) -> c_int>($name.as_bytes()) }
             .map(|symbol| *symbol)
-            .map_err(|_| concat!("it has no function ", stringify!($name)).to_owned())
+            .map_err(|_| concat!("it has no function ", $name).to_owned())
     };
 }
 
@@ -90,10 +90,10 @@ fn done(code: c_int, doing: &str) -> Result<(), String> {
 fn ask_driver(report: &mut DriverReport) -> Result<(), String> {
     let named = std::env::var("SIRE_LIBCUDA").ok().filter(|path| !path.is_empty());
     let library = open(named.as_deref().unwrap_or("libcuda.so.1"))?;
-    let init = function!(library, b"cuInit", fn(c_uint))?;
+    let init = function!(library, "cuInit", fn(c_uint))?;
     report.path = file_of(init as *const c_void);
     report.software = report.path.as_ref().is_some_and(|path| path.contains("sire_sim_cuda"));
-    let version = function!(library, b"cuDriverGetVersion", fn(*mut c_int))?;
+    let version = function!(library, "cuDriverGetVersion", fn(*mut c_int))?;
     let mut number = 0;
     // SAFETY: the output is a valid int.
     if unsafe { version(&raw mut number) } == 0 {
@@ -101,7 +101,7 @@ fn ask_driver(report: &mut DriverReport) -> Result<(), String> {
     }
     // SAFETY: cuInit takes flags that must be 0.
     done(unsafe { init(0) }, "cuInit")?;
-    let count = function!(library, b"cuDeviceGetCount", fn(*mut c_int))?;
+    let count = function!(library, "cuDeviceGetCount", fn(*mut c_int))?;
     let mut devices = 0;
     // SAFETY: the output is a valid int.
     done(unsafe { count(&raw mut devices) }, "cuDeviceGetCount")?;
@@ -113,9 +113,9 @@ fn ask_driver(report: &mut DriverReport) -> Result<(), String> {
 }
 
 fn ask_device(library: &Library, ordinal: c_int) -> Result<DeviceReport, String> {
-    let name_of = function!(library, b"cuDeviceGetName", fn(*mut c_char, c_int, c_int))?;
-    let memory_of = function!(library, b"cuDeviceTotalMem_v2", fn(*mut usize, c_int))?;
-    let attribute_of = function!(library, b"cuDeviceGetAttribute", fn(*mut c_int, c_int, c_int))?;
+    let name_of = function!(library, "cuDeviceGetName", fn(*mut c_char, c_int, c_int))?;
+    let memory_of = function!(library, "cuDeviceTotalMem_v2", fn(*mut usize, c_int))?;
+    let attribute_of = function!(library, "cuDeviceGetAttribute", fn(*mut c_int, c_int, c_int))?;
     let mut name = [0 as c_char; 256];
     // SAFETY: the buffer has the length that is passed; a device's handle is its ordinal.
     done(unsafe { name_of(name.as_mut_ptr(), name.len() as c_int - 1, ordinal) }, "cuDeviceGetName")?;
@@ -148,10 +148,10 @@ struct Memory {
 
 fn ask_nvml(report: &mut DriverReport) -> Result<(), String> {
     let library = open("libnvidia-ml.so.1")?;
-    let init = function!(library, b"nvmlInit_v2", fn())?;
+    let init = function!(library, "nvmlInit_v2", fn())?;
     // SAFETY: nvmlInit takes nothing.
     done(unsafe { init() }, "nvmlInit")?;
-    if let Ok(version) = function!(library, b"nvmlSystemGetDriverVersion", fn(*mut c_char, c_uint)) {
+    if let Ok(version) = function!(library, "nvmlSystemGetDriverVersion", fn(*mut c_char, c_uint)) {
         let mut buffer = [0 as c_char; 96];
         // SAFETY: the buffer has the length that is passed.
         if unsafe { version(buffer.as_mut_ptr(), buffer.len() as c_uint - 1) } == 0 {
@@ -162,7 +162,7 @@ fn ask_nvml(report: &mut DriverReport) -> Result<(), String> {
     if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
         return Ok(());
     }
-    let handle_of = function!(library, b"nvmlDeviceGetHandleByIndex_v2", fn(c_uint, *mut *mut c_void))?;
+    let handle_of = function!(library, "nvmlDeviceGetHandleByIndex_v2", fn(c_uint, *mut *mut c_void))?;
     for device in &mut report.devices {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the output is a valid pointer.
@@ -175,21 +175,21 @@ fn ask_nvml(report: &mut DriverReport) -> Result<(), String> {
 }
 
 fn ask_nvml_device(library: &Library, handle: *mut c_void, device: &mut DeviceReport) {
-    if let Ok(memory_of) = function!(library, b"nvmlDeviceGetMemoryInfo", fn(*mut c_void, *mut Memory)) {
+    if let Ok(memory_of) = function!(library, "nvmlDeviceGetMemoryInfo", fn(*mut c_void, *mut Memory)) {
         let mut memory = Memory::default();
         // SAFETY: the handle is NVML's and the record has the layout of nvmlMemory_t.
         if unsafe { memory_of(handle, &raw mut memory) } == 0 && memory.total > 0 {
             device.free_bytes = Some(memory.free);
         }
     }
-    if let Ok(mode_of) = function!(library, b"nvmlDeviceGetMigMode", fn(*mut c_void, *mut c_uint, *mut c_uint)) {
+    if let Ok(mode_of) = function!(library, "nvmlDeviceGetMigMode", fn(*mut c_void, *mut c_uint, *mut c_uint)) {
         let (mut current, mut pending) = (0, 0);
         // SAFETY: both outputs are valid.
         if unsafe { mode_of(handle, &raw mut current, &raw mut pending) } == 0 {
             device.mig = Some(current != 0);
         }
     }
-    if let Ok(mode_of) = function!(library, b"nvmlDeviceGetVirtualizationMode", fn(*mut c_void, *mut c_uint)) {
+    if let Ok(mode_of) = function!(library, "nvmlDeviceGetVirtualizationMode", fn(*mut c_void, *mut c_uint)) {
         let mut mode = 0;
         // SAFETY: the output is a valid enumeration, which is an unsigned int.
         if unsafe { mode_of(handle, &raw mut mode) } == 0 {
