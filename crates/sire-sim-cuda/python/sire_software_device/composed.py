@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_Optional = Tensor | None
 
-
-def _sum(first: Tensor, second: Tensor, *biases: _Optional) -> Tensor:
+def _sum(first: Tensor, second: Tensor, *biases: Tensor | None) -> Tensor:
     total = first + second
     for bias in biases:
         if bias is not None:
@@ -24,7 +22,7 @@ def _sum(first: Tensor, second: Tensor, *biases: _Optional) -> Tensor:
 
 
 def lstm_cell(
-    input_gates: Tensor, hidden_gates: Tensor, cx: Tensor, input_bias: _Optional = None, hidden_bias: _Optional = None
+    input_gates: Tensor, hidden_gates: Tensor, cx: Tensor, input_bias: Tensor | None = None, hidden_bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of an LSTM: (hy, cy, the activated gates for the backward pass)."""
     i, f, g, o = _sum(input_gates, hidden_gates, input_bias, hidden_bias).chunk(4, -1)
@@ -34,8 +32,8 @@ def lstm_cell(
 
 
 def lstm_cell_backward(
-    grad_hy: _Optional, grad_cy: _Optional, cx: Tensor, cy: Tensor, workspace: Tensor, has_bias: bool
-) -> tuple[_Optional, _Optional, _Optional]:
+    grad_hy: Tensor | None, grad_cy: Tensor | None, cx: Tensor, cy: Tensor, workspace: Tensor, has_bias: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `lstm_cell`: of the gates, of cx, of a bias."""
     if grad_hy is None and grad_cy is None:
         return None, None, None
@@ -50,7 +48,9 @@ def lstm_cell_backward(
     return gates, grad_c * f, gates.sum(0) if has_bias else None
 
 
-def gru_cell(input_gates: Tensor, hidden_gates: Tensor, hx: Tensor, input_bias: _Optional = None, hidden_bias: _Optional = None) -> tuple[Tensor, Tensor]:
+def gru_cell(
+    input_gates: Tensor, hidden_gates: Tensor, hx: Tensor, input_bias: Tensor | None = None, hidden_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One step of a GRU: (hy, what the backward pass needs)."""
     ir, iz, in_ = (input_gates if input_bias is None else input_gates + input_bias).chunk(3, -1)
     hr, hz, hn = (hidden_gates if hidden_bias is None else hidden_gates + hidden_bias).chunk(3, -1)
@@ -59,7 +59,7 @@ def gru_cell(input_gates: Tensor, hidden_gates: Tensor, hx: Tensor, input_bias: 
     return n + z * (hx - n), torch.cat((r, z, n, hx, hn), -1)
 
 
-def gru_cell_backward(grad_hy: Tensor, workspace: Tensor, has_bias: bool) -> tuple[_Optional, ...]:
+def gru_cell_backward(grad_hy: Tensor, workspace: Tensor, has_bias: bool) -> tuple[Tensor | None, ...]:
     """Gradients of `gru_cell`: of both gates, of hx, of both biases."""
     r, z, n, hx, hn = workspace.chunk(5, -1)
     grad_z = grad_hy * (hx - n) * z * (1 - z)
@@ -97,7 +97,7 @@ def masked_scale(input: Tensor, mask: Tensor, scale: float) -> Tensor:
 def _in_type(operation: Callable[..., Tensor], tensors: int) -> Callable[..., Tensor]:
     """A matrix product whose operands are narrower than its result."""
 
-    def run(*args: Any, out: _Optional = None, **kwargs: Any) -> Tensor:
+    def run(*args: Any, out: Tensor | None = None, **kwargs: Any) -> Tensor:
         wide = args[tensors]
         result = operation(*(tensor.to(wide) for tensor in args[:tensors]), **kwargs)
         if out is None:
@@ -110,8 +110,8 @@ def _in_type(operation: Callable[..., Tensor], tensors: int) -> Callable[..., Te
 
 
 def rms_norm_backward(
-    grad_out: Tensor, input: Tensor, shape: list[int], rstd: Tensor, weight: _Optional, output_mask: list[bool]
-) -> tuple[_Optional, _Optional]:
+    grad_out: Tensor, input: Tensor, shape: list[int], rstd: Tensor, weight: Tensor | None, output_mask: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of root-mean-square normalisation: of the input and of the weight."""
     dims = list(range(-len(shape), 0))
     wide = torch.promote_types(input.dtype, torch.float32)
@@ -150,8 +150,8 @@ def flash_attention(
 
 
 def flash_attention_backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, cum_seq_q: _Optional,
-    cum_seq_k: _Optional, max_q: int, max_k: int, dropout_p: float, is_causal: bool, seed: Tensor, offset: Tensor, *,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, cum_seq_q: Tensor | None,
+    cum_seq_k: Tensor | None, max_q: int, max_k: int, dropout_p: float, is_causal: bool, seed: Tensor, offset: Tensor, *,
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of `flash_attention`."""
@@ -160,7 +160,7 @@ def flash_attention_backward(
 
 
 def efficient_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_bias: _Optional, compute_log_sumexp: bool, dropout_p: float = 0.0,
+    query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None, compute_log_sumexp: bool, dropout_p: float = 0.0,
     is_causal: bool = False, *, scale: float | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Memory-efficient attention, which has a bias besides."""
@@ -170,10 +170,10 @@ def efficient_attention(
 
 
 def efficient_attention_backward(
-    grad_out: _Optional, query: Tensor, key: Tensor, value: Tensor, attn_bias: _Optional, out: Tensor, logsumexp: Tensor,
+    grad_out: Tensor | None, query: Tensor, key: Tensor, value: Tensor, attn_bias: Tensor | None, out: Tensor, logsumexp: Tensor,
     seed: Tensor, offset: Tensor, dropout_p: float, grad_input_mask: list[bool], is_causal: bool = False, *,
     scale: float | None = None,
-) -> tuple[_Optional, ...]:  # fmt: skip
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of `efficient_attention`; a bias that wants one is refused."""
     if grad_out is None:
         return None, None, None, None

@@ -179,11 +179,11 @@ def _device_of(plan: Plan, operands: list[devices.Operand], kwargs: dict[str, An
         return place
     wanted = kwargs.get("device")
     if isinstance(wanted, torch.device) and wanted.index is not None:
-        return wanted.index
+        return int(wanted.index)
     generator = kwargs.get("generator")
     if isinstance(generator, torch.Generator) and generator.device.type == "cuda":
-        return generator.device.index
-    return torch.cuda.current_device()
+        return int(generator.device.index)
+    return int(torch.cuda.current_device())
 
 
 class _Lent:

@@ -30,13 +30,13 @@ def cuda(index: int) -> torch.device:
 def extent(tensor: torch.Tensor) -> int:
     """Bytes from the tensor's first element to the end of its last."""
     if tensor.is_contiguous():
-        return tensor.nbytes
+        return int(tensor.nbytes)
     last = 0
     for size, stride in zip(tensor.size(), tensor.stride(), strict=True):
         if size == 0:
             return 0
         last += (size - 1) * stride
-    return (last + 1) * tensor.itemsize
+    return int((last + 1) * tensor.itemsize)
 
 
 def alias(tensor: torch.Tensor, write: bool) -> torch.Tensor:
