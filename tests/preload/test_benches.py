@@ -1,0 +1,29 @@
+"""The benchmark programs run, report in the agreed form, and their exact figures are what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def test_hook_costs(sire_so: Path, sim_so: Path) -> None:
+    environment = os.environ | {"SIRE_ALLOC_SO": str(sire_so), "SIRE_SIM_SO": str(sim_so)}
+    command = [sys.executable, str(ROOT / "benches" / "run.py"), "--quick", "hooks"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
+    for result in results.values():
+        assert set(result) == {"name", "value", "unit", "samples", "simulated", "device"}
+        assert result["simulated"] is True
+        assert result["value"] >= 0
+        assert result["samples"] > 0
+    # Times depend on the machine; calls do not. A small allocation comes from a slab, a foreign pointer concerns no driver.
+    for live in (1000, 10000):
+        assert results[f"hooks/pass-through beside own/driver calls per pair/live={live}"]["value"] == 0
+        assert results[f"hooks/own, 512 bytes/driver calls per pair/live={live}"]["value"] < 0.1
+        assert 0 < results[f"hooks/own, 2 MiB/driver calls per pair/live={live}"]["value"] <= 12
