@@ -16,10 +16,13 @@ from types import TracebackType
 
 
 def loaded_runtime() -> str:
-    """Path of the CUDA runtime that this process has loaded (call after `import torch`)."""
+    """Path of the CUDA runtime that this process has loaded (call after `import torch`).
+
+    On the software device the kernel's list shows the file behind the link: the stand-in.
+    """
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
-        if re.search(r"libcudart[^/]*\.so", path):
+        if re.search(r"/lib(cudart|sire_sim_cuda)[^/]*\.so", path):
             return path
     raise SystemExit("no CUDA runtime is loaded in this process")
 

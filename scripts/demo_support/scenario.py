@@ -136,7 +136,7 @@ def turns(device: Device, sabotage: str | None) -> dict[str, Any]:
         row["address"] = hex(row["addresses"][0])
         del row["addresses"], row["output"]
     return {
-        "hook_mode": sire.hook_mode(), "rows": rows, "samples": sampler.samples, "marks": sampler.marks,
+        "hook_mode": sire.hook_mode, "rows": rows, "samples": sampler.samples, "marks": sampler.marks,
         "total": device.free_and_total()[1], "stats": sire.stats(),
     }
 
@@ -189,6 +189,7 @@ def contention(device: Device, _: str | None) -> dict[str, Any]:
 def saver_model() -> tuple[Any, Demo, torch.Tensor]:
     from torch_memory_saver import torch_memory_saver as saver
 
+    saver.hook_mode = "torch"
     model = minilm()
     with saver.region(enable_cpu_backup=True):
         model.module.to("cuda")
