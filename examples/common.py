@@ -36,10 +36,11 @@ def fitting(wanted: int, share: float = 0.25) -> int:
 
 
 def used() -> int:
-    """The device's used bytes, as the driver counts them."""
+    """The device's used bytes, as the driver counts them, without PyTorch's cache of freed tensors."""
     import torch
 
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return int(total - free)
 

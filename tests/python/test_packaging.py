@@ -52,7 +52,18 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("no C compiler")
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-w", "-Wl,-Bsymbolic", "-o", str(directory / "libsire_alloc.so"), source, "-ldl"], check=True
+        [
+            compiler,
+            "-shared",
+            "-fPIC",
+            "-w",
+            "-Wl,-Bsymbolic",
+            "-o",
+            str(directory / "libsire_alloc.so"),
+            source,
+            "-ldl",
+        ],
+        check=True,
     )
     command = directory / "sire"
     main = (

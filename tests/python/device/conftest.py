@@ -27,9 +27,10 @@ def mode() -> str:
 def clean() -> Iterator[None]:
     """Every test begins and ends with nothing paused, and leaves no tensors in PyTorch's default cache."""
     yield
-    sire.resume()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():
+        sire.resume()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

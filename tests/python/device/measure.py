@@ -27,6 +27,15 @@ def on_software_device() -> bool:
     return _stand_in() is not None
 
 
+def driver_of_software_device() -> str | None:
+    """The path of the software device's libcuda; None on other devices."""
+    if not on_software_device():
+        return None
+    packages = Path(torch.__file__).resolve().parents[1]
+    [path] = packages.glob("nvidia/cu*/lib/libcuda.so.1")
+    return str(path)
+
+
 def device_used() -> int:
     """Physical bytes in use on the current device, without PyTorch's cache of the default pool.
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import sire
 import torch
+from measure import driver_of_software_device
 
 MAKE = """
 import sire, torch
@@ -73,7 +74,10 @@ def test_pytorch_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.fail("entered")
 
 
-def test_pytorch_first_used_inside_a_region_is_reported() -> None:
+def test_pytorch_first_used_inside_a_region_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (driver := driver_of_software_device()) is not None:
+        # Found by PyTorch's own search path only, and PyTorch comes late here.
+        monkeypatch.setenv("SIRE_LIBCUDA", driver)
     code = """
 import sire
 try:
