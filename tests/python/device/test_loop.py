@@ -54,5 +54,6 @@ def test_an_rl_loop_has_constant_addresses_and_does_not_grow(tag: str) -> None:
     assert len(addresses) == 1
     settled, last = figures[ROUNDS // 5], figures[-1]
     assert last[0] <= settled[0]
-    assert last[1] - settled[1] < 4 * MIB
+    # A backup that leaks would grow by 3 MiB in every round; the allocator of the host wavers by a few MiB.
+    assert last[1] - settled[1] < 12 * MIB
     assert last[2] <= settled[2]
