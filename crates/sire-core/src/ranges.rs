@@ -58,7 +58,8 @@ impl Ranges {
     pub(crate) fn clip(&self, window: &Range<u64>) -> Ranges {
         let first = self.0.partition_point(|r| r.end <= window.start);
         let inside = self.0[first..].iter().take_while(|r| r.start < window.end);
-        Ranges(inside.map(|r| r.start.max(window.start)..r.end.min(window.end)).collect())
+        let parts = inside.map(|r| r.start.max(window.start)..r.end.min(window.end));
+        Ranges(parts.filter(|part| !part.is_empty()).collect())
     }
 
     /// What of `window` is not in the set.
@@ -101,7 +102,7 @@ mod tests {
             assert!(range.start < range.end);
             bits[range.start as usize..range.end as usize].fill(true);
         }
-        let runs = bits.iter().scan(false, |was, &is| Some(is && !std::mem::replace(was, is))).filter(|&x| x).count();
+        let runs = bits.chunk_by(|a, b| a == b).filter(|run| run[0]).count();
         assert_eq!(runs, ranges.0.len(), "{ranges:?} is not in lowest terms");
         bits
     }

@@ -1,0 +1,459 @@
+//! The engine's test kit: a driver in plain memory that is as unkind as a GPU may be, and an oracle.
+//!
+//! The driver executes queued work as late as it is allowed to, only when somebody waits for it. So a page that is
+//! unmapped before its copy was waited for, or a byte that is read too early, always shows, without
+//! any thread or sleep. Work that meets unmapped memory loses the device for good.
+//! Every verb is numbered; a plan says which numbers fail.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use sire_core::driver::*;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
+
+pub mod world;
+
+pub const GRANULARITY: u64 = 4096;
+
+#[derive(Debug)]
+struct Memory {
+    device: Device,
+    bytes: Vec<u8>,
+    /// The handle is live.
+    held: bool,
+    mappings: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Mapping {
+    size: u64,
+    physical: u64,
+    access: Vec<Access>,
+}
+
+#[derive(Debug)]
+enum Op {
+    Out { dst: usize, src: u64, len: u64 },
+    In { dst: u64, src: usize, len: u64 },
+    Fill { dst: u64, len: u64, byte: u8 },
+    Mark { event: u64, ticket: u64 },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    capacity: u64,
+    next: u64,
+    reservations: BTreeMap<u64, u64>,
+    memories: HashMap<u64, Memory>,
+    mappings: BTreeMap<u64, Mapping>,
+    streams: HashMap<u64, (Device, VecDeque<Op>)>,
+    /// Event -> (device, ticket last recorded, ticket last passed).
+    events: HashMap<u64, (Device, u64, u64)>,
+    registered: BTreeSet<usize>,
+    lost: Option<String>,
+    calls: u64,
+    log: Vec<&'static str>,
+    faults: BTreeMap<u64, DriverErrorKind>,
+    fail_verb: Option<(&'static str, DriverErrorKind)>,
+    registration: bool,
+    capturing: bool,
+}
+
+/// A driver in plain memory.
+#[derive(Debug)]
+pub struct MemDriver(Mutex<State>);
+
+fn error(kind: DriverErrorKind, verb: &'static str, message: impl Into<String>) -> DriverError {
+    DriverError { kind, verb, code: -1, message: message.into() }
+}
+
+impl State {
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn used(&self, device: Device) -> u64 {
+        self.memories.values().filter(|m| m.device == device).map(|m| m.bytes.len() as u64).sum()
+    }
+
+    /// Splits a device range at mappings, checking access; calls `with` for each part.
+    fn touch(&mut self, device: Device, addr: u64, len: u64, mut with: impl FnMut(&mut [u8], u64)) -> Result<(), String> {
+        let mut at = addr;
+        while at < addr + len {
+            let (start, mapping) = self.mappings.range(..=at).next_back().ok_or_else(|| format!("{at:#x} is not mapped"))?;
+            if at >= start + mapping.size {
+                return Err(format!("{at:#x} is not mapped"));
+            }
+            if !mapping.access.iter().any(|a| a.device == device && a.writable) {
+                return Err(format!("{at:#x} may not be accessed by {device}"));
+            }
+            let from = at - start;
+            let part = (mapping.size - from).min(addr + len - at);
+            let memory = self.memories.get_mut(&mapping.physical).ok_or("a mapping without memory")?;
+            with(&mut memory.bytes[from as usize..(from + part) as usize], at - addr);
+            at += part;
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, device: Device, op: Op) {
+        let done = match op {
+            Op::Out { dst, src, len } => self.touch(device, src, len, |bytes, at| {
+                // SAFETY: the caller of `copy_to_host` keeps the range valid until its stream has passed.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (dst as *mut u8).add(at as usize), bytes.len()) }
+            }),
+            Op::In { dst, src, len } => self.touch(device, dst, len, |bytes, at| {
+                // SAFETY: the caller of `copy_to_device` keeps the range valid until its stream has passed.
+                unsafe { std::ptr::copy_nonoverlapping((src as *const u8).add(at as usize), bytes.as_mut_ptr(), bytes.len()) }
+            }),
+            Op::Fill { dst, len, byte } => self.touch(device, dst, len, |bytes, _| bytes.fill(byte)),
+            Op::Mark { event, ticket } => {
+                if let Some(state) = self.events.get_mut(&event) {
+                    state.2 = ticket;
+                }
+                Ok(())
+            }
+        };
+        if let Err(why) = done {
+            self.lost.get_or_insert(why);
+        }
+    }
+
+    fn run(&mut self, stream: u64, until: Option<(u64, u64)>) {
+        loop {
+            let Some((device, queue)) = self.streams.get_mut(&stream) else { return };
+            let (device, Some(op)) = (*device, queue.pop_front()) else { return };
+            let reached = matches!((&op, until), (Op::Mark { event, ticket }, Some(u)) if (*event, *ticket) == u);
+            self.execute(device, op);
+            if reached {
+                return;
+            }
+        }
+    }
+
+    fn check_lost(&self, verb: &'static str) -> DriverResult<()> {
+        self.lost.as_ref().map_or(Ok(()), |why| Err(error(DriverErrorKind::Lost, verb, why.clone())))
+    }
+}
+
+fn aligned(verb: &'static str, values: &[u64]) -> DriverResult<()> {
+    let bad = values.iter().any(|v| v % GRANULARITY != 0);
+    if bad { Err(error(DriverErrorKind::Invalid, verb, "not a multiple of the granularity")) } else { Ok(()) }
+}
+
+fn invalid<T>(verb: &'static str, message: impl Into<String>) -> DriverResult<T> {
+    Err(error(DriverErrorKind::Invalid, verb, message))
+}
+
+impl MemDriver {
+    pub fn new(capacity: u64) -> MemDriver {
+        let state = State { capacity, registration: true, next: 16, ..State::default() };
+        MemDriver(Mutex::new(state))
+    }
+
+    fn peek_state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Begins a verb: a chance for other threads, a number, perhaps a fault.
+    fn begin(&self, verb: &'static str) -> DriverResult<MutexGuard<'_, State>> {
+        #[cfg(feature = "shuttle")]
+        shuttle::thread::yield_now();
+        let mut state = self.peek_state();
+        state.calls += 1;
+        let number = state.calls;
+        state.log.push(verb);
+        if let Some(kind) = state.faults.remove(&number) {
+            return Err(error(kind, verb, format!("planned fault at call {number}")));
+        }
+        if let Some((failing, kind)) = state.fail_verb
+            && failing == verb
+        {
+            return Err(error(kind, verb, "this verb fails always"));
+        }
+        state.check_lost(verb)?;
+        Ok(state)
+    }
+
+    // What tests ask and do.
+
+    pub fn calls(&self) -> u64 {
+        self.peek_state().calls
+    }
+
+    pub fn log(&self) -> Vec<&'static str> {
+        self.peek_state().log.clone()
+    }
+
+    pub fn fail_at(&self, number: u64, kind: DriverErrorKind) {
+        self.peek_state().faults.insert(number, kind);
+    }
+
+    /// Every later call of `verb` fails, until `None`.
+    pub fn fail_always(&self, verb: Option<(&'static str, DriverErrorKind)>) {
+        self.peek_state().fail_verb = verb;
+    }
+
+    pub fn pending_faults(&self) -> usize {
+        self.peek_state().faults.len()
+    }
+
+    pub fn clear_faults(&self) {
+        self.peek_state().faults.clear();
+    }
+
+    pub fn set_capacity(&self, bytes: u64) {
+        self.peek_state().capacity = bytes;
+    }
+
+    pub fn used_bytes(&self) -> u64 {
+        self.peek_state().memories.values().map(|m| m.bytes.len() as u64).sum()
+    }
+
+    /// (physicals, mappings, reservations) that exist.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let state = self.peek_state();
+        (state.memories.len(), state.mappings.len(), state.reservations.len())
+    }
+
+    pub fn registered(&self) -> usize {
+        self.peek_state().registered.len()
+    }
+
+    pub fn lost(&self) -> Option<String> {
+        self.peek_state().lost.clone()
+    }
+
+    /// The program writes: a kernel that has run to its end.
+    pub fn poke(&self, device: Device, addr: Addr, bytes: &[u8]) -> Result<(), String> {
+        self.peek_state().touch(device, addr.0, bytes.len() as u64, |part, at| {
+            part.copy_from_slice(&bytes[at as usize..at as usize + part.len()]);
+        })
+    }
+
+    /// The program reads.
+    pub fn peek(&self, device: Device, addr: Addr, len: u64) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0; len as usize];
+        self.peek_state().touch(device, addr.0, len, |part, at| {
+            bytes[at as usize..at as usize + part.len()].copy_from_slice(part);
+        })?;
+        Ok(bytes)
+    }
+}
+
+impl Driver for MemDriver {
+    fn device_count(&self) -> DriverResult<u32> {
+        self.begin("device_count").map(|_| 2)
+    }
+
+    fn granularity(&self, device: Device) -> DriverResult<u64> {
+        let _state = self.begin("granularity")?;
+        if device.0 < 2 { Ok(GRANULARITY) } else { invalid("granularity", "no such device") }
+    }
+
+    fn memory_info(&self, device: Device) -> DriverResult<MemoryInfo> {
+        let state = self.begin("memory_info")?;
+        Ok(MemoryInfo { free: state.capacity.saturating_sub(state.used(device)), total: state.capacity })
+    }
+
+    fn can_access_peer(&self, _: Device, _: Device) -> DriverResult<bool> {
+        self.begin("can_access_peer").map(|_| true)
+    }
+
+    fn reserve(&self, size: u64, align: u64) -> DriverResult<Addr> {
+        let mut state = self.begin("reserve")?;
+        aligned("reserve", &[size])?;
+        let align = align.max(GRANULARITY);
+        // First fit, so that addresses are reused as soon as they can be.
+        let mut at = 0x7000_0000_0000_u64.next_multiple_of(align);
+        for (&start, &len) in &state.reservations {
+            if at + size <= start {
+                break;
+            }
+            at = at.max((start + len).next_multiple_of(align));
+        }
+        state.reservations.insert(at, size);
+        Ok(Addr(at))
+    }
+
+    fn unreserve(&self, addr: Addr, size: u64) -> DriverResult<()> {
+        let mut state = self.begin("unreserve")?;
+        if state.reservations.get(&addr.0) != Some(&size) {
+            return invalid("unreserve", "not a reservation");
+        }
+        if state.mappings.range(addr.0..addr.0 + size).next().is_some() {
+            return invalid("unreserve", "something is mapped there");
+        }
+        state.reservations.remove(&addr.0);
+        Ok(())
+    }
+
+    fn create(&self, device: Device, size: u64) -> DriverResult<Physical> {
+        let mut state = self.begin("create")?;
+        aligned("create", &[size])?;
+        if state.used(device) + size > state.capacity {
+            return Err(error(DriverErrorKind::OutOfMemory, "create", "the device is full"));
+        }
+        let id = state.id();
+        let memory = Memory { device, bytes: vec![0xCD; size as usize], held: true, mappings: 0 };
+        state.memories.insert(id, memory);
+        Ok(Physical(id))
+    }
+
+    fn release(&self, physical: Physical) -> DriverResult<()> {
+        let mut state = self.begin("release")?;
+        let Some(memory) = state.memories.get_mut(&physical.0).filter(|m| m.held) else {
+            return invalid("release", "not a live physical");
+        };
+        memory.held = false;
+        if memory.mappings == 0 {
+            state.memories.remove(&physical.0);
+        }
+        Ok(())
+    }
+
+    fn map(&self, addr: Addr, size: u64, physical: Physical) -> DriverResult<()> {
+        let mut state = self.begin("map")?;
+        aligned("map", &[addr.0, size])?;
+        let inside = state.reservations.range(..=addr.0).next_back().is_some_and(|(s, l)| addr.0 + size <= s + l);
+        let before = state.mappings.range(..addr.0 + size).next_back();
+        let overlaps = before.is_some_and(|(start, m)| start + m.size > addr.0);
+        let whole = state.memories.get(&physical.0).is_some_and(|m| m.held && m.bytes.len() as u64 == size);
+        if !inside || overlaps || !whole {
+            return invalid("map", format!("inside {inside}, overlaps {overlaps}, whole {whole}"));
+        }
+        state.memories.get_mut(&physical.0).expect("checked").mappings += 1;
+        state.mappings.insert(addr.0, Mapping { size, physical: physical.0, access: Vec::new() });
+        Ok(())
+    }
+
+    fn unmap(&self, addr: Addr, size: u64) -> DriverResult<()> {
+        let mut state = self.begin("unmap")?;
+        if state.mappings.get(&addr.0).is_none_or(|m| m.size != size) {
+            return invalid("unmap", "not exactly one mapping");
+        }
+        let mapping = state.mappings.remove(&addr.0).expect("checked");
+        let memory = state.memories.get_mut(&mapping.physical).expect("mapped memory exists");
+        memory.mappings -= 1;
+        if memory.mappings == 0 && !memory.held {
+            state.memories.remove(&mapping.physical);
+        }
+        Ok(())
+    }
+
+    fn set_access(&self, addr: Addr, size: u64, access: &[Access]) -> DriverResult<()> {
+        let mut state = self.begin("set_access")?;
+        let mut at = addr.0;
+        while at < addr.0 + size {
+            let Some(mapping) = state.mappings.get(&at) else { return invalid("set_access", "not mapped throughout") };
+            at += mapping.size;
+        }
+        if at != addr.0 + size {
+            return invalid("set_access", "ends inside a mapping");
+        }
+        state.mappings.range_mut(addr.0..at).for_each(|(_, m)| m.access = access.to_vec());
+        Ok(())
+    }
+
+    fn synchronize(&self, device: Device) -> DriverResult<()> {
+        let mut state = self.begin("synchronize")?;
+        assert!(!state.capturing, "synchronize during a capture");
+        let streams: Vec<u64> = state.streams.iter().filter(|(_, s)| s.0 == device).map(|(id, _)| *id).collect();
+        streams.into_iter().for_each(|stream| state.run(stream, None));
+        state.check_lost("synchronize")
+    }
+
+    fn is_capturing(&self, _: Device, _: ProgramStream) -> DriverResult<bool> {
+        self.begin("is_capturing").map(|state| state.capturing)
+    }
+
+    fn open_stream(&self, device: Device) -> DriverResult<Stream> {
+        let mut state = self.begin("open_stream")?;
+        let id = state.id();
+        state.streams.insert(id, (device, VecDeque::new()));
+        Ok(Stream(id))
+    }
+
+    fn close_stream(&self, stream: Stream) -> DriverResult<()> {
+        let mut state = self.begin("close_stream")?;
+        state.run(stream.0, None);
+        state.streams.remove(&stream.0).map_or_else(|| invalid("close_stream", "not open"), |_| Ok(()))
+    }
+
+    fn open_event(&self, device: Device) -> DriverResult<Event> {
+        let mut state = self.begin("open_event")?;
+        let id = state.id();
+        state.events.insert(id, (device, 0, 0));
+        Ok(Event(id))
+    }
+
+    fn close_event(&self, event: Event) -> DriverResult<()> {
+        let mut state = self.begin("close_event")?;
+        state.events.remove(&event.0).map_or_else(|| invalid("close_event", "not open"), |_| Ok(()))
+    }
+
+    fn record(&self, event: Event, stream: Stream) -> DriverResult<()> {
+        let mut state = self.begin("record")?;
+        let ticket = state.id();
+        let Some(known) = state.events.get_mut(&event.0) else { return invalid("record", "event not open") };
+        known.1 = ticket;
+        let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("record", "stream not open") };
+        queue.1.push_back(Op::Mark { event: event.0, ticket });
+        Ok(())
+    }
+
+    fn wait(&self, event: Event) -> DriverResult<()> {
+        let mut state = self.begin("wait")?;
+        let Some(&(device, recorded, passed)) = state.events.get(&event.0) else { return invalid("wait", "not open") };
+        if recorded != passed {
+            let holds = |s: &VecDeque<Op>| {
+                s.iter().any(|op| matches!(op, Op::Mark { event: e, ticket } if (*e, *ticket) == (event.0, recorded)))
+            };
+            let found = state.streams.iter().find(|(_, s)| s.0 == device && holds(&s.1)).map(|(id, _)| *id);
+            if let Some(stream) = found {
+                state.run(stream, Some((event.0, recorded)));
+            }
+        }
+        state.check_lost("wait")
+    }
+
+    fn query(&self, event: Event) -> DriverResult<bool> {
+        let state = self.begin("query")?;
+        state.events.get(&event.0).map_or_else(|| invalid("query", "not open"), |e| Ok(e.1 == e.2))
+    }
+
+    unsafe fn copy_to_host(&self, stream: Stream, dst: *mut u8, src: Addr, len: u64) -> DriverResult<()> {
+        let mut state = self.begin("copy_to_host")?;
+        let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("copy_to_host", "not open") };
+        queue.1.push_back(Op::Out { dst: dst as usize, src: src.0, len });
+        Ok(())
+    }
+
+    unsafe fn copy_to_device(&self, stream: Stream, dst: Addr, src: *const u8, len: u64) -> DriverResult<()> {
+        let mut state = self.begin("copy_to_device")?;
+        let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("copy_to_device", "not open") };
+        queue.1.push_back(Op::In { dst: dst.0, src: src as usize, len });
+        Ok(())
+    }
+
+    fn fill(&self, stream: Stream, dst: Addr, len: u64, byte: u8) -> DriverResult<()> {
+        let mut state = self.begin("fill")?;
+        let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("fill", "not open") };
+        queue.1.push_back(Op::Fill { dst: dst.0, len, byte });
+        Ok(())
+    }
+
+    unsafe fn register_host(&self, ptr: *mut u8, _: u64) -> DriverResult<()> {
+        let mut state = self.begin("register_host")?;
+        if !state.registration {
+            return Err(error(DriverErrorKind::Unsupported, "register_host", "not allowed"));
+        }
+        state.registered.insert(ptr as usize);
+        Ok(())
+    }
+
+    fn unregister_host(&self, ptr: *mut u8) -> DriverResult<()> {
+        let mut state = self.begin("unregister_host")?;
+        if state.registered.remove(&(ptr as usize)) { Ok(()) } else { invalid("unregister_host", "not registered") }
+    }
+}

@@ -1,0 +1,178 @@
+//! Every driver call of a scripted life fails once, and every pair of calls, inside the undo as well. Afterwards
+//! every byte that had a backup is compared with the oracle, every failed step has been repeated, and
+//! nothing is left in the driver. A sweep over pairs is a few ten thousand lives, so the script is short and its
+//! memory tiny; `SIRE_SWEEP=full` runs all pairs of the long script too.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::GRANULARITY;
+use common::world::{CHUNK, World, policy, tag};
+use sire_core::driver::{Addr, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::{Error, Status};
+
+/// A step fails at most this often with two planned faults, so that it must succeed in the end.
+const ATTEMPTS: usize = 4;
+
+/// One life: what it does until it is done, through all failures.
+struct Life {
+    world: World,
+}
+
+impl Life {
+    fn new() -> Life {
+        Life { world: World::new(1 << 22) }
+    }
+
+    /// Repeats a step until it succeeds; after each attempt everything promised is there.
+    fn step<T>(&mut self, name: &str, mut step: impl FnMut(&mut World) -> Result<T, Error>) -> T {
+        for _ in 0..ATTEMPTS {
+            let outcome = step(&mut self.world);
+            self.world.check();
+            match outcome {
+                Ok(value) => return value,
+                Err(e) => assert_ne!(e.status, Status::Internal, "{name}: {e}"),
+            }
+        }
+        panic!("{name} still fails after {ATTEMPTS} attempts");
+    }
+
+    fn allocate(&mut self, region: RegionId, size: u64) -> Addr {
+        let addr = self.step("allocate", |world| world.allocate(region, size));
+        self.world.write(addr);
+        addr
+    }
+
+    fn pause(&mut self, selection: &Selection) {
+        self.step("pause", |world| world.pause(selection));
+        let paused = self.world.states().values().all(|state| *state == State::Paused);
+        assert!(paused || *selection != Selection::All);
+    }
+
+    fn resume(&mut self, selection: &Selection) {
+        self.step("resume", |world| world.resume(selection));
+    }
+}
+
+type Script = fn(&mut Life);
+
+/// Three policies, several chunks, a slab; partial pauses; frees while resident and while paused.
+fn long(life: &mut Life) {
+    let host = life.world.region("m/host", policy(Backup::Host));
+    let disk = life.world.region("m/disk", policy(Backup::Disk));
+    let none = life.world.region("none", Policy { zero_fill: true, ..Policy::default() });
+    let a = life.allocate(host, 2 * CHUNK + GRANULARITY);
+    let b = life.allocate(host, 700);
+    let c = life.allocate(disk, CHUNK + 1);
+    life.allocate(none, CHUNK);
+    life.pause(&tag("m"));
+    life.step("free", |world| world.free(b));
+    life.resume(&tag("m/host"));
+    life.pause(&Selection::All);
+    life.resume(&Selection::All);
+    life.step("free", |world| world.free(c));
+    life.world.write(a);
+    life.pause(&tag("m"));
+    life.step("free", |world| world.free(a));
+    life.resume(&Selection::All);
+}
+
+/// One host-backed allocation of two chunks: the smallest life with a partial undo.
+fn short_host(life: &mut Life) {
+    let region = life.world.region("host", policy(Backup::Host));
+    let addr = life.allocate(region, CHUNK + GRANULARITY);
+    life.pause(&tag("host"));
+    life.resume(&tag("host"));
+    life.world.check();
+    life.step("free", |world| world.free(addr));
+}
+
+/// The same on disk, with a slab and retained space.
+fn short_disk(life: &mut Life) {
+    let retaining = Policy { backup: Backup::Disk, zero_fill: false, retain: true };
+    let region = life.world.region("disk", retaining);
+    life.allocate(region, CHUNK + GRANULARITY);
+    life.allocate(region, 600);
+    life.pause(&tag("disk"));
+    life.resume(&tag("disk"));
+}
+
+/// A mixture in one region: what is kept, what is discarded, what is zeroed.
+fn short_mixed(life: &mut Life) {
+    let region = life.world.region("mixed", Policy { zero_fill: true, ..Policy::default() });
+    let addr = life.allocate(region, 2 * CHUNK);
+    life.world.set_override(addr, CHUNK - 100, 50, true);
+    life.pause(&tag("mixed"));
+    life.resume(&tag("mixed"));
+}
+
+/// Runs the script with faults at `faults`; returns the calls it made, and how many faults did not come to pass.
+fn live(script: Script, faults: &[(u64, DriverErrorKind)]) -> (u64, usize) {
+    let mut life = Life::new();
+    for &(number, kind) in faults {
+        life.world.driver.fail_at(number, kind);
+    }
+    script(&mut life);
+    let (calls, pending) = (life.world.driver.calls(), life.world.driver.pending_faults());
+    life.world.check_no_leak();
+    (calls, pending)
+}
+
+const KINDS: [DriverErrorKind; 2] = [DriverErrorKind::OutOfMemory, DriverErrorKind::Other];
+
+fn every_call(script: Script) {
+    for kind in KINDS {
+        let mut number = 1;
+        while live(script, &[(number, kind)]).1 == 0 {
+            number += 1;
+        }
+        assert!(number > 20, "the script made only {number} calls");
+    }
+}
+
+/// Every pair (i, j), where j runs over the calls that the life makes once i has failed; in steps of `stride`.
+fn every_pair(script: Script, kind: DriverErrorKind, stride: usize) {
+    let calls = live(script, &[]).0;
+    for first in 1..=calls {
+        let mut second = first + 1 + first % stride as u64;
+        while live(script, &[(first, kind), (second, kind)]).1 == 0 {
+            second += stride as u64;
+        }
+    }
+}
+
+fn is_full() -> bool {
+    std::env::var_os("SIRE_SWEEP").is_some_and(|value| value == "full")
+}
+
+#[test]
+fn every_call_of_the_long_life_fails_once() {
+    every_call(long);
+}
+
+#[test]
+fn every_call_of_the_short_lives_fails_once() {
+    [short_host, short_disk, short_mixed].into_iter().for_each(every_call);
+}
+
+#[test]
+fn every_pair_of_calls_fails_in_host_memory() {
+    KINDS.into_iter().for_each(|kind| every_pair(short_host, kind, 1));
+}
+
+#[test]
+fn every_pair_of_calls_fails_on_disk() {
+    every_pair(short_disk, DriverErrorKind::Other, 1);
+}
+
+#[test]
+fn every_pair_of_calls_fails_in_a_mixture() {
+    every_pair(short_mixed, DriverErrorKind::Other, 1);
+}
+
+#[test]
+fn pairs_of_calls_of_the_long_life_fail() {
+    every_pair(long, DriverErrorKind::Other, if is_full() { 1 } else { 37 });
+}
