@@ -1,4 +1,4 @@
-"""The documentation keeps its promises: links lead somewhere, tables match the sources, quoted messages exist, no private paths."""
+"""The documentation keeps its promises: links lead somewhere, tables match the sources, quoted messages exist."""
 
 from __future__ import annotations
 
