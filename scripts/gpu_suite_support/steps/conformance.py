@@ -5,6 +5,7 @@ machine's driver.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from .. import child
 from ..context import Context
@@ -13,9 +14,19 @@ from ..report import Report
 NAMES = ("conformance", "cuda-conformance")
 
 
+def _built(context: Context) -> Path | None:
+    """The binary where a build of this checkout left it: another crate's test has the same name, so each is asked."""
+    found = [path for path in (context.library.parent / "deps").glob("conformance-*") if not path.suffix]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        listed = child.run([str(path), "--list"], env=context.env(), timeout=20)
+        if listed.ok and "the_real_driver_keeps_the_bargain" in listed.output:
+            return path
+    return None
+
+
 def run(context: Context, report: Report) -> None:
     """One check per test of the binary, and one for the binary."""
-    binary = next((found for name in NAMES if (found := context.find(name)) is not None), None)
+    binary = next((found for name in NAMES if (found := context.find(name)) is not None), None) or _built(context)
     if binary is None:
         report.check(
             "conformance",

@@ -55,7 +55,9 @@ def _one(context: Context, report: Report, size: int, backup: str, retain: bool,
         report.check(f"timings.{label}", False, outcome.tail(), outcome.seconds)
         return
     report.take_figures(found["figures"])
-    short = [given for given in found["given_back"] if given < size]
+    # A GPU's driver takes a few MiB for the first streams and events, in the same moment.
+    slack = 0 if context.software else 32 * MIB
+    short = [given for given in found["given_back"] if given < size - slack]
     detail = (
         f"wrong blocks: {found['wrong'][:10]}; bytes given back below {size}: {short}"
         if found["wrong"] or short
