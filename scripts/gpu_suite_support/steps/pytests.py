@@ -20,18 +20,12 @@ def run(context: Context, report: Report) -> None:
     if not folder.is_dir():
         report.check("python", False, "tests/python is not there")
         return
+    # Every file in a process of its own, as the tests want it: what one leaves in PyTorch's pools is no other's concern.
     for mode in ("preload", "torch"):
-        if (folder / "device").is_dir():
-            named = {"SIRE_TEST_MODE": mode, "SIRE_HOOK_MODE": mode}
-            pytest(
-                context,
-                report,
-                f"python.{mode}",
-                folder / "device",
-                seconds=150,
-                named=named,
-                preload=mode == "preload",
-            )
+        named = {"SIRE_TEST_MODE": mode, "SIRE_HOOK_MODE": mode}
+        for file in sorted((folder / "device").glob("test_*.py")):
+            name = f"python.{mode}.{file.stem}"
+            pytest(context, report, name, file, seconds=60, named=named, preload=mode == "preload")
     pytest(context, report, "python", folder, seconds=60, ignore=[folder / "device", folder / STARTER])
 
 
@@ -46,7 +40,7 @@ def pytest(
     preload: bool = False,
     ignore: Sequence[Path] = (),
 ) -> None:
-    """One run of pytest over `folder`, with the environment variables `named`."""
+    """One run of pytest over a folder or file, with the environment variables `named`."""
     results = context.scratch / f"{name}.xml"
     command = [context.python, "-m", "pytest", str(folder), "-q", "-p", "no:cacheprovider", "--tb=short"]
     command += [f"--junitxml={results}", *(f"--ignore={path}" for path in ignore)]
@@ -65,7 +59,8 @@ def _take(report: Report, name: str, results: Path) -> int:
             continue
         bad = next((found for kind in ("failure", "error") if (found := case.find(kind)) is not None), None)
         detail = "" if bad is None else f"{bad.get('message') or ''}\n{bad.text or ''}"
-        label = f"{name}.{(case.get('classname') or '').rsplit('.', 1)[-1]}.{case.get('name')}"
+        file = (case.get("classname") or "").rsplit(".", 1)[-1]
+        label = ".".join([name, *([] if name.endswith(file) else [file]), case.get("name") or ""])
         report.check(label, bad is None, detail, float(case.get("time") or 0))
         counted += 1
     return counted
