@@ -41,7 +41,8 @@ class Show:
         """Environment of one scene: Sire's library is preloaded only where the scene is about that."""
         env = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
         env |= {"PYTHONPATH": str(ROOT / "python-shim" / "src"), "SIRE_LIBRARY": str(self.library),
-                "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+                "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+                "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
         if self.software:
             env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.out / "device")}
         if mode is not None:

@@ -52,7 +52,7 @@ prepare_machine() {
     if ! command -v cargo >/dev/null && [ -x "${HOME:-/root}/.cargo/bin/cargo" ]; then
         export PATH="${HOME:-/root}/.cargo/bin:$PATH"
     fi
-    command -v cargo >/dev/null || die "'cargo' is not on the PATH. Install Rust 1.90 or newer: https://rustup.rs"
+    command -v cargo >/dev/null || die "'cargo' is not on the PATH. Install Rust 1.90 or newer with rustup, or from your distribution"
     command -v cc >/dev/null || die "'cc' is not on the PATH. Install a C compiler, for example: apt-get install gcc g++"
     python=${SIRE_TEST_PYTHON:-python3}
     "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
