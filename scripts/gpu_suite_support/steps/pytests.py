@@ -20,7 +20,7 @@ def run(context: Context, report: Report) -> None:
     if not folder.is_dir():
         report.check("python", False, "tests/python is not there")
         return
-    # Every file in a process of its own, as the tests want it: what one leaves in PyTorch's pools is no other's concern.
+    # Every file in a process of its own, as these tests want it: what one leaves in PyTorch's pools stays there.
     for mode in ("preload", "torch"):
         named = {"SIRE_TEST_MODE": mode, "SIRE_HOOK_MODE": mode}
         for file in sorted((folder / "device").glob("test_*.py")):
