@@ -3,8 +3,8 @@
 
     benches/run.py [--json FILE] [--quick] [hooks] [stall]
 
-Without a GPU they run on the software device, and every result says so (`"simulated": true`): its times are this machine's, not a
-GPU's; driver calls per operation are exact everywhere. `SIRE_ALLOC_SO` and `SIRE_SIM_SO` name the libraries; else the release build
+Without a GPU they run on the software device, and every result's `device` says so: its times are this machine's, by the wall clock, not a
+GPU's, and not those of a model (`"simulated"` is for those); driver calls per operation are exact everywhere. `SIRE_ALLOC_SO` and `SIRE_SIM_SO` name the libraries; else the release build
 of this checkout is taken. `SIRE_BENCH_CUDA=DIR` names a folder with a real libcudart.so.13 (or .12) to run on a GPU instead.
 """
 
@@ -75,7 +75,7 @@ class Bench:
             sys.exit(f"{program.name} {' '.join(arguments)} failed ({done.returncode}):\n{done.stderr}")
         device = "none (counting runtime)" if folder == self.null else "GPU" if self.real else "software"
         machine = f"{device}; {platform.machine()}, {os.cpu_count()} CPUs"
-        return [json.loads(line) | {"simulated": device != "GPU", "device": machine} for line in done.stdout.splitlines()]
+        return [json.loads(line) | {"simulated": False, "device": machine} for line in done.stdout.splitlines()]
 
     def hook_costs(self, quick: bool) -> list[Result]:
         """Pass-through on a runtime that costs nothing, and own allocations on the device."""

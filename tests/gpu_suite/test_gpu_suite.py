@@ -81,14 +81,14 @@ def test_the_result_has_the_documented_form(result: dict[str, Any]) -> None:
     assert result["schema"] == 1
     assert result["finished"] is True
     assert result["device"] == "software"
-    assert result["simulated"] is True
+    assert result["simulated"] is False
     assert [step["name"] for step in result["steps"]] == ["environment", "questions"]
     for check in result["checks"]:
         assert set(check) == {"name", "passed", "detail", "seconds"}
         assert isinstance(check["passed"], bool)
     for figure in result["figures"]:
         assert figure.keys() >= FIGURE_FIELDS
-        assert figure["simulated"] is True
+        assert figure["simulated"] is False
         assert figure["device"] == "software"
 
 
