@@ -11,15 +11,81 @@ use std::sync::Arc;
 /// Physical chunks of the tests: four granules.
 pub const CHUNK: u64 = 4 * GRANULARITY;
 
+/// A set of an allocation's bytes. All or none is by far the most frequent, and fast.
+#[derive(Clone, Debug)]
+pub enum Which {
+    All,
+    None,
+    Some(Vec<bool>),
+}
+
+impl Which {
+    fn of(all: bool) -> Which {
+        if all { Which::All } else { Which::None }
+    }
+
+    fn has(&self, at: usize) -> bool {
+        match self {
+            Which::All => true,
+            Which::None => false,
+            Which::Some(flags) => flags[at],
+        }
+    }
+
+    fn set(&mut self, len: usize, range: std::ops::Range<usize>, value: bool) {
+        let mut flags: Vec<bool> = (0..len).map(|i| self.has(i)).collect();
+        flags[range].fill(value);
+        *self = Which::Some(flags);
+    }
+
+    fn and(&self, other: &Which) -> Which {
+        match (self, other) {
+            (Which::None, _) | (_, Which::None) => Which::None,
+            (Which::All, which) | (which, Which::All) => which.clone(),
+            (Which::Some(a), Which::Some(b)) => Which::Some(a.iter().zip(b).map(|(a, b)| *a && *b).collect()),
+        }
+    }
+}
+
 /// The twin's idea of one allocation.
 #[derive(Clone, Debug)]
 pub struct Twin {
     pub device: Device,
     pub region: RegionId,
-    /// `None`: nothing is promised about this byte.
-    pub bytes: Vec<Option<u8>>,
-    /// Whether a pause keeps the byte.
-    pub kept: Vec<bool>,
+    pub bytes: Vec<u8>,
+    /// Bytes that must be what `bytes` says; about the others nothing is promised.
+    pub promised: Which,
+    /// Bytes that a pause keeps.
+    pub kept: Which,
+}
+
+impl Twin {
+    /// A pause has thrown away what is not kept; with `zero`, those bytes are zero afterwards.
+    fn forget(&mut self, zero: bool) {
+        if !zero {
+            self.promised = self.promised.and(&self.kept);
+        } else if matches!(self.kept, Which::None) {
+            self.bytes.fill(0);
+            self.promised = Which::All;
+        } else {
+            let len = self.bytes.len();
+            self.promised = Which::Some((0..len).map(|i| self.promised.has(i) || !self.kept.has(i)).collect());
+            let lost = self.bytes.iter_mut().enumerate().filter(|(i, _)| !self.kept.has(*i));
+            lost.for_each(|(_, byte)| *byte = 0);
+        }
+    }
+
+    pub fn assert_equal(&self, addr: Addr, found: &[u8]) {
+        match &self.promised {
+            Which::All if found == self.bytes => return,
+            Which::None => return,
+            _ => {}
+        }
+        for (i, (found, wanted)) in found.iter().zip(&self.bytes).enumerate() {
+            let fine = found == wanted || !self.promised.has(i);
+            assert!(fine, "byte {i} of {} at {addr:?} is {found} instead of {wanted}", self.bytes.len());
+        }
+    }
 }
 
 pub struct World {
@@ -74,8 +140,9 @@ impl World {
         let size = request.size as usize;
         let overlap = self.twins.range(..Addr(addr.0 + request.size)).next_back();
         assert!(overlap.is_none_or(|(a, t)| a.0 + t.bytes.len() as u64 <= addr.0), "{addr:?} is handed out twice");
-        let kept = self.policies[&request.region].backup != Backup::None;
-        let twin = Twin { device: request.device, region: request.region, bytes: vec![None; size], kept: vec![kept; size] };
+        let kept = Which::of(self.policies[&request.region].backup != Backup::None);
+        let (device, region) = (request.device, request.region);
+        let twin = Twin { device, region, bytes: vec![0; size], promised: Which::None, kept };
         self.twins.insert(addr, twin);
         Ok(addr)
     }
@@ -84,10 +151,11 @@ impl World {
     pub fn write(&mut self, addr: Addr) {
         self.seed = self.seed.wrapping_add(1);
         let twin = self.twins.get_mut(&addr).unwrap();
-        let bytes: Vec<u8> =
-            (0..twin.bytes.len()).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ self.seed).collect();
-        self.driver.poke(twin.device, addr, &bytes).unwrap();
-        twin.bytes = bytes.into_iter().map(Some).collect();
+        for (i, part) in twin.bytes.chunks_mut(61).enumerate() {
+            part.fill((i as u8).wrapping_mul(31) ^ self.seed);
+        }
+        self.driver.poke(twin.device, addr, &twin.bytes).unwrap();
+        twin.promised = Which::All;
     }
 
     pub fn free(&mut self, addr: Addr) -> Result<(), Error> {
@@ -99,16 +167,14 @@ impl World {
     pub fn set_override(&mut self, addr: Addr, from: u64, len: u64, keep: bool) {
         let at = addr.offset(from);
         if keep { self.engine.keep(at, len) } else { self.engine.discard(at, len) }.unwrap();
-        self.twins.get_mut(&addr).unwrap().kept[from as usize..(from + len) as usize].fill(keep);
+        let twin = self.twins.get_mut(&addr).unwrap();
+        twin.kept.set(twin.bytes.len(), from as usize..(from + len) as usize, keep);
     }
 
     /// A pause that may have happened: bytes that nobody keeps are not promised any more.
     fn forget(&mut self, states_before: &BTreeMap<RegionId, State>) {
         for twin in self.twins.values_mut().filter(|t| states_before[&t.region] == State::Resident) {
-            let zero = self.policies[&twin.region].zero_fill;
-            for (byte, _) in twin.bytes.iter_mut().zip(&twin.kept).filter(|(_, kept)| !**kept) {
-                *byte = if zero { Some(0) } else { None };
-            }
+            twin.forget(self.policies[&twin.region].zero_fill);
         }
     }
 
@@ -137,9 +203,7 @@ impl World {
     /// After a failure, unkept bytes may or may not be there.
     fn forget_loosely(&mut self, before: &BTreeMap<RegionId, State>) {
         for twin in self.twins.values_mut().filter(|t| before[&t.region] == State::Resident) {
-            for (byte, _) in twin.bytes.iter_mut().zip(&twin.kept).filter(|(_, kept)| !**kept) {
-                *byte = None;
-            }
+            twin.forget(false);
         }
     }
 
@@ -164,9 +228,7 @@ impl World {
                 continue;
             }
             let found = self.driver.peek(twin.device, addr, size).unwrap_or_else(|e| panic!("{addr:?} is resident, but {e}"));
-            for (i, (found, wanted)) in found.iter().zip(&twin.bytes).enumerate() {
-                assert!(wanted.is_none_or(|w| w == *found), "byte {i} of {size} at {addr:?}: {found} instead of {wanted:?}");
-            }
+            twin.assert_equal(addr, &found);
         }
     }
 

@@ -1,0 +1,182 @@
+//! Random lives against the oracle: any sequence of allocate, write, free, keep, discard, pause, resume, trim, backup, new
+//! peers, over tags, devices, streams, policies and sizes, with a device that is often full and calls that fail.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::world::{CHUNK, World, tag};
+use proptest::prelude::*;
+use sire_core::driver::{Addr, Device, DriverErrorKind, ProgramStream};
+use sire_core::engine::*;
+use sire_core::error::Status;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Allocate { region: usize, device: u32, stream: u64, size: u64, capturing: bool },
+    Write(usize),
+    Free { which: usize, capturing: bool },
+    Override { which: usize, from: u64, len: u64, keep: bool },
+    Pause(usize),
+    Resume(usize),
+    /// The n-th call from now fails.
+    Fault { after: u64, short: bool },
+    Capacity(u64),
+    Trim,
+    Backup(usize),
+    Peer(u32),
+    Enter(usize),
+}
+
+const TAGS: [&str; 5] = ["a", "a/b", "a/b/c", "d", "e"];
+const SELECTIONS: [Option<&str>; 5] = [None, Some("a"), Some("a/b"), Some("d"), Some("e")];
+
+fn policy(index: usize) -> Policy {
+    let backup = [Backup::Host, Backup::None, Backup::Disk, Backup::Host, Backup::None][index];
+    Policy { backup, zero_fill: index % 2 == 0, retain: index >= 2 }
+}
+
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![1_u64..3000, Just(4096), CHUNK - 3..CHUNK + 3, 1..3 * CHUNK]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = (0..TAGS.len(), 0..2_u32, 0..2_u64, size(), prop::bool::weighted(0.1));
+    let fault = (1..40_u64, any::<bool>());
+    prop_oneof![
+        6 => place.prop_map(|(region, device, stream, size, capturing)| Step::Allocate { region, device, stream, size, capturing }),
+        4 => any::<usize>().prop_map(Step::Write),
+        3 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, capturing)| Step::Free { which, capturing }),
+        1 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK, any::<bool>())
+            .prop_map(|(which, from, len, keep)| Step::Override { which, from, len, keep }),
+        4 => (0..SELECTIONS.len()).prop_map(Step::Pause),
+        4 => (0..SELECTIONS.len()).prop_map(Step::Resume),
+        2 => fault.prop_map(|(after, short)| Step::Fault { after, short }),
+        1 => (2..12_u64).prop_map(|chunks| Step::Capacity(chunks * CHUNK)),
+        1 => Just(Step::Trim),
+        1 => any::<usize>().prop_map(Step::Backup),
+        1 => (0..2_u32).prop_map(Step::Peer),
+        1 => (0..TAGS.len()).prop_map(Step::Enter),
+    ]
+}
+
+fn selection(index: usize) -> Selection {
+    SELECTIONS[index].map_or(Selection::All, tag)
+}
+
+struct Life {
+    world: World,
+    regions: Vec<RegionId>,
+}
+
+impl Life {
+    fn new() -> Life {
+        let mut world = World::new(8 * CHUNK);
+        let regions = TAGS.iter().enumerate().map(|(i, tag)| world.region(tag, policy(i))).collect();
+        Life { world, regions }
+    }
+
+    fn pick(&self, which: usize) -> Option<Addr> {
+        let count = self.world.twins.len();
+        (count > 0).then(|| *self.world.twins.keys().nth(which % count).unwrap())
+    }
+
+    fn is_paused(&self, region: RegionId) -> bool {
+        self.world.engine.state(region) == Ok(State::Paused)
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Allocate { region, device, stream, size, capturing } => {
+                let region = self.regions[region];
+                let stream = ProgramStream(stream);
+                let outcome = self.world.allocate_as(Request { region, device: Device(device), size, stream, capturing });
+                match outcome {
+                    Ok(_) => assert!(!self.is_paused(region)),
+                    Err(e) => assert_eq!(e.status == Status::Paused, self.is_paused(region), "{e}"),
+                }
+            }
+            Step::Write(which) => {
+                if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
+                    self.world.write(addr);
+                }
+            }
+            Step::Free { which, capturing } => {
+                if let Some(addr) = self.pick(which)
+                    && self.world.engine.free(addr, capturing).is_ok()
+                {
+                    self.world.twins.remove(&addr);
+                    assert_eq!(self.world.engine.free(addr, true).unwrap_err().status, Status::UnknownAddress);
+                }
+            }
+            Step::Override { which, from, len, keep } => self.set_override(which, from, len, keep),
+            Step::Pause(index) => drop(self.world.pause(&selection(index))),
+            Step::Resume(index) => drop(self.world.resume(&selection(index))),
+            Step::Fault { after, short } => {
+                let kind = if short { DriverErrorKind::OutOfMemory } else { DriverErrorKind::Other };
+                self.world.driver.fail_at(self.world.driver.calls() + after, kind);
+            }
+            Step::Capacity(bytes) => self.world.driver.set_capacity(bytes),
+            Step::Trim => drop(self.world.engine.trim()),
+            Step::Backup(which) => self.read_backup(which),
+            Step::Peer(device) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),
+            Step::Enter(index) => {
+                let region = self.regions[index];
+                if self.world.engine.enter(region, OnPaused::Resume).is_ok() {
+                    assert!(!self.is_paused(region));
+                    assert_eq!(self.world.pause(&Selection::All).unwrap_err().status, Status::Busy);
+                    self.world.engine.leave(region);
+                }
+            }
+        }
+    }
+
+    /// Only while resident: an override of paused bytes changes the next pause, not this one's backup.
+    fn set_override(&mut self, which: usize, from: u64, len: u64, keep: bool) {
+        let Some(addr) = self.pick(which) else { return };
+        let size = self.world.twins[&addr].bytes.len() as u64;
+        let from = from % size;
+        self.world.set_override(addr, from, len.min(size - from), keep);
+    }
+
+    /// A backup that can be read holds the promised bytes.
+    fn read_backup(&self, which: usize) {
+        let Some(addr) = self.pick(which) else { return };
+        let twin = &self.world.twins[&addr];
+        if !self.is_paused(twin.region) {
+            return;
+        }
+        if let Some(view) = self.world.engine.backup(addr, twin.bytes.len() as u64).unwrap() {
+            // SAFETY: the view keeps `len` bytes at `ptr` valid.
+            let bytes = unsafe { std::slice::from_raw_parts(view.ptr, view.len as usize) };
+            twin.assert_equal(addr, bytes);
+        }
+    }
+
+    /// With faults gone and memory there, everything comes back.
+    fn end(mut self) {
+        self.world.driver.clear_faults();
+        self.world.driver.set_capacity(1 << 30);
+        self.world.resume(&Selection::All).unwrap();
+        self.world.check();
+        self.world.check_no_leak();
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(250)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_life_equals_the_oracle(steps in prop::collection::vec(step(), 1..60)) {
+        let mut life = Life::new();
+        for step in steps {
+            life.take(step);
+            life.world.check();
+        }
+        life.end();
+    }
+}
