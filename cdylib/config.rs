@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub backup: Option<Backup>,
     /// `SIRE_LIBCUDA`.
     pub libcuda: Option<PathBuf>,
+    /// `SIRE_EXPORTABLE`: physical memory can be handed to other processes as a file descriptor.
+    pub exportable: bool,
     /// What the engine is started with.
     pub engine: Config,
     /// The variable in which PyTorch was told to use expandable segments.
@@ -83,6 +85,7 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
         region: variables("SIRE_REGION"),
         backup: parsed(variables, "SIRE_BACKUP", "none, cpu or disk", parse_backup)?,
         libcuda: variables("SIRE_LIBCUDA").map(PathBuf::from),
+        exportable: flag(variables, "SIRE_EXPORTABLE")?,
         engine: engine(variables)?,
         expandable_segments: expandable_segments(variables),
         tms: tms(variables)?,

@@ -52,7 +52,7 @@ pub(crate) fn get_with(resolver: Resolver<'_>) -> Result<&'static Process> {
 
 fn start(resolver: Resolver<'_>) -> Result<Process> {
     let settings = config::get()?;
-    let options = Options { path: settings.libcuda.clone(), exportable: false };
+    let options = Options { path: settings.libcuda.clone(), exportable: settings.exportable };
     let driver = Arc::new(CudaDriver::open(&options, Some(resolver))?);
     // SAFETY: the handler is a plain function of this library, which is linked to stay loaded for good.
     if unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) } != 0 {

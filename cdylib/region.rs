@@ -108,6 +108,12 @@ pub(crate) fn refuse_expandable_segments() -> Result<()> {
     }
 }
 
+/// Under a process-wide region of the environment's, pausing "everything" would find nothing, and look like a success.
+pub(crate) fn refuse_blind_process_region() -> Result<()> {
+    let settings = config::get()?;
+    if settings.region.is_some() || settings.tms.enable { refuse_expandable_segments() } else { Ok(()) }
+}
+
 /// Sets the default of threads outside any region.
 pub(crate) fn set_process_wide(region: u32) -> Result<()> {
     if region != NONE {

@@ -219,6 +219,9 @@ sire_status sire_backup_put(void *token);
 // Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
 // back to the driver, addresses stay. All or nothing. Pausing what is paused changes nothing.
 //
+// Whoever pauses everything, or a process-wide region, sees to it that nothing uses the memory meanwhile: no thread of the
+// program submits work on it. Threads inside a region are found and refused; those under a process-wide one are not.
+//
 // What the caller sees to:
 // `tag` is NULL or NUL-terminated; `options` and `out` are NULL or sized structs.
 sire_status sire_pause(const char *tag,

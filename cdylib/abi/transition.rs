@@ -2,11 +2,14 @@
 
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::capture;
+use crate::log;
 use crate::process;
+use crate::region;
 use crate::status::sire_status;
-use sire_core::engine::{PauseOptions, Report, ResumeOptions, Selection};
+use sire_core::engine::{Engine, PauseOptions, Report, ResumeOptions, Selection};
 use sire_core::error::Result;
 use std::ffi::c_char;
+use std::fmt;
 use std::time::Duration;
 
 /// Settings of a pause. Set `struct_size` to `sizeof(sire_pause_options)`.
@@ -115,8 +118,34 @@ unsafe fn selection(tag: *const c_char) -> Result<Selection> {
     Ok(tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned())))
 }
 
+/// A selection, for a sentence.
+struct Named<'a>(&'a Selection);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Selection::All => f.write_str("everything"),
+            Selection::Tag(tag) => write!(f, "{tag:?}"),
+        }
+    }
+}
+
+/// Runs a transition; what the engine noticed on the way, though nothing failed, goes to the log.
+fn carry_out(transition: impl FnOnce(&Engine) -> Result<Report>) -> Result<Report> {
+    let engine = &process::get()?.engine;
+    region::refuse_blind_process_region()?;
+    let outcome = transition(engine);
+    for notice in engine.take_notices() {
+        log::warning!("{notice}");
+    }
+    outcome
+}
+
 /// Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
 /// back to the driver, addresses stay. All or nothing. Pausing what is paused changes nothing.
+///
+/// Whoever pauses everything, or a process-wide region, sees to it that nothing uses the memory meanwhile: no thread of the
+/// program submits work on it. Threads inside a region are found and refused; those under a process-wide one are not.
 ///
 /// # Safety
 /// `tag` is NULL or NUL-terminated; `options` and `out` are NULL or sized structs.
@@ -136,7 +165,15 @@ pub unsafe extern "C" fn sire_pause(
             unsafe { boundary::refuse_unknown_fields("sire_pause_options", options, size) }?;
         }
         let options = PauseOptions { capturing: capture::in_progress() };
-        let report = process::get()?.engine.pause(&selection, options)?;
+        let report = carry_out(|engine| engine.pause(&selection, options))?;
+        log::info!(
+            "paused {}: {} regions changed, {} bytes given back, {} copied to backups, {} discarded",
+            Named(&selection),
+            report.regions_changed,
+            report.bytes_moved,
+            report.bytes_copied,
+            report.bytes_discarded
+        );
         // SAFETY: the caller's promise.
         unsafe { place.put(&report) };
         Ok(())
@@ -158,7 +195,15 @@ pub unsafe extern "C" fn sire_resume(
         // SAFETY: the caller's promises.
         let (selection, place, wait) = unsafe { (selection(tag)?, Place::at(out)?, wait(options)?) };
         let options = ResumeOptions { wait, capturing: capture::in_progress() };
-        let report = process::get()?.engine.resume(&selection, options)?;
+        let report = carry_out(|engine| engine.resume(&selection, options))?;
+        log::info!(
+            "resumed {}: {} regions changed, {} bytes taken, {} copied from backups, {} zeroed",
+            Named(&selection),
+            report.regions_changed,
+            report.bytes_moved,
+            report.bytes_copied,
+            report.bytes_zeroed
+        );
         // SAFETY: the caller's promise.
         unsafe { place.put(&report) };
         Ok(())

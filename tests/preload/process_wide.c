@@ -1,8 +1,16 @@
-/* A program that knows nothing of Sire, under SIRE_REGION: its memory is in that region, and can be paused from outside its code. */
+/* A program that knows nothing of Sire, under SIRE_REGION: its memory is in that region, and can be paused from outside its code.
+ * argv: the tag, or blind (with expandable segments). */
 #include "support.h"
 
 int main(int argc, char **argv) {
     CHECK(argc == 2);
+    if (!strcmp(argv[1], "blind")) {
+        /* PyTorch's memory goes past us, so "everything" would be nothing: an error, not a success. */
+        EXPECT(SIRE_STATUS_UNSUPPORTED, sire_pause(NULL, NULL, NULL));
+        SAYS("expandable_segments");
+        EXPECT(SIRE_STATUS_UNSUPPORTED, sire_resume(NULL, NULL, NULL));
+        return 0;
+    }
     void *ours = NULL, *async = NULL;
     CUDA(0, cudaMalloc(&ours, 3 * MiB));
     CUDA(0, cudaMallocAsync(&async, 2 * MiB, NULL));

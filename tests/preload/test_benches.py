@@ -27,3 +27,22 @@ def test_hook_costs(sire_so: Path, sim_so: Path) -> None:
         assert results[f"hooks/pass-through beside own/driver calls per pair/live={live}"]["value"] == 0
         assert results[f"hooks/own, 512 bytes/driver calls per pair/live={live}"]["value"] < 0.1
         assert 0 < results[f"hooks/own, 2 MiB/driver calls per pair/live={live}"]["value"] <= 12
+
+
+def test_stall(sire_so: Path, sim_so: Path) -> None:
+    environment = os.environ | {"SIRE_ALLOC_SO": str(sire_so), "SIRE_SIM_SO": str(sim_so)}
+    command = [sys.executable, str(ROOT / "benches" / "run.py"), "--quick", "stall"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
+    for beside in ("nothing", "copy", "pause"):
+        for whose in ("own", "forwarded"):
+            for call in ("allocate", "free"):
+                marks = [results[f"stall/beside {beside}/{whose}/{call}/{mark}"] for mark in ("median", "p99", "worst")]
+                assert all(mark["unit"] == "us" and mark["samples"] > 0 for mark in marks)
+                values = [mark["value"] for mark in marks]
+                assert values == sorted(values)
+    # The machine's noise included: a call beside a pause never waits for the whole of it plus a second.
+    for whose in ("own", "forwarded"):
+        longest = (results[f"stall/beside pause/{whose}/seconds"]["value"] + 1) * 1e6
+        assert results[f"stall/beside pause/{whose}/allocate/median"]["value"] < longest

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,69 @@ def test_tms(workshop: Workshop, sim_dir: Path) -> None:
 def test_tms_environment(workshop: Workshop, sim_dir: Path) -> None:
     settings = {"TMS_INIT_ENABLE": "1", "TMS_INIT_ENABLE_CPU_BACKUP": "true", "TMS_RETAIN_CPU_BACKUP": "yes", "TMS_INIT_CPU_BACKUP_BACKEND": "mmap"}
     check(workshop.run(workshop.program("tms.c"), "init", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", extra=settings))
+
+
+def test_tms_disk_environment(workshop: Workshop, sim_dir: Path, tmp_path: Path) -> None:
+    program = workshop.program("tms.c")
+    settings = {"TMS_INIT_ENABLE": "1", "TMS_INIT_ENABLE_DISK_BACKUP": "1", "SIRE_SIM_MEMORY": "512MiB", "TMS_DISK_BACKUP_CHUNK_MB": "8"}
+    check(workshop.run(program, "disk", folders=(sim_dir,), TMS_DISK_BACKUP_DIR=str(tmp_path), extra=settings))
+    assert list(tmp_path.iterdir()) == []
+    # The directory is the one that is used: where none can be, the pause fails and says so.
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    refused = workshop.run(program, "disk", folders=(sim_dir,), TMS_DISK_BACKUP_DIR=str(occupied), extra=settings)
+    assert refused.returncode == 1
+    assert str(occupied) in refused.stderr
+    settings["TMS_DISK_BACKUP_CHUNK_MB"] = "0"
+    refused = workshop.run(program, "disk", folders=(sim_dir,), extra=settings)
+    assert refused.returncode == 1
+    assert "TMS_DISK_BACKUP_CHUNK_MB" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["exportable", "private"])
+def test_properties_of_physical_memory(workshop: Workshop, sim_dir: Path, kind: str) -> None:
+    settings = {"SIRE_EXPORTABLE": "1" if kind == "exportable" else "0", "SIRE_SIM_MEMORY": "256MiB"}
+    check(workshop.run(workshop.program("sharing.c"), kind, folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize(("backup", "discarded"), [("cpu", 0), ("none", 5 << 20)])
+def test_the_log_names_what_was_discarded(workshop: Workshop, sim_dir: Path, backup: str, discarded: int) -> None:
+    settings = {"SIRE_REGION": "r", "SIRE_BACKUP": backup, "SIRE_LOG": "info", "SIRE_SIM_MEMORY": "512MiB"}
+    done = workshop.run(workshop.program("process_wide.c"), "r", folders=(sim_dir,), extra=settings)
+    found = re.search(r'sire: paused "r": 1 regions changed, (\d+) bytes given back, (\d+) copied to backups, (\d+) discarded', done.stderr)
+    assert found, done.stderr
+    assert int(found[1]) >= 5 << 20
+    assert (int(found[2]) > 0) == (backup == "cpu")
+    assert int(found[3]) >= discarded
+    assert (int(found[3]) == 0) == (discarded == 0)
+
+
+def test_a_backup_that_cannot_be_pinned_is_said(workshop: Workshop, sim_dir: Path) -> None:
+    settings = {"SIRE_SIM_MEMORY": "1GiB", "SIRE_SIM_FAULTS": "cuMemHostRegister_v2=error:801"}
+    done = check(workshop.run(workshop.program("round_trip.c"), "host", folders=(sim_dir,), extra=settings))
+    assert done.stderr.count("sire: warning: backups use pageable host memory") == 1, done.stderr
+
+
+def test_a_full_pipe_stops_nobody(workshop: Workshop, sim_dir: Path) -> None:
+    # Standard error that nobody reads: a message is lost rather than an allocation delayed.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    environment = workshop.environment(SIRE_REGION="r", SIRE_LOG="debug", SIRE_SIM_MEMORY="512MiB", LD_LIBRARY_PATH=str(sim_dir))
+    done = subprocess.run([str(workshop.program("process_wide.c")), "r"], env=environment, stderr=writer, timeout=60)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("variables", [{"SIRE_REGION": "all"}, {"TMS_INIT_ENABLE": "1"}])
+def test_a_process_wide_pause_past_which_memory_goes_is_refused(workshop: Workshop, sim_dir: Path, variables: dict[str, str]) -> None:
+    settings = variables | {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "SIRE_SIM_MEMORY": "512MiB"}
+    check(workshop.run(workshop.program("process_wide.c"), "blind", folders=(sim_dir,), extra=settings))
 
 
 @pytest.mark.parametrize("backup", [None, "cpu", "disk"])

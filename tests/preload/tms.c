@@ -1,4 +1,5 @@
-/* The C functions of torch_memory_saver, used as that package's Python uses them. argv: api | init (under TMS_INIT_*). */
+/* The C functions of torch_memory_saver, used as that package's Python uses them. argv: api | init | disk (the last two under
+ * TMS_INIT_*). */
 #include "support.h"
 #include <pthread.h>
 
@@ -97,8 +98,23 @@ static void init(void) {
     CUDA(0, cudaFree(ours));
 }
 
+static void disk(void) {
+    CHECK(tms_get_interesting_region() && tms_get_enable_disk_backup() && !tms_get_enable_cpu_backup());
+    void *ours = NULL;
+    CUDA(0, cudaMalloc(&ours, 3 * MiB));
+    fill(ours, 3 * MiB, 8);
+    uint64_t used = device_used(0);
+    CHECK(tms_pause(NULL) == 0);
+    CHECK(device_used(0) < used);
+    char json[8192];
+    OK(sire_stats_json(json, sizeof json, NULL));
+    CHECK(strstr(json, "\"backup\":\"disk\""));
+    CHECK(tms_resume(NULL) == 0 && holds(ours, 3 * MiB, 8));
+    CUDA(0, cudaFree(ours));
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
-    strcmp(argv[1], "init") ? api() : init();
+    !strcmp(argv[1], "disk") ? disk() : !strcmp(argv[1], "init") ? init() : api();
     return 0;
 }
