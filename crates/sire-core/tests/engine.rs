@@ -474,8 +474,14 @@ fn statistics_have_the_promised_fields() {
     world.pause(&Selection::All).unwrap();
     let stats = stats(&world);
     let region = &stats["regions"][0];
-    assert_eq!((&region["tag"], &region["state"], &region["backup"]), (&"model/weights".into(), &"paused".into(), &"host".into()));
-    assert_eq!((&region["paused_bytes"], &region["backup_bytes"], &region["resident_bytes"]), (&CHUNK.into(), &CHUNK.into(), &0.into()));
+    assert_eq!(
+        (&region["tag"], &region["state"], &region["backup"]),
+        (&"model/weights".into(), &"paused".into(), &"host".into())
+    );
+    assert_eq!(
+        (&region["paused_bytes"], &region["backup_bytes"], &region["resident_bytes"]),
+        (&CHUNK.into(), &CHUNK.into(), &0.into())
+    );
     assert_eq!(stats["devices"][0]["allocations"], 1);
     assert_eq!(stats["counters"]["driver_calls"], world.driver.calls());
     for field in ["version", "driver", "hook_live", "devices", "regions", "tiers", "counters"] {

@@ -13,14 +13,31 @@ use sire_core::error::Status;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Allocate { region: usize, device: u32, stream: u64, size: u64, capturing: bool },
+    Allocate {
+        region: usize,
+        device: u32,
+        stream: u64,
+        size: u64,
+        capturing: bool,
+    },
     Write(usize),
-    Free { which: usize, capturing: bool },
-    Override { which: usize, from: u64, len: u64, keep: bool },
+    Free {
+        which: usize,
+        capturing: bool,
+    },
+    Override {
+        which: usize,
+        from: u64,
+        len: u64,
+        keep: bool,
+    },
     Pause(usize),
     Resume(usize),
     /// The n-th call from now fails.
-    Fault { after: u64, short: bool },
+    Fault {
+        after: u64,
+        short: bool,
+    },
     Capacity(u64),
     Trim,
     Backup(usize),
@@ -90,7 +107,8 @@ impl Life {
             Step::Allocate { region, device, stream, size, capturing } => {
                 let region = self.regions[region];
                 let stream = ProgramStream(stream);
-                let outcome = self.world.allocate_as(Request { region, device: Device(device), size, stream, capturing });
+                let outcome =
+                    self.world.allocate_as(Request { region, device: Device(device), size, stream, capturing });
                 match outcome {
                     Ok(_) => assert!(!self.is_paused(region)),
                     Err(e) => assert_eq!(e.status == Status::Paused, self.is_paused(region), "{e}"),

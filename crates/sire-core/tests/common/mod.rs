@@ -77,10 +77,17 @@ impl State {
     }
 
     /// Splits a device range at mappings, checking access; calls `with` for each part.
-    fn touch(&mut self, device: Device, addr: u64, len: u64, mut with: impl FnMut(&mut [u8], u64)) -> Result<(), String> {
+    fn touch(
+        &mut self,
+        device: Device,
+        addr: u64,
+        len: u64,
+        mut with: impl FnMut(&mut [u8], u64),
+    ) -> Result<(), String> {
         let mut at = addr;
         while at < addr + len {
-            let (start, mapping) = self.mappings.range(..=at).next_back().ok_or_else(|| format!("{at:#x} is not mapped"))?;
+            let (start, mapping) =
+                self.mappings.range(..=at).next_back().ok_or_else(|| format!("{at:#x} is not mapped"))?;
             if at >= start + mapping.size {
                 return Err(format!("{at:#x} is not mapped"));
             }
@@ -104,7 +111,9 @@ impl State {
             }),
             Op::In { dst, src, len } => self.touch(device, dst, len, |bytes, at| {
                 // SAFETY: the caller of `copy_to_device` keeps the range valid until its stream has passed.
-                unsafe { std::ptr::copy_nonoverlapping((src as *const u8).add(at as usize), bytes.as_mut_ptr(), bytes.len()) }
+                unsafe {
+                    std::ptr::copy_nonoverlapping((src as *const u8).add(at as usize), bytes.as_mut_ptr(), bytes.len())
+                }
             }),
             Op::Fill { dst, len, byte } => self.touch(device, dst, len, |bytes, _| bytes.fill(byte)),
             Op::Mark { event, ticket } => {

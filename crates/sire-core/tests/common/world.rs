@@ -227,7 +227,8 @@ impl World {
             if states[&twin.region] == State::Paused {
                 continue;
             }
-            let found = self.driver.peek(twin.device, addr, size).unwrap_or_else(|e| panic!("{addr:?} is resident, but {e}"));
+            let found =
+                self.driver.peek(twin.device, addr, size).unwrap_or_else(|e| panic!("{addr:?} is resident, but {e}"));
             twin.assert_equal(addr, &found);
         }
     }

@@ -1,0 +1,173 @@
+//! Pairs of concurrent operations, model-checked: shuttle runs each pair under many schedules, in which a thread can
+//! be interrupted at every lock, every atomic and every driver call. Whatever the order, the operations answer
+//! with one of the promised statuses, a thread inside a region finds its bytes, and at the end every
+//! byte with a backup is there and nothing has leaked.
+//!
+//! `cargo test -p sire-core --features shuttle --test concurrency`; `SHUTTLE_SCHEDULES=1000` looks longer.
+#![cfg(feature = "shuttle")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::world::{CHUNK, World, policy};
+use sire_core::driver::{Addr, Device, ProgramStream};
+use sire_core::engine::*;
+use sire_core::error::{Error, Status};
+use std::sync::{Arc, Mutex};
+
+/// What two threads share.
+struct Shared {
+    world: World,
+    region: RegionId,
+    large: Addr,
+    small: Addr,
+    large_bytes: Vec<u8>,
+    /// What the operations allocated.
+    more: Mutex<Vec<Addr>>,
+    freed: Mutex<Vec<Addr>>,
+}
+
+impl Shared {
+    fn new(paused: bool) -> Shared {
+        let mut world = World::new(64 * CHUNK);
+        let region = world.region("a", policy(Backup::Host));
+        let other = world.region("a/b", policy(Backup::None));
+        let [large, small] = [CHUNK + 1, 600].map(|size| world.allocate(region, size).unwrap());
+        world.allocate(other, CHUNK).unwrap();
+        world.write(large);
+        world.write(small);
+        let large_bytes = world.twins[&large].bytes.clone();
+        if paused {
+            world.pause(&Selection::All).unwrap();
+        }
+        Shared { world, region, large, small, large_bytes, more: Mutex::default(), freed: Mutex::default() }
+    }
+
+    fn allocate(&self, size: u64) -> Result<(), Error> {
+        let request = Request { stream: ProgramStream(0), ..World::request(self.region, size) };
+        let addr = self.world.engine.allocate(request)?;
+        self.more.lock().unwrap().push(addr);
+        Ok(())
+    }
+
+    fn free(&self, addr: Addr) -> Result<(), Error> {
+        self.world.engine.free(addr, false)?;
+        self.freed.lock().unwrap().push(addr);
+        Ok(())
+    }
+
+    fn visit(&self, on_paused: OnPaused) -> Result<(), Error> {
+        self.world.engine.enter(self.region, on_paused)?;
+        if self.world.engine.allocation(self.large).is_some() {
+            let found = self.world.driver.peek(Device(0), self.large, 1);
+            let still_there = self.world.engine.allocation(self.large).is_some();
+            assert!(!still_there || found == Ok(vec![self.large_bytes[0]]), "inside, but {found:?}");
+        }
+        self.world.engine.leave(self.region);
+        Ok(())
+    }
+
+    fn read_backup(&self) -> Result<(), Error> {
+        let view = self.world.engine.backup(self.large, CHUNK + 1)?;
+        if let Some(view) = view {
+            // SAFETY: the view keeps `len` bytes at `ptr` valid.
+            let bytes = unsafe { std::slice::from_raw_parts(view.ptr, view.len as usize) };
+            assert_eq!(bytes, self.large_bytes);
+        }
+        Ok(())
+    }
+
+    /// What must hold when both threads are done.
+    fn check(self) {
+        let Shared { mut world, more, freed, .. } = self;
+        let freed = freed.into_inner().unwrap();
+        for addr in &freed {
+            assert!(world.twins.remove(addr).is_some(), "{addr:?} was freed twice");
+        }
+        for (addr, twin) in world.twins.iter_mut().filter(|(_, t)| world.policies[&t.region].backup == Backup::None) {
+            let _ = addr;
+            twin.promised = common::world::Which::None;
+        }
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        for addr in more.into_inner().unwrap() {
+            world.engine.free(addr, false).unwrap();
+        }
+        world.check_no_leak();
+    }
+}
+
+type Operation = (&'static str, fn(&Shared) -> Result<(), Error>);
+
+const OPERATIONS: [Operation; 14] = [
+    ("pause", |s| s.world.engine.pause(&Selection::Tag("a".into()), PauseOptions::default()).map(drop)),
+    ("pause one", |s| s.world.engine.pause(&Selection::Tag("a/b".into()), PauseOptions::default()).map(drop)),
+    ("resume", |s| s.world.engine.resume(&Selection::All, ResumeOptions::default()).map(drop)),
+    ("allocate", |s| s.allocate(CHUNK)),
+    ("allocate small", |s| s.allocate(700)),
+    ("free", |s| s.free(s.large)),
+    ("free small", |s| s.free(s.small)),
+    ("enter", |s| s.visit(OnPaused::Refuse)),
+    ("enter and resume", |s| s.visit(OnPaused::Resume)),
+    ("cancel", |s| Ok(s.world.engine.cancel())),
+    ("allow a peer", |s| s.world.engine.allow_peer(Device(0), Device(1))),
+    ("trim", |s| Ok(drop(vec![s.world.engine.trim()]))),
+    ("look", |s| Ok(drop(s.world.engine.stats_json()))),
+    ("read the backup", Shared::read_backup),
+];
+
+const EXPECTED: [Status; 4] = [Status::Busy, Status::Paused, Status::Cancelled, Status::UnknownAddress];
+
+fn run(shared: &Shared, (name, operation): Operation) {
+    if let Err(error) = operation(shared) {
+        assert!(EXPECTED.contains(&error.status), "{name}: {error}");
+    }
+}
+
+fn schedules() -> usize {
+    std::env::var("SHUTTLE_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(25)
+}
+
+fn check_pairs(paused: bool) {
+    for (i, first) in OPERATIONS.into_iter().enumerate() {
+        for second in OPERATIONS.into_iter().skip(i) {
+            let once = move || {
+                let shared = Arc::new(Shared::new(paused));
+                let other = Arc::clone(&shared);
+                let thread = shuttle::thread::spawn(move || run(&other, second));
+                run(&shared, first);
+                thread.join().unwrap();
+                Arc::into_inner(shared).unwrap().check();
+            };
+            println!("{} || {}", first.0, second.0);
+            shuttle::check_random(once, schedules());
+        }
+    }
+}
+
+#[test]
+fn pairs_on_resident_regions() {
+    check_pairs(false);
+}
+
+#[test]
+fn pairs_on_paused_regions() {
+    check_pairs(true);
+}
+
+#[test]
+fn three_at_once() {
+    for [a, b, c] in [[0, 5, 3], [0, 7, 2], [2, 5, 10], [0, 2, 9], [0, 8, 4], [0, 11, 6], [8, 8, 0]] {
+        let once = move || {
+            let shared = Arc::new(Shared::new(false));
+            let threads = [b, c].map(|n| {
+                let shared = Arc::clone(&shared);
+                shuttle::thread::spawn(move || run(&shared, OPERATIONS[n]))
+            });
+            run(&shared, OPERATIONS[a]);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            Arc::into_inner(shared).unwrap().check();
+        };
+        shuttle::check_random(once, 8 * schedules());
+    }
+}
