@@ -138,6 +138,15 @@ def test_a_process_wide_region_defaults_to_a_backup_on_the_host(
     assert evaluated(lines, "SIRE_BACKUP") == backup
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_region_past_which_memory_goes_is_refused(sire: Sire, library: Path, name: str) -> None:
+    settings = {name: "expandable_segments:True", "SIRE_LIBRARY": library}
+    done = sire("run", "--backup", "cpu", "--", "true", **settings)
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert sire("run", "--", "true", **settings).returncode == 0
+
+
 def test_an_empty_tag_is_refused(sire: Sire, library: Path) -> None:
     done = sire("run", "--region", "", "--", "true", SIRE_LIBRARY=library)
     assert done.returncode == 2

@@ -140,3 +140,34 @@ pub fn size(bytes: u64) -> String {
     let gib = bytes as f64 / f64::from(1 << 30);
     if gib >= 1.0 { format!("{gib:.1} GiB") } else { format!("{:.0} MiB", gib * 1024.0) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    fn found(virtual_memory: bool, mig: Option<bool>, virtualization: Option<&str>) -> Vec<(&'static str, Status)> {
+        let device = DeviceReport {
+            ordinal: 0,
+            name: "NVIDIA Something".into(),
+            memory_bytes: 1 << 34,
+            free_bytes: None,
+            virtual_memory,
+            gpudirect_rdma: false,
+            mig,
+            virtualization: virtualization.map(Into::into),
+        };
+        let mut all = vec![self::device(&device)];
+        all.extend(variants(&device));
+        all.iter().map(|finding| (finding.name, finding.status)).collect()
+    }
+
+    #[test]
+    fn divided_and_virtual_devices_are_served_or_refused_by_name() {
+        assert_eq!(found(true, Some(false), Some("passthrough")), [("device", Status::Served)]);
+        assert_eq!(found(true, Some(true), None), [("device", Status::Served), ("MIG", Status::Note)]);
+        assert_eq!(found(true, None, Some("vgpu")), [("device", Status::Served), ("vGPU", Status::Note)]);
+        assert_eq!(found(false, None, Some("vgpu")), [("device", Status::Refused), ("vGPU", Status::Refused)]);
+        assert_eq!(found(false, None, None), [("device", Status::Refused)]);
+    }
+}

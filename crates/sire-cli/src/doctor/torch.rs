@@ -119,19 +119,22 @@ fn is_tested(version: &str) -> bool {
 
 /// PyTorch's own use of virtual memory, which bypasses cudaMalloc.
 fn expandable_segments() -> Finding {
-    for name in ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"] {
-        let value = std::env::var(name).unwrap_or_default();
-        if asks_for_expandable_segments(&value) {
-            return Finding::refused(
-                "segments",
-                format!(
-                    "{name}={value}: regions refuse expandable segments, whose memory is not allocated by cudaMalloc"
-                ),
-                format!("Take expandable_segments:True out of {name} for programs that use regions."),
-            );
-        }
+    match asked_expandable_segments() {
+        None => Finding::served("segments", "PyTorch's expandable segments are not asked for"),
+        Some((name, value)) => Finding::refused(
+            "segments",
+            format!("{name}={value}: regions refuse expandable segments, whose memory is not allocated by cudaMalloc"),
+            format!("Take expandable_segments:True out of {name} for programs that use regions."),
+        ),
     }
-    Finding::served("segments", "PyTorch's expandable segments are not asked for")
+}
+
+/// The variable that asks PyTorch for expandable segments, and its value.
+pub fn asked_expandable_segments() -> Option<(&'static str, String)> {
+    ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"]
+        .into_iter()
+        .map(|name| (name, std::env::var(name).unwrap_or_default()))
+        .find(|(_, value)| asks_for_expandable_segments(value))
 }
 
 fn asks_for_expandable_segments(value: &str) -> bool {
