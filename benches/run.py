@@ -5,7 +5,8 @@
 
 Without a GPU they run on the software device, and every result says so in `device`: its times are this machine's, by the wall clock,
 not a GPU's, nor those of a model (`"simulated"` is for those); driver calls per operation are exact everywhere. `SIRE_ALLOC_SO` and
-`SIRE_SIM_SO` name the libraries; else the release build of this checkout is taken. `SIRE_BENCH_CUDA=DIR` names a folder with a real libcudart.so.13 (or .12) to run on a GPU instead.
+`SIRE_SIM_SO` name the libraries; else the release build of this checkout is taken. `SIRE_BENCH_CUDA=DIR` names
+a folder with a real libcudart.so.13 (or .12) to run on a GPU instead.
 """
 
 from __future__ import annotations
