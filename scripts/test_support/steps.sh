@@ -101,7 +101,7 @@ step_examples() {
     return $status
 }
 
-step_demo() { pytest_with "$(env_python)" tests/demo; }
+step_demo() { SIRE_DEMO_TORCH=$torch pytest_with "$(env_python)" tests/demo; }
 
 step_gpu_suite() {
     scripts/gpu-suite --device cuda --library "$SIRE_ALLOC_SO" --python "$python" --out "$state/gpu-result.json"
