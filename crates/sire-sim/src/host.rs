@@ -1,6 +1,6 @@
 //! Host memory that the devices know: pinned (made here), registered (made elsewhere), managed.
 //! Pinned memory is an honest anonymous mapping with every page present: neither cheaper nor dearer
-//! than what a program could make itself.
+//! than what a program could make itself. Registering makes the pages present that are not yet.
 
 use crate::core::locked;
 use crate::error::{Code, Result};
@@ -152,6 +152,8 @@ impl Machine {
             );
         }
         table.ranges.insert(ptr, HostRange { size: len, mapped: 0, kind: PointerKind::Registered, flags, device: 0 });
+        drop(table);
+        sys::make_present(ptr, len);
         Ok(())
     }
 
