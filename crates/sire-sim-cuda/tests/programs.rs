@@ -37,6 +37,13 @@ fn streams_and_events() {
 }
 
 #[test]
+fn virtual_time() {
+    let program = Program::compile("clock");
+    passes(program.command().env("SIRE_SIM_PROFILE", "h100-pcie5-kvcached").arg("h100-pcie5-kvcached"));
+    passes(&mut program.command());
+}
+
+#[test]
 fn kernels_by_name() {
     let output = passes(&mut Program::compile("kernels").command());
     let stderr = String::from_utf8_lossy(&output.stderr);

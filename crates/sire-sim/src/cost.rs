@@ -22,9 +22,9 @@ impl Core {
             Work::Copy(copy) => self.copy_step(clock, device, copy),
             Work::Staged { copy, .. } => self.copy_step(clock, device, copy),
             Work::Fill { dst, pitch, pattern, width, height } => {
-                let width = width * pattern.width();
+                let width = width.saturating_mul(pattern.width());
                 let touches = [(*dst, reach(*pitch, width, *height)), (0, 0)];
-                let work = moving(clock, width * height, copies.on_device_gb_s);
+                let work = moving(clock, width.saturating_mul(*height), copies.on_device_gb_s);
                 Step { engine: Some((device, Engine::OnDevice)), work, touches }
             }
         });
@@ -33,7 +33,7 @@ impl Core {
     fn copy_step(&self, clock: &Clock, device: u32, copy: &Copy2d) -> Step {
         let copies = &clock.profile.copies;
         let (bytes, src_len, dst_len) = (
-            copy.width * copy.height,
+            copy.width.saturating_mul(copy.height),
             reach(copy.src_pitch, copy.width, copy.height),
             reach(copy.dst_pitch, copy.width, copy.height),
         );

@@ -149,6 +149,12 @@ impl Machine {
         self.core().clock.as_ref().map(|clock| clock::seconds(clock.now()))
     }
 
+    /// As [`Machine::now`], exactly.
+    #[must_use]
+    pub fn now_picoseconds(&self) -> Option<u64> {
+        self.core().clock.as_ref().map(Clock::now)
+    }
+
     /// Virtual seconds of the calling thread alone, which nothing else is held to.
     #[must_use]
     pub fn thread_now(&self) -> Option<f64> {

@@ -5,6 +5,8 @@ use serde::Deserialize;
 
 /// Picoseconds in a microsecond.
 const MICRO: f64 = 1e6;
+/// 20 hours.
+const LONGEST: Time = 1 << 56;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// The built-in profiles.
@@ -38,9 +40,9 @@ impl Cost {
     }
 }
 
-/// A number of microseconds as time.
+/// A number of microseconds as time. Nothing lasts longer than some hours, so that sums stay far from overflowing.
 pub(crate) fn picos(us: f64) -> Time {
-    (us * MICRO).round() as Time
+    ((us * MICRO).round() as Time).min(LONGEST)
 }
 
 /// Microseconds that calls take on the host.
@@ -244,7 +246,7 @@ impl Profile {
 
 /// How long `bytes` take at so many 10^9 bytes per second.
 pub(crate) fn moving(bytes: u64, gb_s: f64) -> Time {
-    (bytes as f64 * 1e3 / gb_s).round() as Time
+    ((bytes as f64 * 1e3 / gb_s).round() as Time).min(LONGEST)
 }
 
 #[cfg(test)]
