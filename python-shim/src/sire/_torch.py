@@ -10,6 +10,7 @@ PyTorch is used only if the program has imported it: a region without PyTorch is
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -109,13 +110,26 @@ def _expandable_segments_source(torch: Any) -> str | None:
     return "set at run time" if at_run_time else None
 
 
+def _spare_references(*filter_: object) -> None:
+    """Called before a snapshot: PyTorch 2.11 gives away a reference to each element of the filter, unowned.
+
+    Where that is mended a reference is left over, which keeps a few small numbers for ever.
+    """
+    for element in filter_:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(element))
+
+
+# The filter of a snapshot: a pool that does not exist, so that the settings come without any segment.
+_NO_SEGMENTS = (1 << 62, 1 << 62, False)
+
+
 def _expandable_at_run_time(torch: Any) -> bool | None:
     """What the allocator itself says; None if it has not started."""
     if not torch.cuda.is_initialized():
         return None
     try:
-        # The filter is a pool that does not exist: the settings come without any segment.
-        snapshot = torch._C._cuda_memorySnapshot((1 << 62, 1 << 62, False))
+        _spare_references(*_NO_SEGMENTS)
+        snapshot = torch._C._cuda_memorySnapshot(_NO_SEGMENTS)
         return bool(snapshot["allocator_settings"]["expandable_segments"])
     except (AttributeError, KeyError, TypeError, RuntimeError):
         return None
@@ -247,7 +261,9 @@ def _verify(torch: Any, pool: Pool) -> None:
     """Raises if the pool got memory that did not come from the library. Asked until the answer is yes."""
     if pool.verified or _hooks.switched_off():
         return
-    segments = torch.cuda.memory_snapshot(pool.mem_pool.id, include_traces=False)
+    identity = pool.mem_pool.id
+    _spare_references(*identity, False)
+    segments = torch.cuda.memory_snapshot(identity, include_traces=False)
     if not segments:
         return
     library = _library.load()
