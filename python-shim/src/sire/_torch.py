@@ -178,7 +178,7 @@ def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
         return
     pool = _take(torch, key, index)
     try:
-        with torch.cuda.use_mem_pool(pool.mem_pool, index):
+        with _current(torch, pool.mem_pool, index):
             keys.append(key)
             try:
                 yield
@@ -190,15 +190,46 @@ def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
             _shelves[key].free.append(pool)
 
 
+# Pools to be dropped when none is current, and how many are current now.
+_retired: list[Any] = []
+_current_count = 0
+_current_lock = threading.Lock()
+
+
+def _may_drop_beside_others(torch: Any) -> bool:
+    """Whether a pool may be dropped while another is current: PyTorch 2.11 ends the process, 2.15 does not."""
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    return version is not None and (int(version[1]), int(version[2])) >= (2, 15)
+
+
+@contextmanager
+def _current(torch: Any, mem_pool: Any, index: int) -> Iterator[None]:
+    """Makes a pool current; when none is current any more, drops those that are to be."""
+    global _current_count
+    with _current_lock:
+        _current_count += 1
+    try:
+        with torch.cuda.use_mem_pool(mem_pool, index):
+            yield
+    finally:
+        with _current_lock:
+            _current_count -= 1
+            if _current_count == 0:
+                _retired.clear()
+
+
 @contextmanager
 def unrouted(torch: Any) -> Iterator[None]:
-    """The calling thread's tensors go to a plain pool that is dropped at the end."""
+    """The calling thread's tensors go to a plain pool that is dropped at the end; before 2.15, outside all regions."""
     index = torch.cuda.current_device()
     keys = _active_keys()
     pool = torch.cuda.MemPool()
+    if not _may_drop_beside_others(torch):
+        with _current_lock:
+            _retired.append(pool)
     keys.append(("plain", index))
     try:
-        with torch.cuda.use_mem_pool(pool, index):
+        with _current(torch, pool, index):
             yield
     finally:
         keys.pop()
