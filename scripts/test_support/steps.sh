@@ -26,7 +26,7 @@ step_clippy() {
 # into target/release, with other features than `scripts/build` gives them. The real driver runs on the stand-in.
 step_rust() {
     local status=0
-    cargo test --release --locked --no-fail-fast -p sire-alloc -p sire-sim-cuda -p sire-cli || status=1
+    SIRE_SIM_LIBRARY=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-alloc -p sire-sim-cuda -p sire-cli || status=1
     SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-core -p sire-cuda -p sire-sim || status=1
     return $status
 }
