@@ -104,7 +104,7 @@ impl Slab {
     pub(crate) fn vacate(&self, offset: u64) -> bool {
         let mut slots = lock(&self.slots);
         let Some(slot) = slots.sizes.get_mut((offset / self.class) as usize) else { return false };
-        if offset % self.class != 0 || *slot == 0 {
+        if !offset.is_multiple_of(self.class) || *slot == 0 {
             return false;
         }
         *slot = 0;
@@ -384,9 +384,9 @@ impl Claim {
         self.chunks.iter().any(|chunk| chunk.mapped)
     }
 
-    /// Whether a chunk holds memory though its bytes are in a backup.
-    pub(crate) fn has_leftover(&self) -> bool {
-        self.chunks.iter().any(Chunk::is_leftover)
+    /// Whether a chunk of a live extent holds memory: of a paused region, one that could not be released yet.
+    pub(crate) fn holds_memory(&self) -> bool {
+        !self.extent.is_freed() && self.chunks.iter().any(|chunk| chunk.mapped || chunk.physical.is_some())
     }
 }
 

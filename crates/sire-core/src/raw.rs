@@ -198,14 +198,23 @@ pub(crate) fn copy_to_device(driver: &dyn Driver, stream: Stream, dst: Addr, spa
     Ok(Flight(Some(span)))
 }
 
+/// A signal makes tmpfs give the whole step up, so steps are small: a profiler's timer must not stop a large file for ever.
+const ALLOCATED_AT_ONCE: libc::off_t = 32 << 20;
+
 /// Makes the file `len` bytes long with every block present, so that writes inside it do not run out of space.
 pub(crate) fn preallocate(file: &std::fs::File, len: u64) -> io::Result<()> {
     let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the descriptor is open (`file` is borrowed); the call touches no memory of ours.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len) } {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(code)),
+    let mut at = 0;
+    while at < len {
+        let part = ALLOCATED_AT_ONCE.min(len - at);
+        // SAFETY: the descriptor is open (`file` is borrowed); the call touches no memory of ours.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), at, part) } {
+            0 => at += part,
+            libc::EINTR => {}
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
     }
+    Ok(())
 }
 
 /// A driver that counts its calls.

@@ -50,7 +50,7 @@ const SELECTIONS: [Option<&str>; 5] = [None, Some("a"), Some("a/b"), Some("d"), 
 
 fn policy(index: usize) -> Policy {
     let backup = [Backup::Host, Backup::None, Backup::Disk, Backup::Host, Backup::None][index];
-    Policy { backup, zero_fill: index % 2 == 0, retain: index >= 2 }
+    Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2 }
 }
 
 fn size() -> impl Strategy<Value = u64> {

@@ -183,9 +183,14 @@ impl Heap {
     }
 
     fn access(&self, device: Device) -> Vec<Access> {
+        self.users(device).into_iter().map(|device| Access { device, writable: true }).collect()
+    }
+
+    /// The devices that may touch memory on `device`: itself, then its peers.
+    fn users(&self, device: Device) -> Vec<Device> {
         let peers = lock(&self.peers);
         let others = peers.get(&device).into_iter().flatten().copied();
-        std::iter::once(device).chain(others).map(|device| Access { device, writable: true }).collect()
+        std::iter::once(device).chain(others).collect()
     }
 
     /// Gives `peer` access to present and future memory on `device`.
@@ -303,7 +308,9 @@ impl Heap {
         let mut bytes = 0;
         for claim in waiting.iter().filter_map(Extent::claim_freed) {
             let device = claim.extent.device;
-            if !claim.may_be_in_use() || idle.contains(&device) || self.synchronize(device).is_ok() {
+            if !claim.may_be_in_use() || idle.contains(&device) {
+                bytes += self.destroy(claim);
+            } else if self.synchronize(device).is_ok() {
                 idle.insert(device);
                 bytes += self.destroy(claim);
             } else {

@@ -108,14 +108,14 @@ impl Heap {
         Ok(())
     }
 
-    /// Waits for everything on `device`; slots that were freed before are ready then.
+    /// Waits for everything that may touch memory on `device`, its peers' work included; slots that were freed before are ready then.
     pub(crate) fn synchronize(&self, device: Device) -> Result<()> {
         let mut taken = Vec::new();
         for (_, bin) in self.bins.all().into_iter().filter(|(key, _)| key.device == device) {
             let slots = std::mem::take(&mut lock(&bin).quarantine);
             taken.push((bin, slots));
         }
-        let done = self.driver.synchronize(device);
+        let done = self.users(device).into_iter().try_for_each(|user| self.driver.synchronize(user));
         for (bin, slots) in taken {
             let mut bin = lock(&bin);
             if done.is_ok() { bin.ready.extend(slots) } else { bin.quarantine.extend(slots) }
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!([1, 512, 513, 2048, 2049, 4096, 4097].map(class_of), [512, 512, 1024, 2048, 2560, 4096, 5120]);
         for size in (2049..1 << 20).step_by(97) {
             let class = class_of(size);
-            assert!(class >= size && class % SMALLEST == 0 && (class - size) * 4 < size, "{size} -> {class}");
+            assert!(class >= size && class.is_multiple_of(SMALLEST) && (class - size) * 4 < size, "{size} -> {class}");
             assert_eq!(class_of(class), class, "a class is its own class");
         }
     }

@@ -114,7 +114,7 @@ impl HostTier {
         let mut missing: u64 = lens.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(&l, _)| rounded(l)).sum();
         if missing > 0 {
             self.tidy(SLACK.saturating_sub(missing));
-            self.check_room(missing, limit)?;
+            self.make_way(missing, limit)?;
         }
         for (&len, place) in lens.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
             let range = match self.fit(len) {
@@ -139,8 +139,8 @@ impl HostTier {
     /// A new slab for `len` bytes and, if it is small, for the rest of what is missing.
     fn grow(&self, len: u64, missing: u64, limit: Option<u64>) -> Result<Arc<HostRange>> {
         let size = rounded(len).max(missing.min(SLAB)).next_multiple_of(4096);
-        self.check_room(size, limit)?;
-        self.committed.fetch_add(size, Ordering::Relaxed);
+        self.make_way(size, limit)?;
+        self.commit(size, limit)?;
         let pages = self.make(size).inspect_err(|_| {
             self.committed.fetch_sub(size, Ordering::Relaxed);
         })?;
@@ -161,12 +161,28 @@ impl HostTier {
         Ok(pages)
     }
 
+    /// Checks that there is room; if not, empty slabs make way first.
+    fn make_way(&self, bytes: u64, limit: Option<u64>) -> Result<()> {
+        self.check_room(bytes, limit).or_else(|_| {
+            self.tidy(0);
+            self.check_room(bytes, limit)
+        })
+    }
+
+    /// Counts bytes that are about to be taken, unless others have taken what the limit leaves since it was checked.
+    fn commit(&self, bytes: u64, limit: Option<u64>) -> Result<()> {
+        let more = |committed: u64| committed.checked_add(bytes).filter(|&sum| limit.is_none_or(|limit| sum <= limit));
+        match self.committed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(()),
+            Err(committed) => Err(over_limit(bytes, limit.unwrap_or(u64::MAX), committed)),
+        }
+    }
+
     /// Refuses what would pass the configured limit, the machine's memory or a control group's.
     fn check_room(&self, bytes: u64, limit: Option<u64>) -> Result<()> {
         let committed = self.committed.load(Ordering::Relaxed);
         if let Some(limit) = limit.filter(|&limit| committed.saturating_add(bytes) > limit) {
-            let have = limit.saturating_sub(committed);
-            return Err(no_room(bytes, &format!("the host limit of {limit} bytes leaves {have}; raise it")));
+            return Err(over_limit(bytes, limit, committed));
         }
         let room = memory::room();
         if room.bytes < bytes {
@@ -216,6 +232,11 @@ impl HostTier {
             registered: sum.registered + if slab.pages.is_registered() { slab.pages.len() } else { 0 },
         })
     }
+}
+
+fn over_limit(bytes: u64, limit: u64, committed: u64) -> Error {
+    let have = limit.saturating_sub(committed);
+    no_room(bytes, &format!("the host limit of {limit} bytes leaves {have}; raise it"))
 }
 
 fn no_room(bytes: u64, why: &str) -> Error {

@@ -62,6 +62,16 @@ impl Call {
         Call { began, wait_until: began, cancels: None }
     }
 
+    /// Whether this is the undo of something else.
+    fn is_undo(&self) -> bool {
+        self.cancels.is_none()
+    }
+
+    /// How much longer the call may wait for memory.
+    fn patience(&self) -> Duration {
+        self.wait_until.saturating_duration_since(clock::now())
+    }
+
     fn check_cancelled(&self, machine: &Machine) -> Result<()> {
         match self.cancels {
             Some(cancels) if cancels != machine.cancels.load(Ordering::SeqCst) => {
@@ -107,11 +117,16 @@ impl Machine {
 
     /// Commits a pause, or undoes it; if the undo fails too, what can be paused is, and the regions end paused.
     fn end_pause(&self, batch: Batch, mut claims: Vec<Claim>, outcome: Result<()>, report: Report) -> Result<Report> {
-        let Err(error) = outcome else {
+        let Err(mut error) = outcome else {
             batch.note_success(&claims, &report, Phase::Paused);
             self.end(batch, claims, |_| Phase::Paused);
             return Ok(report);
         };
+        let was_resident = |claim: &&Claim| batch.was(claim.extent.region) == Some(Phase::Resident);
+        let lost: u64 = claims.iter().filter(was_resident).map(plan::lost).sum();
+        if lost > 0 {
+            error.message = format!("{}; {lost} bytes without a backup had been thrown away already", error.message);
+        }
         batch.note_error(&error);
         let undo = self.pick_up(
             &mut claims,
@@ -186,7 +201,7 @@ impl Machine {
     /// Puts all claims back and opens the regions in the phase that `phase` makes of the one before.
     fn end(&self, batch: Batch, claims: Vec<Claim>, phase: impl Fn(Phase) -> Phase) {
         let leftover: BTreeSet<RegionId> =
-            claims.iter().filter(|claim| claim.has_leftover()).map(|claim| claim.extent.region).collect();
+            claims.iter().filter(|claim| claim.holds_memory()).map(|claim| claim.extent.region).collect();
         for claim in claims {
             self.heap.put_back(claim);
         }

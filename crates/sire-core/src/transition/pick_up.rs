@@ -13,7 +13,7 @@ use crate::raw::Span;
 use crate::terms::{RegionId, Report};
 use crate::tier::{Place, Segment};
 use crate::transfer::Pipe;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The first and the longest sleep while waiting for memory.
@@ -40,9 +40,12 @@ impl Machine {
         call: &Call,
         report: &mut Report,
     ) -> Result<()> {
+        let away = |claim: &Claim| claim.chunks.iter().any(is_away) && wanted(claim.extent.region);
+        if !claims.iter().any(away) {
+            return Ok(());
+        }
         let staging = self.staging(claims)?;
-        let away = |claim: &&mut Claim| claim.chunks.iter().any(is_away) && wanted(claim.extent.region);
-        let claims: Vec<&mut Claim> = claims.iter_mut().filter(away).collect();
+        let claims: Vec<&mut Claim> = claims.iter_mut().filter(|claim| away(claim)).collect();
         let mut pass = Pass { machine: self, claims, staging, call, report };
         pass.report.seconds_prepare = clock::seconds_since(call.began);
         let start = clock::now();
@@ -75,9 +78,30 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Makes and maps all memory.
+    /// Makes and maps all memory, or holds none: a call that waits must not keep from others what they wait for. If there is
+    /// not enough, what is only cached is given back; then the call's patience is used up.
     fn acquire(&mut self) -> Result<()> {
+        let mut sleep = SLEEP.0;
+        let mut reclaimed = false;
+        loop {
+            let error = match self.take_all() {
+                Err(error) if is_shortage(&error) => error,
+                other => return other,
+            };
+            self.roll_back();
+            if !std::mem::replace(&mut reclaimed, true) {
+                self.machine.heap.reclaim(false);
+            } else if self.call.patience().is_zero() {
+                return Err(self.explain(error));
+            } else {
+                self.await_room(&mut sleep)?;
+            }
+        }
+    }
+
+    fn take_all(&mut self) -> Result<()> {
         let (machine, call) = (self.machine, self.call);
+        self.report.bytes_moved = 0;
         for claim in &mut self.claims {
             let Claim { extent, chunks, .. } = &mut **claim;
             for chunk in chunks.iter_mut().filter(|chunk| is_away(chunk)) {
@@ -86,9 +110,7 @@ impl Pass<'_> {
                     break;
                 }
                 if chunk.physical.is_none() {
-                    let made = machine.create_patiently(extent.device, chunk.size, call);
-                    chunk.physical =
-                        Some(made.map_err(|e| machine.explain(e, extent.device, chunk.size, extent.region))?);
+                    chunk.physical = Some(machine.create_for(call, extent.device, chunk.size)?);
                     self.report.bytes_moved += chunk.size;
                 }
                 machine.heap.map(extent.base, chunk)?;
@@ -96,6 +118,54 @@ impl Pass<'_> {
             machine.heap.set_access(claim)?;
         }
         Ok(())
+    }
+
+    /// Waits until every device seems to have room for what is missing there, or the call's patience is used up.
+    fn await_room(&self, sleep: &mut Duration) -> Result<()> {
+        loop {
+            self.call.check_cancelled(self.machine)?;
+            let left = self.call.patience();
+            if left.is_zero() {
+                return Ok(());
+            }
+            clock::sleep(left.min(*sleep));
+            *sleep = (*sleep * 2).min(SLEEP.1);
+            if self.missing().iter().all(|(&device, &bytes)| self.has_room(device, bytes)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Physical bytes that are still to be made, by device.
+    fn missing(&self) -> BTreeMap<Device, u64> {
+        let mut missing = BTreeMap::new();
+        for claim in self.claims.iter().filter(|claim| !claim.extent.is_freed()) {
+            let away = claim.chunks.iter().filter(|chunk| is_away(chunk) && chunk.physical.is_none());
+            *missing.entry(claim.extent.device).or_insert(0) += away.map(|chunk| chunk.size).sum::<u64>();
+        }
+        missing
+    }
+
+    /// A driver that does not say counts as having room: the attempt will show.
+    fn has_room(&self, device: Device, bytes: u64) -> bool {
+        let needed = bytes.saturating_add(self.machine.settings.margin());
+        self.machine.heap.driver.memory_info(device).map_or(true, |info| info.free >= needed)
+    }
+
+    /// Names the device that is short, what all regions need there, and what it has now that nothing of theirs is on it.
+    fn explain(&self, error: Error) -> Error {
+        let missing = self.missing();
+        let short =
+            missing.iter().find(|&(&device, &bytes)| !self.has_room(device, bytes)).or(missing.first_key_value());
+        let Some((&device, &bytes)) = short else { return error };
+        let there = self.claims.iter().filter(|claim| claim.extent.device == device);
+        let ids: BTreeSet<RegionId> = there.map(|claim| claim.extent.region).collect();
+        let Some(Ok(first)) = ids.first().map(|&id| self.machine.regions.get(id)) else { return error };
+        let doing = match ids.len() - 1 {
+            0 => doing("bring back", &first),
+            others => format!("{} and {others} more", doing("bring back", &first)),
+        };
+        self.machine.heap.short_of(device, bytes, &doing)
     }
 
     /// Copies all backups in.
@@ -178,33 +248,8 @@ impl Machine {
         Ok(segment.len)
     }
 
-    /// Physical memory. If there is none, what is only cached is given back; then the call's patience is used up.
-    fn create_patiently(&self, device: Device, size: u64, call: &Call) -> Result<Physical> {
-        let mut sleep = SLEEP.0;
-        let mut reclaimed = false;
-        loop {
-            let error = match self.heap.create(device, size) {
-                Err(error) if is_shortage(&error) => error,
-                other => return other,
-            };
-            if !std::mem::replace(&mut reclaimed, true) {
-                self.heap.reclaim(false);
-                continue;
-            }
-            let left = call.wait_until.saturating_duration_since(clock::now());
-            if left.is_zero() {
-                return Err(error);
-            }
-            call.check_cancelled(self)?;
-            clock::sleep(sleep.min(left));
-            sleep = (sleep * 2).min(SLEEP.1);
-        }
-    }
-
-    fn explain(&self, error: Error, device: Device, bytes: u64, region: RegionId) -> Error {
-        match self.regions.get(region) {
-            Ok(region) if is_shortage(&error) => self.heap.short_of(device, bytes, &doing("bring back", &region)),
-            _ => error,
-        }
+    /// Physical memory. An undo takes back what the region had before, so the margin does not concern it.
+    fn create_for(&self, call: &Call, device: Device, size: u64) -> Result<Physical> {
+        if call.is_undo() { Ok(self.heap.driver.create(device, size)?) } else { self.heap.create(device, size) }
     }
 }

@@ -78,10 +78,12 @@ impl Machine {
         }
     }
 
-    /// The region's retained file if it is large enough, else a new one.
+    /// The region's retained file if it is large enough and no chunk's bytes are in it, else a new one.
     fn file_for(&self, region: &Region, need: u64) -> Result<Arc<DiskFile>> {
-        let mut kept = lock(&region.file).take().filter(|file| file.len() >= need);
-        let file = match kept.take() {
+        // Segments of chunks on the device are gone by now: whoever else holds the file has its bytes there.
+        let unused = |file: &Arc<DiskFile>| file.len() >= need && Arc::strong_count(file) == 1;
+        let kept = lock(&region.file).take().filter(unused);
+        let file = match kept {
             Some(file) => file,
             None => self.disk.create(self.settings.disk_dir().as_deref(), need)?,
         };
@@ -144,10 +146,19 @@ fn too_short() -> Error {
 
 /// Bytes of allocations on the device that no segment of the claim will save.
 pub(super) fn discarded(claim: &Claim) -> u64 {
+    unsaved(claim, Truth::Device)
+}
+
+/// Bytes of allocations that were on the device, and are gone for good.
+pub(super) fn lost(claim: &Claim) -> u64 {
+    unsaved(claim, Truth::Backup)
+}
+
+fn unsaved(claim: &Claim, truth: Truth) -> u64 {
     let live = claim.extent.live_ranges();
     let lost = |chunk: &Chunk| {
         let saved = |segment: &Segment| live.clip(&segment.range()).total();
         live.clip(&chunk.range()).total() - chunk.segments.iter().map(saved).sum::<u64>()
     };
-    claim.chunks.iter().filter(|chunk| chunk.truth == Truth::Device).map(lost).sum()
+    claim.chunks.iter().filter(|chunk| chunk.truth == truth).map(lost).sum()
 }

@@ -1,6 +1,7 @@
 //! The pass that makes chunks give their memory back. A chunk whose bytes are on the device is first copied to its
 //! segments, piece by piece; as soon as its last piece has landed it is unmapped and released, while
-//! the next chunk is copied. Chunks that are only discarded come last: what fails before them costs them nothing.
+//! the next chunk is copied. Chunks that are only discarded come last, after those of every device: what fails before them costs
+//! them nothing.
 
 use super::{Call, Machine, devices};
 use crate::driver::Device;
@@ -39,9 +40,12 @@ impl Machine {
         report: &mut Report,
     ) -> Result<()> {
         for device in devices(claims) {
-            let mut pass = Pass { machine: self, claims, staging, call, report };
-            pass.save(device)?;
-            pass.release_rest(device)?;
+            Pass { machine: self, claims, staging, call, report }.save(device)?;
+        }
+        // From here on content without a backup goes, which no undo brings back: the last moment to cancel.
+        call.check_cancelled(self)?;
+        for device in devices(claims) {
+            Pass { machine: self, claims, staging, call, report }.release_rest(device)?;
         }
         Ok(())
     }
@@ -170,7 +174,6 @@ impl Pass<'_> {
             Truth::Backup => chunk.is_leftover(),
         });
         for at in rest {
-            self.call.check_cancelled(self.machine)?;
             if self.claims[at.0].extent.is_freed() {
                 continue;
             }
