@@ -14,7 +14,7 @@ from . import disk_figures, other_figures, pause_figures, peer, picture, report
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
 from .plan import SMOKE, Sizes
-from .workshop import Workshop, has_gpu, read, real_runtime
+from .workshop import Place, Workshop, has_gpu, read, real_runtime
 
 Measure = Callable[[], list[Figure]]
 
@@ -49,7 +49,7 @@ class Bench:
         """Groups of figures that are measured together, by the starts of their names."""
         shop, sizes, offline = self.shop, self.sizes, self.options.offline
 
-        def other() -> peer.Place:
+        def other() -> Place:
             return peer.find(self.options.peer, offline)
 
         return [
