@@ -57,6 +57,7 @@ def disk(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
         target = Target("ratio", at_least=0.9)
         figure = Figure(f"disk.{way}", "GiB/s", rates(took[way], sizes.disk), rates(limits[way], sizes.disk), target=target)
         figure.doubt(limits[way], "the disk", STEADY)
+        figure.stay_below("the disk")
         figure.notes.append(f"ceiling: O_DIRECT, {depths[way]} requests of 4 MiB in flight; {phases(ours, name)}")
         if way == "write":
             figure.notes.append(f"the flush to the disk after the pause: {median([s['flush'] for s in ours]) * 1e3:.0f} ms")

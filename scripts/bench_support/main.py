@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -44,6 +45,7 @@ class Bench:
         self.figures: list[Figure] = []
         self.missing: dict[str, str] = {}
         self.wrong: list[str] = []
+        self.busy = ""
 
     def plan(self) -> list[tuple[tuple[str, ...], Measure]]:
         """Groups of figures that are measured together, by the starts of their names."""
@@ -85,6 +87,13 @@ class Bench:
         answer = call(self.shop, "raw", "warm", str(amount))[0]
         say(f"warmed {amount / GIB:.1f} GiB of the machine's memory in {answer['touch']:.1f} s")
 
+    def look_around(self) -> None:
+        """Other programs take their share of every figure; the reader should know."""
+        load = os.getloadavg()[0]
+        if load > 0.5:
+            self.busy = f"; BUSY: load {load:.1f} before the run"
+            say(f"other programs are running (load {load:.1f} on {os.cpu_count()} CPUs); figures will be worth little")
+
     def machine(self) -> None:
         """What a plain memcpy does here, for the reader."""
         amount = min(self.sizes.amount, GIB) // 2
@@ -95,6 +104,7 @@ class Bench:
         self.figures.append(figure)
 
     def run(self) -> None:
+        self.look_around()
         self.warm_machine()
         if not self.options.only:
             self.machine()
@@ -119,7 +129,7 @@ class Bench:
 
     def finish(self) -> int:
         """Table, JSON, picture; 1 if anything was wrong."""
-        device = self.shop.described + ("; smoke sizes, which mean nothing" if self.options.smoke else "")
+        device = self.shop.described + ("; smoke sizes, which mean nothing" if self.options.smoke else "") + self.busy
         print(f"\n{device}\n\n{report.table(self.figures, self.missing)}")
         if self.options.json:
             self.options.json.write_text(json.dumps([figure.as_json(device) for figure in self.figures], indent=1) + "\n")

@@ -28,6 +28,7 @@ def beside_copy(name: str, samples: list[Sample], call: str, amount: int, target
     copies = rates(column(samples, "out" if call == "pause" else "in"), amount)
     figure = Figure(name, "GiB/s", rates(column(samples, call), amount), copies, target=Target("ratio", at_least=target))
     figure.doubt(copies, "the plain copy")
+    figure.stay_below("the plain copy")
     figure.notes.append(phases(samples, call))
     return figure
 

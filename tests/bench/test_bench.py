@@ -135,6 +135,13 @@ def test_an_unsteady_ceiling_is_not_judged_by() -> None:
     assert figure.met is False
 
 
+def test_a_ceiling_that_is_passed_is_none() -> None:
+    figure = Figure("x", "GiB/s", [30.0, 31.0], [20.0, 20.0], target=Target("ratio", at_least=0.9))
+    assert figure.met is True
+    figure.stay_below("the plain copy")
+    assert figure.met is None
+
+
 def test_less_can_be_better() -> None:
     assert Figure("x", "ms", [0.5, 0.9], target=Target("max", at_most=1.0)).met is True
     assert Figure("x", "ms", [0.5, 1.9], target=Target("max", at_most=1.0)).met is False
