@@ -4,8 +4,8 @@
  *
  * Each line on standard input, a number N, is one cycle, answered by one line of JSON. A cycle writes bytes that were never there before,
  * pauses, takes all of the device's free memory and overwrites it (so that old bytes cannot come back by accident, and memory that was
- * not released is missed), resumes, and compares every byte. The ceiling is a plain copy of as many bytes by one thread, in pieces of
- * 64 MiB between a resident buffer of the device and a prefaulted host buffer. N even: the copy out is timed before the pause and the copy
+ * not released is missed), resumes, and compares every byte. The ceiling is a plain copy of as many bytes on one stream, between a resident
+ * buffer of the device and a prefaulted host buffer, in pieces of whichever size is fastest here. N even: the copy out is timed before the pause and the copy
  * in after the resume; N odd: the other way round. `fault N`: also times bringing in that much fresh host memory by one thread.
  *
  * With `disk`, the file's pages are forced to the disk and dropped from the page cache between pause and resume; the time of that
@@ -21,6 +21,7 @@ struct bench {
     void *reference;
     char *host;
     uint64_t generation;
+    size_t step[3];
     int on_disk;
     char directory[4096];
 };
@@ -29,6 +30,9 @@ static sire_status (*pause_tag)(const char *, const sire_pause_options *, sire_r
 static sire_status (*resume_tag)(const char *, const sire_resume_options *, sire_report *);
 /* Of type void in torch_memory_saver, so the result is read only where Sire is known to be loaded. */
 static int (*tms_pause_tag)(const char *), (*tms_resume_tag)(const char *);
+
+static cudaError (*copy_queued)(void *, const void *, size_t, int, void *);
+static cudaError (*synchronize)(void *);
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -51,18 +55,36 @@ static void each_byte(struct bench *bench, int compare) {
     }
 }
 
-/* Seconds for a plain copy of as many bytes as the tag has. */
-static double plain_copy(struct bench *bench, int direction) {
+/* Seconds for a plain copy of `amount` bytes, everything queued at once. */
+static double copy_amount(struct bench *bench, int direction, size_t amount, size_t step) {
     size_t place = 0;
     double start = now();
-    for (size_t done = 0; done < bench->bytes;) {
+    for (size_t done = 0; done < amount;) {
         if (place == bench->window) place = 0;
-        size_t bytes = smaller(smaller(COPY, bench->window - place), bench->bytes - done);
+        size_t bytes = smaller(smaller(step, bench->window - place), amount - done);
         char *device = (char *)bench->reference + place, *host = bench->host + place;
-        MUST((direction == TO_HOST ? cudaMemcpy(host, device, bytes, TO_HOST) : cudaMemcpy(device, host, bytes, TO_DEVICE)) == 0);
+        char *to = direction == TO_HOST ? host : device, *from = direction == TO_HOST ? device : host;
+        MUST(copy_queued(to, from, bytes, direction, NULL) == 0);
         place += bytes, done += bytes;
     }
+    MUST(synchronize(NULL) == 0);
     return now() - start;
+}
+
+static double plain_copy(struct bench *bench, int direction) {
+    return copy_amount(bench, direction, bench->bytes, bench->step[direction]);
+}
+
+/* A copy in small pieces may beat one in large pieces, or the other way round: the faster one is the ceiling. */
+static void calibrate(struct bench *bench, int direction) {
+    double best = 1e9;
+    copy_amount(bench, direction, bench->window, COPY);
+    for (int round = 0; round < 3; round++) {
+        for (size_t step = 4 << 20; step <= COPY; step *= 4) {
+            double seconds = copy_amount(bench, direction, bench->window, step);
+            if (seconds < best) best = seconds, bench->step[direction] = step;
+        }
+    }
 }
 
 /* Takes what the pause gave back and leaves other bytes in it. Without this, memory that never went away would pass. */
@@ -160,9 +182,10 @@ static void cycle(struct bench *bench, int number, int with_fault) {
     if (with_fault && number % 2) fault = fault_in(bench->bytes);
     each_byte(bench, 1);
     printf("{\"pause\": %.9f, \"resume\": %.9f, \"out\": %.9f, \"in\": %.9f, \"fault\": %.9f, \"flush\": %.9f, \"cached\": %.4f, "
-           "\"huge\": %.4f, \"pause_prepare\": %.9f, \"pause_transfer\": %.9f, \"resume_prepare\": %.9f, \"resume_transfer\": %.9f}\n",
+           "\"huge\": %.4f, \"pause_prepare\": %.9f, \"pause_transfer\": %.9f, \"resume_prepare\": %.9f, \"resume_transfer\": %.9f, "
+           "\"out_step\": %zu, \"in_step\": %zu}\n",
            pause, resume, out, in, fault, flush, cached, huge / (double)bench->bytes, paused.seconds_prepare, paused.seconds_transfer,
-           resumed.seconds_prepare, resumed.seconds_transfer);
+           resumed.seconds_prepare, resumed.seconds_transfer, bench->step[TO_HOST], bench->step[TO_DEVICE]);
     fflush(stdout);
 }
 
@@ -179,6 +202,10 @@ static void set_up(struct bench *bench, const char *retain) {
     /* Sire's own names say how long the parts took; they do the same as the others. */
     pause_tag = (sire_status(*)(const char *, const sire_pause_options *, sire_report *))sire("sire_pause");
     resume_tag = (sire_status(*)(const char *, const sire_resume_options *, sire_report *))sire("sire_resume");
+
+    copy_queued = (cudaError(*)(void *, const void *, size_t, int, void *))sire("cudaMemcpyAsync");
+    synchronize = (cudaError(*)(void *))sire("cudaStreamSynchronize");
+    MUST(copy_queued && synchronize);
 
     set_retain(!strcmp(retain, "retain"));
     if (bench->on_disk) set_directory(bench->directory), set_disk(true);
@@ -200,7 +227,7 @@ int main(int argc, char **argv) {
     bench.at = calloc(bench.pieces, sizeof *bench.at);
     bench.host = host_buffer(bench.window);
     set_up(&bench, argv[4]);
-    plain_copy(&bench, TO_DEVICE), plain_copy(&bench, TO_HOST);
+    calibrate(&bench, TO_DEVICE), calibrate(&bench, TO_HOST);
     char line[64];
     while (fgets(line, sizeof line, stdin)) {
         int with_fault = !strncmp(line, "fault ", 6);

@@ -29,7 +29,8 @@ def beside_copy(name: str, samples: list[Sample], call: str, amount: int, target
     figure = Figure(name, "GiB/s", rates(column(samples, call), amount), copies, target=Target("ratio", at_least=target))
     figure.doubt(copies, "the plain copy")
     figure.stay_below("the plain copy")
-    figure.notes.append(phases(samples, call))
+    step = samples[0]["out_step" if call == "pause" else "in_step"] / MIB
+    figure.notes.append(f"{phases(samples, call)}; ceiling in pieces of {step:.0f} MiB")
     return figure
 
 
