@@ -3,9 +3,10 @@
 
     benches/run.py [--json FILE] [--quick] [hooks] [stall]
 
-Without a GPU they run on the software device, and every result's `device` says so: its times are this machine's, by the wall clock, not a
-GPU's, and not those of a model (`"simulated"` is for those); driver calls per operation are exact everywhere. `SIRE_ALLOC_SO` and `SIRE_SIM_SO` name the libraries; else the release build
-of this checkout is taken. `SIRE_BENCH_CUDA=DIR` names a folder with a real libcudart.so.13 (or .12) to run on a GPU instead.
+Without a GPU they run on the software device, and every result says so in `device`: its times are this machine's, by the wall clock,
+not a GPU's, nor those of a model (`"simulated"` is for those); driver calls per operation are exact everywhere. `SIRE_ALLOC_SO` and
+`SIRE_SIM_SO` name the libraries; else the release build of this checkout is taken. `SIRE_BENCH_CUDA=DIR` names
+a folder with a real libcudart.so.13 (or .12) to run on a GPU instead.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@
 //! life. A pthread key, set while a thread is inside a region, leaves what the thread forgot to leave when it exits.
 
 use crate::boundary::invalid;
+use crate::capture;
 use crate::config;
 use crate::process;
 use crate::tms;
-use sire_core::engine::{Backup, OnPaused, Policy, RegionId};
+use sire_core::engine::{Backup, Engine, OnPaused, Policy, RegionId};
 use sire_core::error::{Error, Result, Status};
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -136,13 +137,27 @@ pub(crate) fn enter(region: RegionId, on_paused: OnPaused) -> Result<()> {
             depth + 1
         )));
     }
-    engine.enter(region, on_paused)?;
+    enter_engine(engine, region, on_paused)?;
     watch_thread_exit();
     THREAD.with(|thread| {
         thread.stack[depth].set(region.0);
         thread.depth.set(depth + 1);
     });
     Ok(())
+}
+
+/// During a capture nothing is resumed: that waits for copies, which would void the capture.
+fn enter_engine(engine: &Engine, region: RegionId, on_paused: OnPaused) -> Result<()> {
+    if on_paused == OnPaused::Refuse || !capture::in_progress() {
+        return engine.enter(region, on_paused);
+    }
+    engine.enter(region, OnPaused::Refuse).map_err(|error| match error.status {
+        Status::Paused | Status::Busy => Error::new(
+            Status::Capturing,
+            format!("{error} (not while a CUDA graph is being captured; end the capture first)"),
+        ),
+        _ => error,
+    })
 }
 
 /// This thread leaves its innermost region, which must be this one.

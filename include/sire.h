@@ -250,7 +250,7 @@ sire_status sire_set_margin(size_t bytes);
 // `path` is NULL or NUL-terminated.
 sire_status sire_set_disk_directory(const char *path);
 
-// Gives back what is only cached. Outputs: bytes of device and of host memory.
+// Gives back what is only cached. Outputs: bytes of device and of host memory. Refused during a capture.
 //
 // What the caller sees to:
 // Both outputs are NULL or writable.

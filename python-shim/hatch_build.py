@@ -70,7 +70,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
         if cargo is None:
             raise RuntimeError(
                 "Sire's library is written in Rust and 'cargo' is not on the PATH. Install Rust 1.90 or later "
-                "(https://rustup.rs), install a ready wheel, or name a directory with libsire_alloc.so and sire "
+                "with rustup, install a ready wheel, or name a directory with libsire_alloc.so and sire "
                 "in SIRE_PREBUILT."
             )
         target = f"{platform.machine()}-unknown-linux-gnu"

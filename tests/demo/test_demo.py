@@ -39,6 +39,16 @@ def test_the_demo_shows_everything_and_writes_its_figures(tmp_path: Path) -> Non
             paused = figures[f"demo.turns-{mode}.{model}.paused"]["value"]
             resident = figures[f"demo.turns-{mode}.{model}.resident"]["value"]
             assert paused < resident / 2
+            for verb in ("pause", "resume"):
+                figure = figures[f"demo.turns-{mode}.{model}.seconds_{verb}"]
+                assert figure["ratio"] == pytest.approx(figure["ceiling"] / figure["value"])
+                assert 0 < figure["ceiling"] < 60
+    assert figures["demo.baseline.out_of_memory"]["value"] == 1
+    assert figures["demo.baseline.models_loaded"]["value"] < figures["demo.baseline.models"]["value"] == 3
+    assert figures["demo.contention-preload.exact"]["value"] == 1
+    assert figures["demo.contention-preload.waited_seconds"]["value"] > 0
+    assert figures["demo.control.paused"]["value"] < figures["demo.control.resident"]["value"]
+    assert figures["demo.control-contention.survived"]["value"] in (0, 1)
     assert all(figure["simulated"] is False for figure in figures.values())
     assert (ROOT / ".sire" / "demo" / "memory.png").stat().st_size > 10_000
 

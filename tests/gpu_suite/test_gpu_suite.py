@@ -110,6 +110,25 @@ def test_every_question_is_answered_on_the_software_device(result: dict[str, Any
     assert answers["retained_handle"]["answer"]["kept"] is True
 
 
+def test_the_suite_passes_on_the_software_device(bundle: Path, tmp_path: Path) -> None:
+    # What needs neither PyTorch nor a compiler; scripts/test runs what the other steps hold by itself.
+    steps = "conformance,timings,interference"
+    found = suite(bundle, tmp_path / "result.json", "--only", steps, "--budget", "90")
+    assert found["finished"] is True
+    assert [step["name"] for step in found["steps"]] == steps.split(",")
+    checks = {check["name"]: check for check in found["checks"]}
+    if "no conformance binary" in checks["conformance"]["detail"]:  # of a build without tests
+        del checks["conformance"]
+    else:
+        assert len([name for name in checks if name.startswith("conformance.")]) >= 1
+    assert len([name for name in checks if name.startswith("timings.")]) == 4
+    assert len([name for name in checks if name.startswith("interference.")]) == 5
+    assert not {name: check["detail"] for name, check in checks.items() if not check["passed"]}
+    rates = [figure for figure in found["figures"] if figure["name"].startswith(("pause.", "resume."))]
+    assert rates
+    assert all(figure["ratio"] > 0 for figure in rates if "ceiling" in figure)
+
+
 def test_the_table_of_questions_is_complete() -> None:
     # docs/software-device.md says what the software device assumes for each question.
     page = (ROOT / "docs" / "software-device.md").read_text()

@@ -46,6 +46,19 @@ int main(void) {
     OK(sire_pause(NULL, NULL, NULL));
     OK(sire_resume(NULL, NULL, NULL));
 
+    /* Nor is anything resumed or trimmed on the way: entering a paused region with on_paused 1 once did, and so did sire_trim. */
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_capture_begin());
+    EXPECT(SIRE_STATUS_CAPTURING, sire_region_enter(region, 1));
+    SAYS("captur");
+    EXPECT(SIRE_STATUS_PAUSED, sire_region_enter(region, 0));
+    EXPECT(SIRE_STATUS_CAPTURING, sire_trim(NULL, NULL));
+    SAYS("captur");
+    OK(sire_capture_end());
+    OK(sire_region_enter(region, 1));
+    OK(sire_region_leave(region));
+    CHECK(holds(kept, 2 * MiB, 3));
+
     CUDA(0, cudaFree(kept));
     CUDA(0, cudaStreamDestroy(stream));
     OK(sire_trim(NULL, NULL));

@@ -34,6 +34,7 @@ int main(int argc, char **argv) {
 
     for (int cycle = 0; cycle < 3; cycle++) {
         uint64_t before = device_used(0);
+        size_t free_before = free_bytes();
         sire_report report = {.struct_size = sizeof report};
         OK(sire_pause("model", NULL, &report));
         CHECK(report.regions_changed == 1 && report.allocations == COUNT);
@@ -41,6 +42,8 @@ int main(int argc, char **argv) {
         CHECK(backup ? report.bytes_copied >= bytes && report.bytes_discarded == 0
                      : report.bytes_copied == 0 && report.bytes_discarded >= bytes);
         CHECK(before - device_used(0) == report.bytes_moved);
+        /* The program's own view is as truthful: what a pause gave back is free, what a resume took is not. */
+        CHECK(free_bytes() - free_before == report.bytes_moved);
         CHECK(report.seconds_total >= report.seconds_transfer && report.seconds_total < 60);
         int32_t state = -1;
         OK(sire_region_state(region, &state));
@@ -54,6 +57,7 @@ int main(int argc, char **argv) {
 
         OK(sire_resume("model", NULL, &report));
         CHECK(report.regions_changed == 1 && device_used(0) == before);
+        CHECK(free_bytes() == free_before);
         OK(sire_region_state(region, &state));
         CHECK(state == 0);
         for (int i = 0; i < COUNT && backup; i++) CHECK(holds(ours[i], SIZES[i], i));

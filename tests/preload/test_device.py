@@ -55,6 +55,11 @@ def test_peers(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("peers.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+def test_only_the_devices_in_use_get_a_context(workshop: Workshop, sim_dir: Path) -> None:
+    program = workshop.program("second_device.c")
+    check(workshop.run(program, folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+
+
 @pytest.mark.parametrize("function", ["cuMemUnmap", "cuMemRelease", "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemcpyDtoHAsync_v2"])
 def test_one_driver_call_fails(workshop: Workshop, sim_dir: Path, function: str) -> None:
     done = check(workshop.run(workshop.program("faults.c"), function, folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))

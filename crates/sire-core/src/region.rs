@@ -144,6 +144,19 @@ impl Region {
     /// `None` if there is nothing to do.
     pub(crate) fn close(&self, target: Phase) -> Result<Option<Phase>> {
         let mut gate = lock(&self.gate);
+        if !self.would_close(&gate, target)? {
+            return Ok(None);
+        }
+        let next = if target == Phase::Paused { Phase::Pausing } else { Phase::Resuming };
+        Ok(Some(std::mem::replace(&mut gate.phase, next)))
+    }
+
+    /// Fails where [`Region::close`] would fail now. The gate stays as it is.
+    pub(crate) fn check(&self, target: Phase) -> Result<()> {
+        self.would_close(&lock(&self.gate), target).map(drop)
+    }
+
+    fn would_close(&self, gate: &Gate, target: Phase) -> Result<bool> {
         let was = gate.phase;
         if matches!(was, Phase::Pausing | Phase::Resuming) {
             let message =
@@ -151,13 +164,12 @@ impl Region {
             return Err(Error::new(Status::Busy, message));
         }
         if was == target && !(target == Phase::Paused && gate.leftover) {
-            return Ok(None);
+            return Ok(false);
         }
         if target == Phase::Paused && !gate.inside.is_empty() {
             return Err(self.occupied(gate.inside.len()));
         }
-        gate.phase = if target == Phase::Paused { Phase::Pausing } else { Phase::Resuming };
-        Ok(Some(was))
+        Ok(true)
     }
 
     fn occupied(&self, threads: usize) -> Error {
@@ -181,6 +193,12 @@ impl Region {
         gate.leftover = leftover;
         drop(gate);
         self.changed.notify_all();
+    }
+
+    /// Ends a transition that came to nothing: the region is as it was. What a panic left behind may still hold memory.
+    pub(crate) fn reopen(&self, phase: Phase) {
+        let leftover = lock(&self.gate).leftover;
+        self.open(phase, leftover || std::thread::panicking());
     }
 
     /// Reads or changes the region's history.

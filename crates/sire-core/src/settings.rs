@@ -4,6 +4,11 @@ use crate::sync::{Mutex, lock};
 use crate::terms::Config;
 use std::path::PathBuf;
 
+/// Larger sizes mean "all of it"; they are cut so that rounding them up cannot overflow.
+const LARGEST_CHUNK: u64 = 1 << 44;
+/// A slab has room for eight of these and counts their bytes in 32 bits; two staging buffers must fit in host memory.
+const LARGEST_PIECE: u64 = 1 << 30;
+
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -19,7 +24,8 @@ pub(crate) struct Settings {
 impl Settings {
     /// Takes over a configuration.
     pub(crate) fn new(config: Config) -> Settings {
-        let (chunk, small, copy_piece) = (config.chunk.max(1), config.small, config.copy_piece.max(4096));
+        let (chunk, small) = (config.chunk.clamp(1, LARGEST_CHUNK), config.small.min(LARGEST_PIECE));
+        let copy_piece = config.copy_piece.clamp(4096, LARGEST_PIECE);
         Settings { chunk, small, copy_piece, config: Mutex::new(config) }
     }
 

@@ -25,6 +25,8 @@ struct Shared {
     /// What the operations allocated.
     more: Mutex<Vec<Addr>>,
     freed: Mutex<Vec<Addr>>,
+    /// Device 1 was given access to device 0's memory.
+    peer: Mutex<bool>,
 }
 
 impl Shared {
@@ -40,7 +42,16 @@ impl Shared {
         if paused {
             world.pause(&Selection::All).unwrap();
         }
-        Shared { world, region, large, small, large_bytes, more: Mutex::default(), freed: Mutex::default() }
+        Shared {
+            world,
+            region,
+            large,
+            small,
+            large_bytes,
+            more: Mutex::default(),
+            freed: Mutex::default(),
+            peer: Mutex::default(),
+        }
     }
 
     fn allocate(&self, size: u64) -> Result<(), Error> {
@@ -100,9 +111,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Whoever was given access has it everywhere, in memory that was just then being made as well.
+    fn check_peer(&self) {
+        if !*self.peer.lock().unwrap() || self.world.engine.state(self.region) == Ok(State::Paused) {
+            return;
+        }
+        let more = self.more.lock().unwrap().clone();
+        for addr in more.into_iter().chain([self.large, self.small]) {
+            let live = self.world.engine.allocation(addr).is_some();
+            assert!(!live || self.world.driver.peek(Device(1), addr, 1).is_ok(), "the peer cannot read {addr:?}");
+        }
+    }
+
+    fn allow_peer(&self) -> Result<(), Error> {
+        self.world.engine.allow_peer(Device(0), Device(1))?;
+        *self.peer.lock().unwrap() = true;
+        Ok(())
+    }
+
     /// What must hold when both threads are done.
     fn check(self) {
         self.check_paused_means_released();
+        self.check_peer();
         let Shared { mut world, more, freed, .. } = self;
         let freed = freed.into_inner().unwrap();
         for addr in &freed {
@@ -134,7 +164,7 @@ const OPERATIONS: [Operation; 14] = [
     ("enter", |s| s.visit(OnPaused::Refuse)),
     ("enter and resume", |s| s.visit(OnPaused::Resume)),
     ("cancel", Shared::cancel),
-    ("allow a peer", |s| s.world.engine.allow_peer(Device(0), Device(1))),
+    ("allow a peer", Shared::allow_peer),
     ("trim", Shared::trim),
     ("look", Shared::look),
     ("read the backup", Shared::read_backup),

@@ -501,3 +501,26 @@ fn the_driver_of_these_tests_notices_a_page_that_goes_too_early() {
     driver.unmap(addr, CHUNK).unwrap();
     assert_eq!(driver.synchronize(Device(0)).unwrap_err().kind, DriverErrorKind::Lost);
 }
+
+/// The program's kernels are asynchronous: what is queued when a pause or a free comes must be done before pages go.
+#[test]
+fn work_that_the_program_has_queued_is_waited_for() {
+    use sire_core::driver::Driver;
+    let mut world = World::new(MANY);
+    let region = world.region("r", policy(Backup::Host));
+    let addrs = [2 * CHUNK, 700].map(|size| world.allocate(region, size).unwrap());
+    let stream = world.driver.open_stream(Device(0)).unwrap();
+    for (byte, addr) in addrs.into_iter().enumerate() {
+        world.driver.fill(stream, addr, 700, byte as u8 + 7).unwrap();
+    }
+    world.pause(&tag("r")).unwrap();
+    world.resume(&tag("r")).unwrap();
+    for (byte, addr) in addrs.into_iter().enumerate() {
+        assert_eq!(world.driver.peek(Device(0), addr, 700).unwrap(), vec![byte as u8 + 7; 700]);
+        world.driver.fill(stream, addr, 700, 1).unwrap();
+        world.free(addr).unwrap();
+    }
+    world.driver.synchronize(Device(0)).expect("no queued work met an unmapped page");
+    world.driver.close_stream(stream).unwrap();
+    world.check_no_leak();
+}

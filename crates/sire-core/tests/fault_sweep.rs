@@ -174,5 +174,5 @@ fn every_pair_of_calls_fails_in_a_mixture() {
 
 #[test]
 fn pairs_of_calls_of_the_long_life_fail() {
-    every_pair(long, DriverErrorKind::Other, if is_full() { 1 } else { 37 });
+    every_pair(long, DriverErrorKind::Other, if is_full() { 1 } else { 79 });
 }

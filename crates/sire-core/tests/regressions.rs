@@ -4,10 +4,12 @@
 
 mod common;
 
+use common::MemDriver;
 use common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MANY: u64 = 1 << 30;
@@ -190,4 +192,76 @@ fn peers_are_waited_for_too() {
     assert_eq!(waits_before_unmap(&world, before), 2);
     world.check();
     world.check_no_leak();
+}
+
+/// A resume that was refused because another region was busy noted that its paused regions might still hold memory, so that the next
+/// pause of them was not the no-op it should have been.
+#[test]
+fn a_refused_resume_leaves_no_trace() {
+    let mut world = World::new(2 * CHUNK);
+    let (first, second) = (world.region("first", policy(Backup::Host)), world.region("second", policy(Backup::Host)));
+    let blocker = world.region("blocker", policy(Backup::None));
+    for region in [first, second] {
+        let addr = world.allocate(region, CHUNK).unwrap();
+        world.write(addr);
+    }
+    world.pause(&Selection::All).unwrap();
+    world.resume(&tag("blocker")).unwrap();
+    let guest = world.allocate(blocker, 2 * CHUNK).unwrap();
+    std::thread::scope(|scope| {
+        let engine = &world.engine;
+        let patient = ResumeOptions { wait: Duration::from_secs(60), ..ResumeOptions::default() };
+        let waiting = scope.spawn(move || engine.resume(&tag("second"), patient));
+        let refused = || engine.resume(&Selection::All, ResumeOptions::default()).unwrap_err().status;
+        while refused() != Status::Busy {
+            std::thread::yield_now();
+        }
+        let report = engine.pause(&tag("first"), PauseOptions::default()).unwrap();
+        assert_eq!((report.regions_changed, report.regions_unchanged), (0, 1));
+        engine.free(guest, false).unwrap();
+        waiting.join().unwrap().unwrap();
+    });
+    world.twins.remove(&guest);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+/// Sizes near 2^64, which `SIRE_CHUNK` takes, overflowed when they were rounded up.
+#[test]
+fn enormous_settings_mean_all_of_it() {
+    let config = Config { chunk: u64::MAX, copy_piece: u64::MAX, ..Config::default() };
+    let driver = Arc::new(MemDriver::new(MANY));
+    let engine = Engine::new(driver.clone(), config);
+    let region = engine.region("m", policy(Backup::Host)).unwrap();
+    let addr = engine.allocate(World::request(region, 3 << 20)).unwrap();
+    driver.poke(Device(0), addr, &[7; 3 << 20]).unwrap();
+    engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+    engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+    assert_eq!(driver.peek(Device(0), addr, 3 << 20).unwrap(), [7; 3 << 20]);
+}
+
+/// A pause that was refused because a thread was inside one region had closed the others for a moment: allocations in them
+/// failed, though nothing was paused. Whoever tried a pause again and again made a program fail at random.
+#[test]
+fn a_refused_pause_does_not_disturb_other_regions() {
+    let world = World::new(MANY);
+    let engine = &world.engine;
+    let busy = engine.region("a", policy(Backup::Host)).unwrap();
+    let occupied = engine.region("b", policy(Backup::Host)).unwrap();
+    engine.enter(occupied, OnPaused::Refuse).unwrap();
+    std::thread::scope(|scope| {
+        let allocating = scope.spawn(move || {
+            for _ in 0..3000 {
+                let addr = engine.allocate(World::request(busy, 2 * CHUNK)).unwrap();
+                engine.free(addr, false).unwrap();
+            }
+        });
+        while !allocating.is_finished() {
+            let refused = engine.pause(&Selection::All, PauseOptions::default()).unwrap_err();
+            assert_eq!(refused.status, Status::Busy);
+        }
+        allocating.join().unwrap();
+    });
+    engine.leave(occupied);
 }

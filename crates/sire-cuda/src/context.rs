@@ -43,6 +43,14 @@ impl PrimaryContext {
         Ok(mine)
     }
 
+    /// Whether it exists: because somebody in this process uses the device.
+    pub(crate) fn is_active(&self, table: &EntryPoints) -> bool {
+        let (mut flags, mut active) = (0, 0);
+        // SAFETY: `device` came from cuDeviceGet; the call writes two integers.
+        let code = unsafe { (table.primary_ctx_get_state)(self.device, &raw mut flags, &raw mut active) };
+        code == SUCCESS && active != 0
+    }
+
     /// Gives the reference back.
     pub(crate) fn release(&mut self, table: &EntryPoints) {
         if !self.context.get_mut().is_null() {

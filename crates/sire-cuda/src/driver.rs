@@ -19,7 +19,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// How a driver is opened.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +50,8 @@ pub struct CudaDriver {
     /// The streams and events that are open, and their devices: the driver does not check stale handles.
     streams: RwLock<HashMap<u64, Device>>,
     events: RwLock<HashMap<u64, Device>>,
+    /// The device in whose context host memory is registered, chosen at the first registration.
+    host_device: OnceLock<Device>,
     calls: AtomicU64,
 }
 
@@ -86,6 +88,7 @@ impl CudaDriver {
             devices: Vec::new(),
             streams: RwLock::default(),
             events: RwLock::default(),
+            host_device: OnceLock::new(),
             calls: AtomicU64::new(0),
         };
         driver.initialise()?;
@@ -204,6 +207,16 @@ impl CudaDriver {
             .retain(table)
             .and_then(|context| Current::push(table, context))
             .map_err(|code| failure(table, verb, code, &format!("making the context of {device} current")))
+    }
+
+    /// Makes a context current in which host memory can be registered. Registrations are portable, so any will do; one that
+    /// exists is taken, because a context costs hundreds of megabytes of its device.
+    fn enter_for_host(&self, verb: &'static str) -> DriverResult<Current<'_>> {
+        let device = self.host_device.get_or_init(|| {
+            let active = self.devices.iter().position(|facts| facts.context.is_active(&self.loaded.table));
+            Device(active.and_then(|ordinal| u32::try_from(ordinal).ok()).unwrap_or(0))
+        });
+        self.enter(verb, *device)
     }
 
     fn device_of(&self, verb: &'static str, open: &RwLock<HashMap<u64, Device>>, handle: u64) -> DriverResult<Device> {
@@ -458,8 +471,7 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {
-        // Portable: known to every context, so any device's context will do.
-        let _current = self.enter("register_host", Device(0))?;
+        let _current = self.enter_for_host("register_host")?;
         call!(
             self,
             "register_host",
@@ -469,7 +481,7 @@ impl Driver for CudaDriver {
     }
 
     fn unregister_host(&self, ptr: *mut u8) -> DriverResult<()> {
-        let _current = self.enter("unregister_host", Device(0))?;
+        let _current = self.enter_for_host("unregister_host")?;
         let code = self.raw(|table| {
             // SAFETY: the driver checks the pointer against its own list of registrations.
             unsafe { (table.mem_host_unregister)(ptr.cast::<c_void>()) }

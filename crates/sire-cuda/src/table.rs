@@ -71,6 +71,8 @@ entry_points! {
     device_can_access_peer: c"cuDeviceCanAccessPeer" = c"cuDeviceCanAccessPeer" @ 4000 (*mut c_int, DeviceHandle, DeviceHandle);
 
     primary_ctx_retain: c"cuDevicePrimaryCtxRetain" = c"cuDevicePrimaryCtxRetain" @ 7000 (*mut Opaque, DeviceHandle);
+    primary_ctx_get_state: c"cuDevicePrimaryCtxGetState" = c"cuDevicePrimaryCtxGetState" @ 7000
+        (DeviceHandle, *mut c_uint, *mut c_int);
     primary_ctx_release: c"cuDevicePrimaryCtxRelease_v2" = c"cuDevicePrimaryCtxRelease" @ 11000 (DeviceHandle);
     ctx_push_current: c"cuCtxPushCurrent_v2" = c"cuCtxPushCurrent" @ 4000 (Opaque);
     ctx_pop_current: c"cuCtxPopCurrent_v2" = c"cuCtxPopCurrent" @ 4000 (*mut Opaque);

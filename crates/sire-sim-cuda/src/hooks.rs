@@ -54,6 +54,13 @@ export! { RuntimeQuery:
         })
     }
 
+    /// The name of the profile that virtual time follows; empty without one.
+    fn sire_sim_profile(buffer: Out<c_char>, capacity: usize, length: Out<usize>) |machine| {
+        let name = machine.options().profile.as_ref().map_or("", |profile| &profile.name);
+        length.set_if(write_text(buffer, capacity, name));
+        Ok(())
+    }
+
     /// How often each function was called, as a JSON object; `registered kernels` counts those.
     fn sire_sim_counters(buffer: Out<c_char>, capacity: usize, length: Out<usize>) |machine| {
         let mut text = format!("{{\"registered kernels\": {}", kernels::count());
@@ -90,4 +97,12 @@ pub extern "C" fn sire_sim_used(device: c_int) -> u64 {
         Some(total - free)
     };
     contain("sire_sim_used", None, used).unwrap_or(0)
+}
+
+/// Virtual seconds since the device was made, by the profile of `SIRE_SIM_PROFILE`: the latest of all threads' clocks; whatever is called later
+/// begins no earlier. -1 without a profile. A model's time, not a GPU's.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_sim_now() -> f64 {
+    let now = || if state::is_forked() { None } else { state::machine()?.now() };
+    contain("sire_sim_now", None, now).unwrap_or(-1.0)
 }

@@ -6,6 +6,12 @@ mod common;
 use common::{Program, passes, scratch};
 use std::os::unix::process::ExitStatusExt;
 
+/// A profile adds virtual time and changes nothing else.
+fn with_and_without_clock(program: &Program) {
+    passes(&mut program.command());
+    passes(program.command().env("SIRE_SIM_PROFILE", "a100-pcie4-kvcached"));
+}
+
 #[test]
 fn structs_and_errors() {
     passes(&mut Program::compile("layout").command());
@@ -13,12 +19,12 @@ fn structs_and_errors() {
 
 #[test]
 fn heap_and_copies() {
-    passes(&mut Program::compile("memory").command());
+    with_and_without_clock(&Program::compile("memory"));
 }
 
 #[test]
 fn virtual_memory() {
-    passes(&mut Program::compile("vmm").command());
+    with_and_without_clock(&Program::compile("vmm"));
 }
 
 #[test]
@@ -28,12 +34,19 @@ fn a_lost_context_stays_lost() {
 
 #[test]
 fn capture_and_replay() {
-    passes(&mut Program::compile("capture").command());
+    with_and_without_clock(&Program::compile("capture"));
 }
 
 #[test]
 fn streams_and_events() {
     passes(Program::compile("order").command().env("SIRE_SIM_DELAY_US", "20000"));
+}
+
+#[test]
+fn virtual_time() {
+    let program = Program::compile("clock");
+    passes(program.command().env("SIRE_SIM_PROFILE", "h100-pcie5-kvcached").arg("h100-pcie5-kvcached"));
+    passes(&mut program.command());
 }
 
 #[test]
@@ -98,4 +111,7 @@ fn bad_variables_are_named() {
     let output = program.command().env("SIRE_SIM_MEMORY", "lots").output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains("SIRE_SIM_MEMORY=lots"), "{stderr}");
+    let output = program.command().env("SIRE_SIM_PROFILE", "fast").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("SIRE_SIM_PROFILE=fast: there is no profile fast"), "{stderr}");
 }

@@ -6,7 +6,7 @@
 use crate::core::{HostFn, Kernel, Work, locked};
 use crate::error::{Code, Result};
 use crate::machine::Machine;
-use crate::stream::StreamInner;
+use crate::stream::Point;
 use crate::types::{Copy2d, CopyKind, NodeKind, Pattern, StreamId};
 use std::sync::Arc;
 
@@ -34,21 +34,15 @@ fn flat(dst: u64, src: u64, len: u64) -> Copy2d {
 }
 
 impl Machine {
-    /// Puts work on a stream, or into the capture it takes part in; the number to wait for in the first case.
-    pub(crate) fn submit(
-        &self,
-        stream: StreamId,
-        kind: NodeKind,
-        work: Work,
-    ) -> Result<Option<(Arc<StreamInner>, u64)>> {
+    /// Puts work on a stream, or into the capture it takes part in; the point to wait for in the first case.
+    pub(crate) fn submit(&self, stream: StreamId, kind: NodeKind, work: Work) -> Result<Option<Point>> {
         let target = self.stream(stream)?;
         self.core().check_alive(target.device)?;
         if self.capture_node(stream, kind, &work)? {
             return Ok(None);
         }
         self.refuse_legacy(&target)?;
-        let number = self.enqueue(&target, work)?;
-        Ok(Some((target, number)))
+        self.enqueue(&target, work).map(Some)
     }
 
     fn place(&self, ptr: u64) -> Place {
@@ -82,7 +76,7 @@ impl Machine {
             Work::Copy(copy)
         };
         match self.submit(stream, NodeKind::Memcpy, work)? {
-            Some((target, number)) if waits => self.wait_number(&target, number),
+            Some(point) if waits => self.wait_point(&point),
             _ => Ok(()),
         }
     }

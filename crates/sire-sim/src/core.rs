@@ -5,6 +5,7 @@
 //! table, and unmapping takes the write lock: an operation that races with an unmap finds the range
 //! gone and reports an illegal address, instead of crashing the process.
 
+use crate::clock::Clock;
 use crate::error::{Code, Result};
 use crate::host::HostTable;
 use crate::memory::DeviceMemory;
@@ -111,6 +112,8 @@ pub struct Core {
     pub devices: Vec<Arc<DeviceMemory>>,
     /// Host ranges that the devices know.
     pub host: Mutex<HostTable>,
+    /// Virtual time, if there is a profile.
+    pub clock: Option<Clock>,
     space: RwLock<Space>,
     lost: Vec<AtomicI32>,
     peers: Mutex<HashSet<(u32, u32)>>,
@@ -139,7 +142,9 @@ impl Core {
         let devices = (0..options.devices)
             .map(|device| DeviceMemory::open(device, &options).map(Arc::new))
             .collect::<std::io::Result<Vec<_>>>()?;
+        let sizes: Vec<u64> = devices.iter().map(|memory| memory.size).collect();
         Ok(Core {
+            clock: options.profile.clone().map(|profile| Clock::new(profile, &sizes)),
             lost: devices.iter().map(|_| AtomicI32::new(0)).collect(),
             devices,
             host: Mutex::new(HostTable::default()),
@@ -327,6 +332,9 @@ impl Core {
             Work::Graph(nodes) => return nodes.iter().try_for_each(|node| self.run(device, node)),
             _ => self.take_time(),
         }
+        if self.options.hollow && !matches!(work, Work::Host(_) | Work::Kernel(_)) {
+            return self.run_hollow(device, work);
+        }
         match work {
             Work::Copy(copy) => rows(copy, |dst, src, len| self.copy(device, dst, src, len, true)),
             Work::Staged { copy, bytes } => {
@@ -343,6 +351,38 @@ impl Core {
             Work::Kernel(kernel) => kernel(&OpContext { core: self, device }),
             Work::Graph(_) | Work::Empty => Ok(()),
         }
+    }
+
+    /// Checks what a copy or fill touches, and moves nothing.
+    fn run_hollow(&self, device: u32, work: &Work) -> Done {
+        match work {
+            Work::Copy(copy) => rows(copy, |dst, src, len| {
+                self.check_hollow(device, src, len, false)?;
+                self.check_hollow(device, dst, len, true)
+            }),
+            Work::Staged { copy, .. } => rows(copy, |dst, _, len| self.check_hollow(device, dst, len, true)),
+            Work::Fill { dst, pitch, pattern, width, height } => {
+                let len = width * pattern.width();
+                (0..*height).try_for_each(|row| self.check_hollow(device, dst + row * pitch, len, true))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_hollow(&self, device: u32, addr: u64, len: u64, write: bool) -> Done {
+        let space = self.space();
+        if !space.contains(addr) {
+            drop(space);
+            if write {
+                sys::discard(addr, len);
+            }
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < len {
+            done += self.view(&space, addr + done, len - done, device, write, true)?.1;
+        }
+        Ok(())
     }
 
     fn take_time(&self) {

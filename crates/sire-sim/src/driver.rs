@@ -71,6 +71,16 @@ fn driver_error(verb: &'static str, error: &SimError) -> DriverError {
     DriverError { kind: error_kind(error.code), verb, code: error.code.0, message: error.to_string() }
 }
 
+/// Queues a copy between the device and host memory at `host`. With a clock, memory that is not registered is waited for, as it
+/// would be on a GPU.
+fn queue(machine: &Machine, stream: Stream, copy: Work, host: u64, len: u64) -> crate::error::Result<()> {
+    let point = machine.submit(StreamId(stream.0), NodeKind::Memcpy, copy)?;
+    match point {
+        Some(point) if machine.core().clock.is_some() && !machine.core().knows(host, len) => machine.wait_point(&point),
+        _ => Ok(()),
+    }
+}
+
 fn flat(dst: u64, src: u64, len: u64) -> Work {
     Work::Copy(Copy2d { dst, dst_pitch: len, src, src_pitch: len, width: len, height: 1 })
 }
@@ -179,13 +189,13 @@ impl Driver for SimDriver {
 
     unsafe fn copy_to_host(&self, stream: Stream, dst: *mut u8, src: Addr, len: u64) -> DriverResult<()> {
         self.call("copy_to_host", "cuMemcpyDtoHAsync", len, |machine| {
-            machine.submit(StreamId(stream.0), NodeKind::Memcpy, flat(dst as u64, src.0, len)).map(drop)
+            queue(machine, stream, flat(dst as u64, src.0, len), dst as u64, len)
         })
     }
 
     unsafe fn copy_to_device(&self, stream: Stream, dst: Addr, src: *const u8, len: u64) -> DriverResult<()> {
         self.call("copy_to_device", "cuMemcpyHtoDAsync", len, |machine| {
-            machine.submit(StreamId(stream.0), NodeKind::Memcpy, flat(dst.0, src as u64, len)).map(drop)
+            queue(machine, stream, flat(dst.0, src as u64, len), src as u64, len)
         })
     }
 

@@ -76,6 +76,9 @@ impl Block {
 /// Fresh frames at a fresh address, usable by their device.
 fn map_frames(core: &Core, device: u32, size: u64, api: Api) -> Result<u64> {
     let physical = core.memory(device)?.create(size, api, 0)?;
+    if let Some(clock) = &core.clock {
+        clock.taken(device, size);
+    }
     let mut space = core.space_mut();
     let addr = space.reserve(size, 0, 0, Maker::Heap)?;
     let access = [AccessDesc { device, prot: Prot::ReadWrite }];
@@ -99,6 +102,9 @@ fn unmap_frames(core: &Core, addr: u64, size: u64) -> Result<()> {
     let physical = space.unmap(addr, size, Maker::Heap)?;
     space.unreserve(addr, size, Maker::Heap)?;
     drop(space);
+    if let Some(clock) = &core.clock {
+        clock.given(physical.memory.device, size);
+    }
     drop(physical);
     Ok(())
 }
@@ -164,7 +170,9 @@ impl Machine {
         if size == 0 {
             return Ok(0);
         }
-        allocate(self.core(), self.heap(), device, size, Api::Malloc)
+        let ptr = allocate(self.core(), self.heap(), device, size, Api::Malloc)?;
+        self.spend(|memory| memory.malloc, size);
+        Ok(ptr)
     }
 
     /// Frees what `malloc` or `malloc_managed` made, after waiting for the device. The null pointer is fine.
@@ -183,7 +191,9 @@ impl Machine {
         };
         self.drain(allocation.device);
         self.core().check_alive(allocation.device)?;
-        deallocate(self.core(), self.heap(), ptr)
+        deallocate(self.core(), self.heap(), ptr)?;
+        self.spend(|memory| memory.free, allocation.room);
+        Ok(())
     }
 
     /// Stream-ordered allocation; here the memory is there at once.

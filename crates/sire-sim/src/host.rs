@@ -1,6 +1,6 @@
 //! Host memory that the devices know: pinned (made here), registered (made elsewhere), managed.
 //! Pinned memory is an honest anonymous mapping with every page present: neither cheaper nor dearer
-//! than what a program could make itself.
+//! than what a program could make itself. Registering makes the pages present that are not yet.
 
 use crate::core::locked;
 use crate::error::{Code, Result};
@@ -102,6 +102,7 @@ impl Machine {
         let mapped = size.checked_next_multiple_of(sys::PAGE).ok_or_else(short)?;
         let base = sys::map_memory(mapped, kind == PointerKind::Pinned).map_err(|_| short())?;
         locked(&self.core().host).ranges.insert(base, HostRange { size, mapped, kind, flags, device });
+        self.spend(|memory| memory.host_alloc, size);
         Ok(base)
     }
 
@@ -128,6 +129,7 @@ impl Machine {
         if let Some(range) = table.ranges.get(&ptr).filter(|range| range.kind == kind).copied() {
             table.ranges.remove(&ptr);
             sys::unmap(ptr, range.mapped);
+            self.spend(|memory| memory.host_free, range.size);
         }
         Ok(())
     }
@@ -152,6 +154,9 @@ impl Machine {
             );
         }
         table.ranges.insert(ptr, HostRange { size: len, mapped: 0, kind: PointerKind::Registered, flags, device: 0 });
+        drop(table);
+        sys::make_present(ptr, len);
+        self.spend(|memory| memory.host_register, len);
         Ok(())
     }
 
@@ -162,10 +167,13 @@ impl Machine {
     pub fn host_unregister(&self, ptr: u64) -> Result<()> {
         self.core().check_open()?;
         let mut table = locked(&self.core().host);
-        if table.ranges.get(&ptr).is_none_or(|range| range.kind != PointerKind::Registered) {
+        let Some(size) = table.ranges.get(&ptr).filter(|range| range.kind == PointerKind::Registered).map(|r| r.size)
+        else {
             return Err(Code::HOST_MEMORY_NOT_REGISTERED.because(format!("host memory at {ptr:#x} is not registered")));
-        }
+        };
         table.ranges.remove(&ptr);
+        drop(table);
+        self.spend(|memory| memory.host_unregister, size);
         Ok(())
     }
 

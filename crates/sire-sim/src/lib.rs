@@ -8,13 +8,17 @@
 //!
 //! * `conformance`, `faulty`, `driver`: the test kit
 //! * `machine` (life), and its verbs in `vmm`, `heap`, `host`, `copy`, `graph`, `stream`, `census`
+//! * `cost`: what work takes in virtual time
 //! * `core`: what machine and workers share; `space`: addresses; `memory`: frames; `ledger`: their owners
+//! * `clock`: virtual time, for machines with a profile
 //! * the leaves `fault`, `options`, `types`, `error`, `sys`
 
 mod census;
+mod clock;
 pub mod conformance;
 mod copy;
 mod core;
+mod cost;
 pub mod driver;
 pub mod error;
 pub mod fault;
@@ -32,6 +36,7 @@ mod sys;
 pub mod types;
 mod vmm;
 
+pub use self::clock::{Cost, Profile};
 pub use self::core::{Done, HostFn, Kernel, OpContext};
 pub use driver::SimDriver;
 pub use error::{Code, Result, SimError};

@@ -1,6 +1,7 @@
 //! The machine: the set of devices of an environment, as one process sees it. Here are its life, its
 //! figures, its peers and its faults; the other verbs are in the modules named after them.
 
+use crate::clock::{self, Clock, Cost, profile};
 use crate::core::{Core, locked};
 use crate::error::{Code, Result};
 use crate::fault::Faults;
@@ -136,6 +137,40 @@ impl Machine {
 
     pub(crate) fn captures(&self) -> &Captures {
         &self.0.captures
+    }
+}
+
+/// Virtual time (see docs/software-device.md for its rules).
+impl Machine {
+    /// Virtual seconds since the machine was made: the latest of all threads' clocks. Nothing that is called
+    /// later begins before. `None` without a profile.
+    #[must_use]
+    pub fn now(&self) -> Option<f64> {
+        self.core().clock.as_ref().map(|clock| clock::seconds(clock.now()))
+    }
+
+    /// As [`Machine::now`], exactly.
+    #[must_use]
+    pub fn now_picoseconds(&self) -> Option<u64> {
+        self.core().clock.as_ref().map(Clock::now)
+    }
+
+    /// Virtual seconds of the calling thread alone, which nothing else is held to.
+    #[must_use]
+    pub fn thread_now(&self) -> Option<f64> {
+        self.core().clock.as_ref().map(|clock| clock::seconds(clock.mine()))
+    }
+
+    /// Tells the clock, if there is one, what has been done.
+    pub(crate) fn account(&self, tell: impl FnOnce(&Clock)) {
+        if let Some(clock) = &self.core().clock {
+            tell(clock);
+        }
+    }
+
+    /// The calling thread's call took what the profile says.
+    pub(crate) fn spend(&self, cost: impl FnOnce(&profile::Memory) -> Cost, bytes: u64) {
+        self.account(|clock| clock.spend(cost(&clock.profile.memory).of(bytes)));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Settings of a machine, and how they are read from the environment (docs/environment.md).
 
+use crate::clock::Profile;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +58,11 @@ pub struct Options {
     pub census: Option<PathBuf>,
     /// Print every call to standard error.
     pub log: bool,
+    /// What things cost in virtual time; `None`: there is none.
+    pub profile: Option<Profile>,
+    /// Copies and fills check their ranges and move no bytes, and copies give their destination's host pages back to the
+    /// system: for modelled times of more memory than the host has.
+    pub hollow: bool,
 }
 
 impl Default for Options {
@@ -74,6 +80,8 @@ impl Default for Options {
             executor: Executor::Threads,
             census: None,
             log: false,
+            profile: None,
+            hollow: false,
         }
     }
 }
@@ -127,6 +135,9 @@ impl Options {
             poison,
             census: lookup("SIRE_SIM_CENSUS").map(PathBuf::from),
             log: flag("SIRE_SIM_LOG")?,
+            profile: lookup("SIRE_SIM_PROFILE")
+                .map(|text| Profile::find(&text).map_err(|message| format!("SIRE_SIM_PROFILE={text}: {message}")))
+                .transpose()?,
             ..Options::default()
         })
     }
@@ -184,5 +195,18 @@ mod tests {
         assert_eq!((options.devices, options.memory, options.timing), (3, 1 << 30, true));
         let wrong = Options::from_lookup(|name| (name == "SIRE_SIM_LOG").then(|| "maybe".to_string()));
         assert!(wrong.is_err_and(|message| message.contains("SIRE_SIM_LOG=maybe")));
+        assert!(options.profile.is_none());
+    }
+
+    #[test]
+    fn profiles_by_name() {
+        let chosen = |text: &'static str| {
+            Options::from_lookup(move |name| (name == "SIRE_SIM_PROFILE").then(|| text.to_string()))
+        };
+        let options = chosen("h100-pcie5-kvcached").unwrap_or_default();
+        assert_eq!(options.profile.map(|profile| profile.name).as_deref(), Some("h100-pcie5-kvcached"));
+        assert!(
+            chosen("tpu").is_err_and(|message| message.starts_with("SIRE_SIM_PROFILE=tpu: there is no profile tpu"))
+        );
     }
 }

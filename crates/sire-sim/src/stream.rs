@@ -7,8 +7,11 @@
 //! Who takes operations off the queue is the [`Executor`](crate::Executor)'s choice: a worker thread per
 //! stream, the submitting thread, or whoever waits. All three take the same step ([`StreamInner::step`]).
 //!
+//! With a profile, every operation also has a mark on the model clock, made as it is submitted.
+//!
 //! The legacy default stream of a device waits for all its blocking streams, and they for it.
 
+use crate::clock::{Clock, Mark, Step, profile, seconds};
 use crate::core::{Core, Work, locked};
 use crate::error::{Code, Result};
 use crate::machine::Machine;
@@ -27,6 +30,7 @@ const FIRST_ID: u64 = 0x1000;
 pub struct Point {
     stream: Arc<StreamInner>,
     number: u64,
+    mark: Option<Mark>,
 }
 
 #[derive(Debug)]
@@ -41,6 +45,8 @@ struct Queue {
     items: VecDeque<Item>,
     submitted: u64,
     completed: u64,
+    /// The mark of the last operation.
+    mark: Option<Mark>,
     running: bool,
     closing: bool,
     worker: Option<JoinHandle<()>>,
@@ -71,39 +77,50 @@ impl StreamInner {
         locked(&self.queue).submitted
     }
 
+    /// The point behind all that was submitted.
+    fn end(self: &Arc<Self>) -> Point {
+        let queue = locked(&self.queue);
+        Point { stream: Arc::clone(self), number: queue.submitted, mark: queue.mark.clone() }
+    }
+
+    /// Whether nobody can wait for anything here any more, in real or virtual time.
+    fn is_over(&self) -> bool {
+        let queue = locked(&self.queue);
+        queue.completed >= queue.submitted && queue.mark.as_ref().is_none_or(|mark| mark.settled().is_some())
+    }
+
     fn is_done(&self, number: u64) -> bool {
         locked(&self.queue).completed >= number
     }
 
-    fn is_idle(&self) -> bool {
-        let queue = locked(&self.queue);
-        queue.completed >= queue.submitted
-    }
-
-    fn push(self: &Arc<Self>, core: &Arc<Core>, item: Item) -> u64 {
+    fn push(self: &Arc<Self>, core: &Arc<Core>, item: Item) -> Point {
+        let steps = core.steps(self.device, &item.work);
         let marker =
             matches!(item.work, Work::Empty) && item.after.iter().all(|point| point.stream.is_done(point.number));
         let mut queue = locked(&self.queue);
+        queue.mark = core.clock.as_ref().map(|clock| mark(clock, queue.mark.take(), &item, &steps));
+        let point =
+            |queue: &Queue| Point { stream: Arc::clone(self), number: queue.submitted, mark: queue.mark.clone() };
         if marker && queue.completed == queue.submitted {
             // An event behind nothing has passed at once; no worker is woken for it.
             (queue.submitted, queue.completed) = (queue.submitted + 1, queue.completed + 1);
             if let Some(stamp) = &item.stamp {
                 let _ = stamp.set(Instant::now());
             }
-            return queue.submitted;
+            return point(&queue);
         }
         queue.items.push_back(item);
         queue.submitted += 1;
-        let number = queue.submitted;
+        let point = point(&queue);
         if core.options.executor == Executor::Threads && queue.worker.is_none() {
             queue.worker = self.start_worker(core);
         }
         drop(queue);
         self.changed.notify_all();
         if core.options.executor == Executor::Inline {
-            self.wait(core, number);
+            self.wait(core, point.number);
         }
-        number
+        point
     }
 
     fn start_worker(self: &Arc<Self>, core: &Arc<Core>) -> Option<JoinHandle<()>> {
@@ -201,6 +218,14 @@ impl StreamInner {
         self.changed.notify_all();
         worker
     }
+}
+
+/// The mark of an operation that is about to be pushed behind `before`.
+fn mark(clock: &Clock, before: Option<Mark>, item: &Item, steps: &[Step]) -> Mark {
+    let after = item.after.iter().filter_map(|point| point.mark.clone()).chain(before).collect();
+    let calls = &clock.profile.calls;
+    let cost = if matches!(item.work, Work::Empty) { calls.record_us } else { calls.submit_us };
+    clock.submit(steps, after, cost)
 }
 
 /// What an event knows.
@@ -360,8 +385,8 @@ impl Machine {
         self.abandon_capture(stream);
         let mut tables = locked(&self.streams().tables);
         tables.streams.remove(&stream);
-        tables.destroyed.retain(|stream| !stream.is_idle());
-        if !found.is_idle() {
+        tables.destroyed.retain(|stream| !stream.is_over());
+        if !found.is_over() {
             tables.destroyed.push(Arc::clone(&found));
         }
         drop(tables);
@@ -404,6 +429,7 @@ impl Machine {
         self.refuse_capturing(stream)?;
         self.refuse_legacy(&found)?;
         found.wait_all(self.core());
+        self.account(|clock| clock.wait(&found.end().mark, clock.profile.calls.wait_us));
         self.core().check_alive(found.device)
     }
 
@@ -415,7 +441,7 @@ impl Machine {
         let found = self.live_stream(stream)?;
         self.refuse_capturing(stream)?;
         self.refuse_legacy(&found)?;
-        let done = found.poll(self.core(), found.submitted());
+        let done = self.poll_point(&found.end());
         self.core().check_alive(found.device)?;
         Ok(done)
     }
@@ -435,6 +461,10 @@ impl Machine {
     pub(crate) fn drain(&self, device: u32) {
         let streams = locked(&self.streams().tables).of_device(device);
         streams.iter().for_each(|stream| stream.wait_all(self.core()));
+        self.account(|clock| {
+            let marks: Vec<Mark> = streams.iter().filter_map(|stream| stream.end().mark).collect();
+            clock.wait(&marks, clock.profile.calls.synchronize_us);
+        });
     }
 
     /// Waits for all devices.
@@ -442,37 +472,51 @@ impl Machine {
         (0..self.device_count()).for_each(|device| self.drain(device));
     }
 
-    /// Puts work on a stream that does not capture; its number there.
-    pub(crate) fn enqueue(&self, stream: &Arc<StreamInner>, work: Work) -> Result<u64> {
+    /// Puts work on a stream that does not capture; the point behind it.
+    pub(crate) fn enqueue(&self, stream: &Arc<StreamInner>, work: Work) -> Result<Point> {
         self.enqueue_item(stream, Item { after: Vec::new(), work, stamp: None })
     }
 
-    fn enqueue_item(&self, stream: &Arc<StreamInner>, mut item: Item) -> Result<u64> {
+    fn enqueue_item(&self, stream: &Arc<StreamInner>, mut item: Item) -> Result<Point> {
         if !stream.blocking && !stream.legacy {
             return Ok(stream.push(self.core(), item));
         }
         let order = locked(&self.streams().order);
         let tables = locked(&self.streams().tables);
-        let pending = |other: &&Arc<StreamInner>| !other.is_idle();
+        // What is idle in real time may be busy in virtual time.
+        let pending = |other: &&Arc<StreamInner>| !other.is_over();
         let others: Vec<Arc<StreamInner>> = match stream.legacy {
             true => tables.blocking_of(stream.device).filter(pending).cloned().collect(),
             false => tables.legacy.get(&stream.device).filter(pending).cloned().into_iter().collect(),
         };
         drop(tables);
-        item.after.extend(others.into_iter().map(|other| Point { number: other.submitted(), stream: other }));
+        item.after.extend(others.iter().map(StreamInner::end));
         if self.core().options.executor == Executor::Inline {
             drop(order);
             return Ok(stream.push(self.core(), item));
         }
-        let number = stream.push(self.core(), item);
+        let point = stream.push(self.core(), item);
         drop(order);
-        Ok(number)
+        Ok(point)
     }
 
-    /// Waits for one operation of a stream.
-    pub(crate) fn wait_number(&self, stream: &Arc<StreamInner>, number: u64) -> Result<()> {
-        stream.wait(self.core(), number);
-        self.core().check_alive(stream.device)
+    /// Waits for a point of a stream.
+    pub(crate) fn wait_point(&self, point: &Point) -> Result<()> {
+        point.stream.wait(self.core(), point.number);
+        self.account(|clock| clock.wait(&point.mark, clock.profile.calls.wait_us));
+        self.core().check_alive(point.stream.device)
+    }
+
+    /// Whether a point has been passed: in real time, and by the calling thread's virtual time if there is a clock. An answer that
+    /// only real time makes a no costs no virtual time, so that the number of such answers does not count.
+    fn poll_point(&self, point: &Point) -> bool {
+        let done = point.stream.poll(self.core(), point.number);
+        let (Some(clock), Some(mark)) = (&self.core().clock, &point.mark) else { return done };
+        let passed = clock.has_passed(mark);
+        if done || !passed {
+            clock.spend(profile::picos(clock.profile.calls.query_us));
+        }
+        done && passed
     }
 }
 
@@ -522,8 +566,7 @@ impl Machine {
                 self.refuse_legacy(&target)?;
                 let stamp = Arc::new(OnceLock::new());
                 let item = Item { after: Vec::new(), work: Work::Empty, stamp: Some(Arc::clone(&stamp)) };
-                let number = self.enqueue_item(&target, item)?;
-                Recorded::At(Point { stream: target, number }, stamp)
+                Recorded::At(self.enqueue_item(&target, item)?, stamp)
             }
         };
         match locked(&self.streams().tables).events.get_mut(&event) {
@@ -561,7 +604,7 @@ impl Machine {
         }
         self.unsafe_call()?;
         let Recorded::At(point, _) = recorded else { return Ok(true) };
-        let done = point.stream.poll(self.core(), point.number);
+        let done = self.poll_point(&point);
         self.core().check_alive(point.stream.device)?;
         Ok(done)
     }
@@ -574,21 +617,35 @@ impl Machine {
         match self.recorded(event)?.0 {
             Recorded::Never => Ok(()),
             Recorded::Captured(capture, _) => Err(self.refuse_captured_event(capture)),
-            Recorded::At(point, _) => self.wait_number(&point.stream, point.number),
+            Recorded::At(point, _) => self.wait_point(&point),
         }
     }
 
-    /// Milliseconds from one event to another.
+    /// Milliseconds from one event to another: virtual ones with a profile.
     ///
     /// # Errors
     /// `INVALID_HANDLE` if one was never recorded or has no timing; `NOT_READY` if one has not passed.
     pub fn event_elapsed(&self, start: EventId, end: EventId) -> Result<f32> {
         let (first, second) = (self.stamp(start)?, self.stamp(end)?);
+        if let (Some(first), Some(second)) = (self.virtual_stamp(start)?, self.virtual_stamp(end)?) {
+            return Ok(((second - first) * 1e3) as f32);
+        }
         let seconds = match second.checked_duration_since(first) {
             Some(forward) => forward.as_secs_f64(),
             None => -first.duration_since(second).as_secs_f64(),
         };
         Ok((seconds * 1e3) as f32)
+    }
+
+    /// The event's virtual time in seconds, if there is a clock.
+    fn virtual_stamp(&self, event: EventId) -> Result<Option<f64>> {
+        let (Some(clock), (Recorded::At(point, _), _)) = (&self.core().clock, self.recorded(event)?) else {
+            return Ok(None);
+        };
+        match point.mark {
+            Some(mark) if !clock.has_passed(&mark) => Err(Code::NOT_READY.because("the event has not passed")),
+            mark => Ok(mark.map(|mark| seconds(clock.end_of(&mark)))),
+        }
     }
 
     fn stamp(&self, event: EventId) -> Result<Instant> {

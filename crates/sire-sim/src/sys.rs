@@ -127,6 +127,30 @@ pub fn map_memory(len: u64, populate: bool) -> io::Result<u64> {
     map_raw(0, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
 }
 
+/// Makes every page of a range present, as if it had been written or, where that is not allowed, read. Where the system
+/// cannot (before Linux 5.14), pages go on appearing when they are touched.
+pub fn make_present(addr: u64, len: u64) {
+    let start = addr - addr % PAGE;
+    let Some(end) = addr.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE)) else { return };
+    for advice in [libc::MADV_POPULATE_WRITE, libc::MADV_POPULATE_READ] {
+        // SAFETY: populating changes no content, and the system refuses what is not mapped.
+        if unsafe { libc::madvise(start as *mut libc::c_void, (end - start) as usize, advice) } == 0 {
+            return;
+        }
+    }
+}
+
+/// Gives the whole pages inside a host range back to the system. Private anonymous pages read as zero afterwards; other mappings lose nothing.
+pub fn discard(addr: u64, len: u64) {
+    let start = addr.next_multiple_of(PAGE);
+    let end = addr.saturating_add(len) / PAGE * PAGE;
+    if start < end {
+        // SAFETY: the range is inside the destination of a copy, which its submitter allowed to be overwritten until the copy is done.
+        // Failing (locked pages) leaves the pages as they are.
+        unsafe { libc::madvise(start as *mut libc::c_void, (end - start) as usize, libc::MADV_DONTNEED) };
+    }
+}
+
 /// Changes what the processor may do with a range.
 pub fn protect(addr: u64, len: u64, read: bool, write: bool) -> io::Result<()> {
     let prot = if write {

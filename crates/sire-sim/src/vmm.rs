@@ -58,7 +58,9 @@ impl Machine {
     /// `INVALID_VALUE` for a size that is no multiple of the granularity, or an alignment that is no power of two; `OUT_OF_MEMORY`.
     pub fn reserve(&self, size: u64, align: u64, hint: u64) -> Result<u64> {
         self.core().check_open()?;
-        self.core().space_mut().reserve(size, align, hint, Maker::Vmm)
+        let addr = self.core().space_mut().reserve(size, align, hint, Maker::Vmm)?;
+        self.account(|clock| clock.reserved(size));
+        Ok(addr)
     }
 
     /// Gives back a whole reservation.
@@ -67,7 +69,9 @@ impl Machine {
     /// `INVALID_VALUE` if it is not one, or something is mapped in it.
     pub fn unreserve(&self, addr: u64, size: u64) -> Result<()> {
         self.core().check_open()?;
-        self.core().space_mut().unreserve(addr, size, Maker::Vmm)
+        self.core().space_mut().unreserve(addr, size, Maker::Vmm)?;
+        self.account(|clock| clock.reserved(size));
+        Ok(())
     }
 
     /// Makes physical memory. `tag` is given back by [`Machine::physical_info`] and shown in the census.
@@ -83,7 +87,9 @@ impl Machine {
             );
         }
         let physical = memory.create(size, Api::Create, tag)?;
-        Ok(locked(self.handles()).hold(physical, true))
+        let id = locked(self.handles()).hold(physical, true);
+        self.account(|clock| clock.created(id, device, size));
+        Ok(id)
     }
 
     /// Drops one count of the handle; the memory goes when no handle and no mapping is left.
@@ -96,11 +102,12 @@ impl Machine {
         let handle = handles.live.get_mut(&physical).ok_or_else(|| dead(physical))?;
         handle.count -= 1;
         handle.physical.note(-1);
-        if handle.count == 0 {
-            let last = handles.live.remove(&physical);
-            drop(handles);
-            drop(last);
-        }
+        let dead = handle.count == 0;
+        let last = if dead { handles.live.remove(&physical) } else { None };
+        drop(handles);
+        let freed = last.as_ref().and_then(|handle| freed_with(&handle.physical));
+        drop(last);
+        self.account(|clock| clock.released(physical, dead, freed));
         Ok(())
     }
 
@@ -144,9 +151,11 @@ impl Machine {
         if offset != 0 {
             return Err(Code::INVALID_VALUE.because(format!("map with offset {offset}: only 0 is allowed")));
         }
-        let physical = self.physical(physical)?;
+        let (id, physical) = (physical, self.physical(physical)?);
         self.core().check_alive(physical.memory.device)?;
-        self.core().space_mut().map(addr, size, &physical, Maker::Vmm)
+        self.core().space_mut().map(addr, size, &physical, Maker::Vmm)?;
+        self.account(|clock| clock.mapped(addr, size, id));
+        Ok(())
     }
 
     /// Removes exactly one mapping; the addresses stay reserved.
@@ -163,7 +172,9 @@ impl Machine {
             }
         }
         let physical = self.core().space_mut().unmap(addr, size, Maker::Vmm)?;
+        let freed = freed_with(&physical);
         drop(physical);
+        self.account(|clock| clock.unmapped(addr, size, freed));
         Ok(())
     }
 
@@ -179,7 +190,9 @@ impl Machine {
         for desc in access {
             self.core().check_alive(desc.device)?;
         }
-        self.core().space_mut().set_access(addr, size, access, Maker::Vmm)
+        self.core().space_mut().set_access(addr, size, access, Maker::Vmm)?;
+        self.account(|clock| clock.access_set(addr, size));
+        Ok(())
     }
 
     /// The rights of `device` at `addr`.
@@ -240,6 +253,11 @@ impl Machine {
         let machine = std::ptr::from_ref(self.core()) as usize;
         format!("sire-sim physical {} {machine:#x} {key}", std::process::id()).into_bytes()
     }
+}
+
+/// (device, bytes) that go back with this last reference; `None` if it is not the last.
+fn freed_with(physical: &Arc<Physical>) -> Option<(u32, u64)> {
+    (Arc::strong_count(physical) == 1).then(|| (physical.memory.device, physical.size))
 }
 
 fn dead(physical: PhysicalId) -> crate::error::SimError {

@@ -10,6 +10,7 @@ PyTorch is used only if the program has imported it: a region without PyTorch is
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -109,13 +110,26 @@ def _expandable_segments_source(torch: Any) -> str | None:
     return "set at run time" if at_run_time else None
 
 
+def _spare_references(*filter_: object) -> None:
+    """Called before a snapshot: PyTorch 2.11 gives away a reference to each element of the filter, unowned.
+
+    Where that is mended a reference is left over, which keeps a few small numbers for ever.
+    """
+    for element in filter_:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(element))
+
+
+# The filter of a snapshot: a pool that does not exist, so that the settings come without any segment.
+_NO_SEGMENTS = (1 << 62, 1 << 62, False)
+
+
 def _expandable_at_run_time(torch: Any) -> bool | None:
     """What the allocator itself says; None if it has not started."""
     if not torch.cuda.is_initialized():
         return None
     try:
-        # The filter is a pool that does not exist: the settings come without any segment.
-        snapshot = torch._C._cuda_memorySnapshot((1 << 62, 1 << 62, False))
+        _spare_references(*_NO_SEGMENTS)
+        snapshot = torch._C._cuda_memorySnapshot(_NO_SEGMENTS)
         return bool(snapshot["allocator_settings"]["expandable_segments"])
     except (AttributeError, KeyError, TypeError, RuntimeError):
         return None
@@ -164,7 +178,7 @@ def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
         return
     pool = _take(torch, key, index)
     try:
-        with torch.cuda.use_mem_pool(pool.mem_pool, index):
+        with _current(torch, pool.mem_pool, index):
             keys.append(key)
             try:
                 yield
@@ -176,15 +190,46 @@ def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
             _shelves[key].free.append(pool)
 
 
+# Pools to be dropped when none is current, and how many are current now.
+_retired: list[Any] = []
+_current_count = 0
+_current_lock = threading.Lock()
+
+
+def _may_drop_beside_others(torch: Any) -> bool:
+    """Whether a pool may be dropped while another is current: PyTorch 2.11 ends the process, 2.15 does not."""
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    return version is not None and (int(version[1]), int(version[2])) >= (2, 15)
+
+
+@contextmanager
+def _current(torch: Any, mem_pool: Any, index: int) -> Iterator[None]:
+    """Makes a pool current; when none is current any more, drops those that are to be."""
+    global _current_count
+    with _current_lock:
+        _current_count += 1
+    try:
+        with torch.cuda.use_mem_pool(mem_pool, index):
+            yield
+    finally:
+        with _current_lock:
+            _current_count -= 1
+            if _current_count == 0:
+                _retired.clear()
+
+
 @contextmanager
 def unrouted(torch: Any) -> Iterator[None]:
-    """The calling thread's tensors go to a plain pool that is dropped at the end."""
+    """The calling thread's tensors go to a plain pool that is dropped at the end; before 2.15, outside all regions."""
     index = torch.cuda.current_device()
     keys = _active_keys()
     pool = torch.cuda.MemPool()
+    if not _may_drop_beside_others(torch):
+        with _current_lock:
+            _retired.append(pool)
     keys.append(("plain", index))
     try:
-        with torch.cuda.use_mem_pool(pool, index):
+        with _current(torch, pool, index):
             yield
     finally:
         keys.pop()
@@ -247,7 +292,9 @@ def _verify(torch: Any, pool: Pool) -> None:
     """Raises if the pool got memory that did not come from the library. Asked until the answer is yes."""
     if pool.verified or _hooks.switched_off():
         return
-    segments = torch.cuda.memory_snapshot(pool.mem_pool.id, include_traces=False)
+    identity = pool.mem_pool.id
+    _spare_references(*identity, False)
+    segments = torch.cuda.memory_snapshot(identity, include_traces=False)
     if not segments:
         return
     library = _library.load()

@@ -16,6 +16,11 @@ def pause(tag: str | None = None) -> Report:
     """Releases the physical memory of a tag and of the tags under it; without a tag, of all regions.
 
     Addresses stay. What has a backup policy is saved first; the rest is thrown away, and the report counts it.
+    Nothing may use that memory until it is resumed: the call waits for the work that the device has been given, and
+    threads that go on launching kernels on it meet an illegal address. Pausing without a tag therefore needs
+    quiescence of everything that allocated in a region, a process-wide one (``SIRE_REGION``) included: threads under
+    that one are not found out.
+
     Refused while any thread is inside such a region or a graph is being captured. Pausing what is paused
     changes nothing and says so. Ctrl-C rolls back.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sire
 import torch
-from measure import MIB, device_used, host_used, open_files
+from measure import MIB, device_blocks, device_used, host_used, open_files, region_bytes
 
 ROUNDS = 50
 
@@ -50,10 +50,18 @@ def test_an_rl_loop_has_constant_addresses_and_does_not_grow(tag: str) -> None:
         with torch.no_grad():
             actor.weight.copy_(updated)
         addresses.add((actor.weight.data_ptr(), cache.data_ptr(), output.data_ptr(), trainer.weight.data_ptr()))
-        figures.append((device_used(), host_used(), open_files()))
+        figures.append((device_used(), host_used(), open_files(), device_blocks()))
     assert len(addresses) == 1
     settled, last = figures[ROUNDS // 5], figures[-1]
     assert last[0] <= settled[0]
     # A backup that leaks would grow by 3 MiB in every round; the allocator of the host wavers by a few MiB.
     assert last[1] - settled[1] < 12 * MIB
     assert last[2] <= settled[2]
+    if last[3] is not None:
+        # The kernel's count of the device's memory, in which nobody can hide a page.
+        assert settled[3] is not None
+        assert last[3] <= settled[3]
+        held = {round_[3] for round_ in figures[ROUNDS // 5 :]}
+        assert len(held) == 1, f"device memory wavers between rounds: {held}"
+        resident = sum(region_bytes(f"{tag}/{part}")["resident_bytes"] for part in ("weights", "cache", "graph"))
+        assert last[3] >= resident > 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 
 import pytest
 import sire
 import torch
 from measure import MIB, device_used, region_bytes
-from sire import _library
+from sire import _library, _torch
 
 SIZE = 8 * MIB
 
@@ -168,8 +169,10 @@ def test_disable(tag: str) -> None:
             assert not owned(outside)
         again = full(3)
         del outside
-        torch.cuda.empty_cache()
-        assert device_used() - before < 64 * MIB
+        # Older PyTorch cannot drop a pool beside others: there the memory goes when the region is left.
+        if _torch._may_drop_beside_others(torch):
+            assert device_used() - before < 64 * MIB
+    assert device_used() - before < 64 * MIB
     assert owned(inside)
     assert owned(again)
     with sire.paused(tag), sire.disable():
@@ -234,3 +237,13 @@ def test_unknown_tags_are_errors() -> None:
     for call in (sire.pause, sire.resume):
         with pytest.raises(sire.UnknownTagError, match="nobody/uses/this"):
             call("nobody/uses/this")
+
+
+def test_asking_for_the_allocators_settings_spends_no_references(tag: str) -> None:
+    # PyTorch 2.11's snapshot takes a reference of its filter's elements with it: a program that entered regions crashed
+    # somewhere later, in Python's own allocator.
+    before = sys.getrefcount(_torch._NO_SEGMENTS[0])
+    for _ in range(200):
+        with sire.region(tag):
+            pass
+    assert sys.getrefcount(_torch._NO_SEGMENTS[0]) >= before

@@ -23,6 +23,8 @@ impl Batch {
     /// Closes those regions that are not in the phase `target`; on a refusal none stays closed.
     pub(super) fn close(mut regions: Vec<Arc<Region>>, target: Phase) -> Result<Batch> {
         regions.sort_by_key(|region| region.id);
+        // Asked first, so that a call that is refused closes nothing, and allocations elsewhere do not meet a closed region.
+        regions.iter().try_for_each(|region| region.check(target))?;
         let mut batch = Batch { closed: BTreeMap::new(), unchanged: 0, opened: false };
         for region in regions {
             match region.close(target)? {
@@ -129,7 +131,7 @@ impl Drop for Batch {
     /// A refusal while closing, or a panic: the regions open as they were.
     fn drop(&mut self) {
         if !self.opened {
-            self.closed.values().for_each(|(region, before)| region.open(*before, true));
+            self.closed.values().for_each(|(region, before)| region.reopen(*before));
         }
     }
 }
