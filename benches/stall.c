@@ -4,12 +4,13 @@
  *
  * An open loop: another thread makes one call per millisecond, alternately an allocation and the free of one, and every latency counts
  * from the call's *intended* start, so that a stall shows in every call that it delays. Own pointers (in a region that is not paused) and
- * forwarded ones are measured apart, each beside: nothing, a plain copy of that many bytes to the host, and a pause with host backup. */
+ * forwarded ones are measured apart, each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
+ * pause with host backup. What was paused is compared after its resume. */
 #include "bench.h"
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { MOST = 1 << 17 };
+enum { MOST = 1 << 17, PIECE = 4 << 20 };
 
 static uint32_t steady;
 static sire_status (*enter)(uint32_t, int32_t), (*leave)(uint32_t);
@@ -43,6 +44,13 @@ static void *open_loop(void *argument) {
     }
     if (loop->own) MUST(leave(steady) == SIRE_STATUS_OK);
     return NULL;
+}
+
+/* The backup has been elsewhere meanwhile: nothing of `ours` may have changed. */
+static void compare(const void *ours, char *host, size_t bytes) {
+    memset(host, 0, bytes);
+    MUST(cudaMemcpy(host, ours, bytes, 2) == 0);
+    for (size_t i = 0; i < bytes / 8; i++) MUST(((uint64_t *)host)[i] == i * 0x9E3779B97F4A7C15u);
 }
 
 static void report(const char *beside, const char *whose, struct loop *loop, double seconds) {
@@ -79,14 +87,14 @@ int main(int argc, char **argv) {
     MUST(enter(big, 0) == SIRE_STATUS_OK && cudaMalloc(&ours, bytes) == 0 && leave(big) == SIRE_STATUS_OK);
     char *host = malloc(bytes);
     MUST(host);
-    memset(host, 7, bytes);
+    for (size_t i = 0; i < bytes / 8; i++) ((uint64_t *)host)[i] = i * 0x9E3779B97F4A7C15u;
     MUST(cudaMemcpy(ours, host, bytes, 1) == 0);
     /* Once before, so that the backup's memory is there: what is measured is the pause, not the first touch of a page. */
     MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK && resume("big", NULL, NULL) == SIRE_STATUS_OK);
 
     static struct loop loop;
-    static const char *const BESIDE[] = {"nothing", "copy", "pause"};
-    for (int beside = 0; beside < 3; beside++) {
+    static const char *const BESIDE[] = {"nothing", "copy", "pieces", "pause"};
+    for (int beside = 0; beside < 4; beside++) {
         for (int own = 0; own < 2; own++) {
             memset(&loop, 0, sizeof loop);
             loop.own = own;
@@ -96,13 +104,22 @@ int main(int argc, char **argv) {
             double start = now();
             if (beside == 0) sleep_until(start + 0.5);
             if (beside == 1) MUST(cudaMemcpy(host, ours, bytes, 2) == 0);
-            if (beside == 2) MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK);
+            if (beside == 2) {
+                for (size_t at = 0; at < bytes; at += PIECE) {
+                    size_t len = bytes - at < PIECE ? bytes - at : PIECE;
+                    MUST(cudaMemcpy(host + at, (char *)ours + at, len, 2) == 0);
+                }
+            }
+            if (beside == 3) MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK);
             double seconds = now() - start;
             /* At least one pair, whatever finished how fast. */
             sleep_until(now() + 0.004);
             atomic_store(&loop.stop, 1);
             MUST(pthread_join(thread, NULL) == 0);
-            if (beside == 2) MUST(resume("big", NULL, NULL) == SIRE_STATUS_OK);
+            if (beside == 3) {
+                MUST(resume("big", NULL, NULL) == SIRE_STATUS_OK);
+                compare(ours, host, bytes);
+            }
             report(BESIDE[beside], own ? "own" : "forwarded", &loop, seconds);
         }
     }

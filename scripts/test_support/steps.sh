@@ -2,13 +2,13 @@
 # The steps of scripts/test: what each does, and what it needs. A new step is a function here and a word in the lists.
 # shellcheck disable=SC2034,SC2154  # the lists are used in runner.sh, which also sets the variables
 
-all_steps=(format build clippy rust concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts demo-quick env cli aten python examples demo gpu-suite)
+all_steps=(format build clippy rust concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli aten python examples demo gpu-suite)
 
 # Left out by --quick.
 pytorch_steps='env aten python examples demo'
 
 declare -A needs=(
-    [rust]=build [concurrency]=build [library]=build [docs]=python-lint-tools [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools'
+    [rust]=build [concurrency]=build [library]=build [docs]=python-lint-tools [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools' [bench]='build python-lint-tools'
     [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [examples]=env [demo]=env [gpu-suite]=build
     [python-lint]=python-lint-tools
 )
@@ -54,6 +54,7 @@ step_python_lint() {
     (cd python-shim && "$lint_venv/bin/mypy" --cache-dir "$state/mypy") || status=1
     (cd crates/sire-sim-cuda/python && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports sire_software_device) || status=1
     "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports scripts/test_support/*.py || status=1
+    (cd scripts && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports -p bench_support) || status=1
     return $status
 }
 
@@ -70,6 +71,9 @@ env_python() { printf '%s' "$state/env-$torch/bin/python"; }
 step_docs() { pytest_with "$lint_venv/bin/python" tests/docs; }
 
 step_preload() { pytest_with "$lint_venv/bin/python" tests/preload; }
+
+# Tiny sizes: that scripts/bench measures, checks and reports. How fast anything is says only scripts/bench itself.
+step_bench() { pytest_with "$lint_venv/bin/python" tests/bench; }
 
 step_gpu_suite_parts() { pytest_with "$lint_venv/bin/python" tests/gpu_suite; }
 

@@ -1,0 +1,87 @@
+/* The disk's and the memory's own limits, without Sire.
+ *
+ *     raw warm BYTES                      touches that much memory, so that the machine really has it
+ *     raw copy BYTES                      seconds of one memcpy of BYTES by one thread, prefaulted on both sides
+ *     raw disk DIRECTORY BYTES DEPTH      seconds to write and to read BYTES with O_DIRECT, DEPTH requests of 4 MiB in flight
+ *
+ * The answer is one line of JSON. What is read is compared. */
+#include "peer.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum { REQUEST = 4 << 20 };
+
+struct job {
+    int file, reading;
+    size_t requests;
+    atomic_size_t *next;
+    uint64_t *buffer;
+};
+
+static void *worker(void *argument) {
+    struct job *job = argument;
+    for (size_t i; (i = atomic_fetch_add(job->next, 1)) < job->requests;) {
+        off_t at = (off_t)(i * REQUEST);
+        if (job->reading) {
+            MUST(pread(job->file, job->buffer, REQUEST, at) == REQUEST);
+            if (job->buffer[0] != i || job->buffer[REQUEST / 8 - 1] != ~i) wrong_bytes("read from the disk", i);
+        } else {
+            job->buffer[0] = i, job->buffer[REQUEST / 8 - 1] = ~i;
+            MUST(pwrite(job->file, job->buffer, REQUEST, at) == REQUEST);
+        }
+    }
+    return NULL;
+}
+
+static double pass(int file, size_t bytes, int depth, int reading, char *buffers) {
+    atomic_size_t next = 0;
+    pthread_t threads[64];
+    struct job jobs[64];
+    double start = now();
+    for (int i = 0; i < depth; i++) {
+        jobs[i] = (struct job){file, reading, bytes / REQUEST, &next, (uint64_t *)(buffers + (size_t)i * REQUEST)};
+        MUST(pthread_create(&threads[i], NULL, worker, &jobs[i]) == 0);
+    }
+    for (int i = 0; i < depth; i++) MUST(pthread_join(threads[i], NULL) == 0);
+    if (!reading) MUST(fdatasync(file) == 0);
+    return now() - start;
+}
+
+static int disk(const char *directory, size_t bytes, int depth) {
+    MUST(depth >= 1 && depth <= 64 && bytes % REQUEST == 0 && bytes > 0);
+    int file = open(directory, O_TMPFILE | O_RDWR | O_DIRECT, 0600);
+    if (file < 0) {
+        fprintf(stderr, "%s: no file with O_DIRECT: %s\n", directory, strerror(errno));
+        return 1;
+    }
+    MUST(posix_fallocate(file, 0, (off_t)bytes) == 0);
+    char *buffers = host_map((size_t)depth * REQUEST);
+    for (size_t i = 0; i < (size_t)depth * REQUEST / 8; i++) ((uint64_t *)buffers)[i] = pattern_key(i, 0);
+    double write = pass(file, bytes, depth, 0, buffers), read = pass(file, bytes, depth, 1, buffers);
+    printf("{\"write\": %.9f, \"read\": %.9f}\n", write, read);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    MUST(argc >= 3);
+    if (!strcmp(argv[1], "disk")) {
+        MUST(argc == 5);
+        return disk(argv[2], (size_t)atoll(argv[3]), atoi(argv[4]));
+    }
+    size_t bytes = (size_t)atoll(argv[2]);
+    double start = now();
+    char *from = host_map(bytes);
+    memset(from, 3, bytes);
+    double touch = now() - start, copy = 0;
+    if (!strcmp(argv[1], "copy")) {
+        char *to = host_map(bytes);
+        memset(to, 4, bytes);
+        start = now();
+        memcpy(to, from, bytes);
+        copy = now() - start;
+        if (memcmp(to, from, bytes)) wrong_bytes("after memcpy", 0);
+    }
+    printf("{\"touch\": %.9f, \"copy\": %.9f, \"huge\": %.4f}\n", touch, copy,
+           proc_bytes("/proc/self/smaps_rollup", "AnonHugePages:") / (double)bytes / (copy > 0 ? 2 : 1));
+    return 0;
+}

@@ -1,0 +1,101 @@
+"""Talks to the measuring programs: one call, or a process that does a cycle whenever it is asked to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .figures import Unmeasurable, Wrong
+from .workshop import Place, Workshop
+
+WRONG_BYTES = 3
+Sample = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a cycle program works on."""
+
+    amount: int
+    pieces: int
+    backup: str = "host"
+    retain: bool = True
+    directory: Path | None = None
+
+    def arguments(self) -> list[str]:
+        words = [str(self.amount), str(self.pieces), self.backup, "retain" if self.retain else "drop"]
+        return [*words, str(self.directory)] if self.directory else words
+
+    def device_memory(self) -> int:
+        return self.amount + min(self.amount, 512 << 20)
+
+
+def failed(what: str, status: int | None, message: str) -> Wrong:
+    """A program's failure in words."""
+    why = "WRONG BYTES" if status == WRONG_BYTES else f"exit status {status}"
+    last = "\n".join(message.strip().splitlines()[-3:])
+    return Wrong(f"{what}: {why}: {last}")
+
+
+def call(shop: Workshop, program: str, *arguments: str, saver: Place | None = None, memory: int = 0, timing: bool = True) -> list[dict[str, Any]]:
+    """Runs a program to its end; the lines of its answer."""
+    environment = shop.environment(saver, memory, timing)
+    done = subprocess.run([str(shop.programs[program]), *arguments], env=environment, capture_output=True, text=True)
+    if program == "raw" and done.returncode == 1 and "O_DIRECT" in done.stderr:
+        raise Unmeasurable(done.stderr.strip())
+    if done.returncode != 0:
+        raise failed(f"{program} {' '.join(arguments)}", done.returncode, done.stderr)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+class Cycles:
+    """A running cycle program."""
+
+    def __init__(self, process: subprocess.Popen[str], what: str) -> None:
+        self._process = process
+        self._what = what
+
+    def cycle(self, ceiling_last: bool, fault: bool = False) -> Sample:
+        """One cycle, its ceiling measured first or last."""
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        try:
+            self._process.stdin.write(f"{'fault ' if fault else ''}{int(ceiling_last)}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self._process.stdout.readline()
+        if not line:
+            message = self._process.stderr.read()
+            raise failed(self._what, self._process.wait(), message)
+        sample: Sample = json.loads(line)
+        return sample
+
+
+@contextmanager
+def cycles(shop: Workshop, saver: Place, setup: Setup) -> Iterator[Cycles]:
+    """A cycle program under a saver, ended afterwards."""
+    command = [str(shop.programs["cycle"]), *setup.arguments()]
+    environment = shop.environment(saver, setup.device_memory())
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    try:
+        yield Cycles(process, f"{saver.name}, cycle {' '.join(setup.arguments())}")
+    finally:
+        if process.stdin:
+            try:
+                process.stdin.close()
+            except BrokenPipeError:
+                pass
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()

@@ -1,0 +1,67 @@
+"""The disk tier, as a share of the best that O_DIRECT reaches on the same folder in the same minute.
+
+A write counts until the bytes are on the disk (pause and flush), a read starts with none of them in the page cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from .child import Sample, Setup, call, cycles
+from .figures import MIB, Figure, Target, rates, ways
+from .pause_figures import phases
+from .plan import Sizes
+from .workshop import Workshop
+
+# A disk whose raw rates differ by more than this within a run is not steady enough to judge by.
+STEADY = 2.0
+CACHED = 0.05
+
+
+def raw(shop: Workshop, folder: Path, sizes: Sizes, depth: int) -> Sample:
+    """Seconds that O_DIRECT takes."""
+    answer: Sample = call(shop, "raw", "disk", str(folder), str(sizes.disk), str(depth))[0]
+    return answer
+
+
+def best_depth(shop: Workshop, folder: Path, sizes: Sizes, way: str) -> int:
+    """The depth at which the disk is fastest."""
+    return min(sizes.depths, key=lambda depth: min(raw(shop, folder, sizes, depth)[way] for _ in range(2)))
+
+
+def disk(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
+    """Write and read, paired with raw runs."""
+    depths = {way: best_depth(shop, folder, sizes, way) for way in ("write", "read")}
+    setup = Setup(sizes.disk, max(1, sizes.disk // (64 * MIB)), "disk", directory=folder)
+    ours: list[Sample] = []
+    limits: dict[str, list[float]] = {"write": [], "read": []}
+
+    def measure_raw() -> None:
+        found = {depth: raw(shop, folder, sizes, depth) for depth in set(depths.values())}
+        for way, depth in depths.items():
+            limits[way].append(found[depth][way])
+
+    with cycles(shop, shop.sire, setup) as program:
+        program.cycle(False)
+        for swapped in ways(sizes.repeats):
+            if swapped:
+                measure_raw()
+            ours.append(program.cycle(False))
+            if not swapped:
+                measure_raw()
+    cached = max(sample["cached"] for sample in ours)
+    took = {"write": [sample["pause"] + sample["flush"] for sample in ours], "read": [sample["resume"] for sample in ours]}
+    figures = []
+    for way, name in (("write", "pause"), ("read", "resume")):
+        target = Target("ratio", at_least=0.9)
+        figure = Figure(f"disk.{way}", "GiB/s", rates(took[way], sizes.disk), rates(limits[way], sizes.disk), target=target)
+        figure.doubt(limits[way], "the disk", STEADY)
+        figure.stay_below("the disk")
+        figure.notes.append(f"ceiling: O_DIRECT, {depths[way]} requests of 4 MiB in flight; {phases(ours, name)}")
+        if way == "write":
+            figure.notes.append(f"the flush to the disk after the pause: {median([s['flush'] for s in ours]) * 1e3:.0f} ms")
+        elif cached > CACHED:
+            figure.meaningless.append(f"{cached:.0%} of the file stayed in the page cache")
+        figures.append(figure)
+    return figures

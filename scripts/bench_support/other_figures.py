@@ -1,0 +1,66 @@
+"""What a pause costs others while it runs (stall), and what a tag costs among very many (scale)."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from .child import call
+from .figures import MIB, Figure, Target
+from .plan import Sizes
+from .workshop import Workshop
+
+P99_LIMIT_MS = 1.0
+MAX_LIMIT_MS = 20.0
+
+
+def worst(results: dict[str, float], beside: str, whose: str, mark: str) -> float:
+    """Milliseconds, of allocations and frees together."""
+    return max(results[f"stall/beside {beside}/{whose}/{call}/{mark}"] for call in ("allocate", "free")) / 1e3
+
+
+def stall(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """The open loop of benches/stall.c, a process per repetition."""
+    runs: list[dict[str, float]] = []
+    memory = (sizes.stall_mib + 256) * MIB
+    for _ in range(sizes.repeats):
+        lines = call(shop, "stall", str(sizes.stall_mib), saver=shop.sire, memory=memory)
+        runs.append({str(line["name"]): float(line["value"]) for line in lines})
+
+    def series(beside: str, whose: str, mark: str) -> list[float]:
+        return [worst(run, beside, whose, mark) for run in runs]
+
+    def against(name: str, whose: str, mark: str, target: Target) -> Figure:
+        values, copies = series("pause", whose, mark), series("pieces", whose, mark)
+        ratios = [value / copy for value, copy in zip(values, copies, strict=True)]
+        return Figure(name, "ms", values, copies, ratios, target, notes=["ceiling: the same beside a plain copy in pieces of 4 MiB; less is better"])
+
+    p99 = against("stall.own.p99_ms", "own", "p99", Target("value", at_most=P99_LIMIT_MS))
+    longest = against("stall.own.max_ms", "own", "worst", Target("max", at_most=MAX_LIMIT_MS))
+    forwarded = against("stall.forwarded.vs_copy", "forwarded", "p99", Target("ratio", at_most=1.0))
+    # A machine on which the same loop stalls beside nothing at all cannot tell.
+    for figure, mark, limit in ((p99, "p99", P99_LIMIT_MS), (longest, "worst", MAX_LIMIT_MS)):
+        idle = median(series("nothing", "own", mark))
+        figure.notes.append(f"beside nothing: {idle:.2f} ms")
+        if idle > limit / 2:
+            figure.meaningless.append(f"the machine stalls the same calls {idle:.2f} ms beside nothing")
+    forwarded.doubt(forwarded.ceilings or [], "the loop beside the copy", 3.0)
+    return [p99, longest, forwarded]
+
+
+def scale(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """A pause and a resume of one tag, alone and among all."""
+    samples = max(sizes.repeats, 3)
+    memory = sizes.tags * 4 * MIB + 256 * MIB
+    arguments = (str(sizes.allocations), str(sizes.tags), str(samples))
+    answer: dict[str, Any] = call(shop, "scale", *arguments, saver=shop.sire, memory=memory, timing=False)[0]
+    each = answer["per_tag"]
+    among, alone = ([seconds / each * 1e9 for seconds in answer[name]] for name in ("among", "alone"))
+    cost = Figure("scale.ns_per_allocation", "ns", among, [median(alone)] * len(among))
+    cost.notes.append(
+        f"pause and resume of one tag of {each} allocations, {sizes.allocations:,} allocations and {sizes.tags:,} tags alive; "
+        "ceiling: the same tag alone in the process; less is better"
+    )
+    made = Figure("scale.allocate_ns", "ns", [answer["allocate_ns"]], notes=["making an allocation of 512 bytes, new tags and slabs included"])
+    held = Figure("scale.bytes_per_allocation", "B", [answer["bytes_per_allocation"]], notes=["private memory of the process per allocation"])
+    return [cost, made, held]

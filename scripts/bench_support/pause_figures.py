@@ -1,0 +1,109 @@
+"""Pause and resume with host backup: cold, warm, and beside torch_memory_saver, each as a share of what a plain copy reaches."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from .child import Cycles, Sample, Setup, cycles
+from .figures import MIB, Figure, Target, rates, ways
+from .plan import Sizes
+from .workshop import Place, Workshop
+
+# Below this share of huge pages, a first pause measures the kernel's clearing of small pages.
+HUGE_ENOUGH = 0.9
+
+
+def column(samples: list[Sample], name: str) -> list[float]:
+    return [sample[name] for sample in samples]
+
+
+def phases(samples: list[Sample], call: str) -> str:
+    """How long the parts took, as Sire reports them."""
+    prepare, transfer, whole = (median(column(samples, name)) for name in (f"{call}_prepare", f"{call}_transfer", call))
+    return f"prepare {prepare * 1e3:.1f} ms, transfer {transfer * 1e3:.1f} ms, whole {whole * 1e3:.1f} ms"
+
+
+def beside_copy(name: str, samples: list[Sample], call: str, amount: int, target: float) -> Figure:
+    """A rate as a share of the plain copy in the same direction."""
+    copies = rates(column(samples, "out" if call == "pause" else "in"), amount)
+    figure = Figure(name, "GiB/s", rates(column(samples, call), amount), copies, target=Target("ratio", at_least=target))
+    figure.doubt(copies, "the plain copy")
+    figure.stay_below("the plain copy")
+    step = samples[0]["out_step" if call == "pause" else "in_step"] / MIB
+    figure.notes.append(f"{phases(samples, call)}; ceiling in pieces of {step:.0f} MiB")
+    return figure
+
+
+def cold(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """The first pause of a process, once per process."""
+    setup = Setup(sizes.amount, 32)
+    samples = []
+    for last in ways(sizes.repeats):
+        with cycles(shop, shop.sire, setup) as program:
+            samples.append(program.cycle(last, fault=True))
+    figure = beside_copy("pause.cold", samples, "pause", sizes.amount, 0.55)
+    huge = median(column(samples, "huge"))
+    figure.notes.append(f"{huge:.0%} of the backup is in huge pages")
+    if huge < HUGE_ENOUGH:
+        figure.meaningless.append(f"the kernel granted huge pages for {huge:.0%} only")
+    # What it costs at least when memory must be brought in by one thread first and then be copied to by one thread.
+    both = [sample["fault"] + sample["out"] for sample in samples]
+    limit = Figure("pause.cold.vs_fault_in", "GiB/s", figure.values, rates(both, sizes.amount))
+    limit.notes.append("ceiling: one thread brings the memory in, then copies")
+    limit.doubt(column(samples, "fault"), "bringing memory in")
+    return [figure, limit]
+
+
+def warm(shop: Workshop, sizes: Sizes, pieces: int) -> list[Figure]:
+    """Pauses and resumes after the first, with the backup's memory kept."""
+    with cycles(shop, shop.sire, Setup(sizes.amount, pieces)) as program:
+        program.cycle(False)
+        samples = [program.cycle(last) for last in ways(sizes.repeats)]
+    return [beside_copy(f"{call}.warm.{pieces}", samples, call, sizes.amount, 0.9) for call in ("pause", "resume")]
+
+
+def pairs(ours: Cycles, theirs: Cycles, repeats: int) -> tuple[list[Sample], list[Sample]]:
+    """The two, one right after the other, in the order ABBA."""
+    ours.cycle(False), theirs.cycle(False)
+    left, right = [], []
+    for number, swapped in enumerate(ways(repeats)):
+        last = number % 2 == 1
+        if swapped:
+            right.append(theirs.cycle(last))
+            left.append(ours.cycle(last))
+        else:
+            left.append(ours.cycle(last))
+            right.append(theirs.cycle(last))
+    return left, right
+
+
+def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, targets: tuple[float, float] | None) -> list[Figure]:
+    """How many times faster than the peer, the same calls on both sides."""
+    with cycles(shop, shop.sire, setup) as ours, cycles(shop, peer, setup) as theirs:
+        left, right = pairs(ours, theirs, repeats)
+    figures = []
+    for call, target, way in zip(("pause", "resume"), targets or (None, None), ("out", "in"), strict=True):
+        values, others = (rates(column(side, call), setup.amount) for side in (left, right))
+        goal = Target("ratio", at_least=target) if target is not None else None
+        size = name.partition("@")[2]
+        figure = Figure(f"{name.partition('@')[0]}.{call}{'.' if size else ''}{size}", "GiB/s", values, others, target=goal)
+        copies = rates(column(left, way) + column(right, way), setup.amount)
+        figure.doubt(copies, "the plain copy", 2.0)
+        figure.notes.append(f"ceiling: {peer.name}; plain copy {median(copies):.1f} GiB/s; ours: {phases(left, call)}")
+        figures.append(figure)
+    return figures
+
+
+def tms_default(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
+    """Both as they are without any setting."""
+    return against(shop, peer, "tms.default", Setup(sizes.amount, 32, retain=False), sizes.repeats, (4.0, 2.0))
+
+
+def tms_retained(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
+    """Both with their backups kept: at full size, and where the calls begin to count."""
+    figures = against(shop, peer, "tms.retained", Setup(sizes.amount, 32), sizes.repeats, (1.0, 1.0))
+    for amount, target in ((64 * MIB, 1.0), (16 * MIB, 0.95)):
+        if amount < sizes.amount:
+            setup = Setup(amount, 1)
+            figures += against(shop, peer, f"tms.retained@{amount // MIB}MiB", setup, 3 * sizes.repeats, (target, target))
+    return figures

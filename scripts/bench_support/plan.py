@@ -1,0 +1,23 @@
+"""The sizes of a run: the real ones, and tiny ones that only show that everything works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .figures import GIB, MIB
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much and how often."""
+
+    amount: int = 2 * GIB
+    repeats: int = 7
+    disk: int = 1 * GIB
+    stall_mib: int = 2048
+    allocations: int = 1_000_000
+    tags: int = 10_000
+    depths: tuple[int, ...] = (1, 2, 4, 8)
+
+
+SMOKE = Sizes(amount=64 * MIB, repeats=2, disk=32 * MIB, stall_mib=64, allocations=1000, tags=10, depths=(1, 2))

@@ -1,0 +1,157 @@
+"""scripts/bench measures, checks every byte, and reports in the agreed form; on a driver that lies it gives no figure.
+
+Tiny sizes on the software device, offline: nothing here says how fast anything is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from bench_support.figures import Figure, Target, Wrong, rates, ways  # noqa: E402
+from bench_support.report import table  # noqa: E402
+
+FORM = {"name", "value", "unit", "ceiling", "ratio", "samples", "simulated", "device", "min", "max"}
+PEER = {f"tms.{kind}.{call}" for kind in ("default", "retained") for call in ("pause", "resume")}
+OWN = {
+    "pause.cold",
+    "pause.warm.32",
+    "pause.warm.1024",
+    "resume.warm.32",
+    "resume.warm.1024",
+    "stall.own.p99_ms",
+    "stall.own.max_ms",
+    "stall.forwarded.vs_copy",
+    "disk.write",
+    "disk.read",
+    "scale.ns_per_allocation",
+}
+
+
+def library(variable: str, name: str) -> str:
+    """The library that `variable` names, else the release build of this checkout."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    path = Path(os.environ.get(variable) or target / "release" / name)
+    if not path.is_file():
+        pytest.skip(f"{name} is not built: scripts/build, or name it in {variable}")
+    return str(path.resolve())
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "SIRE_ALLOC_SO": library("SIRE_ALLOC_SO", "libsire_alloc.so"),
+        "SIRE_SIM_SO": library("SIRE_SIM_SO", "libsire_sim_cuda.so"),
+    }
+    command = [str(ROOT / "scripts" / "bench"), "--smoke", "--offline", "--device", "software", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("bench")
+    written = folder / "figures.json"
+    done = bench("--json", str(written), "--picture", str(folder / "bench.png"), "--disk-dir", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, {figure["name"]: figure for figure in json.loads(written.read_text())}
+
+
+def test_every_figure_is_there_or_says_why_not(smoke: tuple[str, dict[str, dict[str, Any]]]) -> None:
+    text, figures = smoke
+    absent = (OWN | PEER) - set(figures)
+    # The peer needs its wheel, and raw O_DIRECT a file system that has it.
+    assert absent <= PEER | {"disk.write", "disk.read"}
+    for name in absent:
+        assert f"Not measured: {name.rpartition('.')[0]}" in text or "Not measured: disk" in text
+
+
+def test_figures_have_the_agreed_form(smoke: tuple[str, dict[str, dict[str, Any]]]) -> None:
+    text, figures = smoke
+    for name, figure in figures.items():
+        assert set(figure) >= FORM
+        assert figure["simulated"] is False
+        assert "software" in figure["device"]
+        assert "smoke" in figure["device"]
+        assert 0 < figure["min"] <= figure["value"] <= figure["max"]
+        assert figure["samples"] >= 1
+        assert (figure["ceiling"] is None) == (figure["ratio"] is None)
+        assert f"| `{name}` |" in text
+        if figure["ratio"] is not None:
+            assert figure["ratio_min"] <= figure["ratio"] <= figure["ratio_max"]
+    for name in OWN & set(figures):
+        assert figures[name]["ceiling"] > 0
+
+
+@pytest.mark.parametrize("only", ["pause.cold", "pause.warm.32", "resume.warm.1024", "scale"])
+def test_wrong_bytes_give_no_figure(only: str, tmp_path: Path) -> None:
+    # The driver says that copies from the device succeed, and copies nothing: fast, and worth nothing.
+    written = tmp_path / "figures.json"
+    done = bench("--only", only, "--sabotage", "skip-copy", "--json", str(written))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "WRONG BYTES" in done.stderr
+    assert json.loads(written.read_text()) == []
+    assert "| `" not in done.stdout
+
+
+def test_memory_that_stays_gives_no_figure(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    done = bench("--only", "pause.warm.32", "--sabotage", "unmap-only", "--json", str(written))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "cudaMalloc" in done.stderr
+    assert json.loads(written.read_text()) == []
+
+
+def test_only_gives_that_figure_alone(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    done = bench("--only", "resume.warm.32", "--json", str(written), "--picture", str(tmp_path / "one.png"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [figure["name"] for figure in json.loads(written.read_text())] == ["resume.warm.32"]
+
+
+def test_a_ratio_is_taken_per_pair() -> None:
+    # Both sides half as fast in the second repetition: nothing has changed.
+    figure = Figure("x", "GiB/s", [10.0, 5.0, 10.0], [20.0, 10.0, 20.0], target=Target("ratio", at_least=0.5))
+    assert figure.ratio == 0.5
+    assert figure.met is True
+    assert Figure("x", "GiB/s", [9.0, 5.0], [20.0, 10.0], target=Target("ratio", at_least=0.5)).met is False
+
+
+def test_an_unsteady_ceiling_is_not_judged_by() -> None:
+    figure = Figure("x", "GiB/s", [10.0, 1.0], [20.0, 10.0], target=Target("ratio", at_least=0.9))
+    figure.doubt([20.0, 10.0], "the disk", 1.5)
+    assert figure.met is None
+    assert "varied by 2.0x" in figure.meaningless[0]
+    assert "not judged" in table([figure], {})
+    figure = Figure("x", "GiB/s", [10.0], [20.0], target=Target("ratio", at_least=0.9))
+    figure.doubt([20.0, 19.0], "the disk", 1.5)
+    assert figure.met is False
+
+
+def test_a_ceiling_that_is_passed_is_none() -> None:
+    figure = Figure("x", "GiB/s", [30.0, 31.0], [20.0, 20.0], target=Target("ratio", at_least=0.9))
+    assert figure.met is True
+    figure.stay_below("the plain copy")
+    assert figure.met is None
+
+
+def test_less_can_be_better() -> None:
+    assert Figure("x", "ms", [0.5, 0.9], target=Target("max", at_most=1.0)).met is True
+    assert Figure("x", "ms", [0.5, 1.9], target=Target("max", at_most=1.0)).met is False
+
+
+def test_nothing_measured_is_no_figure() -> None:
+    with pytest.raises(Wrong):
+        Figure("x", "ms", [])
+
+
+def test_repetitions_alternate() -> None:
+    assert ways(8) == [False, True, True, False, False, True, True, False]
+    assert rates([2.0], 1 << 30) == [0.5]
