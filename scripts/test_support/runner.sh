@@ -31,6 +31,7 @@ select_steps() {
         for name in "${all_steps[@]}"; do
             ((quick)) && [[ " $pytorch_steps " == *" $name "* ]] && continue
             [ "$name" = gpu-suite ] && ! ((gpu)) && continue
+            [ "$name" = bench ] && continue # on request: --only bench
             want "$name"
         done
     fi
