@@ -34,7 +34,7 @@ step_rust() {
 # Pairs of concurrent operations, under a model checker that drives every lock and atomic of the engine.
 step_concurrency() { cargo test --release --locked -p sire-core --features shuttle --test concurrency; }
 
-step_doc() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps --document-private-items; }
+step_doc() { RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --release --locked --workspace --no-deps --document-private-items; }
 
 # The library from outside: header, exports, dependencies, harmlessness.
 step_library() { "$python" scripts/test_support/library.py "$SIRE_ALLOC_SO" "$SIRE_SIM_SO" include/sire.h; }

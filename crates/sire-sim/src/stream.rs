@@ -4,7 +4,7 @@
 //! may depend on a number of another stream; an event is a number of the stream it was recorded on.
 //! So the whole of ordering is "wait until stream S has completed N".
 //!
-//! Who takes operations off the queue is the [`Executor`](crate::Executor)'s choice: a worker thread per
+//! Who takes operations off the queue is the [`Executor`]'s choice: a worker thread per
 //! stream, the submitting thread, or whoever waits. All three take the same step ([`StreamInner::step`]).
 //!
 //! With a profile, every operation also has a mark on the model clock, made as it is submitted.
