@@ -50,7 +50,8 @@ def test_on_device(mode: str, file: str) -> None:
         pytest.skip(reason)
     variables = environment(SIRE_TEST_MODE=mode, SIRE_HOOK_MODE=mode)
     if file == "test_loop.py":
-        variables["SIRE_SIM_POISON"] = "full"  # it compares with the kernel's count, which knows only pages that were written
+        # It compares with the kernel's count, which knows only pages that were written.
+        variables["SIRE_SIM_POISON"] = "full"
     if mode == "preload":
         variables |= sire.subprocess_environment(base=variables)
     command = [
