@@ -2,14 +2,14 @@
 # The steps of scripts/test: what each does, and what it needs. A new step is a function here and a word in the lists.
 # shellcheck disable=SC2034,SC2154  # the lists are used in runner.sh, which also sets the variables
 
-all_steps=(format build clippy rust concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli aten python examples demo gpu-suite)
+all_steps=(format build clippy rust concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli aten python demo gpu-suite)
 
 # Left out by --quick.
-pytorch_steps='env aten python examples demo'
+pytorch_steps='env aten python demo'
 
 declare -A needs=(
     [rust]=build [concurrency]=build [library]=build [docs]=python-lint-tools [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools' [bench]='build python-lint-tools'
-    [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [examples]=env [demo]=env [gpu-suite]=build
+    [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [demo]=env [gpu-suite]=build
     [python-lint]=python-lint-tools
 )
 
@@ -91,7 +91,7 @@ step_env() {
 # PyTorch on the software device: by itself, and with the op layer.
 step_aten() {
     local status=0
-    pytest_with "$(env_python)" crates/sire-sim-cuda/tests || status=1
+    pytest_with "$(env_python)" -n 2 crates/sire-sim-cuda/tests || status=1
     SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB OMP_NUM_THREADS=1 pytest_with "$(env_python)" -n 2 tests/aten || status=1
     return $status
 }
@@ -101,19 +101,6 @@ step_aten() {
 step_python() {
     SIRE_TEST_REQUIRE_DEVICE=1 SIRE_LIBRARY=$SIRE_ALLOC_SO SIRE_SIM_POISON=sample OMP_NUM_THREADS=1 \
         pytest_with "$(env_python)" -n 2 tests/python
-}
-
-# The examples as their own commands show them, in both hook modes.
-step_examples() {
-    local mode example status=0
-    export PYTHONPATH=$root/python-shim/src SIRE_LIBRARY=$SIRE_ALLOC_SO
-    for mode in preload torch; do
-        for example in simple cpu_backup rl_example; do
-            echo "== examples/$example.py $mode"
-            timeout 300 "$(env_python)" "examples/$example.py" "$mode" || status=1
-        done
-    done
-    return $status
 }
 
 step_demo() { SIRE_DEMO_TORCH=$torch pytest_with "$(env_python)" tests/demo; }
