@@ -68,7 +68,7 @@ announce() {
     echo "scripts/test: ${#selected[@]} steps: ${selected[*]}"
     echo "Downloads, the first time: Rust crates about 30 MB, lint tools 60 MB$( ((quick)) || echo ", PyTorch 540 MB and packages 250 MB")."
     echo "Disk in target/ and .sire/: about $(if ((quick)); then echo 2; else echo 5; fi) GB. Memory: up to $(if ((quick)); then echo 3; else echo 8; fi) GB."
-    echo "Time on 2 cores: about $(if ((quick)); then echo "5 minutes cold, 2 warm"; else echo "20 minutes cold, 10 warm"; fi). Logs: .sire/logs/"
+    echo "Time on 2 cores: about $(if ((quick)); then echo "5 to 15 minutes cold"; else echo "20 to 30 minutes cold"; fi). Logs: .sire/logs/"
 }
 
 # Starts the environment with PyTorch in the background, as soon as its parts are built.
