@@ -8,7 +8,7 @@ state=$root/.sire
 logs=$state/logs
 lint_venv=$state/venv-lint
 passed=0 failed=0
-failed_steps=() summary=()
+failed_steps=() failed_tests=() summary=()
 env_job=''
 started=$SECONDS
 
@@ -121,6 +121,9 @@ count() {
     if ((status)); then
         failed_steps+=("$step")
         record "$step" FAILED "$seconds" "$ok passed, $bad failed"
+        echo "    --- what failed:"
+        "$python" scripts/test_support/failures.py "$log" | sed 's/^/    | /'
+        mapfile -t -O "${#failed_tests[@]}" failed_tests < <("$python" scripts/test_support/failures.py --names "$log" | sed "/./s/^/$step: /;/^$/d")
         echo "    --- the end of $log:"
         tail -n 60 "$log" | sed 's/^/    | /'
     else
@@ -140,6 +143,7 @@ record() {
 finish() {
     printf '\n'
     printf '%s\n' "${summary[@]}"
+    ((${#failed_tests[@]})) && printf 'failed: %s\n' "${failed_tests[@]}"
     printf 'total %s s\n' $((SECONDS - started))
     printf '%d passed, %d failed\n' "$passed" "$failed"
     [ ${#failed_steps[@]} -eq 0 ]

@@ -211,7 +211,15 @@ fn a_refused_resume_leaves_no_trace() {
     std::thread::scope(|scope| {
         let engine = &world.engine;
         let patient = ResumeOptions { wait: Duration::from_secs(60), ..ResumeOptions::default() };
-        let waiting = scope.spawn(move || engine.resume(&tag("second"), patient));
+        // Either may come first; this one tries again until it is the other that is refused.
+        let waiting = scope.spawn(move || {
+            loop {
+                match engine.resume(&tag("second"), patient) {
+                    Err(error) if error.status == Status::Busy => std::thread::yield_now(),
+                    outcome => break outcome,
+                }
+            }
+        });
         let refused = || engine.resume(&Selection::All, ResumeOptions::default()).unwrap_err().status;
         while refused() != Status::Busy {
             std::thread::yield_now();

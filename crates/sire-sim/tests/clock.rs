@@ -223,7 +223,10 @@ fn a_mapping_is_not_used_before_it_was_made_nor_removed_before_it_was_used() -> 
     // SAFETY: the pinned range is that long, and stays.
     unsafe { machine.memcpy_async(addr, host, MB, CopyKind::HostToDevice, stream)? }; // usable at 130: ends at 230
     let unmap = || -> Result<Option<u64>, SimError> { machine.unmap(addr, FRAME).map(|()| us(&machine)) };
-    std::thread::sleep(Duration::from_millis(50)); // the copy is done by then, and no virtual time has passed
+    // Until the copy is done. Asking costs this thread virtual time, but not the one that unmaps.
+    while !machine.stream_query(stream)? {
+        std::thread::yield_now();
+    }
     let unmapped = std::thread::scope(|scope| scope.spawn(unmap).join()).map_err(|_| "the thread panicked")??;
     assert_eq!(unmapped, Some(260));
     Ok(())

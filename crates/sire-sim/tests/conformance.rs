@@ -79,13 +79,21 @@ fn faulty_fails_what_was_planned_and_nothing_else() -> Result<(), Box<dyn std::e
     Ok(())
 }
 
+/// Processor time that the calling thread has used.
+fn used() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a live local of the right type.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) }, 0);
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 #[test]
 fn making_a_driver_is_cheap() {
     let options = || Options { executor: Executor::Inline, ..Options::tiny(64 << 20) };
     let batch = || {
-        let start = std::time::Instant::now();
+        let start = used();
         (0..50).for_each(|_| drop(driver(options())));
-        start.elapsed() / 50
+        (used() - start) / 50
     };
     let best = (0..8).map(|_| batch()).min();
     assert!(best.is_some_and(|each| each < std::time::Duration::from_millis(1)), "{best:?} per driver");
