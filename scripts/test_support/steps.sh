@@ -27,7 +27,7 @@ step_clippy() {
 step_rust() {
     local status=0
     SIRE_SIM_LIBRARY=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-alloc -p sire-sim-cuda -p sire-cli || status=1
-    SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-core -p sire-cuda -p sire-sim || status=1
+    SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-core -p sire-cuda -p sire-sim -p sire-ledger || status=1
     return $status
 }
 

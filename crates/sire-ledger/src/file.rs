@@ -1,0 +1,230 @@
+//! The ledger's file: made whole or not at all, opened without following what others may have put in its place, and locked byte by byte
+//! through locks of the *open file description*, which the kernel drops with its last holder. A forked child shares its parent's
+//! descriptions, and would keep the locks of a dead parent alive: so in a child every description of ours is replaced
+//! by an empty one.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+use crate::layout;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// The byte whose lock belongs to whoever changes more than its own slot.
+const DESK: i64 = 0;
+/// The byte whose lock says that slot 0 is in use; the others follow. Locks may lie beyond a file's end.
+const FIRST_SLOT: i64 = 1 << 20;
+
+/// Descriptions that a forked child must not keep: how many are possible, and their descriptors (-1: none).
+const MOST: usize = 1024;
+static OURS: [AtomicI32; MOST] = [const { AtomicI32::new(-1) }; MOST];
+
+/// One open description of a ledger's file.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    file: File,
+    path: PathBuf,
+    /// Where its descriptor is noted in `OURS`.
+    noted: usize,
+    /// The process that opened it.
+    pid: u32,
+}
+
+/// In a forked child: the parent's locks must not live on with us.
+extern "C" fn forget_all() {
+    for noted in &OURS {
+        let fd = noted.load(Ordering::Relaxed);
+        if fd < 0 {
+            continue;
+        }
+        // SAFETY: open and dup2 are async-signal-safe and take a literal and plain numbers; `fd` is one of ours, open as
+        // long as it is noted, so nothing of anybody else is replaced.
+        unsafe {
+            let empty = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            if empty >= 0 {
+                libc::dup3(empty, fd, libc::O_CLOEXEC);
+                libc::close(empty);
+            } else {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+fn note(fd: i32) -> io::Result<usize> {
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        // SAFETY: forget_all is an extern "C" function without arguments that calls only what is allowed in a forked child.
+        unsafe { libc::pthread_atfork(None, None, Some(forget_all)) };
+    });
+    let free = |at: &AtomicI32| at.compare_exchange(-1, fd, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    OURS.iter().position(free).ok_or_else(|| io::Error::other("this process has too many ledgers open"))
+}
+
+impl Desk {
+    /// Opens the ledger at `path`, and makes it if it is not there. All users may write to it, as in a directory for locks.
+    pub(crate) fn open(path: &Path) -> Result<Desk> {
+        for _ in 0..100 {
+            match open_existing(path) {
+                Ok(file) => return Desk::checked(file, path),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
+                Err(error) => return Err(Error::io("open the ledger", path, error)),
+            }
+        }
+        Err(Error::io("open the ledger", path, io::Error::other("it disappears as often as it is made")))
+    }
+
+    /// Another description of the same file, whose locks are its own.
+    pub(crate) fn again(&self) -> Result<Desk> {
+        let same = |file: &File| Ok::<_, io::Error>(id(file)? == id(&self.file)?);
+        let file = open_existing(&self.path).map_err(|error| Error::io("open the ledger", &self.path, error))?;
+        match same(&file) {
+            Ok(true) => Desk::checked(file, &self.path),
+            Ok(false) => Err(Error::Foreign {
+                path: self.path.clone(),
+                found: "it was replaced by another file meanwhile".into(),
+            }),
+            Err(error) => Err(Error::io("look at the ledger", &self.path, error)),
+        }
+    }
+
+    fn checked(file: File, path: &Path) -> Result<Desk> {
+        let foreign = |found: String| Error::Foreign { path: path.to_owned(), found };
+        let info = file.metadata().map_err(|error| Error::io("look at the ledger", path, error))?;
+        if !info.is_file() {
+            let what = if info.file_type().is_fifo() { "a pipe" } else { "no ordinary file" };
+            return Err(foreign(format!("it is {what}")));
+        }
+        if info.len() != layout::FILE {
+            return Err(foreign(format!("it has {} bytes, not {}", info.len(), layout::FILE)));
+        }
+        let mut header = [0; layout::HEADER_USED];
+        file.read_exact_at(&mut header, 0).map_err(|error| Error::io("read the ledger", path, error))?;
+        layout::check_header(&header).map_err(foreign)?;
+        let noted = note(file.as_raw_fd()).map_err(|error| Error::io("open the ledger", path, error))?;
+        Ok(Desk { file, path: path.to_owned(), noted, pid: std::process::id() })
+    }
+
+    /// Whether this is the process that opened it.
+    pub(crate) fn is_ours(&self) -> Result<()> {
+        if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    /// The bytes of one slot.
+    pub(crate) fn read(&self, slot: u32) -> Result<[u8; layout::SLOT as usize]> {
+        let mut bytes = [0; layout::SLOT as usize];
+        let read = self.file.read_exact_at(&mut bytes, at(slot, 0));
+        read.map_err(|error| Error::io("read the ledger", &self.path, error))?;
+        Ok(bytes)
+    }
+
+    /// Writes one copy of one slot's record.
+    pub(crate) fn write(&self, slot: u32, copy: usize, bytes: &[u8; layout::COPY]) -> Result<()> {
+        let written = self.file.write_all_at(bytes, at(slot, copy));
+        written.map_err(|error| Error::io("write to the ledger", &self.path, error))
+    }
+
+    /// Takes the lock of a slot; false if somebody has it.
+    pub(crate) fn take_slot(&self, slot: u32) -> Result<bool> {
+        self.lock(FIRST_SLOT + i64::from(slot))
+    }
+
+    /// Whether another description has the slot's lock.
+    pub(crate) fn is_taken(&self, slot: u32) -> Result<bool> {
+        let mut lock = range(FIRST_SLOT + i64::from(slot), libc::F_WRLCK);
+        // SAFETY: the descriptor is open (self.file lives) and `lock` is a live, initialised flock.
+        let result = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
+        match result {
+            0 => Ok(lock.l_type != libc::F_UNLCK as libc::c_short),
+            _ => Err(Error::io("look at a lock of", &self.path, io::Error::last_os_error())),
+        }
+    }
+
+    /// Takes the lock that changes need; false if somebody has it.
+    pub(crate) fn sit_down(&self) -> Result<bool> {
+        self.lock(DESK)
+    }
+
+    /// Gives that lock back.
+    pub(crate) fn stand_up(&self) {
+        let mut lock = range(DESK, libc::F_UNLCK);
+        // SAFETY: as in `is_taken`. Giving a lock back cannot fail on an open descriptor.
+        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &mut lock) };
+    }
+
+    fn lock(&self, byte: i64) -> Result<bool> {
+        let mut lock = range(byte, libc::F_WRLCK);
+        // SAFETY: as in `is_taken`.
+        if unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &mut lock) } == 0 {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+            _ => Err(Error::io("lock a byte of", &self.path, error)),
+        }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        OURS[self.noted].store(-1, Ordering::Relaxed);
+    }
+}
+
+fn at(slot: u32, copy: usize) -> u64 {
+    layout::HEADER + u64::from(slot) * layout::SLOT + (copy * layout::COPY) as u64
+}
+
+fn id(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|info| (info.dev(), info.ino()))
+}
+
+fn range(byte: i64, kind: i32) -> libc::flock {
+    // SAFETY: an all-zero flock is a valid value of this plain C struct; l_pid must be 0 for these locks.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = byte;
+    lock.l_len = 1;
+    lock
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+}
+
+/// Makes the file under another name, whole and with all its blocks, and gives it its name only then; whoever is first wins.
+fn make(path: &Path) -> Result<()> {
+    let failed = |doing: &str, error| Error::io(doing, path, error);
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let name = format!(".sire-ledger-{}-{:x}", std::process::id(), nonce());
+    let draft = dir.join(name);
+    let made = draft_file(&draft).and_then(|()| match fs::hard_link(&draft, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    });
+    // Best effort: a draft that stays is a few KiB under a hidden name.
+    let _ = fs::remove_file(&draft);
+    made.map_err(|error| failed("make the ledger", error))
+}
+
+fn nonce() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+fn draft_file(draft: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
+    let mut bytes = vec![0; layout::FILE as usize];
+    bytes[..layout::HEADER_USED].copy_from_slice(&layout::header());
+    // Written, not only sized: a change of a slot must never find the disk full.
+    file.write_all_at(&bytes, 0)?;
+    // Not through `mode`: the user's umask must not keep other users out.
+    file.set_permissions(Permissions::from_mode(0o666))
+}

@@ -1,0 +1,22 @@
+//! The ledger: who has reserved how many bytes of which GPU, shared by all processes of a machine.
+//!
+//! One file per physical GPU holds a fixed number of slots. A process that wants memory *joins* (takes a slot), says
+//! how much it wants, waits for its turn, and holds its reservation until it lets go or ends. Nothing in the file says whether a
+//! process lives: that is a lock on the slot's byte, which the kernel drops with the process, however it ends. So a stopped process
+//! keeps what it reserved, a killed one loses it at once, and neither clocks nor process numbers are trusted.
+//!
+//! * [`layout`]: the bytes of the file; pure, and suspicious of all it reads.
+//! * [`turn`]: whose turn it is and whether there is room; a pure function.
+//! * [`file`]: the file itself: creating, opening, locks. The only module with unsafe code.
+//! * [`Ledger`] and [`Member`]: what callers use.
+//!
+//! Shared records carry only uid, pid, start time and bytes: what a process calls its memory stays its own.
+
+mod error;
+mod file;
+pub mod layout;
+mod ledger;
+pub mod turn;
+
+pub use error::{Error, Result};
+pub use ledger::{Entry, Ledger, Member, Memory, Patience};

@@ -1,0 +1,111 @@
+//! Files that are not ledgers, ledgers that others have written to, and users that must not be kept out.
+
+use sire_ledger::layout::{self, Record, State};
+use sire_ledger::{Error, Ledger, Memory, Patience};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::Path;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const NOW: Patience<'static> = Patience { timeout: Some(std::time::Duration::ZERO), cancelled: &|| false };
+
+fn full() -> Option<Memory> {
+    Some(Memory { free: 100, total: 100 })
+}
+
+fn refused(dir: &Path) -> String {
+    match Ledger::open(dir, "GPU-1") {
+        Ok(_) => "it was opened".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_is_no_ledger_is_refused_and_left_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("sire-ledger-GPU-1");
+    for (bytes, found) in [(b"hello".to_vec(), "5 bytes"), (vec![7; layout::FILE as usize], "does not begin with")] {
+        std::fs::write(&path, &bytes)?;
+        assert!(refused(dir.path()).contains(found), "{}", refused(dir.path()));
+        assert_eq!(std::fs::read(&path)?, bytes);
+    }
+    let mut newer = vec![0; layout::FILE as usize];
+    newer[..layout::HEADER_USED].copy_from_slice(&layout::header());
+    newer[8] = 9;
+    std::fs::write(&path, &newer)?;
+    assert!(refused(dir.path()).contains("version 9"), "{}", refused(dir.path()));
+    std::fs::remove_file(&path)?;
+    std::fs::create_dir(&path)?;
+    assert!(!refused(dir.path()).contains("opened"));
+    Ok(())
+}
+
+#[test]
+fn links_and_pipes_are_not_followed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("sire-ledger-GPU-1");
+    let victim = dir.path().join("victim");
+    std::fs::write(&victim, "precious")?;
+    symlink(&victim, &path)?;
+    assert!(!refused(dir.path()).contains("opened"));
+    assert_eq!(std::fs::read_to_string(&victim)?, "precious");
+    std::fs::remove_file(&path)?;
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: `name` is a NUL-terminated string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o666) }, 0);
+    assert!(refused(dir.path()).contains("a pipe"), "{}", refused(dir.path()));
+    Ok(())
+}
+
+#[test]
+fn what_a_hostile_user_writes_costs_at_most_a_place() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("sire-ledger-GPU-1"))?;
+    // A record that says it holds everything, in a slot that nobody lives in.
+    let lie = Record { sequence: u64::MAX, state: State::Holding, bytes: u64::MAX, ticket: 7, ..Record::default() };
+    file.write_all_at(&layout::encode(&lie), layout::HEADER + 5 * layout::SLOT)?;
+    assert!(ledger.entries()?.is_empty(), "only who lives is counted");
+    let member = ledger.join()?;
+    member.reserve(100, &full, NOW)?;
+    // Noise over every slot: our own next change makes our record whole again.
+    file.write_all_at(&vec![0xa5; (layout::FILE - layout::HEADER) as usize], layout::HEADER)?;
+    assert!(ledger.entries()?.is_empty());
+    member.note_owned(50)?;
+    assert_eq!(ledger.entries()?.iter().map(|e| (e.bytes, e.owned)).collect::<Vec<_>>(), [(100, 50)]);
+    // The highest ticket there is: later ones do not overflow, and are still served.
+    let last = Record { sequence: 1, state: State::Idle, ticket: u64::MAX, ..Record::default() };
+    file.write_all_at(&layout::encode(&last), layout::HEADER + 9 * layout::SLOT)?;
+    member.reserve(100, &full, NOW)?;
+    // Cut short while in use: an error, not a signal.
+    file.set_len(layout::HEADER)?;
+    assert!(matches!(member.shrink(1), Err(Error::Io { .. })) && matches!(ledger.entries(), Err(Error::Io { .. })));
+    Ok(())
+}
+
+#[test]
+fn every_user_may_write_and_nobody_loses_his_umask() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let _ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let mode = std::fs::metadata(dir.path().join("sire-ledger-GPU-1"))?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o666);
+    assert_eq!(std::fs::read_dir(dir.path())?.count(), 1, "no draft stays");
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_named() {
+    let message = refused(Path::new("/nonexistent-directory"));
+    assert!(message.contains("/nonexistent-directory"), "{message}");
+}
+
+#[test]
+fn a_full_ledger_says_so() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let members = (0..layout::SLOTS).map(|_| ledger.join()).collect::<Result<Vec<_>, _>>()?;
+    assert!(matches!(ledger.join(), Err(Error::Full { slots: 256 })));
+    drop(members);
+    ledger.join()?;
+    Ok(())
+}

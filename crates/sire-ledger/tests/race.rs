@@ -1,0 +1,203 @@
+//! Processes that race for one device's memory while some of them are killed and stopped at any moment. The judge is the software
+//! device, which enforces its budget: whoever was granted bytes must get them from it, every time.
+//!
+//! The other processes are this test binary again, running `child_races`.
+
+use sire_ledger::{Error, Ledger, Memory, Patience};
+use sire_sim::{Machine, Options, Poison};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const MIB: u64 = 1 << 20;
+const DEVICE: u64 = 64 * MIB;
+const RACERS: usize = 8;
+
+/// Numbers that need no quality, only variety.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+fn device(dir: &Path) -> Result<Machine, Box<dyn std::error::Error>> {
+    Ok(Machine::new(Options {
+        memory: DEVICE,
+        dir: Some(dir.join("device")),
+        poison: Poison::Off,
+        ..Options::default()
+    })?)
+}
+
+fn memory(machine: &Machine) -> Option<Memory> {
+    machine.memory_info(0).ok().map(|(free, total)| Memory { free, total })
+}
+
+fn patient(timeout: Duration) -> Patience<'static> {
+    Patience { timeout: Some(timeout), cancelled: &|| false }
+}
+
+#[test]
+#[ignore = "run by the other tests as another process"]
+fn child_races() -> Outcome {
+    let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
+    let (dir, rounds) = (Path::new(&dir), std::env::var("SIRE_LEDGER_TEST_ROUNDS")?.parse::<u32>()?);
+    let machine = device(dir)?;
+    let ledger = Ledger::open(dir, "GPU-race")?;
+    let member = ledger.join()?;
+    let mut dice = Dice(u64::from(std::process::id()) * 0x9e37_79b9 + 1);
+    for _ in 0..rounds {
+        let bytes = (1 + dice.roll(20)) * 2 * MIB;
+        member.reserve(bytes, &|| memory(&machine), patient(Duration::from_secs(60)))?;
+        let mut owned = Vec::new();
+        while (owned.len() as u64) * 2 * MIB < bytes {
+            // The point of it all: what was granted is there.
+            owned.push(machine.create(0, 2 * MIB, 0).map_err(|error| format!("granted, but not there: {error}"))?);
+            member.note_owned(owned.len() as u64 * 2 * MIB)?;
+        }
+        std::thread::sleep(Duration::from_micros(dice.roll(2000)));
+        let keep = dice.roll(owned.len() as u64) as usize;
+        member.note_owned(keep as u64 * 2 * MIB)?;
+        for handle in owned.drain(keep..) {
+            machine.release(handle)?;
+        }
+        member.shrink(keep as u64 * 2 * MIB)?;
+        member.note_owned(0)?;
+        for handle in owned {
+            machine.release(handle)?;
+        }
+        member.release()?;
+    }
+    Ok(())
+}
+
+fn racer(dir: &Path, rounds: u32) -> std::io::Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .args(["--exact", "child_races", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("SIRE_LEDGER_TEST_DIR", dir)
+        .env("SIRE_LEDGER_TEST_ROUNDS", rounds.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: kill takes plain numbers; the child has not been waited for, so its number is its own.
+    unsafe { libc::kill(child.id() as i32, signal) };
+}
+
+#[test]
+fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    std::fs::create_dir(dir.path().join("device"))?;
+    let machine = device(dir.path())?;
+    let rounds = std::env::var("SIRE_LEDGER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let mut racers = (0..RACERS).map(|_| racer(dir.path(), rounds)).collect::<Result<Vec<_>, _>>()?;
+    let mut dice = Dice(0x5eed);
+    let (mut killed, mut stopped) = (0, 0);
+    let begun = Instant::now();
+    while racers.iter_mut().any(|child| child.try_wait().is_ok_and(|status| status.is_none())) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the race does not end: somebody waits for ever");
+        std::thread::sleep(Duration::from_millis(3 + dice.roll(20)));
+        let Some(victim) = racers.get_mut(dice.roll(RACERS as u64) as usize) else { continue };
+        if victim.try_wait()?.is_some() {
+            continue;
+        }
+        if dice.roll(3) == 0 && killed < RACERS * 2 {
+            signal(victim, libc::SIGKILL);
+            victim.wait()?;
+            killed += 1;
+            *victim = racer(dir.path(), rounds)?;
+        } else {
+            signal(victim, libc::SIGSTOP);
+            std::thread::sleep(Duration::from_millis(dice.roll(15)));
+            signal(victim, libc::SIGCONT);
+            stopped += 1;
+        }
+    }
+    for mut racer in racers {
+        assert!(racer.wait()?.success(), "a racer met an error");
+    }
+    assert!(killed > 0 && stopped > 0, "nobody was disturbed: {killed} killed, {stopped} stopped");
+    let ledger = Ledger::open(dir.path(), "GPU-race")?;
+    assert!(ledger.entries()?.is_empty(), "the dead hold nothing: {:?}", ledger.entries()?);
+    let member = ledger.join()?;
+    member.reserve(DEVICE, &|| memory(&machine), patient(Duration::ZERO))?;
+    assert_eq!(member.reserved(), DEVICE, "nothing was lost");
+    Ok(())
+}
+
+#[test]
+fn a_stopped_process_keeps_its_place_and_a_dead_one_does_not() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-a/b")?;
+    let full = || Some(Memory { free: 100, total: 100 });
+    let first = ledger.join()?;
+    first.reserve(70, &full, patient(Duration::ZERO))?;
+    let second = ledger.join()?;
+    let refused = second.reserve(40, &full, patient(Duration::from_millis(50)));
+    let Err(Error::TimedOut { why, .. }) = refused else { return Err(format!("not a time-out: {refused:?}").into()) };
+    assert!(why.contains("10 bytes are missing"), "{why}");
+    assert_eq!(second.reserved(), 0);
+    second.reserve(30, &full, patient(Duration::ZERO))?;
+    assert!(matches!(second.reserve(101, &full, patient(Duration::ZERO)), Err(Error::TooLarge { total: 100, .. })));
+    drop(first);
+    second.reserve(100, &full, patient(Duration::ZERO))?;
+    assert_eq!(ledger.entries()?.iter().map(|entry| entry.bytes).collect::<Vec<_>>(), [100]);
+    Ok(())
+}
+
+#[test]
+fn a_wait_can_be_ended_and_leaves_the_queue() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let full = || Some(Memory { free: 100, total: 100 });
+    let (first, second, third) = (ledger.join()?, ledger.join()?, ledger.join()?);
+    first.reserve(60, &full, patient(Duration::ZERO))?;
+    let cancelled = Patience { timeout: None, cancelled: &|| true };
+    assert!(matches!(second.reserve(50, &full, cancelled), Err(Error::Cancelled)));
+    // Had the second stayed in the queue, the third would be behind it.
+    third.reserve(40, &full, patient(Duration::ZERO))?;
+    Ok(())
+}
+
+#[test]
+fn a_forked_child_has_no_reservation_and_keeps_none_alive() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let full = || Some(Memory { free: 100, total: 100 });
+    let member = ledger.join()?;
+    member.reserve(100, &full, patient(Duration::ZERO))?;
+    let mut ends = [0; 2];
+    // SAFETY: `ends` is a live array of two.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: the child only asks the ledger, which takes no lock of another thread here, and ends by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let forked = matches!(member.shrink(1), Err(Error::Forked)) && matches!(ledger.entries(), Err(Error::Forked));
+        let mut byte = 0u8;
+        // SAFETY: the child waits until the parent closes its end, then ends without running the parent's handlers.
+        unsafe {
+            libc::close(ends[1]);
+            libc::read(ends[0], (&raw mut byte).cast(), 1);
+            libc::_exit(i32::from(!forked));
+        }
+    }
+    drop(member);
+    assert!(ledger.entries()?.is_empty(), "the child keeps the lock of its parent alive");
+    let mut status = -1;
+    // SAFETY: plain descriptors of ours; `status` is a live local.
+    unsafe {
+        libc::close(ends[1]);
+        libc::close(ends[0]);
+        libc::waitpid(child, &mut status, 0);
+    }
+    assert_eq!(libc::WEXITSTATUS(status), 0, "the child could use its parent's reservation");
+    Ok(())
+}
