@@ -84,7 +84,7 @@ fn policy(thread: &Thread) -> Result<Policy> {
         (false, true) => Backup::Disk,
         (false, false) => Backup::None,
     };
-    Ok(Policy { backup, zero_fill: false, retain: retain()? })
+    Ok(Policy { backup, retain: retain()?, ..Policy::default() })
 }
 
 fn retain() -> Result<bool> {

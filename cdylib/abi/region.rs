@@ -41,7 +41,7 @@ unsafe fn policy(options: *const sire_region_options) -> Result<Policy> {
     // Read as bytes: C may have left any value in a bool.
     let zero_fill = sized_field!(options, size, sire_region_options, zero_fill: u8).unwrap_or(0) != 0;
     let retain = sized_field!(options, size, sire_region_options, retain: u8).unwrap_or(0) != 0;
-    Ok(Policy { backup, zero_fill, retain })
+    Ok(Policy { backup, zero_fill, retain, ..Policy::default() })
 }
 
 /// The region of (tag, options), made if there is none. Tags are paths of `/`-separated segments, at most 255 bytes:

@@ -4,6 +4,7 @@ use crate::driver::{Addr, Device, Driver};
 use crate::error::{Error, Result, Status};
 use crate::extent::{self, Extent};
 use crate::heap::Heap;
+use crate::ranges::Ranges;
 use crate::raw::Counted;
 use crate::region::Regions;
 use crate::settings::Settings;
@@ -15,8 +16,8 @@ use crate::transition::Machine;
 use std::sync::Arc;
 
 pub use crate::terms::{
-    Backup, BackupView, Config, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, Selection,
-    State,
+    Backup, BackupView, Clean, Config, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions,
+    Selection, State,
 };
 
 /// The engine: one per process. All functions may be called from any thread.
@@ -186,6 +187,17 @@ impl Engine {
     /// `UnknownAddress` unless the range lies inside one allocation.
     pub fn discard(&self, addr: Addr, len: u64) -> Result<()> {
         self.set_override(addr, len, false)
+    }
+
+    /// Says that the program has written to `[addr, addr + len)` of a region whose content is declared not to change: the
+    /// next pause copies it again.
+    ///
+    /// # Errors
+    /// `UnknownAddress` unless the range lies inside one allocation.
+    pub fn changed(&self, addr: Addr, len: u64) -> Result<()> {
+        let (extent, range) = self.range(addr, len)?;
+        extent.note_changed(&Ranges::of(range));
+        Ok(())
     }
 
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {

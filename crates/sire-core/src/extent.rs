@@ -31,7 +31,7 @@ pub(crate) struct Chunk {
     pub(crate) physical: Option<Physical>,
     pub(crate) mapped: bool,
     pub(crate) truth: Truth,
-    /// The backup. With `Truth::Device`: a retained, perhaps outdated one.
+    /// The backup, in the order of offsets. With `Truth::Device`: a retained, perhaps outdated one.
     pub(crate) segments: Vec<Segment>,
 }
 
@@ -45,13 +45,21 @@ impl Chunk {
         self.offset..self.offset + self.size
     }
 
+    /// Whether there is a backup, and nothing has to be copied for it.
+    pub(crate) fn is_saved(&self) -> bool {
+        self.segments.iter().all(|segment| segment.filled)
+    }
+
     /// Whether it holds memory though its bytes are in a backup.
     pub(crate) fn is_leftover(&self) -> bool {
         self.truth == Truth::Backup && (self.physical.is_some() || self.mapped)
     }
 }
 
-/// The sizes of a slab's slots that are in use (0: not in use).
+/// In a slot's size: it was given out since the last backup. Small sizes are far below.
+const FRESH: u32 = 1 << 31;
+
+/// The sizes of a slab's slots that are in use (0: not in use), and whether they are fresh.
 #[derive(Debug, Default)]
 struct Slots {
     sizes: Vec<u32>,
@@ -87,7 +95,7 @@ impl Slab {
 
     /// Bytes asked for in slots in use.
     fn requested(&self) -> u64 {
-        lock(&self.slots).sizes.iter().map(|&size| u64::from(size)).sum()
+        lock(&self.slots).sizes.iter().map(|&size| u64::from(size & !FRESH)).sum()
     }
 
     /// Puts `size` bytes into the slot at `offset`.
@@ -95,7 +103,7 @@ impl Slab {
         let mut slots = lock(&self.slots);
         let index = (offset / self.class) as usize;
         if let Some(slot) = slots.sizes.get_mut(index) {
-            *slot = size as u32;
+            *slot = size as u32 | FRESH;
             slots.live += 1;
         }
     }
@@ -115,7 +123,7 @@ impl Slab {
     /// The slot in use that holds `offset`: where it starts, and its bytes.
     fn slot(&self, offset: u64) -> Option<(u64, u64)> {
         let index = offset / self.class;
-        let size = u64::from(*lock(&self.slots).sizes.get(index as usize)?);
+        let size = u64::from(*lock(&self.slots).sizes.get(index as usize)? & !FRESH);
         (size > 0 && offset - index * self.class < size).then_some((index * self.class, size))
     }
 
@@ -124,9 +132,20 @@ impl Slab {
         let mut live = Ranges::new();
         for (index, &size) in slots.sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
             let start = index as u64 * self.class;
-            live.add(start..start + u64::from(size));
+            live.add(start..start + u64::from(size & !FRESH));
         }
         live
+    }
+
+    /// Slots that were given out since this was last asked.
+    fn take_fresh(&self) -> Ranges {
+        let mut slots = lock(&self.slots);
+        let mut fresh = Ranges::new();
+        for (index, size) in slots.sizes.iter_mut().enumerate().filter(|(_, size)| **size & FRESH != 0) {
+            *size &= !FRESH;
+            fresh.add(index as u64 * self.class..(index as u64 + 1) * self.class);
+        }
+        fresh
     }
 }
 
@@ -145,6 +164,8 @@ struct Inner {
     /// Access rights changed while the extent was claimed.
     access_stale: bool,
     overrides: Overrides,
+    /// Offsets that the program says it has written to.
+    changed: Ranges,
 }
 
 /// See the [module documentation](self).
@@ -200,6 +221,7 @@ impl Extent {
             freed: false,
             access_stale: false,
             overrides: Overrides::default(),
+            changed: Ranges::new(),
         };
         let extent = Arc::new(Extent {
             base,
@@ -282,6 +304,20 @@ impl Extent {
         let mut inner = lock(&self.inner);
         inner.overrides.keep.remove(range);
         inner.overrides.discard.remove(range);
+    }
+
+    /// The content of these offsets is not what a backup may have of them.
+    pub(crate) fn note_changed(&self, ranges: &Ranges) {
+        let mut inner = lock(&self.inner);
+        ranges.iter().for_each(|range| inner.changed.add(range.clone()));
+    }
+
+    /// Offsets that were given out or noted as changed since this was last asked.
+    pub(crate) fn take_changed(&self) -> Ranges {
+        let mut changed = std::mem::take(&mut lock(&self.inner).changed);
+        let fresh = self.slab.as_ref().map(Slab::take_fresh).unwrap_or_default();
+        fresh.iter().for_each(|range| changed.add(range.clone()));
+        changed
     }
 
     /// Offsets that hold allocations.

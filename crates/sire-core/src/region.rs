@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result, Status};
 use crate::sync::{Condvar, Mutex, RwLock, ThreadId, lock, this_thread, wait};
-use crate::terms::{Backup, Policy, RegionId, Selection, State};
+use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
 use crate::tier::disk::DiskFile;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -204,6 +204,11 @@ impl Region {
     /// Reads or changes the region's history.
     pub(crate) fn history<R>(&self, with: impl FnOnce(&mut History) -> R) -> R {
         with(&mut lock(&self.history))
+    }
+
+    /// Whether a backup outlasts a resume.
+    pub(crate) fn retains(&self) -> bool {
+        self.policy.retain || self.policy.clean != Clean::No
     }
 
     /// Whether the content goes to a tier unless something says otherwise.

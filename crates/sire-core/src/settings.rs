@@ -9,6 +9,9 @@ const LARGEST_CHUNK: u64 = 1 << 44;
 /// A slab has room for eight of these and counts their bytes in 32 bits; two staging buffers must fit in host memory.
 const LARGEST_PIECE: u64 = 1 << 30;
 
+/// The longest page of content.
+const PAGE: u64 = 2 << 20;
+
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -27,6 +30,11 @@ impl Settings {
         let (chunk, small) = (config.chunk.clamp(1, LARGEST_CHUNK), config.small.min(LARGEST_PIECE));
         let copy_piece = config.copy_piece.clamp(4096, LARGEST_PIECE);
         Settings { chunk, small, copy_piece, config: Mutex::new(config) }
+    }
+
+    /// Content is judged by pages of this length.
+    pub(crate) fn page(&self) -> u64 {
+        PAGE.min(self.copy_piece)
     }
 
     /// Applies a change; sizes stay as they are.

@@ -23,6 +23,23 @@ pub enum Backup {
     Disk,
 }
 
+/// What a pause may conclude from a backup that an earlier pause made and that was retained. Memory without such a backup (it
+/// is new, was freed and given out again, was not kept before) is always copied.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clean {
+    /// Nothing: every pause copies.
+    #[default]
+    No,
+    /// The program promises that it does not write to what was backed up (weights), or says so with
+    /// [`Engine::changed`](crate::engine::Engine::changed): nothing is copied again.
+    Declared,
+    /// Each page is compared by a 128-bit hash; what differs is copied. Where the driver cannot hash: as `Paranoid`.
+    Verified,
+    /// Each page is compared byte by byte; what differs is copied.
+    Paranoid,
+}
+
 /// What a region promises about its content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
 pub struct Policy {
@@ -32,6 +49,8 @@ pub struct Policy {
     pub zero_fill: bool,
     /// Whether the backup's space stays allocated after resume, for the next pause.
     pub retain: bool,
+    /// Whether the retained backup may stand for content that has not changed; anything but `No` retains it.
+    pub clean: Clean,
 }
 
 /// What entering a paused region does.
@@ -124,6 +143,14 @@ pub struct Report {
     pub bytes_copied: u64,
     /// Bytes whose content was thrown away (pause).
     pub bytes_discarded: u64,
+    /// Bytes that an earlier pause had backed up and that had not changed: nothing was copied (pause).
+    pub bytes_clean: u64,
+    /// Bytes that were hashed or compared to find out (pause).
+    pub bytes_hashed: u64,
+    /// Bytes that repeat one 8-byte pattern and need no room in a backup (pause).
+    pub bytes_constant: u64,
+    /// Bytes that another backup of this process has already, page by page, and that share its room (pause).
+    pub bytes_shared: u64,
     /// Bytes filled with zeros (resume).
     pub bytes_zeroed: u64,
     /// Finding, checking, reserving room for backups.

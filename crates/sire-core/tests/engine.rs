@@ -64,7 +64,7 @@ fn without_backup_the_content_goes_and_the_report_says_how_much() {
 fn keep_and_discard_override_the_policy() {
     for (backup, discarded) in [(Backup::None, 3 * CHUNK - 40), (Backup::Host, 30), (Backup::Disk, 30)] {
         let mut world = World::new(MANY);
-        let region = world.region("mixed", Policy { backup, zero_fill: true, retain: false });
+        let region = world.region("mixed", Policy { backup, zero_fill: true, retain: false, ..Policy::default() });
         let addr = world.allocate(region, 3 * CHUNK).unwrap();
         world.write(addr);
         world.set_override(addr, CHUNK - 10, 50, true);
@@ -338,7 +338,8 @@ fn room_for_every_byte_is_certain_before_the_first_page_goes() {
 #[test]
 fn backups_can_be_read_while_paused_and_outlive_what_they_came_from() {
     let mut world = World::new(MANY);
-    let region = world.region("r", Policy { backup: Backup::Host, zero_fill: false, retain: true });
+    let region =
+        world.region("r", Policy { backup: Backup::Host, zero_fill: false, retain: true, ..Policy::default() });
     let addr = world.allocate(region, 3 * CHUNK).unwrap();
     world.write(addr);
     let expected = world.driver.peek(Device(0), addr, 3 * CHUNK).unwrap();
@@ -362,7 +363,8 @@ fn backups_can_be_read_while_paused_and_outlive_what_they_came_from() {
 #[test]
 fn retained_backups_are_reused_and_trimmed() {
     let mut world = World::new(MANY);
-    let region = world.region("r", Policy { backup: Backup::Host, zero_fill: false, retain: true });
+    let region =
+        world.region("r", Policy { backup: Backup::Host, zero_fill: false, retain: true, ..Policy::default() });
     let addr = world.allocate(region, 2 * CHUNK).unwrap();
     for _ in 0..3 {
         world.write(addr);

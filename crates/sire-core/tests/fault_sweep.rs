@@ -91,7 +91,7 @@ fn short_host(life: &mut Life) {
 
 /// The same on disk, with a slab and retained space.
 fn short_disk(life: &mut Life) {
-    let retaining = Policy { backup: Backup::Disk, zero_fill: false, retain: true };
+    let retaining = Policy { backup: Backup::Disk, zero_fill: false, retain: true, ..Policy::default() };
     let region = life.world.region("disk", retaining);
     life.allocate(region, CHUNK + GRANULARITY);
     life.allocate(region, 600);
@@ -106,6 +106,29 @@ fn short_mixed(life: &mut Life) {
     life.world.set_override(addr, CHUNK - 100, 50, true);
     life.pause(&tag("mixed"));
     life.resume(&tag("mixed"));
+}
+
+/// Clean backups: what has not changed is not copied, what has changed, is new or was given out again is.
+fn clean(life: &mut Life, clean: Clean, backup: Backup) {
+    let region = life.world.region("clean", Policy { backup, clean, ..Policy::default() });
+    let addr = life.allocate(region, CHUNK + 2 * GRANULARITY);
+    let slot = life.allocate(region, 600);
+    life.pause(&tag("clean"));
+    life.resume(&tag("clean"));
+    life.world.write_part(addr, GRANULARITY + 1, 10);
+    life.step("free", |world| world.free(slot));
+    life.allocate(region, 500);
+    life.pause(&tag("clean"));
+    life.resume(&tag("clean"));
+    life.world.check();
+}
+
+fn short_declared(life: &mut Life) {
+    clean(life, Clean::Declared, Backup::Host);
+}
+
+fn short_declared_on_disk(life: &mut Life) {
+    clean(life, Clean::Declared, Backup::Disk);
 }
 
 /// Runs the script with faults at `faults`; returns the calls it made, and how many faults did not come to pass.
@@ -154,7 +177,7 @@ fn every_call_of_the_long_life_fails_once() {
 
 #[test]
 fn every_call_of_the_short_lives_fails_once() {
-    [short_host, short_disk, short_mixed].into_iter().for_each(every_call);
+    [short_host, short_disk, short_mixed, short_declared, short_declared_on_disk].into_iter().for_each(every_call);
 }
 
 #[test]
@@ -170,6 +193,11 @@ fn every_pair_of_calls_fails_on_disk() {
 #[test]
 fn every_pair_of_calls_fails_in_a_mixture() {
     every_pair(short_mixed, DriverErrorKind::Other, 1);
+}
+
+#[test]
+fn pairs_of_calls_fail_with_clean_backups() {
+    every_pair(short_declared, DriverErrorKind::Other, if is_full() { 1 } else { 29 });
 }
 
 #[test]

@@ -21,6 +21,11 @@ enum Step {
         capturing: bool,
     },
     Write(usize),
+    WritePart {
+        which: usize,
+        from: u64,
+        len: u64,
+    },
     Free {
         which: usize,
         capturing: bool,
@@ -45,12 +50,14 @@ enum Step {
     Enter(usize),
 }
 
-const TAGS: [&str; 5] = ["a", "a/b", "a/b/c", "d", "e"];
-const SELECTIONS: [Option<&str>; 5] = [None, Some("a"), Some("a/b"), Some("d"), Some("e")];
+const TAGS: [&str; 7] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g"];
+const SELECTIONS: [Option<&str>; 6] = [None, Some("a"), Some("a/b"), Some("d"), Some("e"), Some("g")];
 
 fn policy(index: usize) -> Policy {
-    let backup = [Backup::Host, Backup::None, Backup::Disk, Backup::Host, Backup::None][index];
-    Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2 }
+    use Backup::{Disk, Host, None};
+    let backup = [Host, None, Disk, Host, None, Host, Disk][index];
+    let clean = if index < 5 { Clean::No } else { Clean::Declared };
+    Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2, clean }
 }
 
 fn size() -> impl Strategy<Value = u64> {
@@ -63,6 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => place.prop_map(|(region, device, stream, size, capturing)| Step::Allocate { region, device, stream, size, capturing }),
         4 => any::<usize>().prop_map(Step::Write),
+        3 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK).prop_map(|(which, from, len)| Step::WritePart { which, from, len }),
         3 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, capturing)| Step::Free { which, capturing }),
         1 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK, any::<bool>())
             .prop_map(|(which, from, len, keep)| Step::Override { which, from, len, keep }),
@@ -117,6 +125,13 @@ impl Life {
             Step::Write(which) => {
                 if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
                     self.world.write(addr);
+                }
+            }
+            Step::WritePart { which, from, len } => {
+                if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
+                    let size = self.world.twins[&addr].bytes.len() as u64;
+                    let from = from % size;
+                    self.world.write_part(addr, from, len.min(size - from));
                 }
             }
             Step::Free { which, capturing } => {

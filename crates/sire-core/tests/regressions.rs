@@ -50,7 +50,7 @@ fn a_region_that_ended_half_paused_can_be_paused_to_the_end() {
     for backup in [Backup::Host, Backup::Disk] {
         let live = |faults: &[u64]| {
             let mut world = World::new(MANY);
-            let region = world.region("m", Policy { backup, zero_fill: false, retain: true });
+            let region = world.region("m", Policy { backup, zero_fill: false, retain: true, ..Policy::default() });
             let addr = world.allocate(region, 3 * CHUNK).unwrap();
             world.write(addr);
             let began = world.driver.calls();

@@ -10,7 +10,7 @@ use disk::DiskFile;
 use std::sync::Arc;
 
 /// Where one segment of a backup is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// In host memory.
     Host(Span),
@@ -19,14 +19,59 @@ pub(crate) enum Place {
 }
 
 /// Bytes `[offset, offset + len)` of an extent, and where they are (or will be) saved.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) offset: u64,
     pub(crate) len: u64,
     pub(crate) place: Place,
+    /// Whether the bytes have arrived there. On a chunk whose bytes are on the device: whether they are known to be the same still.
+    pub(crate) filled: bool,
 }
 
 impl Segment {
+    /// Room that nothing has arrived in yet.
+    pub(crate) fn new(range: &std::ops::Range<u64>, place: Place) -> Segment {
+        Segment { offset: range.start, len: range.end - range.start, place, filled: false }
+    }
+
+    /// Where the segment ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.len
+    }
+
+    /// Whether it may be written again where it is: nobody else reads it there.
+    pub(crate) fn is_writable(&self) -> bool {
+        match &self.place {
+            Place::Host(span) => !span.keeper().is_lent(),
+            Place::Disk { .. } => true,
+        }
+    }
+
+    /// `range` of it as a segment of its own; `None` if that is not inside it, or cannot be told apart.
+    pub(crate) fn part(&self, range: &std::ops::Range<u64>) -> Option<Segment> {
+        if *range == self.range() {
+            return Some(self.clone());
+        }
+        let Place::Host(span) = &self.place else { return None };
+        let span = span.part(range.start.checked_sub(self.offset)?, range.end - range.start)?;
+        Some(Segment {
+            offset: range.start,
+            len: range.end - range.start,
+            place: Place::Host(span),
+            filled: self.filled,
+        })
+    }
+
+    /// This segment and `next` as one, if they lie side by side in the extent and in host memory and are alike.
+    pub(crate) fn joined(&self, next: &Segment) -> Option<Segment> {
+        let (Place::Host(one), Place::Host(other)) = (&self.place, &next.place) else { return None };
+        if self.end() != next.offset || self.filled != next.filled {
+            return None;
+        }
+        let place = Place::Host(one.joined(other)?);
+        Some(Segment { offset: self.offset, len: self.len + next.len, place, filled: self.filled })
+    }
+
     /// The offsets it covers.
     pub(crate) fn range(&self) -> std::ops::Range<u64> {
         self.offset..self.offset + self.len

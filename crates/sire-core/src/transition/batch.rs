@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::extent::Claim;
 use crate::heap::Heap;
 use crate::region::{Phase, Region};
-use crate::terms::{RegionId, Report};
+use crate::terms::{Clean, RegionId, Report};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use std::time::Duration;
 pub(super) struct Batch {
     closed: BTreeMap<RegionId, (Arc<Region>, Phase)>,
     unchanged: u32,
+    /// Bytes that a pause has to copy, by region.
+    pending: BTreeMap<RegionId, u64>,
     opened: bool,
 }
 
@@ -25,7 +27,7 @@ impl Batch {
         regions.sort_by_key(|region| region.id);
         // Asked first, so that a call that is refused closes nothing, and allocations elsewhere do not meet a closed region.
         regions.iter().try_for_each(|region| region.check(target))?;
-        let mut batch = Batch { closed: BTreeMap::new(), unchanged: 0, opened: false };
+        let mut batch = Batch { closed: BTreeMap::new(), unchanged: 0, pending: BTreeMap::new(), opened: false };
         for region in regions {
             match region.close(target)? {
                 Some(before) => drop(batch.closed.insert(region.id, (region, before))),
@@ -74,6 +76,13 @@ impl Batch {
         }
     }
 
+    /// Counts what is prepared but not saved yet.
+    pub(super) fn note_pending(&mut self, claims: &[Claim]) {
+        for claim in claims {
+            *self.pending.entry(claim.extent.region).or_default() += plan::pending(claim);
+        }
+    }
+
     /// The region, if it is one of these.
     pub(super) fn region(&self, id: RegionId) -> Option<&Arc<Region>> {
         self.closed.get(&id).map(|(region, _)| region)
@@ -86,7 +95,12 @@ impl Batch {
 
     /// Whether the region's backups outlast a resume.
     pub(super) fn retains(&self, id: RegionId) -> bool {
-        self.region(id).is_some_and(|region| region.policy.retain)
+        self.region(id).is_some_and(|region| region.retains())
+    }
+
+    /// Whether the region's backups may stand for content that has not changed.
+    pub(super) fn is_clean(&self, id: RegionId) -> bool {
+        self.region(id).is_some_and(|region| region.policy.clean != Clean::No)
     }
 
     /// Notes the error in every region's history.
@@ -108,14 +122,12 @@ impl Batch {
     pub(super) fn note_success(&self, claims: &[Claim], report: &Report, target: Phase) {
         for (id, (region, _)) in &self.closed {
             let own = || claims.iter().filter(|claim| claim.extent.region == *id);
-            let segments = own().flat_map(|claim| &claim.chunks).flat_map(|chunk| &chunk.segments);
-            let saved: u64 = segments.map(|segment| segment.len).sum();
             let lost: u64 = own().map(plan::discarded).sum();
             region.history(|history| {
                 history.last_error = None;
                 if target == Phase::Paused {
                     history.pauses += 1;
-                    history.bytes_copied += saved;
+                    history.bytes_copied += self.pending.get(id).copied().unwrap_or(0);
                     history.bytes_discarded += lost;
                     history.seconds_paused_last = report.seconds_total;
                 } else {

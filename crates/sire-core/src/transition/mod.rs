@@ -7,6 +7,7 @@
 //! [`plan`] decides beforehand what will be saved, and makes room for all of it. [`batch`] closes and opens the regions.
 
 mod batch;
+mod draft;
 mod pick_up;
 mod plan;
 mod put_down;
@@ -86,7 +87,7 @@ impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO);
-        let batch = Batch::close(regions, Phase::Paused)?;
+        let mut batch = Batch::close(regions, Phase::Paused)?;
         let mut report = batch.report();
         if batch.is_empty() {
             return Ok(report);
@@ -94,16 +95,18 @@ impl Machine {
         self.heap.exhume();
         let mut claims = batch.claim(&self.heap);
         batch.count(&mut claims, &mut report);
-        let outcome = self.pause_claimed(&batch, &mut claims, &call, &mut report);
+        let outcome = self.pause_claimed(&mut batch, &mut claims, &call, &mut report);
         report.seconds_total = clock::seconds_since(call.began);
         self.end_pause(batch, claims, outcome, report)
     }
 
-    fn pause_claimed(&self, batch: &Batch, claims: &mut [Claim], call: &Call, report: &mut Report) -> Result<()> {
+    fn pause_claimed(&self, batch: &mut Batch, claims: &mut [Claim], call: &Call, report: &mut Report) -> Result<()> {
         let prepared = self.prepare(batch, claims);
         report.seconds_prepare = clock::seconds_since(call.began);
         let staging = prepared?;
+        batch.note_pending(claims);
         report.bytes_discarded = claims.iter().map(plan::discarded).sum();
+        report.bytes_clean = claims.iter().map(plan::clean).sum();
         let start = clock::now();
         for device in devices(claims) {
             self.heap.synchronize(device)?;
@@ -135,7 +138,7 @@ impl Machine {
             &mut Report::default(),
         );
         let Err(second) = undo else {
-            forget_backups(&mut claims, |_| false);
+            forget_unproven(&mut claims, |region| batch.is_clean(region));
             self.end(batch, claims, |was| was);
             return Err(error);
         };
@@ -214,6 +217,15 @@ fn forget_backups(claims: &mut [Claim], retains: impl Fn(RegionId) -> bool) {
     for claim in claims.iter_mut().filter(|claim| !retains(claim.extent.region)) {
         let resident = claim.chunks.iter_mut().filter(|chunk| chunk.truth == Truth::Device);
         resident.for_each(|chunk| chunk.segments.clear());
+    }
+}
+
+/// Drops backups of what is on the device, except for what is known to be the same in regions that `cleans` says.
+fn forget_unproven(claims: &mut [Claim], cleans: impl Fn(RegionId) -> bool) {
+    for claim in claims {
+        let clean = cleans(claim.extent.region);
+        let resident = claim.chunks.iter_mut().filter(|chunk| chunk.truth == Truth::Device);
+        resident.for_each(|chunk| chunk.segments.retain(|segment| clean && segment.filled));
     }
 }
 

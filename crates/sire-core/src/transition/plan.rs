@@ -1,6 +1,7 @@
-//! What a pause will save, and room for all of it, found before anything is touched. Host backups get one
-//! contiguous range per extent; disk backups one file per region, in segments of one copy piece.
+//! What a pause will save, and room for all of it, found before anything is touched. What [`draft`] says needs new room gets, in host
+//! memory, one contiguous range per extent; on disk one file per region, in segments of one copy piece.
 
+use super::draft::{self, Draft, Part, Wanted};
 use super::{Machine, batch::Batch};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Truth};
@@ -8,74 +9,105 @@ use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::region::Region;
 use crate::sync::lock;
-use crate::terms::{Backup, RegionId};
+use crate::terms::{Backup, Clean, RegionId};
 use crate::tier::disk::DiskFile;
 use crate::tier::host::HostRange;
 use crate::tier::{Place, Segment};
 use crate::transfer::IN_FLIGHT;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Live slots of a slab that are less than this far apart are saved in one copy.
 const SLOT_GAP: u64 = 64 << 10;
 
-/// What each chunk of a claim is to save.
-type Wanted = Vec<Ranges>;
-
 impl Machine {
-    /// Gives every chunk that is on the device its segments, with room. If that fails, no chunk has any.
+    /// Gives every chunk that is on the device its segments, with room. If that fails, no chunk has any but those that are known to
+    /// hold the same bytes.
     pub(super) fn prepare(&self, batch: &Batch, claims: &mut [Claim]) -> Result<Vec<Span>> {
         let room = self.make_room(batch, claims).and_then(|()| self.staging(claims));
         if room.is_err() {
-            super::forget_backups(claims, |_| false);
+            super::forget_unproven(claims, |region| batch.is_clean(region));
         }
         room
     }
 
     fn make_room(&self, batch: &Batch, claims: &mut [Claim]) -> Result<()> {
-        let mut in_host = Vec::new();
-        let mut on_disk: BTreeMap<RegionId, Vec<(usize, Wanted)>> = BTreeMap::new();
+        let mut drafts = Vec::new();
         for (index, claim) in claims.iter_mut().enumerate() {
             let Some(region) = batch.region(claim.extent.region) else { continue };
             let wanted = want(region, claim);
-            if is_reusable(claim, &wanted) {
-                continue;
+            let changed = claim.extent.take_changed();
+            let draft = match region.policy.clean {
+                Clean::No => draft::unproven(claim, &wanted),
+                _ => draft::declared(claim, &wanted, &changed, self.settings.page()),
+            };
+            if region.policy.clean == Clean::No && draft::missing(&draft) > 0 {
+                // Room that is not used again makes way for what is.
+                claim.chunks.iter_mut().filter(|c| c.truth == Truth::Device).for_each(|c| c.segments.clear());
             }
-            claim.chunks.iter_mut().filter(|c| c.truth == Truth::Device).for_each(|c| c.segments.clear());
-            match region.policy.backup {
-                _ if total(&wanted) == 0 => {}
-                Backup::Disk => on_disk.entry(region.id).or_default().push((index, wanted)),
-                Backup::None | Backup::Host => in_host.push((index, wanted)),
-            }
+            drafts.push(Planned { index, region: region.id, draft, changed });
         }
-        let lens: Vec<u64> = in_host.iter().map(|(_, wanted)| total(wanted)).collect();
+        let done = self.carry_out(batch, claims, &mut drafts);
+        if done.is_err() {
+            drafts.iter().for_each(|planned| claims[planned.index].extent.note_changed(&planned.changed));
+        }
+        done
+    }
+
+    /// Finds room for all drafts, and only then gives the chunks their new segments.
+    fn carry_out(&self, batch: &Batch, claims: &mut [Claim], drafts: &mut [Planned]) -> Result<()> {
+        let on_disk =
+            |planned: &&Planned| batch.region(planned.region).is_some_and(|r| r.policy.backup == Backup::Disk);
+        let in_host: Vec<&Planned> =
+            drafts.iter().filter(|planned| !on_disk(planned) && planned.missing() > 0).collect();
+        let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
         let ranges = self.host.reserve(&lens, self.settings.host_limit())?;
-        for ((index, wanted), range) in in_host.iter().zip(&ranges) {
-            place_in_host(&mut claims[*index], wanted, range)?;
-        }
-        for (id, list) in on_disk {
-            let need = list.iter().map(|(_, wanted)| total(wanted)).sum();
+        let mut rooms: BTreeMap<usize, Room> = BTreeMap::new();
+        in_host.iter().zip(ranges).for_each(|(planned, range)| drop(rooms.insert(planned.index, Room::Host(range))));
+        let mut needs: BTreeMap<RegionId, u64> = BTreeMap::new();
+        drafts
+            .iter()
+            .filter(on_disk)
+            .for_each(|planned| *needs.entry(planned.region).or_default() += planned.missing());
+        let mut files = BTreeMap::new();
+        for (id, need) in needs.into_iter().filter(|(_, need)| *need > 0) {
             if let Some(region) = batch.region(id) {
-                self.place_on_disk(claims, &list, &self.file_for(region, need)?);
+                files.insert(id, (self.file_for(region, need)?, 0));
             }
+        }
+        for planned in drafts.iter_mut() {
+            let room = rooms.remove(&planned.index).or_else(|| {
+                let (file, at) = files.get_mut(&planned.region)?;
+                let start = *at;
+                *at += planned.missing();
+                Some(Room::Disk(Arc::clone(file), start))
+            });
+            self.settle(&mut claims[planned.index], std::mem::take(&mut planned.draft), room)?;
         }
         Ok(())
     }
 
-    fn place_on_disk(&self, claims: &mut [Claim], list: &[(usize, Wanted)], file: &Arc<DiskFile>) {
+    /// Gives the chunks of a claim the segments that the draft says, with places in `room` for those that have none.
+    fn settle(&self, claim: &mut Claim, draft: Draft, room: Option<Room>) -> Result<()> {
         let mut at = 0;
-        for (index, wanted) in list {
-            for (chunk, ranges) in claims[*index].chunks.iter_mut().zip(wanted) {
-                for range in ranges.iter() {
-                    for offset in range.clone().step_by(self.settings.copy_piece as usize) {
-                        let len = self.settings.copy_piece.min(range.end - offset);
-                        let place = Place::Disk { file: Arc::clone(file), at, sum: 0 };
-                        chunk.segments.push(Segment { offset, len, place });
+        for (chunk, parts) in claim.chunks.iter_mut().zip(draft) {
+            let Some(parts) = parts else { continue };
+            let mut segments = Vec::with_capacity(parts.len());
+            for part in parts {
+                match (part, &room) {
+                    (Part::Has(segment), _) => segments.push(segment),
+                    (Part::Needs(range), Some(room)) => {
+                        let len = range.end - range.start;
+                        segments.extend(room.segments(range, at, self.settings.copy_piece)?);
                         at += len;
                     }
+                    (Part::Needs(_), None) => return Err(too_short()),
                 }
             }
+            chunk.segments = segments;
         }
+        Ok(())
     }
 
     /// The region's retained file if it is large enough and no chunk's bytes are in it, else a new one.
@@ -113,31 +145,46 @@ fn want(region: &Region, claim: &Claim) -> Wanted {
     claim.chunks.iter().map(part).collect()
 }
 
-fn total(wanted: &Wanted) -> u64 {
-    wanted.iter().map(Ranges::total).sum()
+/// One claim's draft.
+struct Planned {
+    index: usize,
+    region: RegionId,
+    draft: Draft,
+    /// Offsets that were known to have changed.
+    changed: Ranges,
 }
 
-/// Whether retained host segments have exactly the wanted shape, and nobody else may be reading them.
-fn is_reusable(claim: &Claim, wanted: &Wanted) -> bool {
-    let fits = |chunk: &Chunk, ranges: &Ranges| {
-        let same = chunk.segments.iter().map(Segment::range).eq(ranges.iter().cloned());
-        let free = |segment: &Segment| matches!(&segment.place, Place::Host(span) if !span.keeper().is_lent());
-        chunk.truth == Truth::Device && same && chunk.segments.iter().all(free)
-    };
-    total(wanted) > 0 && claim.chunks.iter().zip(wanted).all(|(chunk, ranges)| fits(chunk, ranges))
+impl Planned {
+    fn missing(&self) -> u64 {
+        draft::missing(&self.draft)
+    }
 }
 
-fn place_in_host(claim: &mut Claim, wanted: &Wanted, room: &Arc<HostRange>) -> Result<()> {
-    let mut at = 0;
-    for (chunk, ranges) in claim.chunks.iter_mut().zip(wanted) {
-        for range in ranges.iter() {
-            let len = range.end - range.start;
-            let span = room.span(at, len).ok_or_else(too_short)?;
-            chunk.segments.push(Segment { offset: range.start, len, place: Place::Host(span) });
-            at += len;
+/// New room for one claim.
+enum Room {
+    /// A contiguous range of the arena.
+    Host(Arc<HostRange>),
+    /// A file, from an offset on.
+    Disk(Arc<DiskFile>, u64),
+}
+
+impl Room {
+    /// Segments for `range`, `at` bytes into the room; in a file none is longer than `piece`.
+    fn segments(&self, range: Range<u64>, at: u64, piece: u64) -> Result<Vec<Segment>> {
+        match self {
+            Room::Host(room) => {
+                let span = room.span(at, range.end - range.start).ok_or_else(too_short)?;
+                Ok(vec![Segment::new(&range, Place::Host(span))])
+            }
+            Room::Disk(file, start) => {
+                let each = range.clone().step_by(piece as usize).map(|offset| {
+                    let place = Place::Disk { file: Arc::clone(file), at: start + at + offset - range.start, sum: 0 };
+                    Segment::new(&(offset..range.end.min(offset + piece)), place)
+                });
+                Ok(each.collect())
+            }
         }
     }
-    Ok(())
 }
 
 fn too_short() -> Error {
@@ -147,6 +194,20 @@ fn too_short() -> Error {
 /// Bytes of allocations on the device that no segment of the claim will save.
 pub(super) fn discarded(claim: &Claim) -> u64 {
     unsaved(claim, Truth::Device)
+}
+
+/// Bytes on the device whose backup holds them already.
+pub(super) fn clean(claim: &Claim) -> u64 {
+    to_save(claim).filter(|segment| segment.filled).map(|segment| segment.len).sum()
+}
+
+/// Bytes on the device that are to be copied.
+pub(super) fn pending(claim: &Claim) -> u64 {
+    to_save(claim).filter(|segment| !segment.filled).map(|segment| segment.len).sum()
+}
+
+fn to_save(claim: &Claim) -> impl Iterator<Item = &Segment> {
+    claim.chunks.iter().filter(|chunk| chunk.truth == Truth::Device).flat_map(|chunk| &chunk.segments)
 }
 
 /// Bytes of allocations that were on the device, and are gone for good.

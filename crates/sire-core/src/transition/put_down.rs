@@ -65,8 +65,8 @@ impl Pass<'_> {
 
     fn save(&mut self, device: Device) -> Result<()> {
         let chunks = self.chunks(device, |chunk| chunk.truth == Truth::Device && !chunk.segments.is_empty());
-        if chunks.is_empty() {
-            return Ok(());
+        if chunks.iter().all(|&at| self.chunk(at).is_saved()) {
+            return self.release_clean(&chunks);
         }
         let machine = self.machine;
         let mut pipe = Pipe::new(&*machine.heap.driver, machine.lanes.take(device)?);
@@ -76,20 +76,33 @@ impl Pass<'_> {
         Ok(drained?)
     }
 
-    fn save_chunks(&mut self, pipe: &mut Pipe<'_, Ticket>, chunks: &[(usize, usize)]) -> Result<()> {
+    /// Releases chunks whose backups hold every byte already.
+    fn release_clean(&mut self, chunks: &[(usize, usize)]) -> Result<()> {
         for &at in chunks {
             self.call.check_cancelled(self.machine)?;
             if !self.claims[at.0].extent.is_freed() {
-                self.send_chunk(pipe, at)?;
+                self.release(at)?;
             }
+        }
+        Ok(())
+    }
+
+    fn save_chunks(&mut self, pipe: &mut Pipe<'_, Ticket>, chunks: &[(usize, usize)]) -> Result<()> {
+        for &at in chunks {
+            self.call.check_cancelled(self.machine)?;
+            if self.claims[at.0].extent.is_freed() {
+                continue;
+            }
+            if self.chunk(at).is_saved() { self.release(at)? } else { self.send_chunk(pipe, at)? }
         }
         while self.land(pipe)? {}
         Ok(())
     }
 
     fn send_chunk(&mut self, pipe: &mut Pipe<'_, Ticket>, at: (usize, usize)) -> Result<()> {
-        let count = self.chunk(at).segments.len();
-        for segment in 0..count {
+        let pending = self.chunk(at).segments.iter().enumerate().filter(|(_, segment)| !segment.filled);
+        let pending: Vec<usize> = pending.map(|(index, _)| index).collect();
+        for &segment in &pending {
             let Segment { offset, len, .. } = self.chunk(at).segments[segment];
             let step = self.machine.settings.copy_piece;
             for from in (0..len).step_by(step as usize) {
@@ -97,7 +110,7 @@ impl Pass<'_> {
                     self.land(pipe)?;
                 }
                 let piece = step.min(len - from);
-                let last = segment + 1 == count && from + piece == len;
+                let last = Some(&segment) == pending.last() && from + piece == len;
                 let span = self.target(pipe, at, segment, from, piece)?;
                 let src = self.claims[at.0].extent.base.offset(offset + from);
                 pipe.send_out(src, span, Ticket { chunk: at, segment, last })?;
@@ -159,6 +172,7 @@ impl Pass<'_> {
         let machine = self.machine;
         let chunk = self.chunk(at);
         chunk.truth = Truth::Backup;
+        chunk.segments.iter_mut().for_each(|segment| segment.filled = true);
         let released = machine.heap.strip(base, chunk);
         if released.is_err() && chunk.mapped {
             chunk.truth = Truth::Device;

@@ -32,7 +32,7 @@ impl Which {
         }
     }
 
-    fn set(&mut self, len: usize, range: std::ops::Range<usize>, value: bool) {
+    pub fn set(&mut self, len: usize, range: std::ops::Range<usize>, value: bool) {
         let mut flags: Vec<bool> = (0..len).map(|i| self.has(i)).collect();
         flags[range].fill(value);
         *self = Which::Some(flags);
@@ -151,11 +151,31 @@ impl World {
     pub fn write(&mut self, addr: Addr) {
         self.seed = self.seed.wrapping_add(1);
         let twin = self.twins.get_mut(&addr).unwrap();
+        let size = twin.bytes.len() as u64;
         for (i, part) in twin.bytes.chunks_mut(61).enumerate() {
             part.fill((i as u8).wrapping_mul(31) ^ self.seed);
         }
         self.driver.poke(twin.device, addr, &twin.bytes).unwrap();
         twin.promised = Which::All;
+        self.tell(addr, 0, size);
+    }
+
+    /// The program writes `len` bytes of the allocation.
+    pub fn write_part(&mut self, addr: Addr, from: u64, len: u64) {
+        self.seed = self.seed.wrapping_add(1);
+        let twin = self.twins.get_mut(&addr).unwrap();
+        let range = from as usize..(from + len) as usize;
+        twin.bytes[range.clone()].fill(self.seed.wrapping_mul(7));
+        self.driver.poke(twin.device, addr.offset(from), &twin.bytes[range.clone()]).unwrap();
+        twin.promised.set(twin.bytes.len(), range, true);
+        self.tell(addr, from, len);
+    }
+
+    /// Where the content was declared not to change, a write is told.
+    fn tell(&self, addr: Addr, from: u64, len: u64) {
+        if self.policies[&self.twins[&addr].region].clean == Clean::Declared {
+            self.engine.changed(addr.offset(from), len).unwrap();
+        }
     }
 
     pub fn free(&mut self, addr: Addr) -> Result<(), Error> {

@@ -1,0 +1,194 @@
+//! Clean backups: what an earlier pause backed up and what has not changed since is not copied again, and everything else is.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::GRANULARITY;
+use common::world::{CHUNK, World, tag};
+use sire_core::driver::{Addr, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::Status;
+
+/// Pieces of content in these tests: one copy piece.
+const PAGE: u64 = GRANULARITY;
+
+fn declared(backup: Backup) -> Policy {
+    Policy { backup, clean: Clean::Declared, ..Policy::default() }
+}
+
+/// A world with one region and one written allocation of two chunks, paused and resumed once.
+fn backed_up(policy: Policy) -> (World, RegionId, Addr) {
+    let mut world = World::new(1 << 22);
+    let region = world.region("r", policy);
+    let addr = world.allocate(region, 2 * CHUNK).unwrap();
+    world.write(addr);
+    let report = cycle(&mut world);
+    assert_eq!((report.bytes_copied, report.bytes_clean), (2 * CHUNK, 0), "nothing was backed up before");
+    (world, region, addr)
+}
+
+/// A pause and a resume of everything, with every byte checked; what the pause reported.
+fn cycle(world: &mut World) -> Report {
+    let report = world.pause(&Selection::All).unwrap();
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    report
+}
+
+#[test]
+fn what_is_declared_not_to_change_is_copied_once() {
+    for backup in [Backup::Host, Backup::Disk] {
+        let (mut world, _, _) = backed_up(declared(backup));
+        for _ in 0..3 {
+            let before = world.driver.log().len();
+            let report = cycle(&mut world);
+            assert_eq!((report.bytes_copied, report.bytes_clean), (0, 2 * CHUNK), "{backup:?}");
+            assert_eq!(report.bytes_moved, 2 * CHUNK);
+            assert!(!world.driver.log()[before..].contains(&"copy_to_host"));
+        }
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn a_change_that_is_told_is_copied_and_nothing_else() {
+    for backup in [Backup::Host, Backup::Disk] {
+        let (mut world, _, addr) = backed_up(declared(backup));
+        world.write_part(addr, CHUNK + PAGE + 5, 7);
+        let report = cycle(&mut world);
+        assert_eq!((report.bytes_copied, report.bytes_clean), (PAGE, 2 * CHUNK - PAGE), "{backup:?}");
+        world.write_part(addr, PAGE - 1, 2);
+        assert_eq!(cycle(&mut world).bytes_copied, 2 * PAGE);
+        assert_eq!(cycle(&mut world).bytes_copied, 0);
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn new_memory_is_copied_and_old_memory_is_not() {
+    let (mut world, region, _) = backed_up(declared(Backup::Host));
+    let new = world.allocate(region, CHUNK + 1).unwrap();
+    world.write(new);
+    let report = cycle(&mut world);
+    assert_eq!((report.bytes_copied, report.bytes_clean), (CHUNK + 1, 2 * CHUNK));
+    world.free(new).unwrap();
+    let again = world.allocate(region, CHUNK + 1).unwrap();
+    assert_eq!(again, new, "the driver gives the same address out again");
+    world.write(again);
+    assert_eq!(cycle(&mut world).bytes_copied, CHUNK + 1);
+    world.check_no_leak();
+}
+
+#[test]
+fn a_slot_that_was_freed_and_given_out_again_is_copied() {
+    let mut world = World::new(1 << 22);
+    let region = world.region("r", declared(Backup::Host));
+    let slots: Vec<Addr> = (0..4).map(|_| world.allocate(region, 600).unwrap()).collect();
+    slots.iter().for_each(|&slot| world.write(slot));
+    cycle(&mut world);
+    assert_eq!(cycle(&mut world).bytes_copied, 0);
+    world.free(slots[1]).unwrap();
+    assert_eq!(cycle(&mut world).bytes_copied, 0, "the slab's other slots have not changed");
+    let again = world.allocate(region, 600).unwrap();
+    world.driver.poke(world.twins[&again].device, again, &[7; 600]).unwrap();
+    let twin = world.twins.get_mut(&again).unwrap();
+    twin.bytes.fill(7);
+    twin.promised = common::world::Which::All;
+    assert!(cycle(&mut world).bytes_copied > 0, "{again:?} was {:?}", slots[1]);
+    assert_eq!(cycle(&mut world).bytes_copied, 0);
+    world.check_no_leak();
+}
+
+#[test]
+fn overrides_are_followed() {
+    let (mut world, _, addr) = backed_up(declared(Backup::Host));
+    world.set_override(addr, PAGE, PAGE, false);
+    let report = cycle(&mut world);
+    assert_eq!((report.bytes_copied, report.bytes_discarded), (0, PAGE));
+    world.write_part(addr, PAGE, PAGE);
+    world.set_override(addr, PAGE, PAGE, true);
+    let report = cycle(&mut world);
+    assert_eq!(
+        (report.bytes_copied, report.bytes_clean),
+        (PAGE, 2 * CHUNK - PAGE),
+        "what was thrown away has no backup"
+    );
+    world.check_no_leak();
+}
+
+#[test]
+fn what_is_kept_by_an_override_alone_is_clean_too() {
+    let mut world = World::new(1 << 22);
+    let region = world.region("r", declared(Backup::None));
+    let addr = world.allocate(region, 2 * CHUNK).unwrap();
+    world.write(addr);
+    world.set_override(addr, 100, CHUNK, true);
+    assert_eq!(cycle(&mut world).bytes_copied, CHUNK);
+    let report = cycle(&mut world);
+    assert_eq!((report.bytes_copied, report.bytes_clean, report.bytes_discarded), (0, CHUNK, CHUNK));
+    world.check_no_leak();
+}
+
+#[test]
+fn a_backup_that_somebody_reads_is_never_written_to() {
+    let (mut world, _, addr) = backed_up(declared(Backup::Host));
+    world.pause(&tag("r")).unwrap();
+    let view = world.engine.backup(addr, 2 * CHUNK).unwrap().expect("contiguous");
+    // SAFETY: the view keeps `len` bytes at `ptr` valid.
+    let read = |view: &BackupView| unsafe { std::slice::from_raw_parts(view.ptr, view.len as usize) }.to_vec();
+    let before = read(&view);
+    world.resume(&tag("r")).unwrap();
+    assert_eq!(cycle(&mut world).bytes_copied, 0, "reading does no harm");
+    world.write_part(addr, 0, 1);
+    assert_eq!(cycle(&mut world).bytes_copied, PAGE);
+    assert_eq!(read(&view), before);
+    drop(view);
+    world.check_no_leak();
+}
+
+#[test]
+fn a_failed_pause_keeps_what_was_clean() {
+    let (mut world, region, addr) = backed_up(declared(Backup::Host));
+    let new = world.allocate(region, CHUNK).unwrap();
+    world.write(new);
+    world.write_part(addr, 0, 1);
+    world.driver.fail_always(Some(("copy_to_host", DriverErrorKind::Other)));
+    world.pause(&tag("r")).unwrap_err();
+    world.driver.fail_always(None);
+    world.check();
+    let report = cycle(&mut world);
+    assert_eq!((report.bytes_copied, report.bytes_clean), (CHUNK + PAGE, 2 * CHUNK - PAGE));
+    world.check_no_leak();
+}
+
+#[test]
+fn a_pause_without_room_forgets_neither_changes_nor_backups() {
+    let (mut world, region, addr) = backed_up(declared(Backup::Host));
+    let new = world.allocate(region, 64 * CHUNK).unwrap();
+    world.write(new);
+    world.write_part(addr, 0, 1);
+    world.engine.configure(&|config| config.host_limit = Some(3 * CHUNK));
+    assert_eq!(world.pause(&tag("r")).unwrap_err().status, Status::OutOfBackupSpace);
+    world.free(new).unwrap();
+    let report = cycle(&mut world);
+    assert_eq!((report.bytes_copied, report.bytes_clean), (PAGE, 2 * CHUNK - PAGE));
+    world.check_no_leak();
+}
+
+#[test]
+fn trimmed_backups_are_made_again() {
+    let (mut world, _, _) = backed_up(declared(Backup::Host));
+    world.engine.trim();
+    assert_eq!(cycle(&mut world).bytes_copied, 2 * CHUNK);
+    assert_eq!(cycle(&mut world).bytes_copied, 0);
+    world.check_no_leak();
+}
+
+#[test]
+fn statistics_count_what_was_copied() {
+    let (mut world, _, _) = backed_up(declared(Backup::Host));
+    cycle(&mut world);
+    let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
+    assert_eq!(stats["regions"][0]["bytes_copied"], 2 * CHUNK);
+}
