@@ -24,6 +24,8 @@ pub(crate) struct Settings {
     pub libcuda: Option<PathBuf>,
     /// `SIRE_EXPORTABLE`: physical memory can be handed to other processes as a file descriptor.
     pub exportable: bool,
+    /// `SIRE_TRACE`: the file in which the engine records its calls.
+    pub trace: Option<PathBuf>,
     /// What the engine is started with.
     pub engine: Config,
     /// The variable in which PyTorch was told to use expandable segments.
@@ -86,6 +88,7 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
         backup: parsed(variables, "SIRE_BACKUP", "none, cpu or disk", parse_backup)?,
         libcuda: variables("SIRE_LIBCUDA").map(PathBuf::from),
         exportable: flag(variables, "SIRE_EXPORTABLE")?,
+        trace: variables("SIRE_TRACE").map(PathBuf::from),
         engine: engine(variables)?,
         expandable_segments: expandable_segments(variables),
         tms: tms(variables)?,

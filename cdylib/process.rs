@@ -59,7 +59,15 @@ fn start(resolver: Resolver<'_>) -> Result<Process> {
         log::warning!("no fork handler could be registered; a forked child must not use device memory");
     }
     log::info!("started: {}", driver.description());
-    Ok(Process { engine: Engine::new(driver.clone(), settings.engine.clone()), driver })
+    let engine = Engine::new(driver.clone(), settings.engine.clone());
+    if let Some(path) = &settings.trace {
+        // A program that runs without its trace is better than none.
+        match engine.trace(path) {
+            Ok(path) => log::info!("recording calls in {}", path.display()),
+            Err(error) => log::warning!("SIRE_TRACE: {error}"),
+        }
+    }
+    Ok(Process { engine, driver })
 }
 
 /// Only an atomic store: nothing else is safe between fork and exec.

@@ -11,9 +11,12 @@ use crate::settings::Settings;
 use crate::stats;
 use crate::sync::{AtomicU64, Ordering, lock};
 use crate::tier::{disk::DiskTier, host::HostTier};
+use crate::trace::{self, Event, Tracer, Verb};
 use crate::transfer::Lanes;
 use crate::transition::Machine;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use crate::terms::{
     Backup, BackupView, Clean, Config, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions,
@@ -27,6 +30,7 @@ pub struct Engine {
     calls: Arc<std::sync::atomic::AtomicU64>,
     allocated: AtomicU64,
     freed: AtomicU64,
+    trace: Tracer,
 }
 
 impl Engine {
@@ -45,7 +49,7 @@ impl Engine {
             lanes: Lanes::new(driver),
             cancels: AtomicU64::new(0),
         };
-        Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0) }
+        Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0), trace: Tracer::default() }
     }
 
     /// The region for (tag, policy), made if there is none. Tags are paths of `/`-separated, non-empty
@@ -54,7 +58,9 @@ impl Engine {
     /// # Errors
     /// `InvalidArgument` for any other tag.
     pub fn region(&self, tag: &str, policy: Policy) -> Result<RegionId> {
-        self.machine.regions.intern(tag, policy)
+        let region = self.machine.regions.intern(tag, policy)?;
+        self.trace.record(|| Event::Region { region: region.0, tag: tag.to_owned(), policy });
+        Ok(region)
     }
 
     /// The tag and policy of a region.
@@ -72,6 +78,13 @@ impl Engine {
     /// `Paused` if the region is paused, unless `on_paused` resumes it; then whatever that resume fails with.
     /// `Busy` while another thread resumes it, unless `on_paused` waits for that.
     pub fn enter(&self, region: RegionId, on_paused: OnPaused) -> Result<()> {
+        let outcome = self.go_inside(region, on_paused);
+        let (resume, status) = (on_paused == OnPaused::Resume, trace::status(&outcome));
+        self.trace.record(|| Event::Enter { region: region.0, resume, status });
+        outcome
+    }
+
+    fn go_inside(&self, region: RegionId, on_paused: OnPaused) -> Result<()> {
         let region = self.machine.regions.get(region)?;
         loop {
             let refused = match region.enter() {
@@ -89,6 +102,7 @@ impl Engine {
 
     /// The calling thread comes out, once. Nothing happens if it is not inside.
     pub fn leave(&self, region: RegionId) {
+        self.trace.record(|| Event::Leave { region: region.0 });
         if let Ok(region) = self.machine.regions.get(region) {
             region.leave();
         }
@@ -108,12 +122,18 @@ impl Engine {
     /// `OutOfDeviceMemory` if there is no room, after what was only cached has been given back; `Paused` if
     /// the region is paused; `InvalidArgument` for 0 bytes.
     pub fn allocate(&self, request: Request) -> Result<Addr> {
+        let outcome = self.make(&request);
+        self.trace.record(|| trace::allocation(&request, &outcome));
+        outcome
+    }
+
+    fn make(&self, request: &Request) -> Result<Addr> {
         if request.size == 0 {
             return Err(Error::new(Status::InvalidArgument, "an allocation of 0 bytes was asked for"));
         }
         let region = self.machine.regions.get(request.region)?;
         let _admission = region.admit()?;
-        let addr = self.machine.heap.allocate(&request, &region)?;
+        let addr = self.machine.heap.allocate(request, &region)?;
         self.allocated.fetch_add(1, Ordering::Relaxed);
         Ok(addr)
     }
@@ -143,6 +163,7 @@ impl Engine {
     /// # Errors
     /// `UnknownAddress` if no live allocation starts there; `DeviceLost`: it is not freed then.
     pub fn free(&self, addr: Addr, capturing: bool) -> Result<()> {
+        self.trace.record(|| Event::Free { addr: addr.0 });
         self.machine.heap.free(addr, capturing)?;
         self.freed.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -155,7 +176,8 @@ impl Engine {
     /// `Cancelled`, or the driver's: then everything is as before. `PausedAfterFailure`: everything is paused, nothing is lost.
     pub fn pause(&self, selection: &Selection, options: PauseOptions) -> Result<Report> {
         refuse_capture(options.capturing, "pause")?;
-        self.machine.pause(self.machine.regions.select(selection)?)
+        let pause = || self.machine.pause(self.machine.regions.select(selection)?);
+        self.trace.timed(Verb::Pause, selection, Duration::ZERO, pause)
     }
 
     /// Resumes what `selection` means: all of it, or nothing.
@@ -165,7 +187,8 @@ impl Engine {
     /// everything is paused as before, with its backups.
     pub fn resume(&self, selection: &Selection, options: ResumeOptions) -> Result<Report> {
         refuse_capture(options.capturing, "resume")?;
-        self.machine.resume(self.machine.regions.select(selection)?, options.wait)
+        let resume = || self.machine.resume(self.machine.regions.select(selection)?, options.wait);
+        self.trace.timed(Verb::Resume, selection, options.wait, resume)
     }
 
     /// Makes running pauses and resumes stop at the next chunk and roll back. Async-signal-safe.
@@ -201,9 +224,9 @@ impl Engine {
     }
 
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
-        let (extent, range) = self.range(addr, len)?;
-        extent.set_override(&range, keep);
-        Ok(())
+        let outcome = self.range(addr, len).map(|(extent, range)| extent.set_override(&range, keep));
+        self.trace.record(|| Event::Override { addr: addr.0, len, keep, status: trace::status(&outcome) });
+        outcome
     }
 
     /// `[addr, addr + len)` as offsets of its extent.
@@ -239,7 +262,18 @@ impl Engine {
     /// # Errors
     /// `Unsupported` if the devices cannot do that, or the driver's; it can be repeated.
     pub fn allow_peer(&self, device: Device, peer: Device) -> Result<()> {
-        self.machine.heap.allow_peer(device, peer)
+        let outcome = self.machine.heap.allow_peer(device, peer);
+        self.trace.record(|| Event::Peer { device: device.0, peer: peer.0, status: trace::status(&outcome) });
+        outcome
+    }
+
+    /// Records every call from now on in a file (docs/trace.md): `path`, where `%p` is this process's number, or `path.PID` where another
+    /// process is recording there. Returns the file's name. Costs one relaxed load per call until then, and one small write afterwards.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the file cannot be made, holds something else than a trace, or recording has begun before.
+    pub fn trace(&self, path: &Path) -> Result<PathBuf> {
+        self.trace.start(path, &trace::Header::of(&self.machine.settings))
     }
 
     /// Changes settings that can change at run time (`host_limit`, `disk_dir`, `margin`).
@@ -263,6 +297,7 @@ impl Engine {
 
     /// Frees what is only cached: retained backups, arena slack, empty slabs. Returns (device bytes, host bytes).
     pub fn trim(&self) -> (u64, u64) {
+        self.trace.record(|| Event::Trim);
         let machine = &self.machine;
         let device = machine.heap.reclaim(false);
         machine.drop_retained();
@@ -276,6 +311,7 @@ impl Engine {
     pub fn take_notices(&self) -> Vec<String> {
         let mut notices = self.machine.heap.notices.take();
         notices.extend(self.machine.host.take_notice());
+        notices.extend(self.trace.notices.take());
         notices
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct RegionId(pub u32);
 
 /// Where a region's content goes while it is paused.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backup {
     /// Nowhere: the content is thrown away.
@@ -41,7 +41,8 @@ pub enum Clean {
 }
 
 /// What a region promises about its content.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Policy {
     /// Where the content goes.
     pub backup: Backup,

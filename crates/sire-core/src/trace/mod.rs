@@ -1,0 +1,213 @@
+//! Traces: what a program asked of the engine, written to a small file while it runs, and read back to ask it again.
+//!
+//! [`Event`] is the vocabulary, `code` the bytes (docs/trace.md describes them), `tracer` the part inside the engine that writes, [`Reader`]
+//! what reads. No content of memory is ever in a trace: addresses, sizes, tags, times and outcomes only.
+
+mod code;
+mod tracer;
+
+pub use code::{Damage, Reader};
+pub(crate) use tracer::{Tracer, allocation, status};
+
+use crate::settings::Settings;
+use crate::terms::{Policy, Selection};
+use std::time::Duration;
+
+/// The version of the format. A reader refuses newer ones; fields at the end of a record and new kinds of records need no new version.
+pub const VERSION: u16 = 1;
+
+/// Where the recording engine came from and how it was set up.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Header {
+    /// [`VERSION`] of the writer.
+    pub version: u16,
+    /// Version of the library that wrote.
+    pub library: String,
+    /// Physical chunk size of large allocations, in bytes.
+    pub chunk: u64,
+    /// Allocations below this went to shared slabs.
+    pub small: u64,
+    /// Largest copy that was queued at once, in bytes.
+    pub copy_piece: u64,
+    /// Bytes of device memory that were left free.
+    pub margin: u64,
+}
+
+impl Header {
+    /// For an engine with these settings.
+    pub(crate) fn of(settings: &Settings) -> Header {
+        Header {
+            version: VERSION,
+            library: env!("CARGO_PKG_VERSION").to_owned(),
+            chunk: settings.chunk,
+            small: settings.small,
+            copy_piece: settings.copy_piece,
+            margin: settings.margin(),
+        }
+    }
+}
+
+/// One call, when it was made and by whom.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Record {
+    /// Since the trace began. When the call ended; for a free, when it began.
+    pub time: Duration,
+    /// Threads are numbered in the order in which they first appear.
+    pub thread: u32,
+    /// The call.
+    pub event: Event,
+}
+
+/// A call of the engine, with its outcome as a number of [`crate::error::Status`] (0: it worked).
+///
+/// An address is only a name: it says which allocation is meant.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// A region was opened (again, if it was there).
+    Region {
+        /// Its number.
+        region: u32,
+        /// Its tag.
+        tag: String,
+        /// Its policy.
+        policy: Policy,
+    },
+    /// A thread went inside.
+    Enter {
+        /// The region.
+        region: u32,
+        /// Whether a paused region was to be resumed.
+        resume: bool,
+        /// The outcome.
+        status: i32,
+    },
+    /// A thread came out.
+    Leave {
+        /// The region.
+        region: u32,
+    },
+    /// Memory was asked for.
+    Allocate {
+        /// The region.
+        region: u32,
+        /// The device.
+        device: u32,
+        /// Bytes.
+        size: u64,
+        /// The program's stream.
+        stream: u64,
+        /// The address; 0 if it failed.
+        addr: u64,
+        /// The outcome.
+        status: i32,
+    },
+    /// Memory is about to be freed: written before the address can be handed out again.
+    Free {
+        /// Its start.
+        addr: u64,
+    },
+    /// Bytes are to be backed up, or thrown away, whatever their region's policy.
+    Override {
+        /// First byte.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// Backed up, else thrown away.
+        keep: bool,
+        /// The outcome.
+        status: i32,
+    },
+    /// A device got access to another's memory.
+    Peer {
+        /// Whose memory.
+        device: u32,
+        /// Who got access.
+        peer: u32,
+        /// The outcome.
+        status: i32,
+    },
+    /// A pause, a resume, or a relative of theirs.
+    Transition(Transition),
+    /// What was only cached was given back.
+    Trim,
+    /// The file's limit was reached: nothing after this was written.
+    Cut,
+    /// A kind of record that this reader does not know.
+    Unknown(u8),
+}
+
+/// What a transition was asked for and what it did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Transition {
+    /// Which.
+    pub verb: Verb,
+    /// The tags: one, or for a switch first what is paused, then what is resumed. Empty text: everything.
+    pub tags: Vec<String>,
+    /// How long it was allowed to wait for device memory.
+    pub wait: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// The outcome.
+    pub status: i32,
+    /// Physical bytes given back or taken.
+    pub moved: u64,
+    /// Bytes copied to or from backups.
+    pub copied: u64,
+}
+
+/// Kinds of transitions. Numbers are never reused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Verb {
+    /// Memory goes away.
+    Pause = 0,
+    /// Memory comes back.
+    Resume = 1,
+    /// One goes, another comes, in one call.
+    Switch = 2,
+    /// A resume that was only started.
+    ResumeStart = 3,
+    /// Backups were brought nearer.
+    Prefetch = 4,
+    /// Backups were made while the program went on.
+    PreCopy = 5,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Verb; 6] =
+        [Verb::Pause, Verb::Resume, Verb::Switch, Verb::ResumeStart, Verb::Prefetch, Verb::PreCopy];
+
+    /// As in figures and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verb::Pause => "pause",
+            Verb::Resume => "resume",
+            Verb::Switch => "switch",
+            Verb::ResumeStart => "resume_start",
+            Verb::Prefetch => "prefetch",
+            Verb::PreCopy => "pre_copy",
+        }
+    }
+
+    pub(crate) fn numbered(number: u8) -> Option<Verb> {
+        Verb::ALL.into_iter().find(|verb| *verb as u8 == number)
+    }
+}
+
+/// The text that stands for a selection: its tag, or nothing for everything.
+#[must_use]
+pub fn tag_of(selection: &Selection) -> String {
+    match selection {
+        Selection::All => String::new(),
+        Selection::Tag(tag) => tag.clone(),
+    }
+}
+
+/// The selection that such a text stands for.
+#[must_use]
+pub fn selection_of(tag: &str) -> Selection {
+    if tag.is_empty() { Selection::All } else { Selection::Tag(tag.to_owned()) }
+}
