@@ -23,6 +23,8 @@ pub enum Command {
     Run(RunOptions),
     /// Say what this machine offers, what Sire serves or refuses, and what to do
     Doctor(DoctorOptions),
+    /// Make the calls of a trace (SIRE_TRACE=FILE) again, as a benchmark or as a test
+    Replay(ReplayOptions),
     /// Build and use an environment in which the CUDA build of PyTorch runs without a GPU
     SoftwareEnv(SoftwareEnvOptions),
     /// Look at something that may crash, in a process of its own
@@ -130,6 +132,34 @@ pub struct DoctorOptions {
     /// The Python to look for PyTorch in
     #[arg(long, value_name = "PROGRAM")]
     pub python: Option<OsString>,
+}
+
+/// Options of `sire replay`.
+#[derive(Debug, Args)]
+pub struct ReplayOptions {
+    /// The trace
+    pub file: PathBuf,
+    /// Which device: a GPU, the software device, or whichever is there
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Memory of each software device, for example 8GiB (default: what the trace held at once)
+    #[arg(long, value_name = "SIZE")]
+    pub device_memory: Option<String>,
+    /// Times of the model clock, by a built-in profile or a file: simulated, not a GPU's
+    #[arg(long, value_name = "NAME|FILE")]
+    pub profile: Option<String>,
+    /// Write bytes into every allocation and compare what was kept after each resume
+    #[arg(long)]
+    pub check: bool,
+    /// How often
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repeats: u32,
+    /// Write the figures to this file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Say what the trace holds, and replay nothing
+    #[arg(long)]
+    pub info: bool,
 }
 
 /// Options of `sire software-env`.

@@ -10,6 +10,7 @@ mod library;
 mod output;
 mod path;
 mod process;
+mod replay;
 mod run;
 mod software_env;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Path(options) => path::path(&options),
         Command::Run(options) => run::run(&options),
+        Command::Replay(options) => replay::replay(&options),
         Command::Doctor(options) => doctor::doctor(&options),
         Command::SoftwareEnv(options) => software_env::software_env(&options),
         Command::Probe { subject } => doctor::probe::answer(subject),

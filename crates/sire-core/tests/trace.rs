@@ -55,7 +55,9 @@ fn a_life_is_recorded_call_by_call() {
     let mut events = found.iter().map(|record| &record.event);
     let mut next = || events.next().expect("a record is missing");
 
-    assert!(matches!(next(), Event::Region { region: 0, tag, policy } if tag == "model/weights" && policy.backup == Backup::Host));
+    assert!(
+        matches!(next(), Event::Region { region: 0, tag, policy } if tag == "model/weights" && policy.backup == Backup::Host)
+    );
     assert_eq!(*next(), Event::Enter { region: weights.0, resume: false, status: 0 });
     let Event::Allocate { size: 40_000, stream: 7, device: 0, addr, status: 0, .. } = next() else { panic!() };
     assert_eq!(*addr, large.0);

@@ -41,10 +41,12 @@ impl Tracer {
     /// Starts writing to `path`, or beside it where another process is writing there. Returns the file's name.
     pub(crate) fn start(&self, path: &Path, header: &Header) -> Result<PathBuf> {
         let failed = |what: String| Error::new(Status::InvalidArgument, what);
-        let (file, path) = open(path).map_err(|error| failed(format!("cannot trace to {}: {error}", path.display())))?;
+        let (file, path) =
+            open(path).map_err(|error| failed(format!("cannot trace to {}: {error}", path.display())))?;
         let begin = beginning(header);
         (&file).write_all(&begin).map_err(|error| failed(format!("cannot write {}: {error}", path.display())))?;
-        let sink = Sink { file, path: path.clone(), start: Instant::now(), written: AtomicU64::new(begin.len() as u64) };
+        let sink =
+            Sink { file, path: path.clone(), start: Instant::now(), written: AtomicU64::new(begin.len() as u64) };
         let same = self.sink.set(sink);
         same.map_err(|_| failed("a trace is being written already".to_owned()))?;
         self.on.store(true, Ordering::Relaxed);

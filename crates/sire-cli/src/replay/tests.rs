@@ -1,0 +1,162 @@
+//! A life is recorded, and replayed on the software device with every byte compared.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use sire_core::driver::{Addr, Device as Ordinal, ProgramStream};
+use sire_core::engine::*;
+use sire_core::trace::{Event, Record, Transition, Verb};
+use sire_sim::{Machine, Options, Profile, SimDriver};
+
+use super::content::Content;
+use super::{Trace, device, needs, parse, player};
+
+const MIB: u64 = 1 << 20;
+
+fn config() -> Config {
+    Config { chunk: 2 * MIB, small: 64 << 10, copy_piece: 1 << 20, ..Config::default() }
+}
+
+/// Two models that do not fit together, each paused while the other works; small and large allocations, frees in between.
+fn record() -> Trace {
+    let dir =
+        std::env::temp_dir().join(format!("sire-replay-{}-{:?}", std::process::id(), std::thread::current().id()));
+    let machine = Machine::new(Options { memory: 24 * MIB, ..Options::default() }).unwrap();
+    let engine = Engine::new(Arc::new(SimDriver::on(machine)), config());
+    let path = engine.trace(&dir).unwrap();
+    let policy = |backup| Policy { backup, ..Policy::default() };
+    let (select, pause, resume) =
+        (|tag: &str| Selection::Tag(tag.into()), PauseOptions::default(), ResumeOptions::default());
+    let mut small = Vec::new();
+    for tag in ["a", "b"] {
+        let weights = engine.region(&format!("{tag}/weights"), policy(Backup::Host)).unwrap();
+        let cache = engine.region(&format!("{tag}/cache"), policy(Backup::None)).unwrap();
+        engine.enter(weights, OnPaused::Refuse).unwrap();
+        let allocate = |region, size| {
+            let request = Request { region, device: Ordinal(0), size, stream: ProgramStream(0), capturing: false };
+            engine.allocate(request).unwrap()
+        };
+        allocate(weights, 5 * MIB + 12345);
+        small.extend((0..40).map(|i| allocate(weights, 100 + 64 * i)));
+        engine.leave(weights);
+        let kept = allocate(cache, 3 * MIB);
+        engine.keep(kept.offset(8192), 70_001).unwrap();
+        engine.discard(allocate(weights, MIB), 4096).unwrap();
+        engine.pause(&select(tag), pause).unwrap();
+    }
+    for _ in 0..2 {
+        engine.resume(&select("a"), resume).unwrap();
+        engine.free(small.swap_remove(3), false).unwrap();
+        engine.pause(&select("a"), pause).unwrap();
+        engine.resume(&select("b/weights"), resume).unwrap();
+        engine.pause(&select("b"), pause).unwrap();
+    }
+    assert!(engine.free(Addr(1), false).is_err());
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    parse(&bytes).unwrap()
+}
+
+#[test]
+fn a_replay_makes_the_same_calls_and_keeps_every_byte() {
+    let trace = record();
+    let needs = needs::of(&trace);
+    assert_eq!((needs.devices, needs.allocations), (1, 86));
+    assert!(needs.peak < 40 * MIB && needs.virtual_bytes > 20 * MIB, "{needs:?}");
+    let device = device::software(needs.peak, needs.devices, None).unwrap();
+    let played = player::play(&trace, &device, true).unwrap();
+    assert_eq!(played.trouble(), None);
+    assert!(played.compared > 4 * 5 * MIB, "{} bytes were compared", played.compared);
+    let count = |name: &str| played.timings[name].seconds.len();
+    assert_eq!((count("pause"), count("resume"), count("allocate"), count("free")), (6, 4, 86, 2));
+    assert_eq!(played.left_out, 1, "the free of an address that never was");
+    // What it copied is what was copied when it was recorded.
+    let copied = |verb: Verb| -> u64 {
+        let of = |record: &Record| match &record.event {
+            Event::Transition(done) if done.verb == verb => done.copied,
+            _ => 0,
+        };
+        trace.records.iter().map(of).sum()
+    };
+    assert_eq!(played.timings["pause"].copied, copied(Verb::Pause));
+    assert_eq!(played.timings["resume"].copied, copied(Verb::Resume));
+    // A second replay finds the device empty again.
+    assert_eq!(player::play(&trace, &device, true).unwrap().trouble(), None);
+}
+
+#[test]
+fn one_wrong_byte_is_found_where_it_is() {
+    let device = device::software(16 * MIB, 1, None).unwrap();
+    let engine = Engine::new(device.driver.clone(), config());
+    let region = engine.region("r", Policy::default()).unwrap();
+    let size = 5 * MIB + 24;
+    let request = Request { region, device: Ordinal(0), size, stream: ProgramStream(0), capturing: false };
+    let addr = engine.allocate(request).unwrap();
+    let mut content = Content::new(&device.driver, Ordinal(0)).unwrap();
+    content.write(addr, 0..size, 77).unwrap();
+    assert_eq!(content.wrong(addr, 0..size, 77).unwrap(), None);
+    assert_eq!(content.wrong(addr, 4096..size, 78).unwrap(), Some(4096));
+    // A word in the second piece that belongs to another allocation.
+    content.write(addr, 5 * MIB..5 * MIB + 8, 78).unwrap();
+    assert_eq!(content.wrong(addr, 0..size, 77).unwrap(), Some(5 * MIB));
+}
+
+#[test]
+fn too_small_a_device_fails_calls_and_says_so() {
+    let device = device::software(4 * MIB, 1, None).unwrap();
+    let played = player::play(&record(), &device, true).unwrap();
+    assert!(played.trouble().unwrap().contains("failed"));
+}
+
+#[test]
+fn the_model_clock_gives_simulated_figures() {
+    let trace = record();
+    let profile = Profile::find("h100-pcie5-kvcached").unwrap();
+    let device = device::software(64 * MIB, 1, Some(profile)).unwrap();
+    let played = player::play(&trace, &device, false).unwrap();
+    assert_eq!(played.trouble(), None);
+    let again = player::play(&trace, &device, false).unwrap();
+    assert_eq!(played.timings["resume"].seconds.len(), again.timings["resume"].seconds.len());
+    let list = super::figures::list(&played, &device);
+    let pause = list.iter().find(|figure| figure["name"] == "replay.pause").unwrap();
+    assert_eq!(pause["simulated"], true);
+    assert!(pause["value"].as_f64().unwrap() > 0.0 && pause["device"].as_str().unwrap().contains("not a GPU"));
+}
+
+/// Anything that parses is played without a panic, whatever it asks for.
+#[test]
+fn nonsense_is_played_without_harm() {
+    let (zero, huge) = (0u64, u64::MAX);
+    let transition = |verb, tags: &[&str]| {
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        let none = std::time::Duration::ZERO;
+        Event::Transition(Transition { verb, tags, wait: none, took: none, status: 0, moved: huge, copied: huge })
+    };
+    let events = [
+        Event::Leave { region: 9 },
+        Event::Allocate { region: 9, device: u32::MAX, size: huge, stream: huge, addr: 5, status: 0 },
+        Event::Region { region: 9, tag: "//".into(), policy: Policy::default() },
+        Event::Region { region: 8, tag: "x".into(), policy: Policy::default() },
+        Event::Allocate { region: 8, device: u32::MAX, size: huge, stream: huge, addr: 5, status: 0 },
+        Event::Allocate { region: 8, device: 0, size: zero, stream: 0, addr: 0, status: 0 },
+        Event::Allocate { region: 8, device: 3, size: 100, stream: 0, addr: 7, status: 0 },
+        Event::Allocate { region: 8, device: 3, size: 100, stream: 0, addr: 7, status: 0 },
+        Event::Override { addr: huge, len: huge, keep: true, status: 0 },
+        Event::Override { addr: 8, len: huge, keep: true, status: 0 },
+        Event::Peer { device: 0, peer: huge as u32, status: 0 },
+        transition(Verb::Pause, &[]),
+        transition(Verb::Switch, &["x"]),
+        transition(Verb::Resume, &["y", "z"]),
+        transition(Verb::Pause, &[""]),
+        Event::Free { addr: 7 },
+        Event::Free { addr: 7 },
+        Event::Unknown(200),
+        Event::Trim,
+    ];
+    let record = |event| Record { time: std::time::Duration::MAX, thread: 0, event };
+    let header = sire_core::trace::Header::default();
+    let trace = Trace { header, records: events.into_iter().map(record).collect(), ending: None };
+    let needs = needs::of(&trace);
+    let device = device::software(16 * MIB, needs.devices.min(2), None).unwrap();
+    assert!(player::play(&trace, &device, true).unwrap().failed > 0);
+}
