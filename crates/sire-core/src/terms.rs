@@ -25,7 +25,7 @@ pub enum Backup {
 
 /// What a pause may conclude from a backup that an earlier pause made and that was retained. Memory without such a backup (it
 /// is new, was freed and given out again, was not kept before) is always copied.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clean {
     /// Nothing: every pause copies.
