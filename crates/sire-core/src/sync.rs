@@ -5,14 +5,14 @@
 #[cfg(feature = "shuttle")]
 pub(crate) use shuttle::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    sync::{Condvar, Mutex, MutexGuard, RwLock},
+    sync::{Condvar, Mutex, MutexGuard, RwLock, mpsc},
     thread::ThreadId,
 };
 use std::sync::PoisonError;
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    sync::{Condvar, Mutex, MutexGuard, RwLock},
+    sync::{Condvar, Mutex, MutexGuard, RwLock, mpsc},
     thread::ThreadId,
 };
 
@@ -32,4 +32,58 @@ pub(crate) fn this_thread() -> ThreadId {
     return shuttle::thread::current().id();
     #[cfg(not(feature = "shuttle"))]
     return std::thread::current().id();
+}
+
+/// Runs `other` on a thread of its own while `mine` runs here, and waits for both. Where no thread can be made, `other`
+/// runs first: it must not need `mine` to come to its end.
+pub(crate) fn beside<R>(other: impl FnOnce() + Send, mine: impl FnOnce() -> R) -> R {
+    let slot = Mutex::new(Some(other));
+    let run = || {
+        let other = lock(&slot).take();
+        other.into_iter().for_each(|other| other());
+    };
+    scope(|threads| {
+        if !spawned(threads, &run) {
+            run();
+        }
+        mine()
+    })
+}
+
+/// Does `work` with every item at the same time: with the first here, with each other one on a thread of its own (or here,
+/// where no thread can be made).
+pub(crate) fn at_once<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
+    let mut runs: Vec<_> = items
+        .into_iter()
+        .map(|item| Mutex::new(Some(item)))
+        .map(|slot| {
+            let work = &work;
+            move || {
+                let item = lock(&slot).take();
+                item.into_iter().for_each(work);
+            }
+        })
+        .collect();
+    let Some(first) = runs.pop() else { return };
+    scope(|threads| {
+        let left: Vec<_> = runs.iter().filter(|run| !spawned(threads, *run)).collect();
+        first();
+        left.into_iter().for_each(|run| run());
+    });
+}
+
+#[cfg(feature = "shuttle")]
+use shuttle::thread::{Scope, scope};
+#[cfg(not(feature = "shuttle"))]
+use std::thread::{Scope, scope};
+
+/// Starts a thread; false if the system refuses.
+fn spawned<'scope>(threads: &'scope Scope<'scope, '_>, run: &'scope (impl Fn() + Sync)) -> bool {
+    #[cfg(feature = "shuttle")]
+    return {
+        threads.spawn(run);
+        true
+    };
+    #[cfg(not(feature = "shuttle"))]
+    std::thread::Builder::new().name("sire".to_owned()).spawn_scoped(threads, run).is_ok()
 }

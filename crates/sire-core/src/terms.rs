@@ -140,6 +140,8 @@ pub struct Report {
     pub bytes_expected: u64,
     /// Physical bytes given back to (pause) or taken from (resume) the driver.
     pub bytes_moved: u64,
+    /// Physical bytes that changed hands within a switch, without the driver.
+    pub bytes_recycled: u64,
     /// Bytes copied to or from backups.
     pub bytes_copied: u64,
     /// Bytes whose content was thrown away (pause).
@@ -162,6 +164,16 @@ pub struct Report {
     pub seconds_transfer: f64,
     /// The whole call.
     pub seconds_total: f64,
+}
+
+impl Report {
+    /// Adds the bytes of a part of the same call.
+    pub(crate) fn add(&mut self, part: &Report) {
+        self.bytes_moved += part.bytes_moved;
+        self.bytes_recycled += part.bytes_recycled;
+        self.bytes_copied += part.bytes_copied;
+        self.bytes_zeroed += part.bytes_zeroed;
+    }
 }
 
 /// A region's lasting state.

@@ -144,12 +144,18 @@ impl Heap {
         Ok(())
     }
 
-    /// Unmaps the chunk and releases its memory. What the driver refuses stays noted in the chunk.
-    pub(crate) fn strip(&self, base: Addr, chunk: &mut Chunk) -> DriverResult<u64> {
+    /// Unmaps the chunk.
+    pub(crate) fn unmap(&self, base: Addr, chunk: &mut Chunk) -> DriverResult<()> {
         if chunk.mapped {
             self.driver.unmap(base.offset(chunk.offset), chunk.size)?;
             chunk.mapped = false;
         }
+        Ok(())
+    }
+
+    /// Unmaps the chunk and releases its memory. What the driver refuses stays noted in the chunk.
+    pub(crate) fn strip(&self, base: Addr, chunk: &mut Chunk) -> DriverResult<u64> {
+        self.unmap(base, chunk)?;
         let Some(physical) = chunk.physical else { return Ok(0) };
         self.driver.release(physical)?;
         chunk.physical = None;
@@ -174,16 +180,18 @@ impl Heap {
 
     /// Sets access rights on everything that is mapped: the owner's, and its peers'.
     pub(crate) fn set_access(&self, claim: &Claim) -> Result<()> {
-        let access = self.access(claim.extent.device);
         for run in claim.chunks.chunk_by(|a, b| a.mapped == b.mapped).filter(|run| run[0].mapped) {
             let size = run.iter().map(|chunk| chunk.size).sum();
-            self.driver.set_access(claim.extent.base.offset(run[0].offset), size, &access)?;
+            self.set_access_to(claim.extent.device, claim.extent.base.offset(run[0].offset), size)?;
         }
         Ok(())
     }
 
-    fn access(&self, device: Device) -> Vec<Access> {
-        self.users(device).into_iter().map(|device| Access { device, writable: true }).collect()
+    /// Sets access rights on `size` bytes of mapped memory of `device`.
+    pub(crate) fn set_access_to(&self, device: Device, addr: Addr, size: u64) -> Result<()> {
+        let access: Vec<Access> =
+            self.users(device).into_iter().map(|device| Access { device, writable: true }).collect();
+        Ok(self.driver.set_access(addr, size, &access)?)
     }
 
     /// The devices that may touch memory on `device`: itself, then its peers.

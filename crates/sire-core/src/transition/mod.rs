@@ -5,28 +5,39 @@
 //! makes memory for what is in a backup and restores it. So the undo of a pause is `pick_up`, the
 //! undo of a resume is the releasing half of `put_down`, and a call that failed half-way can simply be repeated.
 //! [`plan`] decides beforehand what will be saved, and makes room for all of it. [`batch`] closes and opens the regions.
+//!
+//! Both passes cut segments into [`pieces`] and move them through a pipe per device; [`seam`] is where a piece's bytes meet a tier. The parts
+//! of a transition that work at the same time (devices, and the [`maker`] ahead of the copy in) are a [`team`], whose
+//! memory goes through a [`pool`].
 
 mod batch;
 mod draft;
+mod maker;
 mod pick_up;
+mod pieces;
 mod plan;
+mod pool;
 mod put_down;
+mod seam;
+mod team;
 
 use crate::clock;
+use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Truth};
 use crate::heap::Heap;
 use crate::region::{Phase, Region, Regions};
 use crate::settings::Settings;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::AtomicU64;
 use crate::terms::{RegionId, Report};
 use crate::tier::disk::DiskTier;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
 use batch::Batch;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use team::Call;
 
 /// Everything a transition works with.
 #[derive(Debug)]
@@ -39,48 +50,6 @@ pub(crate) struct Machine {
     pub(crate) lanes: Lanes,
     /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.
     pub(crate) cancels: AtomicU64,
-}
-
-/// One call: when it began, when it may stop waiting, and whether it has been cancelled.
-#[derive(Clone, Copy, Debug)]
-struct Call {
-    began: Instant,
-    wait_until: Instant,
-    /// `None` for an undo, which cannot be cancelled.
-    cancels: Option<u64>,
-}
-
-impl Call {
-    fn new(machine: &Machine, wait: Duration) -> Call {
-        let began = clock::now();
-        let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
-        Call { began, wait_until, cancels: Some(machine.cancels.load(Ordering::SeqCst)) }
-    }
-
-    /// An undo: does not wait, cannot be cancelled.
-    fn undo() -> Call {
-        let began = clock::now();
-        Call { began, wait_until: began, cancels: None }
-    }
-
-    /// Whether this is the undo of something else.
-    fn is_undo(&self) -> bool {
-        self.cancels.is_none()
-    }
-
-    /// How much longer the call may wait for memory.
-    fn patience(&self) -> Duration {
-        self.wait_until.saturating_duration_since(clock::now())
-    }
-
-    fn check_cancelled(&self, machine: &Machine) -> Result<()> {
-        match self.cancels {
-            Some(cancels) if cancels != machine.cancels.load(Ordering::SeqCst) => {
-                Err(Error::new(Status::Cancelled, "the call was cancelled and rolled back; it can be repeated"))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Machine {
@@ -113,7 +82,7 @@ impl Machine {
         }
         report.seconds_synchronize = clock::seconds_since(start);
         let start = clock::now();
-        let done = self.put_down(claims, &staging, call, report);
+        let done = self.put_down(claims, staging, call, report);
         report.seconds_transfer = clock::seconds_since(start);
         done
     }
@@ -151,9 +120,9 @@ impl Machine {
     /// After a failed undo: pauses what still can be. Every byte is on the device or in a backup either way.
     fn give_up(&self, claims: &mut [Claim], error: Error, second: &Error) -> Error {
         let idle = devices(claims).into_iter().all(|device| self.heap.synchronize(device).is_ok());
-        if let (true, Ok(staging)) = (idle, self.staging(claims)) {
+        if let (true, Ok(staging)) = (idle, self.staging(&*claims)) {
             // Best effort: what fails here keeps its physical memory, and a later call tries again.
-            let _ = self.put_down(claims, &staging, &Call::undo(), &mut Report::default());
+            let _ = self.put_down(claims, staging, &Call::undo(), &mut Report::default());
         }
         if error.status == Status::DeviceLost {
             return error;
@@ -230,6 +199,13 @@ fn forget_unproven(claims: &mut [Claim], cleans: impl Fn(RegionId) -> bool) {
 }
 
 /// The devices of the claims.
-fn devices(claims: &[Claim]) -> BTreeSet<crate::driver::Device> {
+fn devices(claims: &[Claim]) -> BTreeSet<Device> {
     claims.iter().map(|claim| claim.extent.device).collect()
+}
+
+/// The claims of each device.
+fn by_device<'a>(claims: impl Iterator<Item = &'a mut Claim>) -> BTreeMap<Device, Vec<&'a mut Claim>> {
+    let mut groups: BTreeMap<Device, Vec<&mut Claim>> = BTreeMap::new();
+    claims.for_each(|claim| groups.entry(claim.extent.device).or_default().push(claim));
+    groups
 }

@@ -1,35 +1,27 @@
-//! The pass that gives chunks their memory back: all physical memory is made and mapped first, then backups are copied
-//! in, and only when everything has arrived do the chunks count as being on the device. Until then
-//! every backup stays, so that any failure is answered by releasing what is new.
+//! The pass that gives chunks their memory back. While one thread copies backups in, another makes and maps the memory
+//! ahead of it ([`maker`]); all devices work at the same time. Only when everything has arrived do the chunks count as being on
+//! the device. Until then every backup stays, so that any failure is answered by releasing what is new.
 
-use super::{Call, Machine};
+use super::maker::{self, Job, Made};
+use super::pieces::{At, Piece, chunks, pieces};
+use super::pool::Pool;
+use super::seam::{Source, Staging};
+use super::team::{Call, Failure, Team, stopped};
+use super::{Machine, by_device};
 use crate::clock;
-use crate::driver::{Addr, Device, Physical};
-use crate::error::{Error, Result, Status};
+use crate::driver::Device;
+use crate::error::{Error, Result};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::heap::{doing, is_shortage};
 use crate::ranges::Ranges;
-use crate::raw::Span;
+use crate::sync::{Mutex, at_once, beside, lock, mpsc};
 use crate::terms::{RegionId, Report};
-use crate::tier::{Place, Segment};
 use crate::transfer::Pipe;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The first and the longest sleep while waiting for memory.
 const SLEEP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-
-/// A failure, and whether it is known that no copy is under way any more.
-struct Failure {
-    error: Error,
-    drained: bool,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Failure {
-        Failure { error, drained: true }
-    }
-}
 
 impl Machine {
     /// Brings every chunk of the `wanted` regions whose bytes are in a backup back to the device: all of them, or none.
@@ -40,27 +32,83 @@ impl Machine {
         call: &Call,
         report: &mut Report,
     ) -> Result<()> {
-        let away = |claim: &Claim| claim.chunks.iter().any(is_away) && wanted(claim.extent.region);
-        if !claims.iter().any(away) {
+        let mut claims: Vec<&mut Claim> = claims.iter_mut().filter(|claim| is_claim_away(claim, &wanted)).collect();
+        if claims.is_empty() {
             return Ok(());
         }
-        let staging = self.staging(claims)?;
-        let claims: Vec<&mut Claim> = claims.iter_mut().filter(|claim| away(claim)).collect();
-        let mut pass = Pass { machine: self, claims, staging, call, report };
-        pass.report.seconds_prepare = clock::seconds_since(call.began);
+        report.seconds_prepare = clock::seconds_since(call.began);
         let start = clock::now();
-        let outcome = pass.acquire().map_err(Failure::from).and_then(|()| pass.restore());
-        pass.report.seconds_transfer = clock::seconds_since(start);
-        match outcome {
-            Ok(()) => pass.commit(),
-            Err(Failure { error, drained }) => {
-                if drained {
-                    pass.roll_back();
-                }
+        let outcome = self.bring_in(&mut claims, call, report);
+        report.seconds_transfer = clock::seconds_since(start);
+        outcome.map(|()| commit(&mut claims))
+    }
+
+    /// Brings everything in, or holds no memory: a call that waits must not keep from others what they wait for. If there is
+    /// not enough, what is only cached is given back; then the call's patience is used up.
+    fn bring_in(&self, claims: &mut [&mut Claim], call: &Call, report: &mut Report) -> Result<()> {
+        let mut sleep = SLEEP.0;
+        let mut reclaimed = false;
+        loop {
+            let mut attempt = Report::default();
+            let pool = Pool::open(&self.heap);
+            let team = Team::new(self, call, &pool);
+            pick_up(&team, claims, &mut attempt);
+            let Err(Failure { error, drained }) = team.outcome() else {
+                report.add(&attempt);
+                return Ok(());
+            };
+            if drained {
+                roll_back(claims, &pool);
+            }
+            if !drained || !is_shortage(&error) {
                 return Err(error);
             }
+            if !std::mem::replace(&mut reclaimed, true) {
+                self.heap.reclaim(false);
+            } else if call.patience().is_zero() {
+                return Err(self.explain(claims, error));
+            } else {
+                self.await_room(claims, call, &mut sleep)?;
+            }
         }
-        Ok(())
+    }
+
+    /// Waits until every device seems to have room for what is missing there, or the call's patience is used up.
+    fn await_room(&self, claims: &[&mut Claim], call: &Call, sleep: &mut Duration) -> Result<()> {
+        loop {
+            call.check_cancelled(self)?;
+            let left = call.patience();
+            if left.is_zero() {
+                return Ok(());
+            }
+            clock::sleep(left.min(*sleep));
+            *sleep = (*sleep * 2).min(SLEEP.1);
+            if missing(claims).iter().all(|(&device, &bytes)| self.has_room(device, bytes)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A driver that does not say counts as having room: the attempt will show.
+    fn has_room(&self, device: Device, bytes: u64) -> bool {
+        let needed = bytes.saturating_add(self.settings.margin());
+        self.heap.driver.memory_info(device).map_or(true, |info| info.free >= needed)
+    }
+
+    /// Names the device that is short, what all regions need there, and what it has now that nothing of theirs is on it.
+    fn explain(&self, claims: &[&mut Claim], error: Error) -> Error {
+        let missing = missing(claims);
+        let short =
+            missing.iter().find(|&(&device, &bytes)| !self.has_room(device, bytes)).or(missing.first_key_value());
+        let Some((&device, &bytes)) = short else { return error };
+        let there = claims.iter().filter(|claim| claim.extent.device == device);
+        let ids: BTreeSet<RegionId> = there.map(|claim| claim.extent.region).collect();
+        let Some(Ok(first)) = ids.first().map(|&id| self.regions.get(id)) else { return error };
+        let doing = match ids.len() - 1 {
+            0 => doing("bring back", &first),
+            others => format!("{} and {others} more", doing("bring back", &first)),
+        };
+        self.heap.short_of(device, bytes, &doing)
     }
 }
 
@@ -68,188 +116,159 @@ fn is_away(chunk: &Chunk) -> bool {
     chunk.truth == Truth::Backup
 }
 
-/// One pass.
-struct Pass<'a> {
-    machine: &'a Machine,
-    claims: Vec<&'a mut Claim>,
-    staging: Vec<Span>,
-    call: &'a Call,
-    report: &'a mut Report,
+/// Whether the claim is of a wanted region and has a chunk whose bytes are in a backup.
+pub(super) fn is_claim_away(claim: &Claim, wanted: impl Fn(RegionId) -> bool) -> bool {
+    claim.chunks.iter().any(is_away) && wanted(claim.extent.region)
 }
 
-impl Pass<'_> {
-    /// Makes and maps all memory, or holds none: a call that waits must not keep from others what they wait for. If there is
-    /// not enough, what is only cached is given back; then the call's patience is used up.
-    fn acquire(&mut self) -> Result<()> {
-        let mut sleep = SLEEP.0;
-        let mut reclaimed = false;
-        loop {
-            let error = match self.take_all() {
-                Err(error) if is_shortage(&error) => error,
-                other => return other,
-            };
-            self.roll_back();
-            if !std::mem::replace(&mut reclaimed, true) {
-                self.machine.heap.reclaim(false);
-            } else if self.call.patience().is_zero() {
-                return Err(self.explain(error));
-            } else {
-                self.await_room(&mut sleep)?;
-            }
+/// Physical bytes that are still to be made, by device.
+pub(super) fn missing(claims: &[&mut Claim]) -> BTreeMap<Device, u64> {
+    let mut missing = BTreeMap::new();
+    for claim in claims.iter().filter(|claim| !claim.extent.is_freed()) {
+        let away = claim.chunks.iter().filter(|chunk| is_away(chunk) && chunk.physical.is_none());
+        *missing.entry(claim.extent.device).or_insert(0) += away.map(|chunk| chunk.size).sum::<u64>();
+    }
+    missing
+}
+
+/// The chunks are on the device. To be called when all of them are.
+pub(super) fn commit(claims: &mut [&mut Claim]) {
+    let chunks = claims.iter_mut().flat_map(|claim| &mut claim.chunks);
+    chunks.for_each(|chunk| chunk.truth = Truth::Device);
+}
+
+/// Gives what is new back. What the driver refuses to take stays noted in its chunk; the next call tries again.
+pub(super) fn roll_back(claims: &mut [&mut Claim], pool: &Pool<'_>) {
+    for claim in claims {
+        let (device, base) = (claim.extent.device, claim.extent.base);
+        for chunk in claim.chunks.iter_mut().filter(|chunk| is_away(chunk)) {
+            let _ = pool.give(device, base, chunk);
         }
     }
+}
 
-    fn take_all(&mut self) -> Result<()> {
-        let (machine, call) = (self.machine, self.call);
-        self.report.bytes_moved = 0;
-        for claim in &mut self.claims {
-            let Claim { extent, chunks, .. } = &mut **claim;
-            for chunk in chunks.iter_mut().filter(|chunk| is_away(chunk)) {
-                call.check_cancelled(machine)?;
-                if extent.is_freed() {
-                    break;
-                }
-                if chunk.physical.is_none() {
-                    chunk.physical = Some(machine.create_for(call, extent.device, chunk.size)?);
-                    self.report.bytes_moved += chunk.size;
-                }
-                machine.heap.map(extent.base, chunk)?;
-            }
-            machine.heap.set_access(claim)?;
-        }
-        Ok(())
+/// One attempt: fills every chunk of the claims that is away. What came of it is the team's to say; chunks keep what they got.
+pub(super) fn pick_up(team: &Team<'_>, claims: &mut [&mut Claim], report: &mut Report) {
+    let mut staging = match team.machine.staging(claims.iter().map(|claim| &**claim)) {
+        Ok(staging) => staging,
+        Err(error) => return team.fail(error),
+    };
+    let report = Mutex::new(report);
+    let parts = by_device(claims.iter_mut().map(|claim| &mut **claim));
+    let parts = parts.into_iter().map(|(device, claims)| Part::new(team, device, claims, &mut staging)).collect();
+    at_once(parts, |mut part: Part<'_, '_>| {
+        team.part(|| part.run());
+        lock(&report).add(&part.report);
+    });
+}
+
+/// The pass over one device.
+struct Part<'a, 'c> {
+    team: &'a Team<'a>,
+    device: Device,
+    claims: Vec<&'c mut Claim>,
+    source: Source,
+    report: Report,
+}
+
+impl<'a, 'c> Part<'a, 'c> {
+    fn new(team: &'a Team<'a>, device: Device, claims: Vec<&'c mut Claim>, staging: &mut Staging) -> Part<'a, 'c> {
+        let source = Source::new(staging.remove(&device).unwrap_or_default());
+        Part { team, device, claims, source, report: Report::default() }
     }
 
-    /// Waits until every device seems to have room for what is missing there, or the call's patience is used up.
-    fn await_room(&self, sleep: &mut Duration) -> Result<()> {
-        loop {
-            self.call.check_cancelled(self.machine)?;
-            let left = self.call.patience();
-            if left.is_zero() {
-                return Ok(());
-            }
-            clock::sleep(left.min(*sleep));
-            *sleep = (*sleep * 2).min(SLEEP.1);
-            if self.missing().iter().all(|(&device, &bytes)| self.has_room(device, bytes)) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Physical bytes that are still to be made, by device.
-    fn missing(&self) -> BTreeMap<Device, u64> {
-        let mut missing = BTreeMap::new();
-        for claim in self.claims.iter().filter(|claim| !claim.extent.is_freed()) {
-            let away = claim.chunks.iter().filter(|chunk| is_away(chunk) && chunk.physical.is_none());
-            *missing.entry(claim.extent.device).or_insert(0) += away.map(|chunk| chunk.size).sum::<u64>();
-        }
-        missing
-    }
-
-    /// A driver that does not say counts as having room: the attempt will show.
-    fn has_room(&self, device: Device, bytes: u64) -> bool {
-        let needed = bytes.saturating_add(self.machine.settings.margin());
-        self.machine.heap.driver.memory_info(device).map_or(true, |info| info.free >= needed)
-    }
-
-    /// Names the device that is short, what all regions need there, and what it has now that nothing of theirs is on it.
-    fn explain(&self, error: Error) -> Error {
-        let missing = self.missing();
-        let short =
-            missing.iter().find(|&(&device, &bytes)| !self.has_room(device, bytes)).or(missing.first_key_value());
-        let Some((&device, &bytes)) = short else { return error };
-        let there = self.claims.iter().filter(|claim| claim.extent.device == device);
-        let ids: BTreeSet<RegionId> = there.map(|claim| claim.extent.region).collect();
-        let Some(Ok(first)) = ids.first().map(|&id| self.machine.regions.get(id)) else { return error };
-        let doing = match ids.len() - 1 {
-            0 => doing("bring back", &first),
-            others => format!("{} and {others} more", doing("bring back", &first)),
+    fn run(&mut self) -> std::result::Result<(), Failure> {
+        let jobs: Vec<Job> = chunks(&self.claims, is_away).into_iter().map(|at| Job::new(&self.claims, at)).collect();
+        let machine = self.team.machine;
+        let mut pipe = Pipe::new(&*machine.heap.driver, machine.lanes.take(self.device)?);
+        let (sender, made) = mpsc::channel();
+        let team = self.team;
+        let make = || {
+            let sender = sender;
+            maker::make(team, &jobs, &sender);
         };
-        self.machine.heap.short_of(device, bytes, &doing)
-    }
-
-    /// Copies all backups in.
-    fn restore(&mut self) -> std::result::Result<(), Failure> {
-        let devices: BTreeSet<Device> = self.claims.iter().map(|claim| claim.extent.device).collect();
-        for device in devices {
-            let machine = self.machine;
-            let mut pipe = Pipe::new(&*machine.heap.driver, machine.lanes.take(device)?);
-            let sent = self.send_device(&mut pipe, device);
-            let drained = pipe.drain(&machine.lanes);
-            let is_drained = drained.is_ok();
-            sent.and(drained.map_err(Error::from)).map_err(|error| Failure { error, drained: is_drained })?;
+        let sent = if jobs.len() > 1 {
+            beside(make, || self.fill(&mut pipe, &jobs, &made))
+        } else {
+            make();
+            self.fill(&mut pipe, &jobs, &made)
+        };
+        for rest in &made {
+            self.note(rest);
         }
-        Ok(())
+        let drained = pipe.drain(&machine.lanes);
+        let is_drained = drained.is_ok();
+        sent.and(drained.map_err(Error::from)).map_err(|error| Failure { error, drained: is_drained })
     }
 
-    fn send_device(&mut self, pipe: &mut Pipe<'_, ()>, device: Device) -> Result<()> {
-        let Pass { machine, claims, staging, call, report } = self;
-        for claim in claims.iter().filter(|claim| claim.extent.device == device) {
-            let zero_fill = machine.regions.get(claim.extent.region)?.policy.zero_fill;
-            for chunk in claim.chunks.iter().filter(|chunk| is_away(chunk) && chunk.mapped) {
-                call.check_cancelled(machine)?;
-                if zero_fill {
-                    report.bytes_zeroed += zero_gaps(pipe, claim.extent.base, chunk)?;
-                }
-                for segment in &chunk.segments {
-                    report.bytes_copied += machine.send_segment(pipe, claim.extent.base, segment, staging)?;
-                }
+    /// Copies backups in as memory arrives. A failure is the team's at once, so that the maker stops too.
+    fn fill(&mut self, pipe: &mut Pipe<'_, Piece>, jobs: &[Job], made: &mpsc::Receiver<Made>) -> Result<()> {
+        let filled = jobs.iter().try_for_each(|job| {
+            self.team.check()?;
+            // The maker ends early only after a failure that it has told.
+            let made = made.recv().map_err(|_| stopped())?;
+            if self.note(made) { self.send_chunk(pipe, job.at) } else { Ok(()) }
+        });
+        let landed = filled.and_then(|()| {
+            while self.land(pipe)? {}
+            Ok(pipe.finish()?)
+        });
+        landed.inspect_err(|error| self.team.fail(error.clone()))
+    }
+
+    /// Notes what a chunk has now; whether copies may begin.
+    fn note(&mut self, made: Made) -> bool {
+        let chunk = &mut self.claims[made.at.0].chunks[made.at.1];
+        (chunk.physical, chunk.mapped) = (made.physical, made.mapped);
+        self.report.bytes_moved += made.created;
+        self.report.bytes_recycled += made.recycled;
+        made.ready
+    }
+
+    fn send_chunk(&mut self, pipe: &mut Pipe<'_, Piece>, at: At) -> Result<()> {
+        let machine = self.team.machine;
+        let claim = &self.claims[at.0];
+        if machine.regions.get(claim.extent.region)?.policy.zero_fill {
+            self.report.bytes_zeroed += zero_gaps(pipe, claim, at.1)?;
+        }
+        let pieces = pieces(at, &claim.chunks[at.1], machine.settings.copy_piece, |_| true);
+        pieces.into_iter().try_for_each(|piece| self.send_piece(pipe, piece))
+    }
+
+    fn send_piece(&mut self, pipe: &mut Pipe<'_, Piece>, piece: Piece) -> Result<()> {
+        if pipe.is_full() {
+            self.land(pipe)?;
+        }
+        loop {
+            let claim = &self.claims[piece.at.0];
+            let segment = &claim.chunks[piece.at.1].segments[piece.segment];
+            if let Some(span) = self.source.bytes(segment, &piece)? {
+                pipe.send_in(claim.extent.base.offset(segment.offset + piece.from), span, piece)?;
+                self.report.bytes_copied += piece.len;
+                return Ok(());
             }
+            self.land(pipe)?;
         }
-        Ok(pipe.finish()?)
     }
 
-    fn commit(&mut self) {
-        let chunks = self.claims.iter_mut().flat_map(|claim| &mut claim.chunks);
-        chunks.for_each(|chunk| chunk.truth = Truth::Device);
-    }
-
-    /// Releases what is new. What the driver refuses to take back stays noted in its chunk; the next call tries again.
-    fn roll_back(&mut self) {
-        for claim in &mut self.claims {
-            let base = claim.extent.base;
-            for chunk in claim.chunks.iter_mut().filter(|chunk| is_away(chunk)) {
-                let _ = self.machine.heap.strip(base, chunk);
-            }
+    /// Waits for the oldest piece. False if nothing was under way.
+    fn land(&mut self, pipe: &mut Pipe<'_, Piece>) -> Result<bool> {
+        let Some((piece, span)) = pipe.land()? else { return Ok(false) };
+        if let Some(span) = span {
+            self.source.landed(&self.claims[piece.at.0].chunks[piece.at.1].segments[piece.segment], &span);
         }
+        Ok(true)
     }
 }
 
 /// Fills what no segment of the chunk covers.
-fn zero_gaps(pipe: &mut Pipe<'_, ()>, base: Addr, chunk: &Chunk) -> Result<u64> {
+fn zero_gaps(pipe: &mut Pipe<'_, Piece>, claim: &Claim, index: usize) -> Result<u64> {
+    let chunk = &claim.chunks[index];
     let mut covered = Ranges::new();
     chunk.segments.iter().for_each(|segment| covered.add(segment.range()));
     let gaps = covered.gaps(&chunk.range());
     for gap in gaps.iter() {
-        pipe.zero(base.offset(gap.start), gap.end - gap.start)?;
+        pipe.zero(claim.extent.base.offset(gap.start), gap.end - gap.start)?;
     }
     Ok(gaps.total())
-}
-
-impl Machine {
-    fn send_segment(&self, pipe: &mut Pipe<'_, ()>, base: Addr, segment: &Segment, staging: &[Span]) -> Result<u64> {
-        let short = || Error::new(Status::Internal, "a segment is longer than its place");
-        let step = self.settings.copy_piece;
-        for from in (0..segment.len).step_by(step as usize) {
-            if pipe.is_full() {
-                pipe.land()?;
-            }
-            let piece = step.min(segment.len - from);
-            let span = match &segment.place {
-                Place::Host(span) => span.part(from, piece).ok_or_else(short)?,
-                Place::Disk { file, at, sum } => {
-                    let buffer = staging.get(pipe.next_place()).and_then(|b| b.part(0, piece)).ok_or_else(short)?;
-                    file.read(*at, &buffer, *sum)?;
-                    buffer
-                }
-            };
-            pipe.send_in(base.offset(segment.offset + from), span, ())?;
-        }
-        Ok(segment.len)
-    }
-
-    /// Physical memory. An undo takes back what the region had before, so the margin does not concern it.
-    fn create_for(&self, call: &Call, device: Device, size: u64) -> Result<Physical> {
-        if call.is_undo() { Ok(self.heap.driver.create(device, size)?) } else { self.heap.create(device, size) }
-    }
 }

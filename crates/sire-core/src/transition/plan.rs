@@ -2,18 +2,17 @@
 //! memory, one contiguous range per extent; on disk one file per region, in segments of one copy piece.
 
 use super::draft::{self, Draft, Part, Wanted};
+use super::seam::Staging;
 use super::{Machine, batch::Batch};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::ranges::Ranges;
-use crate::raw::Span;
 use crate::region::Region;
 use crate::sync::lock;
 use crate::terms::{Backup, Clean, RegionId};
 use crate::tier::disk::DiskFile;
 use crate::tier::host::HostRange;
 use crate::tier::{Place, Segment};
-use crate::transfer::IN_FLIGHT;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,8 +23,8 @@ const SLOT_GAP: u64 = 64 << 10;
 impl Machine {
     /// Gives every chunk that is on the device its segments, with room. If that fails, no chunk has any but those that are known to
     /// hold the same bytes.
-    pub(super) fn prepare(&self, batch: &Batch, claims: &mut [Claim]) -> Result<Vec<Span>> {
-        let room = self.make_room(batch, claims).and_then(|()| self.staging(claims));
+    pub(super) fn prepare(&self, batch: &Batch, claims: &mut [Claim]) -> Result<Staging> {
+        let room = self.make_room(batch, claims).and_then(|()| self.staging(&*claims));
         if room.is_err() {
             super::forget_unproven(claims, |region| batch.is_clean(region));
         }
@@ -123,18 +122,6 @@ impl Machine {
             *lock(&region.file) = Some(Arc::clone(&file));
         }
         Ok(file)
-    }
-
-    /// Two buffers of one copy piece if any segment is on disk.
-    pub(super) fn staging(&self, claims: &[Claim]) -> Result<Vec<Span>> {
-        let mut segments = claims.iter().flat_map(|claim| &claim.chunks).flat_map(|chunk| &chunk.segments);
-        if !segments.any(|segment| matches!(segment.place, Place::Disk { .. })) {
-            return Ok(Vec::new());
-        }
-        let piece = self.settings.copy_piece;
-        // The limit is for backups; two staging buffers are not counted against it.
-        let ranges = self.host.reserve(&[piece; IN_FLIGHT], None)?;
-        ranges.iter().map(|range| range.span(0, piece).ok_or_else(too_short)).collect()
     }
 }
 

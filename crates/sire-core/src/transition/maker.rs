@@ -1,0 +1,133 @@
+//! The maker: makes, maps and opens memory ahead of the copies that will fill it, on a thread of its own. It changes no chunk
+//! itself: what became of each is sent, in order, to whoever copies, and noted there.
+//!
+//! Access is set for runs of chunks that lie side by side, because one call for many costs what one for a single chunk does. The first run is one
+//! chunk, so that the copy can begin; each next one is twice as long.
+
+use super::pieces::At;
+use super::pool::Supply;
+use super::team::{Team, stopped};
+use crate::driver::Physical;
+use crate::error::Result;
+use crate::extent::{Claim, Extent};
+use crate::sync::mpsc::Sender;
+use std::sync::Arc;
+
+/// The longest run of chunks that get access in one call.
+const LONGEST_RUN: usize = 8;
+
+/// A chunk that is to have memory; what it has already is left over from an earlier call.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) at: At,
+    extent: Arc<Extent>,
+    offset: u64,
+    size: u64,
+    physical: Option<Physical>,
+    mapped: bool,
+}
+
+impl Job {
+    pub(super) fn new(claims: &[&mut Claim], at: At) -> Job {
+        let claim = &claims[at.0];
+        let chunk = &claim.chunks[at.1];
+        let (offset, size, physical, mapped) = (chunk.offset, chunk.size, chunk.physical, chunk.mapped);
+        Job { at, extent: Arc::clone(&claim.extent), offset, size, physical, mapped }
+    }
+}
+
+/// What became of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made {
+    pub(super) at: At,
+    pub(super) physical: Option<Physical>,
+    pub(super) mapped: bool,
+    /// Copies may begin. If not, the extent was freed, or the maker gave up here.
+    pub(super) ready: bool,
+    /// Bytes taken from the driver, and from a chunk that needs them no more.
+    pub(super) created: u64,
+    pub(super) recycled: u64,
+}
+
+/// Makes memory for every job, until the team stops. The first failure is the team's.
+pub(super) fn make(team: &Team<'_>, jobs: &[Job], sender: &Sender<Made>) {
+    let mut longest = 1;
+    let mut left = jobs;
+    while !left.is_empty() {
+        let mut made = Vec::new();
+        let outcome = make_run(team, &left[..run_length(left, longest)], &mut made);
+        left = &left[made.len()..];
+        longest = (2 * longest).min(LONGEST_RUN);
+        for one in made {
+            // Whoever copies still takes what is in the channel after a failure.
+            let _ = sender.send(Made { ready: one.mapped && outcome.is_ok(), ..one });
+        }
+        if let Err(error) = outcome {
+            return team.fail(error);
+        }
+    }
+}
+
+/// How many of the jobs lie side by side in one extent.
+fn run_length(jobs: &[Job], longest: usize) -> usize {
+    let joined = |pair: &&[Job]| {
+        Arc::ptr_eq(&pair[0].extent, &pair[1].extent) && pair[0].offset + pair[0].size == pair[1].offset
+    };
+    1 + jobs.windows(2).take(longest - 1).take_while(joined).count()
+}
+
+/// Makes as much of a run as there is memory for now, at least one chunk, and opens it.
+fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<()> {
+    for job in run {
+        if !made.is_empty() && team.pool.would_wait(job.extent.device, job.size) {
+            break;
+        }
+        let Job { at, physical, mapped, .. } = *job;
+        made.push(Made { at, physical, mapped, ready: false, created: 0, recycled: 0 });
+        team.check()?;
+        if job.extent.is_freed() {
+            return Ok(());
+        }
+        let Some(one) = made.last_mut() else { continue };
+        supply(team, job, one)?;
+        map(team, job, one)?;
+    }
+    open(team, &run[..made.len()])
+}
+
+fn supply(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {
+    let device = job.extent.device;
+    if made.physical.is_some() {
+        return Ok(());
+    }
+    match team.pool.take(device, job.size).ok_or_else(stopped)? {
+        Supply::Recycled(physical) => {
+            (made.physical, made.recycled) = (Some(physical), job.size);
+        }
+        Supply::Driver => {
+            let heap = &team.machine.heap;
+            // An undo takes back what the region had before, so the margin does not concern it.
+            let new = if team.call.is_undo() {
+                heap.driver.create(device, job.size)?
+            } else {
+                heap.create(device, job.size)?
+            };
+            (made.physical, made.created) = (Some(new), job.size);
+        }
+    }
+    Ok(())
+}
+
+fn map(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {
+    if let (false, Some(physical)) = (made.mapped, made.physical) {
+        team.machine.heap.driver.map(job.extent.base.offset(job.offset), job.size, physical)?;
+        made.mapped = true;
+    }
+    Ok(())
+}
+
+fn open(team: &Team<'_>, run: &[Job]) -> Result<()> {
+    let Some(first) = run.first() else { return Ok(()) };
+    let size = run.iter().map(|job| job.size).sum();
+    team.machine.heap.set_access_to(first.extent.device, first.extent.base.offset(first.offset), size)
+}

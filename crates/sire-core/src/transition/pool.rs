@@ -1,0 +1,139 @@
+//! The pool: physical memory on its way from chunks that give it back to chunks that need it. Outside of a switch it is a door without a
+//! guard: what is given goes to the driver, and whoever needs memory makes it.
+//!
+//! In a switch it keeps two promises. *Credit*: nobody makes memory beyond what was free at the start and what has been given
+//! back since, so that the device never needs more than it has; who has no credit waits for the next chunk to be given.
+//! *Recycling*: a chunk whose size is still needed changes hands without a driver call.
+
+use crate::driver::{Addr, Device, DriverResult, Physical};
+use crate::extent::Chunk;
+use crate::heap::Heap;
+use crate::sync::{Condvar, Mutex, lock, wait};
+use std::collections::BTreeMap;
+
+/// Chunks of one size on one device.
+type Kind = (Device, u64);
+
+/// Where a chunk's memory comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Supply {
+    /// From a chunk that needs it no more.
+    Recycled(Physical),
+    /// From the driver: the caller has the credit to make it.
+    Driver,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes that may still be made; no limit on a device that is not here.
+    credit: BTreeMap<Device, u64>,
+    /// Chunks that are still to be supplied.
+    needed: BTreeMap<Kind, usize>,
+    spare: BTreeMap<Kind, Vec<Physical>>,
+    /// Nothing more will be given.
+    closed: bool,
+    stopped: bool,
+}
+
+/// What giving a chunk's memory came to, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Given {
+    /// Back to the driver.
+    pub(super) released: u64,
+    /// To another chunk.
+    pub(super) recycled: u64,
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(super) struct Pool<'a> {
+    heap: &'a Heap,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl<'a> Pool<'a> {
+    /// No limit, nothing recycled.
+    pub(super) fn open(heap: &'a Heap) -> Pool<'a> {
+        Pool { heap, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Memory for one chunk; waits for credit. `None` if the work was stopped.
+    pub(super) fn take(&self, device: Device, size: u64) -> Option<Supply> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.stopped {
+                return None;
+            }
+            if let Some(supply) = state.supply(device, size) {
+                return Some(supply);
+            }
+            state = wait(&self.changed, state);
+        }
+    }
+
+    /// Whether [`Pool::take`] would wait now.
+    pub(super) fn would_wait(&self, device: Device, size: u64) -> bool {
+        let state = lock(&self.state);
+        let spare = state.spare.get(&(device, size)).is_some_and(|spare| !spare.is_empty());
+        !spare && !state.closed && state.credit.get(&device).is_some_and(|&credit| credit < size)
+    }
+
+    /// Unmaps the chunk; its memory goes to whoever needs that size, or back to the driver. What the driver refuses stays noted in
+    /// the chunk.
+    pub(super) fn give(&self, device: Device, base: Addr, chunk: &mut Chunk) -> DriverResult<Given> {
+        self.heap.unmap(base, chunk)?;
+        let size = chunk.size;
+        if let Some(physical) = chunk.physical.take_if(|physical| lock(&self.state).keep(device, size, *physical)) {
+            self.changed.notify_all();
+            let _ = physical;
+            return Ok(Given { released: 0, recycled: size });
+        }
+        let released = self.heap.strip(base, chunk)?;
+        if let Some(credit) = lock(&self.state).credit.get_mut(&device) {
+            *credit += released;
+        }
+        self.changed.notify_all();
+        Ok(Given { released, recycled: 0 })
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn stop(&self) {
+        lock(&self.state).stopped = true;
+        self.changed.notify_all();
+    }
+}
+
+impl State {
+    fn supply(&mut self, device: Device, size: u64) -> Option<Supply> {
+        let supply = match self.spare.get_mut(&(device, size)).and_then(Vec::pop) {
+            Some(physical) => Supply::Recycled(physical),
+            None => self.spend(device, size)?,
+        };
+        if let Some(needed) = self.needed.get_mut(&(device, size)) {
+            *needed = needed.saturating_sub(1);
+        }
+        Some(supply)
+    }
+
+    /// Without any hope of more, the driver may say what there is.
+    fn spend(&mut self, device: Device, size: u64) -> Option<Supply> {
+        let Some(credit) = self.credit.get_mut(&device) else { return Some(Supply::Driver) };
+        if *credit < size && !self.closed {
+            return None;
+        }
+        *credit = credit.saturating_sub(size);
+        Some(Supply::Driver)
+    }
+
+    /// Takes a chunk's memory if as many chunks of its size are still to be supplied.
+    fn keep(&mut self, device: Device, size: u64, physical: Physical) -> bool {
+        let kind = (device, size);
+        let spare = self.spare.entry(kind).or_default();
+        let wanted = !self.stopped && spare.len() < self.needed.get(&kind).copied().unwrap_or(0);
+        if wanted {
+            spare.push(physical);
+        }
+        wanted
+    }
+}

@@ -1,0 +1,115 @@
+//! What the parts of one transition share while they work at the same time: the call they belong to, the pool their memory comes from, and
+//! the first failure, at which the others stop.
+
+use super::Machine;
+use super::pool::Pool;
+use crate::clock;
+use crate::error::{Error, Result, Status};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use std::time::{Duration, Instant};
+
+/// One call: when it began, when it may stop waiting, and whether it has been cancelled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub(super) began: Instant,
+    wait_until: Instant,
+    /// `None` for an undo, which cannot be cancelled.
+    cancels: Option<u64>,
+}
+
+impl Call {
+    pub(super) fn new(machine: &Machine, wait: Duration) -> Call {
+        let began = clock::now();
+        let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
+        Call { began, wait_until, cancels: Some(machine.cancels.load(Ordering::SeqCst)) }
+    }
+
+    /// An undo: does not wait, cannot be cancelled.
+    pub(super) fn undo() -> Call {
+        let began = clock::now();
+        Call { began, wait_until: began, cancels: None }
+    }
+
+    /// Whether this is the undo of something else.
+    pub(super) fn is_undo(&self) -> bool {
+        self.cancels.is_none()
+    }
+
+    /// How much longer the call may wait for memory.
+    pub(super) fn patience(&self) -> Duration {
+        self.wait_until.saturating_duration_since(clock::now())
+    }
+
+    pub(super) fn check_cancelled(&self, machine: &Machine) -> Result<()> {
+        match self.cancels {
+            Some(cancels) if cancels != machine.cancels.load(Ordering::SeqCst) => {
+                Err(Error::new(Status::Cancelled, "the call was cancelled and rolled back; it can be repeated"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A failure, and whether it is known that no copy is under way any more.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) drained: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { error, drained: true }
+    }
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(super) struct Team<'a> {
+    pub(super) machine: &'a Machine,
+    pub(super) call: &'a Call,
+    pub(super) pool: &'a Pool<'a>,
+    failed: AtomicBool,
+    first: Mutex<Option<Failure>>,
+}
+
+impl<'a> Team<'a> {
+    pub(super) fn new(machine: &'a Machine, call: &'a Call, pool: &'a Pool<'a>) -> Team<'a> {
+        Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None) }
+    }
+
+    /// Fails if the call was cancelled or another part has failed.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(stopped());
+        }
+        self.call.check_cancelled(self.machine)
+    }
+
+    /// Notes a failure and stops the others. Of several errors the first is told; one copy that may still be under way is remembered in any case.
+    pub(super) fn fail(&self, failure: impl Into<Failure>) {
+        let Failure { error, drained } = failure.into();
+        let mut first = lock(&self.first);
+        first.get_or_insert(Failure { error, drained: true }).drained &= drained;
+        drop(first);
+        self.failed.store(true, Ordering::SeqCst);
+        self.pool.stop();
+    }
+
+    /// Does a part of the work.
+    pub(super) fn part(&self, work: impl FnOnce() -> std::result::Result<(), Failure>) {
+        if let Err(failure) = work() {
+            self.fail(failure);
+        }
+    }
+
+    /// What came of it, once every part has ended.
+    pub(super) fn outcome(self) -> std::result::Result<(), Failure> {
+        lock(&self.first).take().map_or(Ok(()), Err)
+    }
+}
+
+/// What a part says that stops because another one failed. Nobody is told.
+pub(super) fn stopped() -> Error {
+    Error::new(Status::Cancelled, "another part of the call has failed")
+}
