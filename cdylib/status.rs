@@ -58,6 +58,14 @@ macro_rules! same_numbers {
             }
         }
 
+        /// The engine's word for a number; None for one that there is not.
+        pub(crate) fn engine_status(number: i32) -> Option<Status> {
+            match number {
+                $(_ if number == Status::$name as i32 => Some(Status::$name),)*
+                _ => None,
+            }
+        }
+
         /// The name of the constant that has this number.
         pub(crate) fn name(number: i32) -> &'static CStr {
             match number {

@@ -5,10 +5,11 @@ use crate::capture;
 use crate::log;
 use crate::process;
 use crate::region;
-use crate::status::sire_status;
-use sire_core::engine::{Engine, PauseOptions, Report, ResumeOptions, Selection};
-use sire_core::error::Result;
-use std::ffi::c_char;
+use crate::status::{self, sire_status};
+use sire_core::driver::Addr;
+use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection};
+use sire_core::error::{Error, Result, Status};
+use std::ffi::{c_char, c_void};
 use std::fmt;
 use std::time::Duration;
 
@@ -18,7 +19,36 @@ use std::time::Duration;
 pub struct sire_pause_options {
     /// `sizeof(sire_pause_options)`.
     pub struct_size: usize,
+    /// Who knows which memory of the paused regions holds nothing; NULL: all of it counts.
+    pub dead_ranges: sire_dead_ranges,
+    /// Passed to `dead_ranges`.
+    pub dead_ranges_context: *mut c_void,
 }
+
+/// Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sire_range {
+    /// The first byte.
+    pub start: *const c_void,
+    /// How many.
+    pub bytes: usize,
+}
+
+/// Says which memory of `regions` (`count` of them) holds nothing, such as the free blocks of the program's own allocator: it
+/// is neither copied nor restored. Called once by `sire_pause`, in its thread, when the regions are closed and before
+/// anything is planned; may free memory of the regions, may not pause or resume. The ranges stay the caller's, and
+/// must live until `sire_pause` returns; those outside the regions are ignored. Anything but `SIRE_STATUS_OK` makes the pause
+/// fail with that status, and nothing has changed.
+pub type sire_dead_ranges = Option<
+    unsafe extern "C" fn(
+        context: *mut c_void,
+        regions: *const u32,
+        count: usize,
+        out_ranges: *mut *const sire_range,
+        out_count: *mut usize,
+    ) -> i32,
+>;
 
 /// Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
 #[repr(C)]
@@ -60,6 +90,8 @@ pub struct sire_report {
     pub seconds_transfer: f64,
     /// The whole call.
     pub seconds_total: f64,
+    /// Bytes that the program's own allocator holds free (`dead_ranges`): neither copied nor counted as discarded.
+    pub bytes_dead: u64,
 }
 
 impl sire_report {
@@ -78,6 +110,7 @@ impl sire_report {
             seconds_synchronize: report.seconds_synchronize,
             seconds_transfer: report.seconds_transfer,
             seconds_total: report.seconds_total,
+            bytes_dead: report.bytes_dead,
         }
     }
 }
@@ -141,6 +174,63 @@ fn carry_out(transition: impl FnOnce(&Engine) -> Result<Report>) -> Result<Repor
     outcome
 }
 
+/// A caller's `dead_ranges`.
+struct Asked {
+    function: unsafe extern "C" fn(*mut c_void, *const u32, usize, *mut *const sire_range, *mut usize) -> i32,
+    context: *mut c_void,
+}
+
+// SAFETY: the function is called in the thread that called `sire_pause` with it, and in no other.
+unsafe impl Send for Asked {}
+// SAFETY: as above; nothing of it changes.
+unsafe impl Sync for Asked {}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Asked")
+    }
+}
+
+impl Asked {
+    /// # Safety
+    /// `options` is NULL or a sized struct whose function, if there is one, can be called.
+    unsafe fn of(options: *const sire_pause_options) -> Result<Option<Asked>> {
+        if options.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: the caller's promise.
+        let size = unsafe { boundary::struct_size("sire_pause_options", options) }?;
+        // SAFETY: `struct_size` bytes are readable.
+        unsafe { boundary::refuse_unknown_fields("sire_pause_options", options, size) }?;
+        let function = sized_field!(options, size, sire_pause_options, dead_ranges: sire_dead_ranges).flatten();
+        let context = sized_field!(options, size, sire_pause_options, dead_ranges_context: *mut c_void);
+        Ok(function.map(|function| Asked { function, context: context.unwrap_or(std::ptr::null_mut()) }))
+    }
+}
+
+impl DeadRanges for Asked {
+    fn dead_ranges(&self, regions: &[RegionId]) -> Result<Vec<(Addr, u64)>> {
+        let numbers: Vec<u32> = regions.iter().map(|region| region.0).collect();
+        let (mut ranges, mut count) = (std::ptr::null(), 0);
+        // SAFETY: the caller of `sire_pause` vouched for the function; the numbers and outputs live across the call.
+        let status =
+            unsafe { (self.function)(self.context, numbers.as_ptr(), numbers.len(), &raw mut ranges, &raw mut count) };
+        if status != 0 {
+            let status = status::engine_status(status).unwrap_or(Status::InvalidArgument);
+            return Err(Error::new(status, "the program's dead_ranges function failed, so nothing was paused"));
+        }
+        if count == 0 || ranges.is_null() {
+            return Ok(Vec::new());
+        }
+        if !ranges.is_aligned() {
+            return Err(invalid("dead_ranges gave ranges at an address that is no multiple of 8"));
+        }
+        // SAFETY: the function's promise: `count` ranges, which live until `sire_pause` returns.
+        let found = unsafe { std::slice::from_raw_parts(ranges, count) };
+        Ok(found.iter().map(|range| (Addr(range.start as u64), range.bytes as u64)).collect())
+    }
+}
+
 /// Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
 /// back to the driver, addresses stay. All or nothing. Pausing what is paused changes nothing.
 ///
@@ -158,13 +248,10 @@ pub unsafe extern "C" fn sire_pause(
     call(|| {
         // SAFETY: the caller's promises.
         let (selection, place) = unsafe { (selection(tag)?, Place::at(out)?) };
-        if !options.is_null() {
-            // SAFETY: the caller's promise.
-            let size = unsafe { boundary::struct_size("sire_pause_options", options) }?;
-            // SAFETY: `struct_size` bytes are readable.
-            unsafe { boundary::refuse_unknown_fields("sire_pause_options", options, size) }?;
-        }
-        let options = PauseOptions { capturing: capture::in_progress() };
+        // SAFETY: the caller's promise.
+        let asked = unsafe { Asked::of(options) }?;
+        let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
+        let options = PauseOptions { capturing: capture::in_progress(), dead };
         let report = carry_out(|engine| engine.pause(&selection, options))?;
         log::info!(
             "paused {}: {} regions changed, {} bytes given back, {} copied to backups, {} discarded",

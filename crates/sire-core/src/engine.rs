@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::terms::{
-    Backup, BackupView, Clean, Config, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions,
-    Selection, State,
+    Backup, BackupView, Clean, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
+    ResumeOptions, Selection, State,
 };
 
 /// The engine: one per process. All functions may be called from any thread.
@@ -173,10 +173,11 @@ impl Engine {
     ///
     /// # Errors
     /// `Capturing`, `UnknownTag`, `Busy` (a thread is inside, or another transition runs), `OutOfBackupSpace`,
-    /// `Cancelled`, or the driver's: then everything is as before. `PausedAfterFailure`: everything is paused, nothing is lost.
-    pub fn pause(&self, selection: &Selection, options: PauseOptions) -> Result<Report> {
+    /// `Cancelled`, what `options.dead` fails with, or the driver's: then everything is as before.
+    /// `PausedAfterFailure`: everything is paused, nothing is lost.
+    pub fn pause(&self, selection: &Selection, options: PauseOptions<'_>) -> Result<Report> {
         refuse_capture(options.capturing, "pause")?;
-        let pause = || self.machine.pause(self.machine.regions.select(selection)?);
+        let pause = || self.machine.pause(self.machine.regions.select(selection)?, options);
         self.trace.timed(Verb::Pause, selection, Duration::ZERO, pause)
     }
 

@@ -234,7 +234,7 @@ impl Extent {
             resident: AtomicU64::new(0),
             backed_up: AtomicU64::new(0),
         });
-        let claim = Claim { extent: Arc::clone(&extent), chunks, held: true };
+        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
         (extent, claim)
     }
 
@@ -254,7 +254,12 @@ impl Extent {
         if std::mem::replace(&mut inner.claimed, true) {
             return None;
         }
-        Some(Claim { extent: Arc::clone(self), chunks: std::mem::take(&mut inner.chunks), held: true })
+        Some(Claim {
+            extent: Arc::clone(self),
+            chunks: std::mem::take(&mut inner.chunks),
+            dead: Ranges::new(),
+            held: true,
+        })
     }
 
     /// Marks the extent freed.
@@ -378,6 +383,8 @@ pub(crate) struct Figures {
 pub(crate) struct Claim {
     pub(crate) extent: Arc<Extent>,
     pub(crate) chunks: Vec<Chunk>,
+    /// Offsets that hold nothing, for as long as this claim lives.
+    pub(crate) dead: Ranges,
     held: bool,
 }
 
@@ -413,6 +420,26 @@ impl Claim {
         inner.chunks = std::mem::take(&mut self.chunks);
         inner.claimed = false;
         self.held = false;
+    }
+
+    /// Notes which of `addresses` hold nothing; holes below `gap` bytes count as live: one longer copy is cheaper than two.
+    /// Returns how many bytes of allocations are dead.
+    pub(crate) fn mark_dead(&mut self, addresses: &Ranges, gap: u64) -> u64 {
+        let base = self.extent.base.0;
+        let live = self.extent.live_ranges();
+        for range in addresses.clip(&(base..base + self.extent.size)).iter() {
+            if range.end - range.start >= gap {
+                live.clip(&(range.start - base..range.end - base)).iter().for_each(|part| self.dead.add(part.clone()));
+            }
+        }
+        self.dead.total()
+    }
+
+    /// Offsets that hold allocations with something in them.
+    pub(crate) fn live_ranges(&self) -> Ranges {
+        let mut live = self.extent.live_ranges();
+        self.dead.iter().for_each(|dead| live.remove(dead));
+        live
     }
 
     /// Whether any chunk is mapped: something may be using it.

@@ -1,6 +1,7 @@
 //! The engine's vocabulary: what callers say and what they are told. Plain data, no behaviour.
 
-use crate::driver::{Device, ProgramStream};
+use crate::driver::{Addr, Device, ProgramStream};
+use crate::error::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,11 +112,25 @@ pub enum Selection {
     Tag(String),
 }
 
+/// What the program's own allocator (such as PyTorch's) knows about memory that it got from Sire: which of it holds nothing.
+pub trait DeadRanges: Send + Sync + std::fmt::Debug {
+    /// Addresses `[start, start + bytes)` in the `regions` whose content nobody needs: neither copied nor restored.
+    /// Asked once per pause, when the regions are closed (nobody is inside, none can enter, nothing is allocated there)
+    /// and before anything is planned; no lock is held, and memory of the regions may be freed meanwhile. What lies
+    /// outside the regions is ignored.
+    ///
+    /// # Errors
+    /// Any: the pause is then refused with it, and nothing has changed.
+    fn dead_ranges(&self, regions: &[RegionId]) -> Result<Vec<(Addr, u64)>>;
+}
+
 /// Settings of one pause.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PauseOptions {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PauseOptions<'a> {
     /// Whether a capture is in progress: then the call is refused.
     pub capturing: bool,
+    /// Who knows which memory of the regions holds nothing (default: all of it counts).
+    pub dead: Option<&'a dyn DeadRanges>,
 }
 
 /// Settings of one resume.
@@ -156,6 +171,8 @@ pub struct Report {
     pub bytes_shared: u64,
     /// Bytes filled with zeros (resume).
     pub bytes_zeroed: u64,
+    /// Bytes that the program's own allocator holds free: neither copied nor counted as discarded (pause).
+    pub bytes_dead: u64,
     /// Finding, checking, reserving room for backups.
     pub seconds_prepare: f64,
     /// Waiting for the devices.

@@ -131,6 +131,16 @@ fn short_declared_on_disk(life: &mut Life) {
     clean(life, Clean::Declared, Backup::Disk);
 }
 
+/// A pool of which the program holds a part free.
+fn short_dead(life: &mut Life) {
+    const HOLE: u64 = 2 * GRANULARITY;
+    let region = life.world.region("pool", policy(Backup::Host));
+    let addr = life.allocate(region, HOLE + 2 * GRANULARITY);
+    life.step("pause", |world| world.pause_without(&tag("pool"), &[(addr.offset(GRANULARITY), HOLE)]));
+    life.resume(&tag("pool"));
+    life.step("free", |world| world.free(addr));
+}
+
 /// Runs the script with faults at `faults`; returns the calls it made, and how many faults did not come to pass.
 fn live(script: Script, faults: &[(u64, DriverErrorKind)]) -> (u64, usize) {
     let mut life = Life::new();
@@ -177,7 +187,9 @@ fn every_call_of_the_long_life_fails_once() {
 
 #[test]
 fn every_call_of_the_short_lives_fails_once() {
-    [short_host, short_disk, short_mixed, short_declared, short_declared_on_disk].into_iter().for_each(every_call);
+    [short_host, short_disk, short_mixed, short_declared, short_declared_on_disk, short_dead]
+        .into_iter()
+        .for_each(every_call);
 }
 
 #[test]

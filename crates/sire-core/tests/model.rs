@@ -37,6 +37,13 @@ enum Step {
         keep: bool,
     },
     Pause(usize),
+    /// The program holds part of an allocation free.
+    PauseWithout {
+        selection: usize,
+        which: usize,
+        from: u64,
+        len: u64,
+    },
     Resume(usize),
     /// The n-th call from now fails.
     Fault {
@@ -75,6 +82,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK, any::<bool>())
             .prop_map(|(which, from, len, keep)| Step::Override { which, from, len, keep }),
         4 => (0..SELECTIONS.len()).prop_map(Step::Pause),
+        1 => (0..SELECTIONS.len(), any::<usize>(), 0..3 * CHUNK, 1..2 * CHUNK)
+            .prop_map(|(selection, which, from, len)| Step::PauseWithout { selection, which, from, len }),
         4 => (0..SELECTIONS.len()).prop_map(Step::Resume),
         2 => fault.prop_map(|(after, short)| Step::Fault { after, short }),
         1 => (2..12_u64).prop_map(|chunks| Step::Capacity(chunks * CHUNK)),
@@ -144,6 +153,12 @@ impl Life {
             }
             Step::Override { which, from, len, keep } => self.set_override(which, from, len, keep),
             Step::Pause(index) => drop(self.world.pause(&selection(index))),
+            Step::PauseWithout { selection: index, which, from, len } => {
+                let Some(addr) = self.pick(which) else { return };
+                let size = self.world.twins[&addr].bytes.len() as u64;
+                let hole = (addr.offset(from % size), len.min(size - from % size));
+                drop(self.world.pause_without(&selection(index), &[hole]));
+            }
             Step::Resume(index) => drop(self.world.resume(&selection(index))),
             Step::Fault { after, short } => {
                 let kind = if short { DriverErrorKind::OutOfMemory } else { DriverErrorKind::Other };

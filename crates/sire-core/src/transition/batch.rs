@@ -5,8 +5,9 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::extent::Claim;
 use crate::heap::Heap;
+use crate::ranges::Ranges;
 use crate::region::{Phase, Region};
-use crate::terms::{Clean, RegionId, Report};
+use crate::terms::{Clean, DeadRanges, RegionId, Report};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,16 @@ impl Batch {
     pub(super) fn report(&self) -> Report {
         let regions_changed = self.closed.len() as u32;
         Report { regions_changed, regions_unchanged: self.unchanged, ..Report::default() }
+    }
+
+    /// The addresses in these regions that hold nothing, as `map` says.
+    pub(super) fn dead_ranges(&self, map: &dyn DeadRanges) -> Result<Ranges> {
+        let ids: Vec<RegionId> = self.closed.keys().copied().collect();
+        let mut found = map.dead_ranges(&ids).inspect_err(|error| self.note_error(error))?;
+        found.sort_unstable();
+        let mut dead = Ranges::new();
+        found.into_iter().for_each(|(start, bytes)| dead.add(start.0..start.0.saturating_add(bytes)));
+        Ok(dead)
     }
 
     /// Claims every live extent of the regions.

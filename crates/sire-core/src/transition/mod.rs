@@ -26,10 +26,11 @@ use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Truth};
 use crate::heap::Heap;
+use crate::ranges::Ranges;
 use crate::region::{Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::AtomicU64;
-use crate::terms::{RegionId, Report};
+use crate::terms::{PauseOptions, RegionId, Report};
 use crate::tier::disk::DiskTier;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
@@ -54,7 +55,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Pauses the regions.
-    pub(crate) fn pause(&self, regions: Vec<Arc<Region>>) -> Result<Report> {
+    pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO);
         let mut batch = Batch::close(regions, Phase::Paused)?;
         let mut report = batch.report();
@@ -62,7 +63,10 @@ impl Machine {
             return Ok(report);
         }
         self.heap.exhume();
+        let dead = options.dead.map_or(Ok(Ranges::new()), |map| batch.dead_ranges(map))?;
         let mut claims = batch.claim(&self.heap);
+        let gap = plan::SLOT_GAP.min(self.settings.copy_piece);
+        report.bytes_dead = claims.iter_mut().map(|claim| claim.mark_dead(&dead, gap)).sum();
         batch.count(&mut claims, &mut report);
         let outcome = self.pause_claimed(&mut batch, &mut claims, &call, &mut report);
         report.seconds_total = clock::seconds_since(call.began);

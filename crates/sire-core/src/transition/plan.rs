@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Live slots of a slab that are less than this far apart are saved in one copy.
-const SLOT_GAP: u64 = 64 << 10;
+/// What is live and less than this far apart is saved in one copy.
+pub(super) const SLOT_GAP: u64 = 64 << 10;
 
 impl Machine {
     /// Gives every chunk that is on the device its segments, with room. If that fails, no chunk has any but those that are known to
@@ -126,7 +126,8 @@ impl Machine {
 }
 
 fn want(region: &Region, claim: &Claim) -> Wanted {
-    let save = claim.extent.ranges_to_save(region.keeps(), SLOT_GAP);
+    let mut save = claim.extent.ranges_to_save(region.keeps(), SLOT_GAP);
+    claim.dead.iter().for_each(|dead| save.remove(dead));
     let on_device = |chunk: &Chunk| chunk.truth == Truth::Device;
     let part = |chunk: &Chunk| if on_device(chunk) { save.clip(&chunk.range()) } else { Ranges::new() };
     claim.chunks.iter().map(part).collect()
@@ -203,7 +204,7 @@ pub(super) fn lost(claim: &Claim) -> u64 {
 }
 
 fn unsaved(claim: &Claim, truth: Truth) -> u64 {
-    let live = claim.extent.live_ranges();
+    let live = claim.live_ranges();
     let lost = |chunk: &Chunk| {
         let saved = |segment: &Segment| live.clip(&segment.range()).total();
         live.clip(&chunk.range()).total() - chunk.segments.iter().map(saved).sum::<u64>()

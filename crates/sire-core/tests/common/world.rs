@@ -98,6 +98,16 @@ pub struct World {
     _dir: tempfile::TempDir,
 }
 
+/// Memory that the program holds free.
+#[derive(Debug)]
+pub struct Dead(pub Vec<(Addr, u64)>);
+
+impl DeadRanges for Dead {
+    fn dead_ranges(&self, _: &[RegionId]) -> Result<Vec<(Addr, u64)>, Error> {
+        Ok(self.0.clone())
+    }
+}
+
 pub fn policy(backup: Backup) -> Policy {
     Policy { backup, ..Policy::default() }
 }
@@ -203,8 +213,31 @@ impl World {
     }
 
     pub fn pause(&mut self, selection: &Selection) -> Result<Report, Error> {
+        self.pause_with(selection, PauseOptions::default())
+    }
+
+    /// A pause in which the program says that these bytes hold nothing.
+    pub fn pause_without(&mut self, selection: &Selection, dead: &[(Addr, u64)]) -> Result<Report, Error> {
+        let map = Dead(dead.to_vec());
+        let resident = self.states();
+        let outcome = self.pause_with(selection, PauseOptions { dead: Some(&map), ..PauseOptions::default() });
+        for &(start, bytes) in dead {
+            let end = start.0 + bytes;
+            let touched = self.twins.iter_mut().filter(|(addr, twin)| {
+                addr.0 < end && start.0 < addr.0 + twin.bytes.len() as u64 && resident[&twin.region] == State::Resident
+            });
+            for (addr, twin) in touched {
+                let len = twin.bytes.len();
+                let range = start.0.saturating_sub(addr.0) as usize..len.min((end - addr.0) as usize);
+                twin.promised.set(len, range, false);
+            }
+        }
+        outcome
+    }
+
+    fn pause_with(&mut self, selection: &Selection, options: PauseOptions<'_>) -> Result<Report, Error> {
         let before = self.states();
-        let outcome = self.engine.pause(selection, PauseOptions::default());
+        let outcome = self.engine.pause(selection, options);
         let after = self.states();
         match &outcome {
             Ok(_) => {
