@@ -73,10 +73,33 @@ typedef struct sire_region_options {
   bool retain;
 } sire_region_options;
 
+// Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
+typedef struct sire_range {
+  // The first byte.
+  const void *start;
+  // How many.
+  size_t bytes;
+} sire_range;
+
+// Says which memory of `regions` (`count` of them) holds nothing, such as the free blocks of the program's own allocator: it
+// is neither copied nor restored. Called once by `sire_pause`, in its thread, when the regions are closed and before
+// anything is planned; may free memory of the regions, may not pause or resume. The ranges stay the caller's, and
+// must live until `sire_pause` returns; those outside the regions are ignored. Anything but `SIRE_STATUS_OK` makes the pause
+// fail with that status, and nothing has changed.
+typedef int32_t (*sire_dead_ranges)(void *context,
+                                    const uint32_t *regions,
+                                    size_t count,
+                                    const struct sire_range **out_ranges,
+                                    size_t *out_count);
+
 // Settings of a pause. Set `struct_size` to `sizeof(sire_pause_options)`.
 typedef struct sire_pause_options {
   // `sizeof(sire_pause_options)`.
   size_t struct_size;
+  // Who knows which memory of the paused regions holds nothing; NULL: all of it counts.
+  sire_dead_ranges dead_ranges;
+  // Passed to `dead_ranges`.
+  void *dead_ranges_context;
 } sire_pause_options;
 
 // What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
@@ -107,6 +130,8 @@ typedef struct sire_report {
   double seconds_transfer;
   // The whole call.
   double seconds_total;
+  // Bytes that the program's own allocator holds free (`dead_ranges`): neither copied nor counted as discarded.
+  uint64_t bytes_dead;
 } sire_report;
 
 // Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.

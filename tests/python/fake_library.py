@@ -85,8 +85,9 @@ class FakeLibrary:
             raise error_for(4, f"no region has the tag {name!r}")
         return found
 
-    def pause(self, tag: bytes | None) -> dict[str, Any]:
+    def pause(self, tag: bytes | None, dead_ranges: Any = None) -> dict[str, Any]:
         selected = self._selected(tag)
+        self.settings["dead_ranges"] = dead_ranges
         self._long_call("pause")
         for stack in self.inside.values():
             if busy := set(stack) & set(selected):

@@ -255,7 +255,7 @@ fn a_capture_is_never_synchronised_and_its_frees_come_later() {
     assert_eq!(status(world.engine.free(large, true)), Status::UnknownAddress);
     let log = world.driver.log();
     assert!(log[before..].iter().all(|verb| *verb != "synchronize" && *verb != "unmap"), "{:?}", &log[before..]);
-    let options = PauseOptions { capturing: true };
+    let options = PauseOptions { capturing: true, ..PauseOptions::default() };
     assert_eq!(status(world.engine.pause(&Selection::All, options)), Status::Capturing);
     let options = ResumeOptions { capturing: true, ..ResumeOptions::default() };
     assert_eq!(status(world.engine.resume(&Selection::All, options)), Status::Capturing);

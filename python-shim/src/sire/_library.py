@@ -14,12 +14,13 @@ import filecmp
 import json
 import os
 import threading
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._errors import LibraryNotFoundError, UnknownAddressError, VersionMismatchError, error_for
+from ._errors import LibraryNotFoundError, SireError, UnknownAddressError, VersionMismatchError, error_for
 from ._version import __version__
 
 LIBRARY_NAME = "libsire_alloc.so"
@@ -40,8 +41,17 @@ class RegionOptions(ctypes.Structure):
     ]
 
 
+class _Range(ctypes.Structure):
+    _fields_ = [("start", c_void_p), ("bytes", c_size_t)]
+
+
+_DeadRanges = ctypes.CFUNCTYPE(
+    c_int32, c_void_p, POINTER(c_uint32), c_size_t, POINTER(POINTER(_Range)), POINTER(c_size_t)
+)
+
+
 class _PauseOptions(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t)]
+    _fields_ = [("struct_size", c_size_t), ("dead_ranges", _DeadRanges), ("dead_ranges_context", c_void_p)]
 
 
 class _ResumeOptions(ctypes.Structure):
@@ -65,6 +75,7 @@ class _Report(ctypes.Structure):
             )
         ),
         *((name, c_double) for name in ("seconds_prepare", "seconds_synchronize", "seconds_transfer", "seconds_total")),
+        ("bytes_dead", c_uint64),
     ]
 
 
@@ -265,11 +276,21 @@ class Library:
         """The backup of `backup_get` is not needed any more."""
         self._call("sire_backup_put", token)
 
-    def pause(self, tag: bytes | None) -> dict[str, Any]:
-        """Pauses; the fields of ``sire_report``."""
+    def pause(self, tag: bytes | None, dead_ranges: DeadRanges | None = None) -> dict[str, Any]:
+        """Pauses; the fields of ``sire_report``.
+
+        ``dead_ranges`` is asked which memory of the regions that are paused, given by number, holds nothing; what it
+        raises is raised here, and nothing is paused.
+        """
         report = _Report(ctypes.sizeof(_Report))
-        options = _PauseOptions(ctypes.sizeof(_PauseOptions))
-        self._call("sire_pause", tag, byref(options), byref(report))
+        asked = _Asked(dead_ranges)
+        options = _PauseOptions(ctypes.sizeof(_PauseOptions), asked.function, None)
+        try:
+            self._call("sire_pause", tag, byref(options), byref(report))
+        except SireError:
+            if asked.error is not None:
+                raise asked.error from None
+            raise
         return _fields(report)
 
     def resume(self, tag: bytes | None, wait_seconds: float) -> dict[str, Any]:
@@ -321,6 +342,34 @@ class Library:
     def capture_end(self) -> None:
         """Ends one `capture_begin`."""
         self._call("sire_capture_end")
+
+
+DeadRanges = Callable[[list[int]], list[tuple[int, int]]]
+
+
+class _Asked:
+    """A `DeadRanges` as C calls it; `error` is what it raised."""
+
+    def __init__(self, answer: DeadRanges | None) -> None:
+        self.error: BaseException | None = None
+        self._answer = answer
+        self._ranges: Any = None
+        self.function = _DeadRanges() if answer is None else _DeadRanges(self._call)
+
+    def _call(self, _context: Any, regions: Any, count: int, out_ranges: Any, out_count: Any) -> int:
+        try:
+            found = [] if self._answer is None else self._answer(regions[:count])
+            # Kept until the pause returns.
+            self._ranges = (_Range * len(found))(*(_Range(start, size) for start, size in found))
+            out_ranges[0] = ctypes.cast(self._ranges, POINTER(_Range))
+            out_count[0] = len(found)
+        except BaseException as error:
+            self.error = error
+            return _CANCELLED
+        return 0
+
+
+_CANCELLED = 9
 
 
 def _fields(report: _Report) -> dict[str, Any]:

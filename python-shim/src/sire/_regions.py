@@ -38,6 +38,10 @@ class Policy:
     zero_fill: bool = False
     retain: bool = False
 
+    def fields(self) -> tuple[int, bool, bool]:
+        """What the library takes beside the tag."""
+        return (self.backup, self.zero_fill, self.retain)
+
 
 def make_policy(backup: object, zero_fill: bool, retain: bool) -> Policy:
     """The policy, or `InvalidArgumentError`."""
@@ -68,8 +72,7 @@ class Region:
     @property
     def id(self) -> int:
         """The library's number of this (tag, policy)."""
-        policy = self._policy
-        return _library.load().region_open(self._encoded, policy.backup, policy.zero_fill, policy.retain)
+        return _library.load().region_open(self._encoded, *self._policy.fields())
 
     @property
     def paused(self) -> bool:

@@ -39,6 +39,10 @@ class Report:
     """Copies and virtual-memory calls."""
     seconds_total: float = 0.0
     """The whole call."""
+    bytes_dead: int = 0
+    """Bytes that PyTorch's cache holds free: neither copied nor counted as discarded (pause)."""
+    notes: tuple[str, ...] = ()
+    """What was left undone, though nothing failed, and why."""
 
     @property
     def changed(self) -> bool:
@@ -66,4 +70,6 @@ class Report:
             text += f", {format_size(self.bytes_discarded)} discarded"
         if self.bytes_zeroed:
             text += f", {format_size(self.bytes_zeroed)} zeroed"
+        if self.bytes_dead:
+            text += f", {format_size(self.bytes_dead)} free in PyTorch's cache"
         return f"{text}, {self.seconds_total * 1000:.1f} ms"

@@ -26,7 +26,8 @@ from ._errors import InactiveError, InvalidArgumentError, NoDriverError, Unsuppo
 
 OLDEST_TORCH = (2, 11)
 
-PoolKey = tuple[object, ...]
+# (tag, policy, device) for a region's pools; what is in front is up to the caller.
+PoolKey = tuple[Any, ...]
 
 
 def loaded_torch() -> Any | None:
@@ -148,14 +149,18 @@ class Pool:
 
 
 @dataclass
-class _Shelf:
-    """The pools of one key: those that no thread uses now, and all of them, so that they stay alive."""
+class Shelf:
+    """The pools of one key: those that no thread uses now, and all of them, so that they stay alive.
+
+    Of pools that were retired, the ids: their tensors live on, new ones go elsewhere.
+    """
 
     free: list[Pool] = field(default_factory=list)
     all: list[Pool] = field(default_factory=list)
+    retired: list[tuple[int, int]] = field(default_factory=list)
 
 
-_shelves: dict[PoolKey, _Shelf] = {}
+_shelves: dict[PoolKey, Shelf] = {}
 _shelves_lock = threading.Lock()
 _active = threading.local()
 
@@ -188,6 +193,40 @@ def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
     finally:
         with _shelves_lock:
             _shelves[key].free.append(pool)
+
+
+def shelves() -> list[tuple[PoolKey, Shelf]]:
+    """The pools of all regions."""
+    with _shelves_lock:
+        return list(_shelves.items())
+
+
+def segments(torch: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
+    """PyTorch's list of the segments of a pool, with their blocks."""
+    _spare_references(*identity, False)
+    found: list[dict[str, Any]] = torch.cuda.memory_snapshot(identity, include_traces=False)
+    return found
+
+
+def retire(torch: Any, key: PoolKey, pool: Pool) -> None:
+    """Drops a pool of a closed region: its free segments go back, its tensors live on, the next ones get a new pool.
+
+    Nothing happens if anybody else holds the pool; PyTorch would end the process.
+    """
+    if pool.mem_pool.use_count() != 1:
+        return
+    with _shelves_lock:
+        shelf = _shelves[key]
+        if pool not in shelf.free:
+            return
+        shelf.free.remove(pool)
+        shelf.all.remove(pool)
+        shelf.retired.append(tuple(pool.mem_pool.id))
+    with _current_lock:
+        dropped, pool.mem_pool = pool.mem_pool, None
+        if _current_count and not _may_drop_beside_others(torch):
+            _retired.append(dropped)
+        del dropped
 
 
 # Pools to be dropped when none is current, and how many are current now.
@@ -254,7 +293,7 @@ def device_index(torch: Any, device: object) -> int:
 
 def _take(torch: Any, key: PoolKey, index: int) -> Pool:
     with _shelves_lock:
-        shelf = _shelves.setdefault(key, _Shelf())
+        shelf = _shelves.setdefault(key, Shelf())
         if shelf.free:
             return shelf.free.pop()
     pool = new_pool(torch, index)
@@ -292,13 +331,11 @@ def _verify(torch: Any, pool: Pool) -> None:
     """Raises if the pool got memory that did not come from the library. Asked until the answer is yes."""
     if pool.verified or _hooks.switched_off():
         return
-    identity = pool.mem_pool.id
-    _spare_references(*identity, False)
-    segments = torch.cuda.memory_snapshot(identity, include_traces=False)
-    if not segments:
+    found = segments(torch, pool.mem_pool.id)
+    if not found:
         return
     library = _library.load()
-    strangers = [each for each in segments if not library.owns(int(each["address"]))]
+    strangers = [each for each in found if not library.owns(int(each["address"]))]
     if strangers:
         raise InactiveError(
             f"tensors of this region were allocated at {strangers[0]['address']:#x} without Sire: pausing would "

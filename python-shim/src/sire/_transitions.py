@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import _hooks, _interrupt, _library, _torch
+from . import _blocks, _hooks, _interrupt, _library, _torch
 from ._errors import CapturingError, InvalidArgumentError
 from ._report import Report
 from ._tags import encode_selection
 
 
-def pause(tag: str | None = None) -> Report:
+def pause(tag: str | None = None, *, live_only: bool = True) -> Report:
     """Releases the physical memory of a tag and of the tags under it; without a tag, of all regions.
 
     Addresses stay. What has a backup policy is saved first; the rest is thrown away, and the report counts it.
@@ -23,11 +23,15 @@ def pause(tag: str | None = None) -> Report:
 
     Refused while any thread is inside such a region or a graph is being captured. Pausing what is paused
     changes nothing and says so. Ctrl-C rolls back.
+
+    Blocks that PyTorch's cache holds free in the regions' pools are neither copied nor restored, and segments that are
+    wholly free go back to the driver, unless ``live_only`` is false.
     """
     encoded = encode_selection(tag)
     library = _ready("pause")
-    fields = _interrupt.run(lambda: library.pause(encoded), library.cancel)
-    return Report("pause", tag, **fields)
+    blocks = _blocks.block_map() if live_only else None
+    fields = _interrupt.run(lambda: library.pause(encoded, blocks), library.cancel)
+    return Report("pause", tag, **fields, notes=tuple(blocks.notes) if blocks else ())
 
 
 def resume(tag: str | None = None, *, wait: float = 0.0) -> Report:

@@ -1,0 +1,167 @@
+"""Only live bytes: what PyTorch's cache holds free in a region's pool is neither copied nor restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sire
+import torch
+from measure import MIB, device_used, on_software_device
+from sire import _blocks, _torch
+
+
+def full(value: int, mebibytes: int) -> torch.Tensor:
+    return torch.full((mebibytes * MIB,), value, dtype=torch.uint8, device="cuda")
+
+
+def pools(tag: str) -> list[tuple[int, int]]:
+    [shelf] = [shelf for key, shelf in _torch.shelves() if key[0] == tag]
+    return [pool.mem_pool.id for pool in shelf.all]
+
+
+@pytest.mark.parametrize("backup", ["cpu", "disk"])
+def test_free_blocks_are_not_copied_and_live_ones_are_intact(tag: str, backup: Any) -> None:
+    with sire.region(tag, backup=backup):
+        tensors = [full(n, 4) for n in range(10)]
+    expected = [each.cpu() for each in tensors[::2]]
+    del tensors[1::2]
+    report = sire.pause(tag)
+    assert report.bytes_dead == 20 * MIB
+    assert report.bytes_copied == 20 * MIB
+    assert report.bytes_discarded == 0
+    assert report.bytes_moved == report.bytes_expected == 40 * MIB
+    assert report.notes == ()
+    assert "free in PyTorch's cache" in str(report)
+    assert sire.resume(tag).bytes_copied == 20 * MIB
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(tensors, expected, strict=True))
+    with sire.region(tag, backup=backup):
+        more = [full(100 + n, 4) for n in range(5)]
+    assert sire.pause(tag).bytes_dead == 0
+    sire.resume(tag)
+    assert all(bool((each == 100 + n).all()) for n, each in enumerate(more))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(tensors, expected, strict=True))
+
+
+def test_it_can_be_switched_off(tag: str) -> None:
+    with sire.region(tag, backup="cpu"):
+        tensors = [full(n, 4) for n in range(5)]
+    del tensors[1:4]
+    assert sire.pause(tag, live_only=False).bytes_copied == 20 * MIB
+    sire.resume(tag)
+    assert bool((tensors[1] == 4).all())
+
+
+def test_blocks_that_wait_for_a_stream_count_as_live(tag: str) -> None:
+    stream = torch.cuda.Stream()
+    with sire.region(tag, backup="cpu"):
+        pending, other, stays = full(1, 4), full(2, 4), full(3, 4)
+    pending.record_stream(stream)
+    del pending
+    # PyTorch asks whether the stream has passed only when it next allocates.
+    states = [block["state"] for each in _torch.segments(torch, pools(tag)[0]) for block in each["blocks"]]
+    assert "active_pending_free" in states
+    del other
+    report = sire.pause(tag)
+    assert report.bytes_copied == 8 * MIB
+    assert report.bytes_dead == 12 * MIB
+    sire.resume(tag)
+    assert bool((stays == 3).all())
+
+
+def test_wholly_free_segments_go_back_to_the_driver(tag: str) -> None:
+    before = device_used()
+    with sire.region(tag, backup="cpu"):
+        stays, goes = full(1, 32), full(2, 48)
+    address = stays.data_ptr()
+    del goes
+    assert device_used() - before >= 80 * MIB
+    report = sire.pause(tag)
+    assert report.bytes_expected == 32 * MIB
+    assert report.bytes_dead == 0
+    sire.resume(tag)
+    if on_software_device():
+        assert device_used() - before == 32 * MIB
+    assert stays.data_ptr() == address
+    assert bool((stays == 1).all())
+    for turn in range(3):
+        with sire.region(tag, backup="cpu"):
+            again = full(turn, 48)
+        sire.pause(tag)
+        sire.resume(tag)
+        assert bool((again == turn).all())
+        assert bool((stays == 1).all())
+        del again
+    del stays
+    sire.pause(tag)
+    sire.resume(tag)
+
+
+def test_a_retired_pools_free_blocks_are_dead_too(tag: str) -> None:
+    with sire.region(tag, backup="cpu"):
+        first = [full(n, 4) for n in range(5)]
+        goes = full(9, 32)
+    del goes
+    sire.pause(tag)
+    sire.resume(tag)
+    with sire.region(tag, backup="cpu"):
+        second = full(7, 4)
+    del first[:4]
+    assert sire.pause(tag).bytes_dead == 16 * MIB + 16 * MIB
+    sire.resume(tag)
+    assert bool((first[0] == 4).all())
+    assert bool((second == 7).all())
+
+
+def test_a_pool_that_is_in_use_is_not_dropped(tag: str) -> None:
+    """Another region's pool is current while this one is paused: PyTorch 2.11 would end the process."""
+    with sire.region(tag, backup="cpu"):
+        stays, goes = full(1, 32), full(2, 48)
+    del goes
+    with sire.region("elsewhere", backup="cpu"):
+        sire.pause(tag)
+        other = full(3, 2)
+    sire.resume(tag)
+    assert bool((stays == 1).all())
+    assert bool((other == 3).all())
+
+
+def test_a_map_that_costs_more_than_it_saves_is_not_taken(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sire.region(tag, backup="cpu"):
+        tensors = [full(n, 4) for n in range(5)]
+    del tensors[1:4]
+    monkeypatch.setattr(_blocks, "_SECONDS_PER_BLOCK", 10.0)
+    report = sire.pause(tag)
+    assert report.bytes_copied == 20 * MIB
+    assert "would take" in report.notes[0]
+    sire.resume(tag)
+    assert bool((tensors[1] == 4).all())
+
+
+def test_a_map_that_cannot_be_read_costs_only_its_gain(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sire.region(tag, backup="cpu"):
+        tensors = [full(n, 4) for n in range(5)]
+    del tensors[1:4]
+    monkeypatch.setattr(_torch, "segments", lambda *_: [{}])
+    report = sire.pause(tag)
+    assert report.bytes_copied == 20 * MIB
+    assert "could not be read" in report.notes[0]
+    sire.resume(tag)
+    assert bool((tensors[1] == 4).all())
+
+
+def test_an_interruption_of_the_map_refuses_the_pause(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sire.region(tag, backup="cpu"):
+        tensor = full(5, 4)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_blocks.BlockMap, "_taken", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sire.pause(tag)
+    monkeypatch.undo()
+    assert not sire.region(tag, backup="cpu").paused
+    sire.pause(tag)
+    sire.resume(tag)
+    assert bool((tensor == 5).all())
