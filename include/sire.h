@@ -71,6 +71,10 @@ typedef struct sire_region_options {
   bool zero_fill;
   // The backup's space stays allocated after resume.
   bool retain;
+  // Whether the backup of an earlier pause may stand for content that has not changed since: 0 no, every pause copies;
+  // 1 declared: the program does not write to what was backed up, or says so with `sire_changed`; 2 verified: a 128-bit hash of
+  // each page decides; 3 paranoid: each page is compared. Anything but 0 needs a backup, and retains it.
+  int32_t clean;
 } sire_region_options;
 
 // Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
@@ -132,6 +136,14 @@ typedef struct sire_report {
   double seconds_total;
   // Bytes that the program's own allocator holds free (`dead_ranges`): neither copied nor counted as discarded.
   uint64_t bytes_dead;
+  // Bytes that an earlier pause had backed up and that had not changed: nothing was copied.
+  uint64_t bytes_clean;
+  // Bytes that were hashed or compared to find out.
+  uint64_t bytes_hashed;
+  // Bytes that repeat one 8-byte pattern and need no room in a backup.
+  uint64_t bytes_constant;
+  // Bytes that another backup of this process has already, and that share its room.
+  uint64_t bytes_shared;
 } sire_report;
 
 // Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
@@ -227,6 +239,11 @@ sire_status sire_keep(const void *ptr, size_t bytes);
 
 // These bytes are thrown away by a pause, whatever their region's policy.
 sire_status sire_discard(const void *ptr, size_t bytes);
+
+// The program has written to these bytes of a region whose content is declared not to change (`clean` 1): the next pause
+// copies them again.
+sire_status sire_changed(const void *ptr,
+                         size_t bytes);
 
 // The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be
 // read until `sire_backup_put(*out_token)`.

@@ -89,6 +89,13 @@ pub extern "C" fn sire_discard(ptr: *const c_void, bytes: usize) -> sire_status 
     call(|| process::get()?.engine.discard(allocate::address(ptr), bytes as u64))
 }
 
+/// The program has written to these bytes of a region whose content is declared not to change (`clean` 1): the next pause
+/// copies them again.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_changed(ptr: *const c_void, bytes: usize) -> sire_status {
+    call(|| process::get()?.engine.changed(allocate::address(ptr), bytes as u64))
+}
+
 /// The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be
 /// read until `sire_backup_put(*out_token)`.
 ///

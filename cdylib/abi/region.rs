@@ -4,7 +4,7 @@ use crate::boundary::{self, call, invalid, sized_field};
 use crate::process;
 use crate::region;
 use crate::status::sire_status;
-use sire_core::engine::{Backup, OnPaused, Policy, RegionId, State};
+use sire_core::engine::{Backup, Clean, OnPaused, Policy, RegionId, State};
 use sire_core::error::Result;
 use std::ffi::c_char;
 
@@ -20,6 +20,10 @@ pub struct sire_region_options {
     pub zero_fill: bool,
     /// The backup's space stays allocated after resume.
     pub retain: bool,
+    /// Whether the backup of an earlier pause may stand for content that has not changed since: 0 no, every pause copies;
+    /// 1 declared: the program does not write to what was backed up, or says so with `sire_changed`; 2 verified: a 128-bit hash of
+    /// each page decides; 3 paranoid: each page is compared. Anything but 0 needs a backup, and retains it.
+    pub clean: i32,
 }
 
 /// # Safety
@@ -41,7 +45,21 @@ unsafe fn policy(options: *const sire_region_options) -> Result<Policy> {
     // Read as bytes: C may have left any value in a bool.
     let zero_fill = sized_field!(options, size, sire_region_options, zero_fill: u8).unwrap_or(0) != 0;
     let retain = sized_field!(options, size, sire_region_options, retain: u8).unwrap_or(0) != 0;
-    Ok(Policy { backup, zero_fill, retain, ..Policy::default() })
+    let clean = match sized_field!(options, size, sire_region_options, clean: i32).unwrap_or(0) {
+        0 => Clean::No,
+        1 => Clean::Declared,
+        2 => Clean::Verified,
+        3 => Clean::Paranoid,
+        other => {
+            return Err(invalid(format!(
+                "clean is {other}; it must be 0 (no), 1 (declared), 2 (verified) or 3 (paranoid)"
+            )));
+        }
+    };
+    if clean != Clean::No && backup == Backup::None {
+        return Err(invalid("clean is set, but backup is 0 (none): there is nothing that could stand for the content"));
+    }
+    Ok(Policy { backup, zero_fill, retain, clean })
 }
 
 /// The region of (tag, options), made if there is none. Tags are paths of `/`-separated segments, at most 255 bytes:

@@ -92,6 +92,14 @@ pub struct sire_report {
     pub seconds_total: f64,
     /// Bytes that the program's own allocator holds free (`dead_ranges`): neither copied nor counted as discarded.
     pub bytes_dead: u64,
+    /// Bytes that an earlier pause had backed up and that had not changed: nothing was copied.
+    pub bytes_clean: u64,
+    /// Bytes that were hashed or compared to find out.
+    pub bytes_hashed: u64,
+    /// Bytes that repeat one 8-byte pattern and need no room in a backup.
+    pub bytes_constant: u64,
+    /// Bytes that another backup of this process has already, and that share its room.
+    pub bytes_shared: u64,
 }
 
 impl sire_report {
@@ -111,6 +119,10 @@ impl sire_report {
             seconds_transfer: report.seconds_transfer,
             seconds_total: report.seconds_total,
             bytes_dead: report.bytes_dead,
+            bytes_clean: report.bytes_clean,
+            bytes_hashed: report.bytes_hashed,
+            bytes_constant: report.bytes_constant,
+            bytes_shared: report.bytes_shared,
         }
     }
 }

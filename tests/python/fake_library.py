@@ -19,7 +19,7 @@ class FakeLibrary:
 
     def __init__(self) -> None:
         self.live = False
-        self.regions: list[tuple[str, int, bool, bool]] = []
+        self.regions: list[tuple[str, int, bool, bool, int]] = []
         self.paused: set[int] = set()
         self.inside: dict[int, list[int]] = {}
         self.suspended: dict[int, int] = {}
@@ -32,8 +32,8 @@ class FakeLibrary:
 
     # --- regions -----------------------------------------------------------------------------------------
 
-    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool) -> int:
-        key = (tag.decode(), backup, zero_fill, retain)
+    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0) -> int:
+        key = (tag.decode(), backup, zero_fill, retain, clean)
         if key not in self.regions:
             self.regions.append(key)
         return self.regions.index(key)

@@ -45,6 +45,7 @@ from ._graphs import cuda_graph
 from ._library import library_path
 from ._memory import (
     Trimmed,
+    changed,
     discard,
     get_cpu_backup,
     keep,
@@ -88,6 +89,7 @@ __all__ = [
     "UnsupportedError",
     "VersionMismatchError",
     "__version__",
+    "changed",
     "configure_subprocess",
     "cuda_graph",
     "disable",

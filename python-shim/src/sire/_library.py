@@ -38,6 +38,7 @@ class RegionOptions(ctypes.Structure):
         ("backup", c_int32),
         ("zero_fill", c_bool),
         ("retain", c_bool),
+        ("clean", c_int32),
     ]
 
 
@@ -75,7 +76,7 @@ class _Report(ctypes.Structure):
             )
         ),
         *((name, c_double) for name in ("seconds_prepare", "seconds_synchronize", "seconds_transfer", "seconds_total")),
-        ("bytes_dead", c_uint64),
+        *((name, c_uint64) for name in ("bytes_dead", "bytes_clean", "bytes_hashed", "bytes_constant", "bytes_shared")),
     ]
 
 
@@ -109,6 +110,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     ],
     "sire_keep": [c_void_p, c_size_t],
     "sire_discard": [c_void_p, c_size_t],
+    "sire_changed": [c_void_p, c_size_t],
     "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
@@ -200,9 +202,9 @@ class Library:
         self._c.sire_last_error(buffer, length + 1)
         return buffer.value.decode(errors="replace")
 
-    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool) -> int:
+    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0) -> int:
         """The region of this tag and policy, made if there is none."""
-        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain)
+        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain, clean)
         region = c_uint32()
         self._call("sire_region_open", tag, byref(options), byref(region))
         return region.value
@@ -262,6 +264,10 @@ class Library:
     def discard(self, pointer: int, size: int) -> None:
         """The range is thrown away at the next pause, whatever its region's policy."""
         self._call("sire_discard", pointer, size)
+
+    def changed(self, pointer: int, size: int) -> None:
+        """The range of a region that is declared not to change was written to."""
+        self._call("sire_changed", pointer, size)
 
     def backup_get(self, pointer: int, size: int) -> tuple[int, int] | None:
         """(address of the backup, token to give back); None if there is no backup."""

@@ -45,6 +45,16 @@ def discard(tensor: Any) -> None:
         _library.load().discard(*span)
 
 
+def changed(tensor: Any) -> None:
+    """The tensor, in a region that is ``immutable``, was written to: the next pause copies it again.
+
+    Of a strided view, everything between its first and its last element.
+    """
+    span, _ = _span(tensor, "changed")
+    if span.size:
+        _library.load().changed(*span)
+
+
 def get_cpu_backup(tensor: Any, zero_copy: bool = False) -> Any | None:
     """The tensor's bytes in its host backup, as a CPU tensor; None if it has no backup now.
 

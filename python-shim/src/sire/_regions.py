@@ -21,9 +21,12 @@ from ._errors import InvalidArgumentError, UnsupportedError
 from ._tags import encode_tag
 
 Backup = Literal["cpu", "disk"]
+Verify = Literal["hash", "bytes"]
 OnPaused = Literal["refuse", "resume"]
 
 _BACKUPS: dict[object, int] = {None: 0, "none": 0, "cpu": 1, "disk": 2}
+_VERIFIES: dict[object, int] = {None: 0, "hash": 2, "bytes": 3}
+_DECLARED = 1
 _ON_PAUSED: dict[object, bool] = {"refuse": False, "resume": True}
 
 _P = ParamSpec("_P")
@@ -37,17 +40,30 @@ class Policy:
     backup: int = 0
     zero_fill: bool = False
     retain: bool = False
+    clean: int = 0
 
-    def fields(self) -> tuple[int, bool, bool]:
+    def fields(self) -> tuple[int, bool, bool, int]:
         """What the library takes beside the tag."""
-        return (self.backup, self.zero_fill, self.retain)
+        return (self.backup, self.zero_fill, self.retain, self.clean)
+
+    @property
+    def declared(self) -> bool:
+        """Whether the content is taken not to change, on trust."""
+        return self.clean == _DECLARED
 
 
-def make_policy(backup: object, zero_fill: bool, retain: bool) -> Policy:
+def make_policy(
+    backup: object, zero_fill: bool, retain: bool, immutable: bool = False, verify: object = None
+) -> Policy:
     """The policy, or `InvalidArgumentError`."""
     if not isinstance(backup, str | None) or backup not in _BACKUPS:
         raise InvalidArgumentError(f"backup is None, 'cpu' or 'disk', not {backup!r}")
-    return Policy(_BACKUPS[backup], bool(zero_fill), bool(retain))
+    if not isinstance(verify, str | None) or verify not in _VERIFIES:
+        raise InvalidArgumentError(f"verify is None, 'hash' or 'bytes', not {verify!r}")
+    clean = _VERIFIES[verify] or (_DECLARED if immutable else 0)
+    if clean and not _BACKUPS[backup]:
+        raise InvalidArgumentError("immutable and verify are about a backup that can be used again; name a backup too")
+    return Policy(_BACKUPS[backup], bool(zero_fill), bool(retain), clean)
 
 
 class Region:
@@ -160,7 +176,8 @@ class Region:
             _torch.probe_pluggable(torch)
             yield
             return
-        with _torch.routed(torch, (self._tag, self._policy), self._device_of(torch)):
+        key, device = (self._tag, self._policy), self._device_of(torch)
+        with _torch.routed(torch, key, device, reused_is_changed=self._policy.declared):
             yield
 
     def _device_of(self, torch: Any) -> int:
@@ -181,6 +198,8 @@ def region(
     backup: Backup | None = None,
     zero_fill: bool = False,
     retain: bool = False,
+    immutable: bool = False,
+    verify: Verify | None = None,
     on_paused: OnPaused = "refuse",
     device: Any = None,
 ) -> Region:
@@ -189,13 +208,20 @@ def region(
     ``tag`` is a path: pausing ``"model"`` also pauses ``"model/weights"``. ``backup`` says where the content
     goes during a pause: ``None`` throws it away, ``"cpu"`` keeps it in host memory, ``"disk"`` in a private file.
     ``zero_fill`` makes memory without backup read as zero after resume; otherwise it is undefined. ``retain``
-    keeps the backup's space for the next pause. Entering a paused region is an error, or with
+    keeps the backup's space for the next pause.
+
+    ``immutable`` promises that tensors are not written to once a pause has backed them up (weights): later pauses copy
+    only tensors that are new, and `sire.changed` tells of exceptions. ``verify`` needs no promise: ``"hash"``
+    compares a 128-bit hash of each page with the one of the backup, ``"bytes"`` the bytes themselves, and what
+    differs is copied. Both keep the backup after a resume.
+
+    Entering a paused region is an error, or with
     ``on_paused="resume"`` resumes it. With PyTorch, the region holds tensors of one ``device``: the current one
     unless given.
     """
     if on_paused not in _ON_PAUSED:
         raise InvalidArgumentError(f"on_paused is 'refuse' or 'resume', not {on_paused!r}")
-    return Region(tag, make_policy(backup, zero_fill, retain), _ON_PAUSED[on_paused], device)
+    return Region(tag, make_policy(backup, zero_fill, retain, immutable, verify), _ON_PAUSED[on_paused], device)
 
 
 @contextmanager

@@ -41,6 +41,14 @@ class Report:
     """The whole call."""
     bytes_dead: int = 0
     """Bytes that PyTorch's cache holds free: neither copied nor counted as discarded (pause)."""
+    bytes_clean: int = 0
+    """Bytes that an earlier pause had backed up and that had not changed: nothing was copied (pause)."""
+    bytes_hashed: int = 0
+    """Bytes that were hashed or compared to find out (pause)."""
+    bytes_constant: int = 0
+    """Bytes that repeat one 8-byte pattern and need no room in a backup (pause)."""
+    bytes_shared: int = 0
+    """Bytes that another backup of this process has already, and that share its room (pause)."""
     notes: tuple[str, ...] = ()
     """What was left undone, though nothing failed, and why."""
 
@@ -70,6 +78,8 @@ class Report:
             text += f", {format_size(self.bytes_discarded)} discarded"
         if self.bytes_zeroed:
             text += f", {format_size(self.bytes_zeroed)} zeroed"
+        if self.bytes_clean:
+            text += f", {format_size(self.bytes_clean)} unchanged"
         if self.bytes_dead:
             text += f", {format_size(self.bytes_dead)} free in PyTorch's cache"
         return f"{text}, {self.seconds_total * 1000:.1f} ms"

@@ -173,8 +173,12 @@ def _active_keys() -> list[PoolKey]:
 
 
 @contextmanager
-def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
-    """The calling thread's tensors on one device go to a pool of ``key``."""
+def routed(torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool = False) -> Iterator[None]:
+    """The calling thread's tensors on one device go to a pool of ``key``.
+
+    ``reused_is_changed``: the library takes backed-up bytes not to change, but PyTorch may have put new tensors into
+    blocks of old ones, so that it is told.
+    """
     index = device_index(torch, device)
     keys = _active_keys()
     key = (*key, index)
@@ -183,7 +187,10 @@ def routed(torch: Any, key: PoolKey, device: int | None) -> Iterator[None]:
         return
     pool = _take(torch, key, index)
     try:
-        with _current(torch, pool.mem_pool, index):
+        with ExitStack() as stack:
+            if reused_is_changed:
+                stack.enter_context(_telling_of_new_tensors(torch, pool))
+            stack.enter_context(_current(torch, pool.mem_pool, index))
             keys.append(key)
             try:
                 yield
@@ -227,6 +234,24 @@ def retire(torch: Any, key: PoolKey, pool: Pool) -> None:
         if _current_count and not _may_drop_beside_others(torch):
             _retired.append(dropped)
         del dropped
+
+
+@contextmanager
+def _telling_of_new_tensors(torch: Any, pool: Pool) -> Iterator[None]:
+    """If anything was allocated inside, all of the pool counts as changed: which blocks are new is not known."""
+
+    def allocated() -> int:
+        return int(torch._C._cuda_memoryStats(pool.device)["allocation"]["all"]["allocated"])
+
+    before = allocated()
+    try:
+        yield
+    finally:
+        if allocated() != before:
+            library = _library.load()
+            for segment in segments(torch, pool.mem_pool.id):
+                if library.owns(int(segment["address"])):
+                    library.changed(int(segment["address"]), int(segment["total_size"]))
 
 
 # Pools to be dropped when none is current, and how many are current now.
