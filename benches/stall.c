@@ -80,7 +80,7 @@ int main(int argc, char **argv) {
     enter = (sire_status(*)(uint32_t, int32_t))sire("sire_region_enter");
     leave = (sire_status(*)(uint32_t))sire("sire_region_leave");
     MUST(open_region && pause && resume && enter && leave);
-    sire_region_options backed = {sizeof backed, 1, false, true};
+    sire_region_options backed = {.struct_size = sizeof backed, .backup = 1, .retain = true};
     uint32_t big = 0;
     MUST(open_region("big", &backed, &big) == SIRE_STATUS_OK && open_region("steady", NULL, &steady) == SIRE_STATUS_OK);
     void *ours = NULL;

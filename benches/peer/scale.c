@@ -37,7 +37,7 @@ static void compare(size_t tag, uint64_t generation) {
 static void make(size_t tag) {
     char name[32];
     uint32_t region = 0;
-    sire_region_options options = {sizeof options, 1, false, true};
+    sire_region_options options = {.struct_size = sizeof options, .backup = 1, .retain = true};
     name_of(tag, name);
     MUST(open_region(name, &options, &region) == SIRE_STATUS_OK && enter(region, 0) == SIRE_STATUS_OK);
     for (size_t i = tag * each; i < (tag + 1) * each; i++) MUST(cudaMalloc(&at[i], SIZE) == 0);

@@ -22,6 +22,7 @@ static void nulls(void) {
     EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_allocation(NULL, NULL, NULL, NULL, NULL));
     CHECK(sire_keep(NULL, 1) != SIRE_STATUS_OK);
     CHECK(sire_discard(NULL, 1) != SIRE_STATUS_OK);
+    EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_changed(NULL, 1));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_backup_get(NULL, 1, NULL, NULL));
     OK(sire_backup_put(NULL));
     OK(sire_region_current(NULL));
@@ -67,20 +68,24 @@ static void tags(void) {
 
 static void structs(void) {
     uint32_t out = 123;
-    sire_region_options options = {0, 0, false, false};
+    sire_region_options options = {.struct_size = 0};
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_region_open("sized", &options, &out));
     SAYS("struct_size");
-    options = (sire_region_options){sizeof options, 3, false, false};
+    options = (sire_region_options){.struct_size = sizeof options, .backup = 77};
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_region_open("sized", &options, &out));
+    options = (sire_region_options){.struct_size = sizeof options, .backup = 1, .clean = 9};
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_region_open("sized", &options, &out));
+    options = (sire_region_options){.struct_size = sizeof options, .backup = 0, .clean = 1};
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_region_open("sized", &options, &out));
     CHECK(out == 123);
     /* An older header's struct ends before `backup`: the default, whatever lies behind it in memory. */
-    options = (sire_region_options){offsetof(sire_region_options, backup), 99, true, true};
+    options = (sire_region_options){offsetof(sire_region_options, backup), 99, true, true, 99};
     OK(sire_region_open("sized", &options, &out));
     uint32_t plain = 0;
     OK(sire_region_open("sized", NULL, &plain));
     CHECK(out == plain);
     /* A newer header's struct is longer: fine while what we do not know is not set. */
-    struct { sire_region_options known; uint64_t news; } newer = {{sizeof newer, 0, false, false}, 0};
+    struct { sire_region_options known; uint64_t news; } newer = {{.struct_size = sizeof newer}, 0};
     OK(sire_region_open("sized", &newer.known, &out));
     CHECK(out == plain);
     newer.news = 1;

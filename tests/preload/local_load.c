@@ -5,7 +5,7 @@
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     uint32_t region = UINT32_MAX;
-    sire_region_options options = {sizeof options, 1, false, false};
+    sire_region_options options = {.struct_size = sizeof options, .backup = 1};
     void *handle = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
     CHECK(handle != NULL);
     CHECK(dlsym(RTLD_DEFAULT, "cudaGetDeviceCount") == NULL);

@@ -87,7 +87,7 @@ enum { KiB = 1 << 10, MiB = 1 << 20 };
 
 /* A region with this backup (0 none, 1 host, 2 disk). */
 static inline uint32_t region_of(const char *tag, int backup) {
-    sire_region_options options = {sizeof options, backup, false, false};
+    sire_region_options options = {.struct_size = sizeof options, .backup = backup};
     uint32_t region = UINT32_MAX;
     OK(sire_region_open(tag, &options, &region));
     CHECK(region != UINT32_MAX);
