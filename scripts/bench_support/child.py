@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from .figures import Unmeasurable, Wrong
 from .workshop import Place, Workshop
 
 WRONG_BYTES = 3
+# The exit status of a program that asks for something that the library does not have.
+NOT_OFFERED = 4
 Sample = dict[str, float]
 
 
@@ -42,12 +44,22 @@ def failed(what: str, status: int | None, message: str) -> Wrong:
     return Wrong(f"{what}: {why}: {last}")
 
 
-def call(shop: Workshop, program: str, *arguments: str, saver: Place | None = None, memory: int = 0, timing: bool = True) -> list[dict[str, Any]]:
+def call(
+    shop: Workshop,
+    program: str,
+    *arguments: str,
+    saver: Place | None = None,
+    memory: int = 0,
+    timing: bool = True,
+    more: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """Runs a program to its end; the lines of its answer."""
-    environment = shop.environment(saver, memory, timing)
+    environment = shop.environment(saver, memory, timing) | dict(more or {})
     done = subprocess.run([str(shop.programs[program]), *arguments], env=environment, capture_output=True, text=True)
     if program == "raw" and done.returncode == 1 and "O_DIRECT" in done.stderr:
         raise Unmeasurable(done.stderr.strip())
+    if done.returncode == NOT_OFFERED:
+        raise Unmeasurable(f"not built in this library: {done.stderr.strip()}")
     if done.returncode != 0:
         raise failed(f"{program} {' '.join(arguments)}", done.returncode, done.stderr)
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from .child import Sample, Setup, call, cycles
-from .figures import MIB, Figure, Target, rates, ways
+from .figures import MIB, Figure, Target, Unmeasurable, rates, ways
 from .pause_figures import phases
 from .plan import Sizes
 from .workshop import Workshop
@@ -17,6 +17,7 @@ from .workshop import Workshop
 # A disk whose raw rates differ by more than this within a run is not steady enough to judge by.
 STEADY = 2.0
 CACHED = 0.05
+ATTACH = "sire_attach_file"
 
 
 def raw(shop: Workshop, folder: Path, sizes: Sizes, depth: int) -> Sample:
@@ -65,3 +66,10 @@ def disk(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
             figure.meaningless.append(f"{cached:.0%} of the file stayed in the page cache")
         figures.append(figure)
     return figures
+
+
+def file(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
+    """A resume whose backup is a file that already holds the bytes, paired with raw reads."""
+    if ATTACH.encode() not in shop.sire.library.read_bytes():
+        raise Unmeasurable(f"not built in this library: {ATTACH}")
+    raise Unmeasurable("not measured yet")

@@ -58,6 +58,8 @@ class Figure:
     # Why the figure must not be judged, or what a reader should know.
     meaningless: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # The device of a figure whose times are a model's; nothing for figures that were measured.
+    simulated_on: str = ""
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -105,8 +107,8 @@ class Figure:
             "ceiling": median(self.ceilings) if self.ceilings else None,
             "ratio": self.ratio,
             "samples": len(self.values),
-            "simulated": False,
-            "device": device,
+            "simulated": bool(self.simulated_on),
+            "device": self.simulated_on or device,
             "min": self.min,
             "max": self.max,
             "ratio_min": min(self.ratios) if self.ratios else None,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import disk_figures, other_figures, pause_figures, peer, picture, report
+from . import clean_figures, disk_figures, other_figures, pause_figures, peer, picture, report, simulated_figures
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
 from .plan import SMOKE, Sizes
@@ -38,8 +38,8 @@ def arguments() -> argparse.Namespace:
 class Bench:
     """One run."""
 
-    def __init__(self, options: argparse.Namespace, shop: Workshop) -> None:
-        self.options, self.shop = options, shop
+    def __init__(self, options: argparse.Namespace, shop: Workshop, scratch: Path) -> None:
+        self.options, self.shop, self.scratch = options, shop, scratch
         base = SMOKE if options.smoke else Sizes()
         self.sizes = base if not options.repeats else Sizes(**{**base.__dict__, "repeats": options.repeats})
         self.figures: list[Figure] = []
@@ -62,7 +62,12 @@ class Bench:
             (("tms.retained",), lambda: pause_figures.tms_retained(shop, sizes, other())),
             (("stall",), lambda: other_figures.stall(shop, sizes)),
             (("disk",), lambda: disk_figures.disk(shop, sizes, self.disk_folder())),
+            (("pause.clean", "pause.verified"), lambda: clean_figures.clean(shop, sizes)),
+            (("shared_backup",), lambda: clean_figures.shared(shop, sizes, self.scratch)),
+            (("file",), lambda: disk_figures.file(shop, sizes, self.disk_folder())),
             (("scale",), lambda: other_figures.scale(shop, sizes)),
+            (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
+            (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
         ]
 
     def disk_folder(self) -> Path:
@@ -162,7 +167,7 @@ def main() -> int:
     software = options.device == "software" or (options.device == "auto" and not (has_gpu() and real_runtime()))
     with tempfile.TemporaryDirectory(prefix="sire-bench-") as folder:
         try:
-            bench = Bench(options, Workshop(Path(folder), software, options.sabotage))
+            bench = Bench(options, Workshop(Path(folder), software, options.sabotage), Path(folder))
             bench.run()
         except (Wrong, Unmeasurable) as error:
             print(f"scripts/bench: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""What a pause costs others while it runs (stall), and what a tag costs among very many (scale)."""
+"""What a pause costs others while it runs (stall), what a tag costs among very many (scale), and what recording costs (trace)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,6 +13,7 @@ from .workshop import Workshop
 
 P99_LIMIT_MS = 1.0
 MAX_LIMIT_MS = 20.0
+PROPORTIONAL = 2.0
 
 
 def worst(results: dict[str, float], beside: str, whose: str, mark: str) -> float:
@@ -56,7 +58,9 @@ def scale(shop: Workshop, sizes: Sizes) -> list[Figure]:
     answer: dict[str, Any] = call(shop, "scale", *arguments, saver=shop.sire, memory=memory, timing=False)[0]
     each = answer["per_tag"]
     among, alone = ([seconds / each * 1e9 for seconds in answer[name]] for name in ("among", "alone"))
-    cost = Figure("scale.ns_per_allocation", "ns", among, [median(alone)] * len(among))
+    # In proportion to the tag: what else is alive may not double it.
+    goal = Target("ratio", at_most=PROPORTIONAL)
+    cost = Figure("scale.ns_per_allocation", "ns", among, [median(alone)] * len(among), target=goal)
     cost.notes.append(
         f"pause and resume of one tag of {each} allocations, {sizes.allocations:,} allocations and {sizes.tags:,} tags alive; "
         "ceiling: the same tag alone in the process; less is better"
@@ -64,3 +68,18 @@ def scale(shop: Workshop, sizes: Sizes) -> list[Figure]:
     made = Figure("scale.allocate_ns", "ns", [answer["allocate_ns"]], notes=["making an allocation of 512 bytes, new tags and slabs included"])
     held = Figure("scale.bytes_per_allocation", "B", [answer["bytes_per_allocation"]], notes=["private memory of the process per allocation"])
     return [cost, made, held]
+
+
+def trace(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
+    """One allocation and its free, recorded in a file and not, in turns."""
+    recorded: list[float] = []
+    plain: list[float] = []
+    for number in range(max(sizes.repeats, 2)):
+        for tracing in (number % 2 == 1, number % 2 == 0):
+            more = {"SIRE_TRACE": str(folder / "calls.trace")} if tracing else {}
+            lines = call(shop, "hooks", "own", "1000", str(sizes.calls), "512", "trace", saver=shop.sire, memory=256 * MIB, more=more)
+            pair = sum(float(line["value"]) for line in lines if line["unit"] == "ns")
+            (recorded if tracing else plain).append(pair)
+    figure = Figure("trace.pair_ns", "ns", recorded, plain)
+    figure.notes.append("an allocation of 512 bytes and its free with SIRE_TRACE; ceiling: without; less is better")
+    return [figure]

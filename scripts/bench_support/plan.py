@@ -18,6 +18,27 @@ class Sizes:
     allocations: int = 1_000_000
     tags: int = 10_000
     depths: tuple[int, ...] = (1, 2, 4, 8)
+    clean: int = 1 * GIB
+    shared: int = 256 * MIB
+    file: int = 1 * GIB
+    simulated_gib: int = 64
+    # Profiles of the model clock; none: all of them.
+    profiles: tuple[str, ...] = ()
+    calls: int = 20_000
 
 
-SMOKE = Sizes(amount=64 * MIB, repeats=2, disk=32 * MIB, stall_mib=64, allocations=1000, tags=10, depths=(1, 2))
+SMOKE = Sizes(
+    amount=64 * MIB,
+    repeats=2,
+    disk=32 * MIB,
+    stall_mib=64,
+    allocations=1000,
+    tags=10,
+    depths=(1, 2),
+    clean=128 * MIB,
+    shared=64 * MIB,
+    file=32 * MIB,
+    simulated_gib=1,
+    profiles=("h100-pcie5-kvcached",),
+    calls=1000,
+)

@@ -1,0 +1,134 @@
+/* What a pause costs whose content an earlier pause has saved already, beside one that throws everything away.
+ *
+ *     clean BYTES PIECES SAMPLES declared|verified
+ *
+ * Two regions of the same size: one without a backup, one whose backup may stand for what has not changed. Each sample pauses and resumes both,
+ * in turns, and compares every byte of the second after its resume, for which the memory was overwritten meanwhile. Then one page is
+ * changed (and said to be changed, if declared), and the pause after that must save it. One line of JSON: seconds and bytes per sample.
+ * Exit status 4: the library does not offer it. */
+#include "peer.h"
+
+enum { NOT_OFFERED = 4, PAGE = 2 << 20 };
+
+/* sire_region_options with the field that older libraries do not know, and refuse. */
+struct options {
+    size_t struct_size;
+    int32_t backup;
+    bool zero_fill, retain;
+    int32_t clean;
+};
+
+static size_t pieces, piece;
+static char *window;
+static sire_status (*open_region)(const char *, const void *, uint32_t *);
+static sire_status (*pause_tag)(const char *, const sire_pause_options *, sire_report *);
+static sire_status (*resume_tag)(const char *, const sire_resume_options *, sire_report *);
+static sire_status (*enter)(uint32_t, int32_t), (*leave)(uint32_t);
+
+static void **make(const char *tag, int backup, int clean) {
+    struct options options = {sizeof options, backup, false, clean != 0, clean};
+    uint32_t region = 0;
+    if (open_region(tag, &options, &region) != SIRE_STATUS_OK) {
+        fprintf(stderr, "the library does not offer regions with clean = %d\n", clean);
+        exit(NOT_OFFERED);
+    }
+    void **at = calloc(pieces, sizeof *at);
+    MUST(enter(region, 0) == SIRE_STATUS_OK);
+    for (size_t i = 0; i < pieces; i++) MUST(cudaMalloc(&at[i], piece) == 0);
+    MUST(leave(region) == SIRE_STATUS_OK);
+    return at;
+}
+
+static void write_piece(void **at, size_t index, uint64_t generation) {
+    pattern_write((uint64_t *)window, piece / 8, 0, index, generation);
+    MUST(cudaMemcpy(at[index], window, piece, TO_DEVICE) == 0);
+}
+
+static void compare(void **at, size_t changed, uint64_t generation) {
+    for (size_t i = 0; i < pieces; i++) {
+        MUST(cudaMemcpy(window, at[i], piece, TO_HOST) == 0);
+        if (!pattern_holds((uint64_t *)window, piece / 8, 0, i, i == changed ? generation : 0)) wrong_bytes("after the resume", i);
+    }
+}
+
+/* Takes what the pause gave back and leaves other bytes in it. */
+static void overwrite(void) {
+    void **taken = calloc(pieces, sizeof *taken);
+    for (size_t i = 0; i < pieces; i++) MUST(cudaMalloc(&taken[i], piece) == 0 && cudaMemset(taken[i], 0xEE, piece) == 0);
+    MUST(cudaMemcpy(window, taken[pieces - 1], 8, TO_HOST) == 0);
+    for (size_t i = 0; i < pieces; i++) MUST(cudaFree(taken[i]) == 0);
+    free(taken);
+}
+
+static double pause_of(const char *tag, double *copied) {
+    sire_report report = {.struct_size = sizeof report};
+    double start = now();
+    MUST(pause_tag(tag, NULL, &report) == SIRE_STATUS_OK);
+    double seconds = now() - start;
+    *copied = (double)report.bytes_copied;
+    return seconds;
+}
+
+static void resume_of(const char *tag) {
+    MUST(resume_tag(tag, NULL, NULL) == SIRE_STATUS_OK);
+}
+
+int main(int argc, char **argv) {
+    MUST(argc == 5);
+    size_t bytes = (size_t)atoll(argv[1]);
+    pieces = (size_t)atoll(argv[2]), piece = bytes / pieces;
+    long samples = atol(argv[3]);
+    int clean = !strcmp(argv[4], "declared") ? 1 : 2;
+    MUST(pieces > 1 && samples > 0 && piece % PAGE == 0);
+    open_region = (sire_status(*)(const char *, const void *, uint32_t *))sire("sire_region_open");
+    pause_tag = (sire_status(*)(const char *, const sire_pause_options *, sire_report *))sire("sire_pause");
+    resume_tag = (sire_status(*)(const char *, const sire_resume_options *, sire_report *))sire("sire_resume");
+    enter = (sire_status(*)(uint32_t, int32_t))sire("sire_region_enter");
+    leave = (sire_status(*)(uint32_t))sire("sire_region_leave");
+    sire_status (*say_changed)(void *, size_t) = (sire_status(*)(void *, size_t))sire("sire_changed");
+    MUST(open_region && pause_tag && resume_tag && enter && leave);
+    window = host_buffer(piece);
+    void **kept = make("kept", 1, clean), **thrown = make("thrown", 0, 0);
+    for (size_t i = 0; i < pieces; i++) write_piece(kept, i, 0), write_piece(thrown, i, 1);
+
+    /* The first pause saves. */
+    double *with = calloc((size_t)samples, sizeof *with), *without = calloc((size_t)samples, sizeof *without);
+    double *copied = calloc((size_t)samples, sizeof *copied), nothing = 0, first = 0;
+    double first_seconds = pause_of("kept", &first);
+    MUST(first >= (double)bytes);
+    resume_of("kept");
+    for (long i = 0; i < samples; i++) {
+        for (int turn = 0; turn < 2; turn++) {
+            if (turn == (i % 4 == 1 || i % 4 == 2)) {
+                without[i] = pause_of("thrown", &nothing);
+                MUST(nothing == 0);
+                resume_of("thrown");
+            } else {
+                with[i] = pause_of("kept", &copied[i]);
+                overwrite();
+                resume_of("kept");
+                compare(kept, 0, 0);
+            }
+        }
+    }
+    /* What changes is saved again: a fast pause that loses a change would be worth nothing. */
+    write_piece(kept, 1, 7);
+    if (clean == 1) {
+        if (say_changed) MUST(say_changed(kept[1], piece) == SIRE_STATUS_OK);
+        else write_piece(kept, 1, 0);
+    }
+    double again = 0;
+    pause_of("kept", &again);
+    overwrite();
+    resume_of("kept");
+    compare(kept, 1, clean == 2 || say_changed ? 7 : 0);
+
+    printf("{\"first\": %.9f, \"again\": %.0f, \"clean\": [", first_seconds, again);
+    for (long i = 0; i < samples; i++) printf("%s%.9f", i ? ", " : "", with[i]);
+    printf("], \"discard\": [");
+    for (long i = 0; i < samples; i++) printf("%s%.9f", i ? ", " : "", without[i]);
+    printf("], \"copied\": [");
+    for (long i = 0; i < samples; i++) printf("%s%.0f", i ? ", " : "", copied[i]);
+    printf("]}\n");
+    return 0;
+}

@@ -1,0 +1,131 @@
+"""Pauses that have nothing to copy: of content that was saved before and has not changed, and of content that another process has saved."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .child import call, failed
+from .figures import GIB, MIB, Figure, Target, Unmeasurable
+from .plan import Sizes
+from .workshop import Workshop
+
+# What a clean pause may cost beyond one that throws everything away: the larger of the two.
+SHARE, MICROSECONDS = 0.1, 200.0
+PROCESSES = 4
+SHARED = "SIRE_SHARED_BACKUPS"
+DEVICE = "sire-sim"
+
+
+def run(shop: Workshop, sizes: Sizes, kind: str) -> dict[str, Any]:
+    """One process that pauses a clean region and a thrown-away one in turns."""
+    pieces = max(2, sizes.clean // (32 * MIB))
+    arguments = (str(sizes.clean), str(pieces), str(max(sizes.repeats, 2)), kind)
+    answer: dict[str, Any] = call(shop, "clean", *arguments, saver=shop.sire, memory=3 * sizes.clean)[0]
+    return answer
+
+
+def microseconds(seconds: list[float]) -> list[float]:
+    return [each * 1e6 for each in seconds]
+
+
+def clean(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """Declared and verified clean pauses beside a discarding one of the same size."""
+    declared = run(shop, sizes, "declared")
+    copied = Figure("pause.clean.bytes_copied", "B", declared["copied"], target=Target("max", at_most=0))
+    copied.notes.append(f"declared not to change; a changed piece was copied again: {declared['again'] / MIB:.0f} MiB")
+    with_clean, without = microseconds(declared["clean"]), microseconds(declared["discard"])
+    extra = [a - b for a, b in zip(with_clean, without, strict=True)]
+    allowed = [max(SHARE * base, MICROSECONDS) for base in without]
+    ratios = [cost / limit for cost, limit in zip(extra, allowed, strict=True)]
+    cost = Figure("pause.clean.extra_us", "us", extra, allowed, ratios, Target("ratio", at_most=1.0))
+    cost.notes.append(
+        f"clean {median(with_clean):.0f} us, discard {median(without):.0f} us, {sizes.clean / GIB:.3g} GiB; "
+        "ceiling: the larger of 10 % of the discard and 200 us; less is better"
+    )
+    cost.doubt(without, "the discarding pause", 3.0)
+    return [copied, cost, *verified(shop, sizes)]
+
+
+def verified(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """The hash pass on top. On the software device a thread of the host computes it; a GPU reads its memory some 100 times faster."""
+    try:
+        found = run(shop, sizes, "verified")
+    except Unmeasurable:
+        return []
+    with_clean, without = microseconds(found["clean"]), microseconds(found["discard"])
+    extra = [a - b for a, b in zip(with_clean, without, strict=True)]
+    copied = Figure("pause.verified.bytes_copied", "B", found["copied"], target=Target("max", at_most=0))
+    rate = sizes.clean / GIB / (max(median(extra), 1e-3) / 1e6)
+    cost = Figure("pause.verified.extra_us", "us", extra, notes=[f"looking at {sizes.clean / GIB:.3g} GiB: {rate:.1f} GiB/s beyond the discarding pause"])
+    return [copied, cost]
+
+
+class Sharer:
+    """One process that holds the model."""
+
+    def __init__(self, shop: Workshop, amount: int, folder: Path) -> None:
+        environment = shop.environment(shop.sire, amount, timing=False) | {SHARED: "1", "TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)}
+        command, pipe = [str(shop.programs["share"]), str(amount)], subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def done(self, step: str) -> None:
+        """Waits for the end of a step."""
+        assert self.process.stdout and self.process.stderr
+        line = self.process.stdout.readline()
+        if not line or json.loads(line)["done"] != step:
+            message = self.process.stderr.read()
+            raise failed("share", self.process.wait(), message)
+
+    def go_on(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def held(self) -> int:
+        """Its proportional share of memory in bytes, without the software device's."""
+        total, counted = 0, True
+        for line in Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                counted = DEVICE not in line
+            elif words[0] == "Pss:" and counted:
+                total += int(words[1]) * 1024
+        return total
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+
+
+def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
+    """Host bytes of several processes that pause the same model, in copies of it."""
+    if SHARED.encode() not in shop.sire.library.read_bytes():
+        raise Unmeasurable(f"not built in this library: {SHARED}")
+    sharers: list[Sharer] = []
+    try:
+        for _ in range(PROCESSES):
+            sharers.append(Sharer(shop, sizes.shared, folder))
+            sharers[-1].done("filled")
+        before = sum(sharer.held() for sharer in sharers)
+        shares = []
+        for sharer in sharers:
+            sharer.go_on()
+            sharer.done("paused")
+            shares.append((sum(each.held() for each in sharers) - before) / sizes.shared)
+        for sharer in sharers:
+            sharer.go_on()
+            sharer.done("compared")
+    finally:
+        for sharer in sharers:
+            sharer.end()
+    figure = Figure("shared_backup.share", "copies", [shares[-1]], [1.0], target=Target("value", at_most=1.05))
+    grown = ", ".join(f"{share:.2f}" for share in shares)
+    figure.notes.append(f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other: {grown}; proportional memory (PSS)")
+    return [figure]
