@@ -27,7 +27,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--python", default=sys.executable, help="Python that has PyTorch (default: this one)")
     parser.add_argument("--device", choices=("auto", "cuda", "software"), default="auto")
     parser.add_argument("--only", default="", help=f"steps, with commas: {', '.join(STEPS)}")
-    parser.add_argument("--budget", type=float, default=470, help="seconds for everything (default: 470)")
+    parser.add_argument("--budget", type=float, default=590, help="seconds for everything (default: 590)")
     return parser.parse_args(argv)
 
 

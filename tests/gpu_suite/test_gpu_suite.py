@@ -20,11 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from gpu_suite_support import child, elf  # noqa: E402
+from gpu_suite_support.context import Context  # noqa: E402
 from gpu_suite_support.main import chosen  # noqa: E402
 from gpu_suite_support.probes.ask import all_questions  # noqa: E402
 from gpu_suite_support.report import Report  # noqa: E402
-from gpu_suite_support.steps import STEPS  # noqa: E402
+from gpu_suite_support.steps import STEPS, kit  # noqa: E402
 from gpu_suite_support.steps.interference import judge  # noqa: E402
+from gpu_suite_support.steps.kit import PARTS  # noqa: E402
 
 FIGURE_FIELDS = {"name", "value", "unit", "simulated", "device"}
 
@@ -127,6 +129,40 @@ def test_the_suite_passes_on_the_software_device(bundle: Path, tmp_path: Path) -
     rates = [figure for figure in found["figures"] if figure["name"].startswith(("pause.", "resume."))]
     assert rates
     assert all(figure["ratio"] > 0 for figure in rates if "ceiling" in figure)
+
+
+def test_the_kit_measures_and_compares_every_byte(bundle: Path, tmp_path: Path) -> None:
+    found = suite(bundle, tmp_path / "result.json", "--only", "kit", "--budget", "150")
+    checks = {check["name"]: check for check in found["checks"]}
+    assert set(checks) == {f"kit.{part}" for part in PARTS}
+    assert not {name: check["detail"] for name, check in checks.items() if not check["passed"]}
+    names = {figure["name"] for figure in found["figures"]}
+    for name in (
+        "limit.to_host.64KiB",
+        "limit.duplex.efficiency",
+        "vmm.kit.create.after_a_full_device",
+        "vmm.kit.unmap.beside_a_kernel",
+        "pinning.kit.touch.2_threads",
+        "kit.pause.retained.128MiB.x16.warm",
+        "kit.resume.serial.128MiB.x16.cold",
+        "kit.switch.serial.dirty",
+        "kit.fills.beside_pause",
+        "kit.disk.pause",
+    ):
+        assert name in names, name
+    transfers = [figure for figure in found["figures"] if figure["name"].startswith(("kit.pause.", "kit.resume."))]
+    assert all(figure["ratio"] > 0 for figure in transfers if ".discard." not in figure["name"])
+
+
+def test_wrong_bytes_fail_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"figures": [], "wrong": ["retained: block 3"], "notes": {}}
+    ended = child.Outcome(0, timed_out=False, output=json.dumps(told), seconds=1.0)
+    monkeypatch.setattr(child, "run", lambda *_, **__: ended)
+    report = Report(tmp_path / "out.json", "software")
+    context = Context("software", tmp_path / "libsire_alloc.so", None, sys.executable, tmp_path, time.monotonic() + 60)
+    kit.run(context, report)
+    assert len(report.failed) == len(PARTS)
+    assert all("WRONG BYTES" in check["detail"] and "block 3" in check["detail"] for check in report.checks)
 
 
 def test_the_table_of_questions_is_complete() -> None:

@@ -11,6 +11,7 @@ import ctypes
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
+KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 

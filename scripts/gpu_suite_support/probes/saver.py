@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--package", choices=("sire", "torch_memory_saver"), required=True)
     parser.add_argument("--bytes", type=int, required=True)
     parser.add_argument("--backup", choices=("none", "cpu"), required=True)
+    parser.add_argument("--retain", action="store_true", help="only for the names; the environment says it to the package")
     parser.add_argument("--cycles", type=int, default=4)
     options = parser.parse_args()
     if options.package == "sire":
@@ -103,10 +104,11 @@ def figures_of(
 ) -> list[dict[str, Any]]:
     """The figures: the first cycle is cold."""
     found = []
+    backup = options.backup + ("+retain" if options.retain else "")
     for verb, times in seconds.items():
         for phase, some in (("cold", times[:1]), ("warm", times[1:])):
             middle = statistics.median(some)
-            figure = {"name": f"saver.{options.package}.{verb}.{options.backup}.{phase}", "samples": len(some)}
+            figure = {"name": f"saver.{options.package}.{verb}.{backup}.{phase}", "samples": len(some)}
             figure |= {"seconds": middle, "bytes": options.bytes}
             if options.backup == "none":
                 found.append(figure | {"value": middle * 1000, "unit": "ms"})

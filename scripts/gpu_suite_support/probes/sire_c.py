@@ -28,7 +28,7 @@ OUT_OF_DEVICE_MEMORY = 2
 class RegionOptions(Structure):
     """sire_region_options."""
 
-    _fields_ = [("struct_size", c_size_t), ("backup", c_int32), ("zero_fill", c_bool), ("retain", c_bool)]
+    _fields_ = [("struct_size", c_size_t), ("backup", c_int32), ("zero_fill", c_bool), ("retain", c_bool), ("clean", c_int32)]
 
 
 class PauseOptions(Structure):
@@ -124,9 +124,9 @@ class Sire:
             "abi": int(self.library.sire_abi_version()),
         }
 
-    def region(self, tag: str, backup: str, *, retain: bool = False) -> int:
-        """Opens a region."""
-        options = RegionOptions(ctypes.sizeof(RegionOptions), BACKUPS[backup], False, retain)
+    def region(self, tag: str, backup: str, *, retain: bool = False, clean: int = 0) -> int:
+        """Opens a region. `clean`: 1 declared not to change, 2 verified; an older library refuses both."""
+        options = RegionOptions(ctypes.sizeof(RegionOptions), BACKUPS[backup], False, retain, clean)
         region = c_uint32()
         self.call("sire_region_open", tag.encode(), byref(options), byref(region))
         return region.value
@@ -160,6 +160,24 @@ class Sire:
         report = ReportStruct(ctypes.sizeof(ReportStruct))
         self.call("sire_resume", tag.encode(), byref(options), byref(report))
         return report.as_dict()
+
+    def trim(self) -> None:
+        """Gives back what is only cached."""
+        self.call("sire_trim", None, None)
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether the library pauses one tag and resumes another in one call."""
+        return hasattr(self.library, "sire_switch")
+
+    def pause_and_resume(self, away: str, back: str) -> None:
+        """As a switch, in two calls."""
+        self.pause(away)
+        self.resume(back)
+
+    def switch(self, away: str, back: str) -> None:
+        """Pauses one tag and resumes another, in one call."""
+        self.call("sire_switch", away.encode(), back.encode(), None, None, None)
 
     def stats(self) -> dict[str, Any]:
         """The statistics."""

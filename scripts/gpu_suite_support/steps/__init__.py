@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..context import Context
 from ..report import Report
-from . import benches, conformance, environment, examples, interference, preload, pytests, questions, saver, timings
+from . import benches, conformance, environment, examples, interference, kit, preload, pytests, questions, saver, timings
 
 Step = Callable[[Context, Report], None]
 
@@ -15,6 +15,7 @@ STEPS: dict[str, Step] = {
     "conformance": conformance.run,
     "questions": questions.run,
     "timings": timings.run,
+    "kit": kit.run,
     "interference": interference.run,
     "examples": examples.run,
     "saver": saver.run,

@@ -14,18 +14,19 @@ def run(context: Context, report: Report) -> None:
         return
     peer = (report.environment.get("python") or {}).get("packages", {}).get("torch_memory_saver")
     report.environment["peer"] = f"torch_memory_saver {peer}" if peer else "torch_memory_saver is not installed"
-    for backup in ("none", "cpu"):
-        _one(context, report, "sire", backup)
+    for backup, retain in (("none", False), ("cpu", False), ("cpu", True)):
+        _one(context, report, "sire", backup, retain=retain)
         if peer:
-            _one(context, report, "torch_memory_saver", backup)
+            _one(context, report, "torch_memory_saver", backup, retain=retain)
 
 
-def _one(context: Context, report: Report, package: str, backup: str) -> None:
+def _one(context: Context, report: Report, package: str, backup: str, *, retain: bool) -> None:
     size = (256 << 20) if context.software else (4 << 30)
     command = context.probe("saver", "--package", package, "--bytes", str(size), "--backup", backup)
-    outcome = child.run(command, env=context.env(), timeout=context.left(60))
+    env = context.env(TMS_RETAIN_CPU_BACKUP="1") if retain else context.env()
+    outcome = child.run([*command, *(["--retain"] if retain else [])], env=env, timeout=context.left(60))
     found = child.last_json(outcome.output)
-    name = f"saver.{package}.{backup}"
+    name = f"saver.{package}.{backup}" + ("+retain" if retain else "")
     if found is None:
         if package == "sire":
             report.check(name, False, outcome.tail(), outcome.seconds)
