@@ -103,6 +103,7 @@ def by_threads(kit: Kit, cuda: Cuda) -> None:
     """Physicals of 2 MiB taken and given back per second by several threads: does the driver let them run side by side?"""
     count = 256 if kit.big else 8
     alone = 0.0
+    lives(cuda, 2 * MIB, count)
     for threads in (1, 2, 4, 8) if kit.big else (1, 2):
         bases = [cuda.reserve(2 * MIB) for _ in range(threads)]
 
