@@ -4,7 +4,7 @@
 //! with the same sentence. Nothing is guessed.
 
 use crate::log::{self, Level};
-use sire_core::engine::{Backup, Config};
+use sire_core::engine::{Backup, Config, Retention};
 use sire_core::error::{Error, Result, Status};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -108,6 +108,9 @@ fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {
         config.margin = margin;
     }
     config.host_limit = size("SIRE_HOST_LIMIT")?;
+    config.host_reserve = size("SIRE_HOST_RESERVE")?.unwrap_or(0);
+    config.host_policy =
+        parsed(variables, "SIRE_HOST_POLICY", "retain, shrink or release", parse_policy)?.unwrap_or_default();
     config.disk_dir = variables("SIRE_DISK_DIR").or_else(|| variables("TMS_DISK_BACKUP_DIR")).map(PathBuf::from);
     Ok(config)
 }
@@ -169,6 +172,15 @@ fn parse_backup(text: &str) -> Option<Backup> {
         "none" => Some(Backup::None),
         "cpu" => Some(Backup::Host),
         "disk" => Some(Backup::Disk),
+        _ => None,
+    }
+}
+
+fn parse_policy(text: &str) -> Option<Retention> {
+    match text {
+        "retain" => Some(Retention::Retain),
+        "shrink" => Some(Retention::Shrink),
+        "release" => Some(Retention::Release),
         _ => None,
     }
 }

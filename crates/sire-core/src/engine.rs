@@ -20,7 +20,7 @@ use std::time::Duration;
 
 pub use crate::terms::{
     Backup, BackupView, Clean, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
-    ResumeOptions, Selection, State,
+    ResumeOptions, Retention, Selection, State,
 };
 
 /// The engine: one per process. All functions may be called from any thread.
@@ -43,8 +43,8 @@ impl Engine {
         let machine = Machine {
             settings: Arc::clone(&settings),
             regions: Regions::default(),
+            host: Arc::new(HostTier::new(Arc::clone(&driver), Arc::clone(&settings))),
             heap: Heap::new(Arc::clone(&driver), settings),
-            host: HostTier::new(Arc::clone(&driver)),
             disk: DiskTier::default(),
             lanes: Lanes::new(driver),
             cancels: AtomicU64::new(0),
@@ -134,6 +134,9 @@ impl Engine {
         let region = self.machine.regions.get(request.region)?;
         let _admission = region.admit()?;
         let addr = self.machine.heap.allocate(request, &region)?;
+        if !request.capturing {
+            self.machine.host.prepare();
+        }
         self.allocated.fetch_add(1, Ordering::Relaxed);
         Ok(addr)
     }
@@ -277,7 +280,7 @@ impl Engine {
         self.trace.start(path, &trace::Header::of(&self.machine.settings))
     }
 
-    /// Changes settings that can change at run time (`host_limit`, `disk_dir`, `margin`).
+    /// Changes settings that can change at run time (`host_limit`, `host_policy`, `host_reserve`, `disk_dir`, `margin`).
     pub fn configure(&self, change: &dyn Fn(&mut Config)) {
         self.machine.settings.change(change);
     }
@@ -311,7 +314,7 @@ impl Engine {
     /// Sentences that the user should hear of though no call failed; each is told once.
     pub fn take_notices(&self) -> Vec<String> {
         let mut notices = self.machine.heap.notices.take();
-        notices.extend(self.machine.host.take_notice());
+        notices.extend(self.machine.host.take_notices());
         notices.extend(self.trace.notices.take());
         notices
     }

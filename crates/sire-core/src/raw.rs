@@ -8,17 +8,25 @@
 //! extent (or to one staging buffer of one lane), so two copies never meet in it.
 #![allow(unsafe_code)]
 
-use crate::driver::{Access, Addr, Device, Driver, DriverResult, Event, MemoryInfo, Physical, ProgramStream, Stream};
+use crate::driver::{
+    Access, Addr, Device, Driver, DriverError, DriverResult, Event, MemoryInfo, Physical, ProgramStream, Stream,
+};
+use crate::error::Result;
+use crate::sync::{Mutex, lock};
 use memmap2::{Advice, MmapMut, MmapRaw};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Huge pages are this large; pages start at a multiple of it.
 const HUGE: usize = 2 << 20;
+/// Brought in by one system call: other threads that map memory wait for it.
+const BROUGHT_IN_AT_ONCE: usize = 4 << 20;
 
-/// Anonymous host memory, given back when dropped.
+/// Anonymous host memory, given back when dropped. It is brought in and registered part by part, and no part that is
+/// registered by itself crosses a *seam*: a copy must not either, because drivers refuse a range of which only some is registered.
 #[derive(Debug)]
 pub(crate) struct Pages {
     /// `None` once the mapping has been leaked on purpose.
@@ -26,50 +34,75 @@ pub(crate) struct Pages {
     /// Where the aligned part starts in the mapping.
     skip: usize,
     len: usize,
-    registered: Option<Arc<dyn Driver>>,
+    seam: usize,
+    registered: Mutex<Vec<Registered>>,
+}
+
+/// A part that a driver knows.
+#[derive(Debug)]
+struct Registered {
+    driver: Arc<dyn Driver>,
+    at: usize,
+    len: usize,
 }
 
 impl Pages {
-    /// Maps `len` bytes, aligned to huge pages, and brings every page in (so that later writes cannot fail).
-    pub(crate) fn new(len: u64) -> io::Result<Pages> {
-        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    /// Maps `len` bytes, aligned to huge pages, with seams at the multiples of `seam` (a multiple of the page size). Nothing is brought in yet.
+    pub(crate) fn new(len: u64, seam: u64) -> io::Result<Pages> {
+        let size = |bytes: u64| usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory);
+        let (len, seam) = (size(len)?, size(seam)?.max(1));
         let whole = len.checked_add(HUGE).ok_or(io::ErrorKind::OutOfMemory)?;
         let map = MmapRaw::from(MmapMut::map_anon(whole)?);
         let skip = map.as_mut_ptr().align_offset(HUGE).min(HUGE);
-        let pages = Pages { map: Some(map), skip, len, registered: None };
-        pages.populate()?;
-        Ok(pages)
+        // A wish: small pages do as well, more slowly.
+        let _ = map.advise_range(Advice::HugePage, skip, len);
+        Ok(Pages { map: Some(map), skip, len, seam, registered: Mutex::default() })
     }
 
-    fn populate(&self) -> io::Result<()> {
+    /// Brings every page of `part` in, so that later writes cannot fail. What is there already keeps its content.
+    pub(crate) fn bring_in(&self, part: Range<u64>) -> io::Result<()> {
         let Some(map) = &self.map else { return Ok(()) };
-        let _ = map.advise_range(Advice::HugePage, self.skip, self.len);
-        match map.advise_range(Advice::PopulateWrite, self.skip, self.len) {
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
-            other => return other,
+        let part = self.clip(part);
+        for at in part.clone().step_by(BROUGHT_IN_AT_ONCE) {
+            let len = BROUGHT_IN_AT_ONCE.min(part.end - at);
+            loop {
+                match map.advise_range(Advice::PopulateWrite, self.skip + at, len) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break self.touch(at..at + len),
+                    other => break other?,
+                }
+            }
         }
         Ok(())
+    }
+
+    fn clip(&self, part: Range<u64>) -> Range<usize> {
+        part.start.min(self.len as u64) as usize..part.end.min(self.len as u64) as usize
     }
 
     /// Brings pages in on kernels before 5.14.
-    fn touch(&self) {
-        for offset in (0..self.len).step_by(4096) {
-            // SAFETY: `offset < len`, and `[ptr, ptr + len)` is a private writable mapping nobody else knows yet.
-            unsafe { self.ptr().add(offset).write_volatile(0) };
+    fn touch(&self, part: Range<usize>) {
+        for offset in part.step_by(4096) {
+            // SAFETY: `offset < len`, and `[ptr, ptr + len)` is mapped; adding nothing, atomically, changes no byte that somebody
+            // else has there.
+            unsafe { AtomicU8::from_ptr(self.ptr().add(offset)) }.fetch_or(0, Ordering::Relaxed);
         }
     }
 
-    /// Registers the pages with `driver`; they stay usable if that fails.
-    pub(crate) fn register(&mut self, driver: &Arc<dyn Driver>) -> DriverResult<()> {
-        // SAFETY: the range stays mapped until `Drop`, which unregisters it first (or leaks the mapping).
-        unsafe { driver.register_host(self.ptr(), self.len as u64)? };
-        self.registered = Some(Arc::clone(driver));
+    /// Registers `part`, which crosses no seam and is not registered yet, with `driver`; it stays usable if that fails.
+    pub(crate) fn register(&self, driver: &Arc<dyn Driver>, part: Range<u64>) -> DriverResult<()> {
+        let part = self.clip(part);
+        let (at, len) = (part.start, part.end - part.start);
+        // SAFETY: the range stays mapped until `Drop`, which unregisters it first (or leaks the mapping); `at < len`, so
+        // the pointer is inside the mapping.
+        unsafe { driver.register_host(self.ptr().add(at), len as u64)? };
+        lock(&self.registered).push(Registered { driver: Arc::clone(driver), at, len });
         Ok(())
     }
 
-    /// Whether the driver knows these pages.
-    pub(crate) fn is_registered(&self) -> bool {
-        self.registered.is_some()
+    /// Bytes that the driver knows.
+    pub(crate) fn registered(&self) -> u64 {
+        lock(&self.registered).iter().map(|part| part.len as u64).sum()
     }
 
     /// Bytes.
@@ -89,9 +122,16 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        let Some(driver) = self.registered.take() else { return };
+        let mut known = std::mem::take(&mut *lock(&self.registered));
+        let first = self.ptr();
+        let is_known = |part: &mut Registered| {
+            // SAFETY: `register` made sure that `at` is inside the mapping, which is still there.
+            let ptr = unsafe { first.add(part.at) };
+            part.driver.unregister_host(ptr).or_else(|_| part.driver.unregister_host(ptr)).is_err()
+        };
+        known.retain_mut(is_known);
         // A range that the driver still holds must not be unmapped: after two refusals it is leaked.
-        if driver.unregister_host(self.ptr()).or_else(|_| driver.unregister_host(self.ptr())).is_err() {
+        if !known.is_empty() {
             std::mem::forget(self.map.take());
         }
     }
@@ -105,6 +145,17 @@ pub(crate) trait Keeper: Send + Sync + std::fmt::Debug + 'static {
     fn lend(&self);
     /// Whether that was noted.
     fn is_lent(&self) -> bool;
+    /// Makes sure that a part of the pages is there, so that no write to it can fail. Blocks.
+    ///
+    /// # Errors
+    /// `OutOfBackupSpace` if the system has no memory for it.
+    fn bring_in(&self, _part: Range<u64>) -> Result<()> {
+        Ok(())
+    }
+    /// Whether it is there already.
+    fn is_in(&self, _part: Range<u64>) -> bool {
+        true
+    }
 }
 
 /// A piece of host memory, kept mapped by this value.
@@ -137,6 +188,28 @@ impl Span {
     /// Bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Makes sure that its memory is there. Blocks while that is being done by others.
+    ///
+    /// # Errors
+    /// `OutOfBackupSpace` if the system has no memory for it.
+    pub(crate) fn bring_in(&self) -> Result<()> {
+        self.keeper.bring_in(self.start..self.start + self.len)
+    }
+
+    /// Whether its memory is there, so that nothing can fail any more.
+    pub(crate) fn is_in(&self) -> bool {
+        self.keeper.is_in(self.start..self.start + self.len)
+    }
+
+    /// The parts between the seams of its pages: where each starts in the span, and its bytes.
+    fn strides(&self) -> impl Iterator<Item = (u64, u64)> {
+        let (first, end, seam) = (self.start, self.start + self.len, self.keeper.pages().seam as u64);
+        std::iter::successors((first < end).then_some(first), move |at| {
+            Some(at - at % seam + seam).filter(|&at| at < end)
+        })
+        .map(move |at| (at - first, (at - at % seam + seam).min(end) - at))
     }
 
     /// Whoever keeps it mapped.
@@ -183,19 +256,58 @@ impl Drop for Flight {
     }
 }
 
+/// A copy that could not be queued; some of it may be under way.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) error: DriverError,
+    pub(crate) begun: Option<Flight>,
+}
+
+/// Queues the strides of a span, one by one.
+fn queue(span: Span, mut one: impl FnMut(u64, u64) -> DriverResult<()>) -> std::result::Result<Flight, Broken> {
+    let failed = span.strides().find_map(|(at, len)| one(at, len).err().map(|error| (at, error)));
+    match failed {
+        None => Ok(Flight(Some(span))),
+        Some((0, error)) => Err(Broken { error, begun: None }),
+        Some((_, error)) => Err(Broken { error, begun: Some(Flight(Some(span))) }),
+    }
+}
+
 /// Queues a copy of the whole span from the device.
-pub(crate) fn copy_to_host(driver: &dyn Driver, stream: Stream, span: Span, src: Addr) -> DriverResult<Flight> {
+pub(crate) fn copy_to_host(
+    driver: &dyn Driver,
+    stream: Stream,
+    span: Span,
+    src: Addr,
+) -> std::result::Result<Flight, Broken> {
+    let ptr = span.ptr();
     // SAFETY: the span keeps the range mapped, and the `Flight` keeps the span until the copy has landed; the
     // range belongs to one segment or staging buffer, so nobody else touches it (see the module's text).
-    unsafe { driver.copy_to_host(stream, span.ptr(), src, span.len)? };
-    Ok(Flight(Some(span)))
+    // A stride lies inside the span.
+    queue(span, |at, len| unsafe { driver.copy_to_host(stream, ptr.add(at as usize), src.offset(at), len) })
 }
 
 /// Queues a copy of the whole span to the device.
-pub(crate) fn copy_to_device(driver: &dyn Driver, stream: Stream, dst: Addr, span: Span) -> DriverResult<Flight> {
+pub(crate) fn copy_to_device(
+    driver: &dyn Driver,
+    stream: Stream,
+    dst: Addr,
+    span: Span,
+) -> std::result::Result<Flight, Broken> {
+    let ptr = span.ptr();
     // SAFETY: as in `copy_to_host`; a backup is not written to while it is being restored.
-    unsafe { driver.copy_to_device(stream, dst, span.ptr(), span.len)? };
-    Ok(Flight(Some(span)))
+    queue(span, |at, len| unsafe { driver.copy_to_device(stream, dst.offset(at), ptr.add(at as usize), len) })
+}
+
+/// Keeps signals of the program away from the calling thread, which is one of ours.
+#[cfg(not(feature = "shuttle"))]
+pub(crate) fn block_signals() {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigfillset` initialises the set that `pthread_sigmask` reads; the old mask is not asked for.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
+    }
 }
 
 /// A signal makes tmpfs give the whole step up, so steps are small: a profiler's timer must not stop a large file for ever.
@@ -284,15 +396,46 @@ impl Driver for Counted {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
 
+    fn pages(len: u64, seam: u64) -> Pages {
+        Pages::new(len, seam).unwrap_or_else(|e| unreachable!("{e}"))
+    }
+
+    #[derive(Debug)]
+    struct Kept(Pages);
+
+    impl Keeper for Kept {
+        fn pages(&self) -> &Pages {
+            &self.0
+        }
+        fn lend(&self) {}
+        fn is_lent(&self) -> bool {
+            false
+        }
+    }
+
     #[test]
-    fn pages_are_aligned_and_zero() {
-        let pages = Pages::new(3 << 20).unwrap_or_else(|e| unreachable!("{e}"));
-        assert_eq!(pages.ptr() as usize % HUGE, 0);
-        assert_eq!(pages.len(), 3 << 20);
-        assert!(!pages.is_registered());
+    fn pages_are_aligned_and_keep_what_is_there() {
+        let pages = pages(3 << 20, 1 << 20);
+        assert_eq!((pages.ptr() as usize % HUGE, pages.len(), pages.registered()), (0, 3 << 20, 0));
+        assert!(pages.bring_in(0..3 << 20).is_ok());
+        let span = Span::new(Arc::new(Kept(pages)), 0, 3 << 20).unwrap_or_else(|| unreachable!("it is inside"));
+        assert!(span.read(|bytes| bytes.iter().all(|&byte| byte == 0)));
+        span.write(|bytes| bytes.fill(7));
+        assert!(span.keeper().pages().bring_in(0..3 << 20).is_ok());
+        span.keeper().pages().touch(0..3 << 20);
+        assert!(span.read(|bytes| bytes.iter().all(|&byte| byte == 7)));
+    }
+
+    #[test]
+    fn strides_end_at_seams() {
+        let keeper: Arc<dyn Keeper> = Arc::new(Kept(pages(4096 * 4, 4096)));
+        let strides = |at, len| Span::new(Arc::clone(&keeper), at, len).map(|span| span.strides().collect::<Vec<_>>());
+        assert_eq!(strides(4000, 4096 + 200), Some(vec![(0, 96), (96, 4096), (4192, 104)]));
+        assert_eq!(strides(4096, 4096), Some(vec![(0, 4096)]));
+        assert_eq!(strides(8192, 0), Some(vec![]));
     }
 }

@@ -1,7 +1,7 @@
 //! The engine's settings as it uses them: sizes are fixed at the start, limits may change at any time.
 
 use crate::sync::{Mutex, lock};
-use crate::terms::Config;
+use crate::terms::{Config, Retention};
 use std::path::PathBuf;
 
 /// Larger sizes mean "all of it"; they are cut so that rounding them up cannot overflow.
@@ -11,6 +11,8 @@ const LARGEST_PIECE: u64 = 1 << 30;
 
 /// The longest page of content.
 const PAGE: u64 = 2 << 20;
+/// Beyond this many threads memory comes in no faster.
+const MOST_THREADS: usize = 32;
 
 /// See the [module documentation](self).
 #[derive(Debug)]
@@ -21,6 +23,10 @@ pub(crate) struct Settings {
     pub(crate) small: u64,
     /// Largest copy queued at once.
     pub(crate) copy_piece: u64,
+    /// Host memory is brought in and registered in units of this size, a multiple of the page size.
+    pub(crate) host_unit: u64,
+    /// Threads that do so behind the first copies.
+    pub(crate) host_threads: usize,
     config: Mutex<Config>,
 }
 
@@ -29,7 +35,9 @@ impl Settings {
     pub(crate) fn new(config: Config) -> Settings {
         let (chunk, small) = (config.chunk.clamp(1, LARGEST_CHUNK), config.small.min(LARGEST_PIECE));
         let copy_piece = config.copy_piece.clamp(4096, LARGEST_PIECE);
-        Settings { chunk, small, copy_piece, config: Mutex::new(config) }
+        let host_unit = config.host_unit.clamp(4096, LARGEST_PIECE).next_multiple_of(4096);
+        let host_threads = config.host_threads.min(MOST_THREADS);
+        Settings { chunk, small, copy_piece, host_unit, host_threads, config: Mutex::new(config) }
     }
 
     /// Content is judged by pages of this length.
@@ -50,6 +58,12 @@ impl Settings {
     /// Most host memory for backups.
     pub(crate) fn host_limit(&self) -> Option<u64> {
         lock(&self.config).host_limit
+    }
+
+    /// What becomes of host memory that nobody uses, and how much of it is kept in any case.
+    pub(crate) fn host_keeping(&self) -> (Retention, u64) {
+        let config = lock(&self.config);
+        (config.host_policy, config.host_reserve)
     }
 
     /// Where disk backups go.

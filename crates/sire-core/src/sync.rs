@@ -87,3 +87,24 @@ fn spawned<'scope>(threads: &'scope Scope<'scope, '_>, run: &'scope (impl Fn() +
     #[cfg(not(feature = "shuttle"))]
     std::thread::Builder::new().name("sire".to_owned()).spawn_scoped(threads, run).is_ok()
 }
+
+/// Starts a thread of ours, which nobody waits for. Signals of the program do not reach it.
+///
+/// # Errors
+/// The system's, if it has no thread to give.
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    #[cfg(feature = "shuttle")]
+    {
+        let _ = name;
+        drop(shuttle::thread::spawn(work));
+        Ok(())
+    }
+    #[cfg(not(feature = "shuttle"))]
+    {
+        let quiet = move || {
+            crate::raw::block_signals();
+            work();
+        };
+        std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(quiet).map(drop)
+    }
+}

@@ -65,6 +65,20 @@ pub enum OnPaused {
     Resume,
 }
 
+/// What becomes of host memory that no backup uses any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Retention {
+    /// As much stays as was ever in use at once; [`Engine::trim`](crate::engine::Engine::trim) gives it back.
+    Retain,
+    /// As much stays as was in use at once in one of the last four rounds of pause and resume, so that the next pause need not bring it in
+    /// again; but no more than the machine has available beside it.
+    #[default]
+    Shrink,
+    /// All of it goes back to the system at the end of each resume.
+    Release,
+}
+
 /// Engine-wide settings. Sizes in bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -74,6 +88,15 @@ pub struct Config {
     pub small: u64,
     /// Most bytes of host memory that backups may hold (default: no limit but the machine's and the cgroup's).
     pub host_limit: Option<u64>,
+    /// What becomes of host memory that no backup uses any more (default: [`Retention::Shrink`]).
+    pub host_policy: Retention,
+    /// Host memory that is brought in and registered in the background before the first pause, and kept (default: 0).
+    pub host_reserve: u64,
+    /// Host memory is brought in and registered in units of this size (default 32 MiB), fixed at the start.
+    pub host_unit: u64,
+    /// Threads that bring host memory in behind the first copies (default: one per CPU, at most 4), fixed at the start. With 0 each copy brings in
+    /// what it needs.
+    pub host_threads: usize,
     /// Directory of disk backups (default: `sire-<uid>` in the system's temporary directory, mode 0700).
     pub disk_dir: Option<PathBuf>,
     /// Largest copy that is queued at once (default 4 MiB); two are in flight.
@@ -84,7 +107,18 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { chunk: 64 << 20, small: 1 << 20, host_limit: None, disk_dir: None, copy_piece: 4 << 20, margin: 0 }
+        Config {
+            chunk: 64 << 20,
+            small: 1 << 20,
+            host_limit: None,
+            host_policy: Retention::default(),
+            host_reserve: 0,
+            host_unit: 32 << 20,
+            host_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
+            disk_dir: None,
+            copy_piece: 4 << 20,
+            margin: 0,
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 //! nothing of the program ever queues behind more than two pieces. Pieces land in the order in which
 //! they were sent, each with the ticket it was sent with.
 
-use crate::driver::{Addr, Device, Driver, DriverResult, Event, Stream};
+use crate::driver::{Addr, Device, Driver, DriverError, DriverResult, Event, Stream};
 use crate::error::Result;
-use crate::raw::{self, Flight, Span};
+use crate::raw::{self, Broken, Flight, Span};
 use crate::sync::{Mutex, lock};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub(crate) struct Pipe<'a, T> {
     driver: &'a dyn Driver,
     lane: Lane,
     flying: VecDeque<(usize, Flight, T)>,
-    /// Copies that were queued, but whose event could not be recorded.
+    /// Copies that were queued (at least in part), but whose event could not be recorded.
     stray: Vec<Flight>,
     /// Work without an event of its own was queued (a fill).
     unmarked: bool,
@@ -91,16 +91,25 @@ impl<'a, T> Pipe<'a, T> {
         self.next % IN_FLIGHT
     }
 
-    /// Sends a piece from the device. The pipe must not be full.
-    pub(crate) fn send_out(&mut self, src: Addr, span: Span, ticket: T) -> DriverResult<()> {
-        let flight = raw::copy_to_host(self.driver, self.lane.stream, span, src)?;
-        self.mark(flight, ticket)
+    /// Sends a piece from the device; its place in host memory is brought in first. The pipe must not be full.
+    pub(crate) fn send_out(&mut self, src: Addr, span: Span, ticket: T) -> Result<()> {
+        span.bring_in()?;
+        let flight = raw::copy_to_host(self.driver, self.lane.stream, span, src).map_err(|broken| self.keep(broken))?;
+        Ok(self.mark(flight, ticket)?)
     }
 
     /// Sends a piece to the device. The pipe must not be full.
-    pub(crate) fn send_in(&mut self, dst: Addr, span: Span, ticket: T) -> DriverResult<()> {
-        let flight = raw::copy_to_device(self.driver, self.lane.stream, dst, span)?;
-        self.mark(flight, ticket)
+    pub(crate) fn send_in(&mut self, dst: Addr, span: Span, ticket: T) -> Result<()> {
+        span.bring_in()?;
+        let sent = raw::copy_to_device(self.driver, self.lane.stream, dst, span);
+        let flight = sent.map_err(|broken| self.keep(broken))?;
+        Ok(self.mark(flight, ticket)?)
+    }
+
+    /// What was begun of a piece that could not be sent stays known until it is done.
+    fn keep(&mut self, broken: Broken) -> DriverError {
+        self.stray.extend(broken.begun);
+        broken.error
     }
 
     fn mark(&mut self, flight: Flight, ticket: T) -> DriverResult<()> {

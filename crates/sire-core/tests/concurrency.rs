@@ -31,11 +31,22 @@ struct Shared {
 
 impl Shared {
     fn new(paused: bool) -> Shared {
+        Shared::with_reserve(paused, 0)
+    }
+
+    /// As `new`; the first allocation starts a thread that brings `reserve` bytes of host memory in.
+    fn with_reserve(paused: bool, reserve: u64) -> Shared {
         let mut world = World::new(64 * CHUNK);
+        world.engine.configure(&|config| config.host_reserve = reserve);
         let region = world.region("a", policy(Backup::Host));
         let other = world.region("a/b", policy(Backup::None));
         let [large, small] = [CHUNK + 1, 600].map(|size| world.allocate(region, size).unwrap());
         world.allocate(other, CHUNK).unwrap();
+        if reserve > 0 {
+            let third = world.region("c", policy(Backup::Host));
+            let addr = world.allocate(third, CHUNK + 1).unwrap();
+            world.write(addr);
+        }
         world.write(large);
         world.write(small);
         let large_bytes = world.twins[&large].bytes.clone();
@@ -223,5 +234,33 @@ fn three_at_once() {
             Arc::into_inner(shared).unwrap().check();
         };
         shuttle::check_random(once, 8 * schedules());
+    }
+}
+
+/// Two pauses find room in slabs that a third thread is bringing in, in units that they share; a trim takes slabs away from under it. Every unit
+/// is registered once, and a pause that has returned has all of its backup.
+#[test]
+fn host_memory_comes_in_once() {
+    let once = move |second: fn(&Shared) -> Result<(), Error>| {
+        let shared = Arc::new(Shared::with_reserve(false, 3 * CHUNK));
+        let other = Arc::clone(&shared);
+        let thread = shuttle::thread::spawn(move || run(&other, ("second", second)));
+        run(
+            &shared,
+            ("pause", |s| s.world.engine.pause(&Selection::Tag("a".into()), PauseOptions::default()).map(drop)),
+        );
+        run(&shared, ("read the backup", Shared::read_backup));
+        thread.join().unwrap();
+        assert_eq!(shared.world.engine.take_notices(), Vec::<String>::new());
+        Arc::into_inner(shared).unwrap().check();
+    };
+    let others: [fn(&Shared) -> Result<(), Error>; 4] = [
+        |s| s.world.engine.pause(&Selection::Tag("c".into()), PauseOptions::default()).map(drop),
+        Shared::trim,
+        Shared::cancel,
+        |s| s.free(s.large),
+    ];
+    for second in others {
+        shuttle::check_random(move || once(second), 20 * schedules());
     }
 }

@@ -1,34 +1,26 @@
-//! The host tier: a reusable arena of host memory. It is made of slabs of exact size, each brought in
-//! and registered with the driver once; backups take contiguous ranges of them, and a dropped range
-//! is room for the next. Nothing here is locked while memory is mapped, brought in or registered.
+//! The host tier: a reusable arena of host memory. It is made of slabs of exact size; backups take contiguous ranges of them, and a
+//! dropped range is room for the next. The memory of a slab comes in behind the first copies (see [`super::slab`]); how much of it
+//! stays when nobody uses it is a matter of policy and of high-water marks. Nothing here is locked while memory
+//! is mapped, brought in or registered.
 
 use super::memory;
+use super::slab::{Common, Crew, HostSlab};
 use crate::driver::Driver;
 use crate::error::{Error, Result, Status};
-use crate::ranges::Ranges;
 use crate::raw::{Keeper, Pages, Span};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock};
+use crate::settings::Settings;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, lock, spawn};
+use crate::terms::Retention;
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Ranges start at multiples of this.
 const ALIGN: u64 = 512;
 /// A slab made for several ranges is at most this large (a larger range gets a slab of its own).
 const SLAB: u64 = 1 << 30;
-/// Unused slabs up to this many bytes are kept for the next pause.
-const SLACK: u64 = 512 << 20;
-
-/// One mapping of the arena.
-#[derive(Debug)]
-struct HostSlab {
-    pages: Pages,
-    holes: Mutex<Ranges>,
-}
-
-impl HostSlab {
-    fn is_free(&self) -> bool {
-        lock(&self.holes).total() == self.pages.len()
-    }
-}
+/// Rounds of pause and resume that a high-water mark lasts.
+const ROUNDS: usize = 4;
 
 /// A contiguous piece of the arena; room again when dropped.
 #[derive(Debug)]
@@ -40,20 +32,21 @@ pub(crate) struct HostRange {
 }
 
 impl HostRange {
-    fn new(slab: &Arc<HostSlab>, start: u64, len: u64) -> Arc<HostRange> {
-        Arc::new(HostRange { slab: Arc::clone(slab), start, len, lent: AtomicBool::new(false) })
-    }
-
     /// Bytes `[at, at + len)` of the range.
     pub(crate) fn span(self: &Arc<Self>, at: u64, len: u64) -> Option<Span> {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
         inside.then(|| Span::new(Arc::clone(self) as Arc<dyn Keeper>, self.start + at, len)).flatten()
     }
+
+    fn missing(&self) -> impl Iterator<Item = (Arc<HostSlab>, usize)> {
+        let units = self.slab.missing_units(self.start..self.start + self.len);
+        units.into_iter().map(|index| (Arc::clone(&self.slab), index))
+    }
 }
 
 impl Keeper for HostRange {
     fn pages(&self) -> &Pages {
-        &self.slab.pages
+        self.slab.pages()
     }
 
     fn lend(&self) {
@@ -63,11 +56,20 @@ impl Keeper for HostRange {
     fn is_lent(&self) -> bool {
         self.lent.load(Ordering::Relaxed)
     }
+
+    fn bring_in(&self, part: Range<u64>) -> Result<()> {
+        let len = part.end - part.start;
+        self.slab.bring_in(part).map_err(|e| no_room(len, &format!("the system has no memory for them ({e})")))
+    }
+
+    fn is_in(&self, part: Range<u64>) -> bool {
+        self.slab.is_in(part)
+    }
 }
 
 impl Drop for HostRange {
     fn drop(&mut self) {
-        lock(&self.slab.holes).add(self.start..self.start + rounded(self.len));
+        self.slab.give(self.start..self.start + rounded(self.len));
     }
 }
 
@@ -78,42 +80,59 @@ fn rounded(len: u64) -> u64 {
 /// Figures of the tier, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HostUse {
+    /// In ranges.
     pub(crate) used: u64,
+    /// Mapped.
     pub(crate) reserved: u64,
+    /// Of these, there.
+    pub(crate) present: u64,
+    /// Of these, known to the driver.
     pub(crate) registered: u64,
+}
+
+/// The most that was in use: ever, and in each of the last rounds.
+#[derive(Debug, Default)]
+struct Marks {
+    ever: u64,
+    rounds: VecDeque<u64>,
 }
 
 /// The arena.
 #[derive(Debug)]
 pub(crate) struct HostTier {
-    driver: Arc<dyn Driver>,
+    settings: Arc<Settings>,
+    common: Arc<Common>,
     slabs: Mutex<Vec<Arc<HostSlab>>>,
     /// Bytes of slabs that exist or are being made.
     committed: AtomicU64,
-    /// Why the driver refused a registration, until it is told.
-    refused: Mutex<Option<String>>,
-    /// Whether it was noted before.
-    warned: AtomicBool,
+    marks: Mutex<Marks>,
+    /// The reserve was asked for.
+    prepared: AtomicBool,
+    /// Why there is no reserve, until it is told.
+    unprepared: Mutex<Option<String>>,
 }
 
 impl HostTier {
     /// An empty arena.
-    pub(crate) fn new(driver: Arc<dyn Driver>) -> HostTier {
+    pub(crate) fn new(driver: Arc<dyn Driver>, settings: Arc<Settings>) -> HostTier {
         HostTier {
-            driver,
+            settings,
+            common: Arc::new(Common::new(driver)),
             slabs: Mutex::new(Vec::new()),
             committed: AtomicU64::new(0),
-            refused: Mutex::new(None),
-            warned: AtomicBool::new(false),
+            marks: Mutex::default(),
+            prepared: AtomicBool::new(false),
+            unprepared: Mutex::default(),
         }
     }
 
-    /// One contiguous range per length, or nothing at all. `limit` bounds the whole arena.
+    /// One contiguous range per length, or nothing at all. `limit` bounds the whole arena. The memory may still be on its way in, see
+    /// [`Span::bring_in`].
     pub(crate) fn reserve(&self, lens: &[u64], limit: Option<u64>) -> Result<Vec<Arc<HostRange>>> {
         let mut found: Vec<Option<Arc<HostRange>>> = lens.iter().map(|&len| self.fit(len)).collect();
         let mut missing: u64 = lens.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(&l, _)| rounded(l)).sum();
         if missing > 0 {
-            self.tidy(SLACK.saturating_sub(missing));
+            self.tidy(self.spare(missing));
             self.make_way(missing, limit)?;
         }
         for (&len, place) in lens.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
@@ -124,41 +143,69 @@ impl HostTier {
             missing = missing.saturating_sub(rounded(len));
             *place = Some(range);
         }
-        Ok(found.into_iter().flatten().collect())
+        let found: Vec<Arc<HostRange>> = found.into_iter().flatten().collect();
+        Crew::start(found.iter().flat_map(|range| range.missing()).collect(), self.settings.host_threads);
+        Ok(found)
     }
 
     /// Room in a slab that exists.
     fn fit(&self, len: u64) -> Option<Arc<HostRange>> {
         let slabs = lock(&self.slabs);
-        slabs.iter().find_map(|slab| {
-            let start = lock(&slab.holes).take(rounded(len))?;
-            Some(HostRange::new(slab, start, len))
-        })
+        slabs.iter().find_map(|slab| take(slab, len))
     }
 
     /// A new slab for `len` bytes and, if it is small, for the rest of what is missing.
     fn grow(&self, len: u64, missing: u64, limit: Option<u64>) -> Result<Arc<HostRange>> {
         let size = rounded(len).max(missing.min(SLAB)).next_multiple_of(4096);
-        self.make_way(size, limit)?;
-        self.commit(size, limit)?;
-        let pages = self.make(size).inspect_err(|_| {
-            self.committed.fetch_sub(size, Ordering::Relaxed);
-        })?;
-        let mut holes = Ranges::of(0..size);
-        holes.remove(&(0..rounded(len)));
-        let slab = Arc::new(HostSlab { pages, holes: Mutex::new(holes) });
-        lock(&self.slabs).push(Arc::clone(&slab));
-        Ok(HostRange::new(&slab, 0, len))
+        let slab = self.add(size, limit)?;
+        let range = take(&slab, len).ok_or_else(|| no_room(len, "a new slab is too small"))?;
+        lock(&self.slabs).push(slab);
+        Ok(range)
     }
 
-    fn make(&self, size: u64) -> Result<Pages> {
-        let mut pages = Pages::new(size).map_err(|e| no_room(size, &format!("the system refuses it ({e})")))?;
-        if let Err(error) = pages.register(&self.driver)
-            && !self.warned.swap(true, Ordering::Relaxed)
-        {
-            *lock(&self.refused) = Some(error.to_string());
+    /// A new slab that nobody can find yet.
+    fn add(&self, size: u64, limit: Option<u64>) -> Result<Arc<HostSlab>> {
+        self.make_way(size, limit)?;
+        self.commit(size, limit)?;
+        let slab = HostSlab::new(&self.common, size, self.settings.host_unit).map_err(|e| {
+            self.committed.fetch_sub(size, Ordering::Relaxed);
+            no_room(size, &format!("the system refuses it ({e})"))
+        })?;
+        Ok(Arc::new(slab))
+    }
+
+    /// Brings the reserve in, in the background, the first time it is called; it may be called from a hook.
+    pub(crate) fn prepare(self: &Arc<Self>) {
+        let (_, reserve) = self.settings.host_keeping();
+        if reserve == 0 || self.prepared.swap(true, Ordering::Relaxed) {
+            return;
         }
-        Ok(pages)
+        let tier = Arc::clone(self);
+        // Without a thread there is no reserve; the first pause makes what it needs.
+        let _ = spawn("sire-host-reserve", move || {
+            if let Err(error) = tier.build_reserve(reserve) {
+                *lock(&tier.unprepared) = Some(error.message);
+            }
+        });
+    }
+
+    /// Makes slabs for what `reserve` has more than there is, and brings them in.
+    fn build_reserve(&self, reserve: u64) -> Result<()> {
+        let missing = reserve.saturating_sub(self.committed.load(Ordering::Relaxed));
+        for at in (0..missing).step_by(SLAB as usize) {
+            let size = SLAB.min(missing - at).next_multiple_of(4096);
+            let slab = self.add(size, self.settings.host_limit())?;
+            lock(&self.slabs).push(Arc::clone(&slab));
+            for from in (0..size).step_by(self.settings.host_unit as usize) {
+                // Only this function has it: it was given back meanwhile.
+                if Arc::strong_count(&slab) == 1 {
+                    break;
+                }
+                let came = slab.bring_in(from..(from + self.settings.host_unit).min(size));
+                came.map_err(|e| no_room(size, &format!("the system has no memory for the reserve ({e})")))?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks that there is room; if not, empty slabs make way first.
@@ -178,60 +225,105 @@ impl HostTier {
         }
     }
 
-    /// Refuses what would pass the configured limit, the machine's memory or a control group's.
+    /// Refuses what would pass the configured limit, the machine's memory or a control group's. What was promised before and has not come in yet
+    /// is counted as taken.
     fn check_room(&self, bytes: u64, limit: Option<u64>) -> Result<()> {
         let committed = self.committed.load(Ordering::Relaxed);
         if let Some(limit) = limit.filter(|&limit| committed.saturating_add(bytes) > limit) {
             return Err(over_limit(bytes, limit, committed));
         }
+        let promised: u64 = lock(&self.slabs).iter().map(|slab| slab.missing()).sum();
         let room = memory::room();
-        if room.bytes < bytes {
-            return Err(no_room(bytes, &format!("{} leaves {}", room.set_by, room.bytes)));
+        if room.bytes < bytes.saturating_add(promised) {
+            return Err(no_room(bytes, &format!("{} leaves {}", room.set_by, room.bytes.saturating_sub(promised))));
         }
         Ok(())
     }
 
     /// Gives unused slabs back to the system until at most `keep` unused bytes are left; returns bytes given back.
     pub(crate) fn tidy(&self, keep: u64) -> u64 {
-        let mut kept = 0;
         let mut gone = Vec::new();
-        lock(&self.slabs).retain(|slab| {
-            let stay = !slab.is_free() || kept + slab.pages.len() <= keep;
-            if !stay {
+        let mut slabs = lock(&self.slabs);
+        let mut kept: u64 = slabs.iter().filter(|slab| !slab.is_free()).map(|slab| slab.unused()).sum();
+        slabs.retain(|slab| {
+            if !slab.is_free() {
+                return true;
+            }
+            let stay = kept + slab.len() <= keep;
+            if stay {
+                kept += slab.len();
+            } else {
                 gone.push(Arc::clone(slab));
-            } else if slab.is_free() {
-                kept += slab.pages.len();
             }
             stay
         });
-        let bytes = gone.iter().map(|slab| slab.pages.len()).sum();
+        drop(slabs);
+        let bytes = gone.iter().map(|slab| slab.len()).sum();
         drop(gone);
         self.committed.fetch_sub(bytes, Ordering::Relaxed);
         bytes
     }
 
-    /// Gives back what exceeds the slack that is kept for the next pause.
+    /// Ends a round of pause and resume: gives back what the policy does not keep for the next.
     pub(crate) fn relax(&self) {
-        self.tidy(SLACK);
+        let used = self.common.used.load(Ordering::Relaxed);
+        let peak = self.common.peak.swap(used, Ordering::Relaxed);
+        let mut marks = lock(&self.marks);
+        marks.ever = marks.ever.max(peak);
+        marks.rounds.push_back(peak);
+        if marks.rounds.len() > ROUNDS {
+            marks.rounds.pop_front();
+        }
+        drop(marks);
+        let mut spare = self.spare(0);
+        let (policy, reserve) = self.settings.host_keeping();
+        let idle = self.committed.load(Ordering::Relaxed).saturating_sub(used);
+        if policy == Retention::Shrink && idle.min(spare) > 0 {
+            // Memory that only waits for a next pause must not be what the machine runs short of.
+            spare = spare.min(memory::room().bytes.max(reserve.saturating_sub(used)));
+        }
+        self.tidy(spare);
     }
 
-    /// A sentence to tell once, if the driver has refused to register host memory.
-    pub(crate) fn take_notice(&self) -> Option<String> {
-        let refused = lock(&self.refused).take()?;
-        Some(format!(
-            "backups use pageable host memory, which is slower: the driver would not pin it ({refused}); see `ulimit -l`"
-        ))
+    /// Unused bytes that the policy keeps beside what is in use and `more` bytes.
+    fn spare(&self, more: u64) -> u64 {
+        let (policy, reserve) = self.settings.host_keeping();
+        let marks = lock(&self.marks);
+        let mark = match policy {
+            Retention::Retain => marks.ever,
+            Retention::Shrink => marks.rounds.iter().copied().max().unwrap_or(0),
+            Retention::Release => 0,
+        };
+        mark.max(reserve).saturating_sub(self.common.used.load(Ordering::Relaxed)).saturating_sub(more)
+    }
+
+    /// Sentences to tell once: the driver has refused to register host memory, or there was no room for the reserve.
+    pub(crate) fn take_notices(&self) -> Vec<String> {
+        let refused = lock(&self.common.refused).take().map(|refused| {
+            format!(
+                "backups use pageable host memory, which is slower: the driver would not pin it ({refused}); see `ulimit -l`"
+            )
+        });
+        let unprepared =
+            lock(&self.unprepared).take().map(|why| format!("the reserve of host memory was not made: {why}"));
+        refused.into_iter().chain(unprepared).collect()
     }
 
     /// Figures.
     pub(crate) fn usage(&self) -> HostUse {
         let slabs = lock(&self.slabs);
         slabs.iter().fold(HostUse::default(), |sum, slab| HostUse {
-            used: sum.used + slab.pages.len() - lock(&slab.holes).total(),
-            reserved: sum.reserved + slab.pages.len(),
-            registered: sum.registered + if slab.pages.is_registered() { slab.pages.len() } else { 0 },
+            used: sum.used + slab.len() - slab.unused(),
+            reserved: sum.reserved + slab.len(),
+            present: sum.present + slab.len() - slab.missing(),
+            registered: sum.registered + slab.pages().registered(),
         })
     }
+}
+
+fn take(slab: &Arc<HostSlab>, len: u64) -> Option<Arc<HostRange>> {
+    let start = slab.take(rounded(len))?;
+    Some(Arc::new(HostRange { slab: Arc::clone(slab), start, len, lent: AtomicBool::new(false) }))
 }
 
 fn over_limit(bytes: u64, limit: u64, committed: u64) -> Error {

@@ -1,11 +1,14 @@
 //! Where backups are. A *tier* lends room for bytes before anything is released, and keeps them until the room
-//! is dropped: [`host`] in host memory, [`disk`] in private files. [`memory`] knows how much the machine has left.
+//! is dropped: [`host`] in host memory (in slabs, see [`slab`]), [`disk`] in private files. [`memory`] knows how much the machine has left.
 
 pub(crate) mod disk;
 pub(crate) mod host;
 pub(crate) mod memory;
+mod slab;
 
+use crate::error::Result;
 use crate::raw::Span;
+use crate::sync::{Mutex, lock};
 use disk::DiskFile;
 use std::sync::Arc;
 
@@ -75,5 +78,38 @@ impl Segment {
     /// The offsets it covers.
     pub(crate) fn range(&self) -> std::ops::Range<u64> {
         self.offset..self.offset + self.len
+    }
+}
+
+/// Room that a pause was promised and that may still be on its way in. Nothing is given up before all of it is there.
+#[derive(Debug)]
+pub(crate) struct Promised(Mutex<Vec<Span>>);
+
+impl Promised {
+    /// What the host segments among `segments` need.
+    pub(crate) fn to<'a>(segments: impl Iterator<Item = &'a Segment>) -> Promised {
+        let span = |segment: &Segment| match &segment.place {
+            Place::Host(span) => Some(span.clone()),
+            Place::Disk { .. } => None,
+        };
+        Promised(Mutex::new(segments.filter_map(span).collect()))
+    }
+
+    /// Whether all of it is there.
+    pub(crate) fn is_kept(&self) -> bool {
+        let mut spans = lock(&self.0);
+        while spans.last().is_some_and(Span::is_in) {
+            spans.pop();
+        }
+        spans.is_empty()
+    }
+
+    /// Waits until all of it is there.
+    ///
+    /// # Errors
+    /// `OutOfBackupSpace` if the system has no memory for it.
+    pub(crate) fn keep(&self) -> Result<()> {
+        let spans = std::mem::take(&mut *lock(&self.0));
+        spans.iter().try_for_each(Span::bring_in)
     }
 }

@@ -46,7 +46,7 @@ pub(crate) struct Machine {
     pub(crate) settings: Arc<Settings>,
     pub(crate) regions: Regions,
     pub(crate) heap: Heap,
-    pub(crate) host: HostTier,
+    pub(crate) host: Arc<HostTier>,
     pub(crate) disk: DiskTier,
     pub(crate) lanes: Lanes,
     /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::sync::{Mutex, at_once, lock};
 use crate::terms::Report;
+use crate::tier::Promised;
 use crate::transfer::Pipe;
 use std::collections::BTreeMap;
 
@@ -24,6 +25,9 @@ struct Part<'a, 'c> {
     sink: Sink<'a>,
     /// How many pieces of a chunk are not safe yet.
     unsafe_pieces: BTreeMap<At, usize>,
+    promised: &'a Promised,
+    /// Chunks whose bytes are safe, and which wait for the room of all others to be certain.
+    safe: Vec<At>,
     report: Report,
 }
 
@@ -46,18 +50,20 @@ impl Machine {
 /// As [`Machine::put_down`], for a team.
 pub(super) fn put_down(team: &Team<'_>, claims: &mut [Claim], mut staging: Staging, report: &mut Report) {
     let report = Mutex::new(report);
-    each_device(team, claims, &mut staging, &report, |part| part.save());
+    let on_device = claims.iter().flat_map(|claim| &claim.chunks).filter(|chunk| chunk.truth == Truth::Device);
+    let promised = Promised::to(on_device.flat_map(|chunk| &chunk.segments));
+    each_device(team, claims, (&mut staging, &promised), &report, |part| part.save());
     // From here on content without a backup goes, which no undo brings back: the last moment to stop.
     if let Err(error) = team.check() {
         return team.fail(error);
     }
-    each_device(team, claims, &mut staging, &report, |part| part.release_rest());
+    each_device(team, claims, (&mut staging, &promised), &report, |part| part.release_rest());
 }
 
 fn each_device(
     team: &Team<'_>,
     claims: &mut [Claim],
-    staging: &mut Staging,
+    (staging, promised): (&mut Staging, &Promised),
     report: &Mutex<&mut Report>,
     work: impl Fn(&mut Part<'_, '_>) -> std::result::Result<(), Failure> + Sync,
 ) {
@@ -68,6 +74,8 @@ fn each_device(
         claims,
         sink: Sink::new(team.machine, staging.remove(&device).unwrap_or_default()),
         unsafe_pieces: BTreeMap::new(),
+        promised,
+        safe: Vec::new(),
         report: Report::default(),
     };
     at_once(parts.into_iter().map(part).collect(), |mut part: Part<'_, '_>| {
@@ -100,6 +108,7 @@ impl Part<'_, '_> {
 
     /// Releases chunks whose backups hold every byte already.
     fn release_clean(&mut self, chunks: &[At]) -> Result<()> {
+        self.promised.keep()?;
         for &at in chunks {
             self.team.check()?;
             if !self.is_freed(at) {
@@ -115,11 +124,12 @@ impl Part<'_, '_> {
             if self.is_freed(at) {
                 continue;
             }
-            if self.chunk(at).is_saved() { self.release(at)? } else { self.send_chunk(pipe, at)? }
+            if self.chunk(at).is_saved() { self.now_safe(at)? } else { self.send_chunk(pipe, at)? }
         }
         while self.land(pipe)? {}
         while self.settle(true)? {}
-        Ok(())
+        self.promised.keep()?;
+        self.release_safe()
     }
 
     fn send_chunk(&mut self, pipe: &mut Pipe<'_, Piece>, at: At) -> Result<()> {
@@ -172,9 +182,19 @@ impl Part<'_, '_> {
         *left -= 1;
         if *left == 0 {
             self.unsafe_pieces.remove(&piece.at);
-            self.release(piece.at)?;
+            self.now_safe(piece.at)?;
         }
         Ok(true)
+    }
+
+    /// The chunk's bytes are safe. It goes at once, unless room for others is still only promised: nothing is given up before that is certain.
+    fn now_safe(&mut self, at: At) -> Result<()> {
+        self.safe.push(at);
+        if self.promised.is_kept() { self.release_safe() } else { Ok(()) }
+    }
+
+    fn release_safe(&mut self) -> Result<()> {
+        std::mem::take(&mut self.safe).into_iter().try_for_each(|at| self.release(at))
     }
 
     /// The chunk's bytes are safe: its memory goes. If the mapping stays, so do the bytes on the device.

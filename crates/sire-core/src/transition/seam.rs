@@ -99,6 +99,7 @@ impl<'a> Sink<'a> {
         let room = self.machine.host.reserve(&[len], self.machine.settings.host_limit());
         let room = room.map_err(|second| error.clone().context(second.message))?;
         let span = room.first().and_then(|range| range.span(0, len)).ok_or(error)?;
+        span.bring_in()?;
         staged.read(|bytes| span.write(|to| to.copy_from_slice(bytes)));
         Ok(Place::Host(span))
     }

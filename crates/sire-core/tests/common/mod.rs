@@ -7,7 +7,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sire_core::driver::*;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
 pub mod world;
@@ -48,7 +48,8 @@ struct State {
     streams: HashMap<u64, (Device, VecDeque<Op>)>,
     /// Event -> (device, ticket last recorded, ticket last passed).
     events: HashMap<u64, (Device, u64, u64)>,
-    registered: BTreeSet<usize>,
+    /// Start -> bytes.
+    registered: BTreeMap<usize, usize>,
     lost: Option<String>,
     calls: u64,
     log: Vec<&'static str>,
@@ -138,6 +139,18 @@ impl State {
                 return;
             }
         }
+    }
+
+    /// Registered ranges that have bytes of `[at, at + len)`.
+    fn meets_registered(&self, at: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
+        let below = self.registered.range(..at + len).rev().map(|(start, len)| (*start, *len));
+        below.take_while(move |(start, len)| start + len > at)
+    }
+
+    /// As on a GPU, a copy may touch one registered range or none, not a part of one, nor two.
+    fn check_host_range(&self, verb: &'static str, at: usize, len: usize) -> DriverResult<()> {
+        let crosses = self.meets_registered(at, len).any(|(start, size)| at < start || at + len > start + size);
+        if crosses { invalid(verb, "the host range is registered in parts") } else { Ok(()) }
     }
 
     fn check_lost(&self, verb: &'static str) -> DriverResult<()> {
@@ -433,6 +446,7 @@ impl Driver for MemDriver {
 
     unsafe fn copy_to_host(&self, stream: Stream, dst: *mut u8, src: Addr, len: u64) -> DriverResult<()> {
         let mut state = self.begin("copy_to_host")?;
+        state.check_host_range("copy_to_host", dst as usize, len as usize)?;
         let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("copy_to_host", "not open") };
         queue.1.push_back(Op::Out { dst: dst as usize, src: src.0, len });
         Ok(())
@@ -440,6 +454,7 @@ impl Driver for MemDriver {
 
     unsafe fn copy_to_device(&self, stream: Stream, dst: Addr, src: *const u8, len: u64) -> DriverResult<()> {
         let mut state = self.begin("copy_to_device")?;
+        state.check_host_range("copy_to_device", src as usize, len as usize)?;
         let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("copy_to_device", "not open") };
         queue.1.push_back(Op::In { dst: dst.0, src: src as usize, len });
         Ok(())
@@ -452,17 +467,24 @@ impl Driver for MemDriver {
         Ok(())
     }
 
-    unsafe fn register_host(&self, ptr: *mut u8, _: u64) -> DriverResult<()> {
+    unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {
         let mut state = self.begin("register_host")?;
         if !state.registration {
             return Err(error(DriverErrorKind::Unsupported, "register_host", "not allowed"));
         }
-        state.registered.insert(ptr as usize);
+        if state.meets_registered(ptr as usize, len as usize).next().is_some() {
+            return Err(error(DriverErrorKind::Other, "register_host", "registered already"));
+        }
+        state.registered.insert(ptr as usize, len as usize);
         Ok(())
     }
 
     fn unregister_host(&self, ptr: *mut u8) -> DriverResult<()> {
         let mut state = self.begin("unregister_host")?;
-        if state.registered.remove(&(ptr as usize)) { Ok(()) } else { invalid("unregister_host", "not registered") }
+        if state.registered.remove(&(ptr as usize)).is_some() {
+            Ok(())
+        } else {
+            invalid("unregister_host", "not registered")
+        }
     }
 }

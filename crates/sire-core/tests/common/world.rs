@@ -124,6 +124,9 @@ impl World {
             chunk: CHUNK,
             small: 4096,
             copy_piece: GRANULARITY,
+            host_unit: CHUNK,
+            // In one thread every life is the same each time; under the model checker several meet.
+            host_threads: if cfg!(feature = "shuttle") { 2 } else { 0 },
             disk_dir: Some(dir.path().to_path_buf()),
             ..Config::default()
         };

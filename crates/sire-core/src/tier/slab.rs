@@ -1,0 +1,232 @@
+//! A slab: one mapping of the host arena, brought in unit by unit and registered with the driver in the same steps. A unit
+//! is brought in by whoever needs it first, or ahead of that by a [`Crew`] of threads behind the first copies. Of several
+//! threads that want the same unit one works and the others wait; no lock is held meanwhile.
+
+use crate::driver::Driver;
+use crate::ranges::Ranges;
+use crate::raw::Pages;
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering, lock, spawn, wait};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How far a unit is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unit {
+    /// Addresses only.
+    Out,
+    /// Somebody is bringing it in.
+    Coming,
+    /// Its memory is there, and registered unless the driver refuses that.
+    In,
+}
+
+/// What the slabs of one arena share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) driver: Arc<dyn Driver>,
+    /// Bytes of ranges in use.
+    pub(super) used: AtomicU64,
+    /// The most that was in use since this was last set.
+    pub(super) peak: AtomicU64,
+    /// Why the driver refused a registration, until it is told.
+    pub(super) refused: Mutex<Option<String>>,
+    /// Whether it was noted before.
+    warned: AtomicBool,
+}
+
+impl Common {
+    pub(super) fn new(driver: Arc<dyn Driver>) -> Common {
+        let (used, peak) = (AtomicU64::new(0), AtomicU64::new(0));
+        Common { driver, used, peak, refused: Mutex::new(None), warned: AtomicBool::new(false) }
+    }
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(super) struct HostSlab {
+    common: Arc<Common>,
+    pages: Pages,
+    /// Bytes per unit.
+    unit: u64,
+    units: Mutex<Vec<Unit>>,
+    changed: Condvar,
+    /// Units that are not in yet.
+    missing: AtomicU64,
+    /// The driver refused one unit: it is not asked again.
+    pageable: AtomicBool,
+    holes: Mutex<Ranges>,
+}
+
+impl HostSlab {
+    /// A slab of `size` bytes, all free, none of them there yet.
+    pub(super) fn new(common: &Arc<Common>, size: u64, unit: u64) -> io::Result<HostSlab> {
+        let count = size.div_ceil(unit);
+        Ok(HostSlab {
+            common: Arc::clone(common),
+            pages: Pages::new(size, unit)?,
+            unit,
+            units: Mutex::new(vec![Unit::Out; count as usize]),
+            changed: Condvar::new(),
+            missing: AtomicU64::new(count),
+            pageable: AtomicBool::new(false),
+            holes: Mutex::new(Ranges::of(0..size)),
+        })
+    }
+
+    pub(super) fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    /// Bytes of its mapping.
+    pub(super) fn len(&self) -> u64 {
+        self.pages.len()
+    }
+
+    /// Bytes in no range.
+    pub(super) fn unused(&self) -> u64 {
+        lock(&self.holes).total()
+    }
+
+    /// Whether no range is in it.
+    pub(super) fn is_free(&self) -> bool {
+        self.unused() == self.len()
+    }
+
+    /// Takes `len` free bytes; returns where.
+    pub(super) fn take(&self, len: u64) -> Option<u64> {
+        let start = lock(&self.holes).take(len)?;
+        let used = self.common.used.fetch_add(len, Ordering::Relaxed) + len;
+        self.common.peak.fetch_max(used, Ordering::Relaxed);
+        Some(start)
+    }
+
+    /// Makes bytes that were taken free again.
+    pub(super) fn give(&self, range: Range<u64>) {
+        self.common.used.fetch_sub(range.end - range.start, Ordering::Relaxed);
+        lock(&self.holes).add(range);
+    }
+
+    /// Bytes that are not there yet.
+    pub(super) fn missing(&self) -> u64 {
+        (self.missing.load(Ordering::Relaxed) * self.unit).min(self.len())
+    }
+
+    /// Whether the range is there.
+    pub(super) fn is_in(&self, range: Range<u64>) -> bool {
+        self.missing.load(Ordering::Acquire) == 0 || self.missing_units(range).is_empty()
+    }
+
+    /// Units of the range that are not there yet.
+    pub(super) fn missing_units(&self, range: Range<u64>) -> Vec<usize> {
+        let units = lock(&self.units);
+        self.units_of(range).filter(|&index| units.get(index).is_some_and(|unit| *unit != Unit::In)).collect()
+    }
+
+    fn units_of(&self, range: Range<u64>) -> Range<usize> {
+        (range.start / self.unit) as usize..range.end.div_ceil(self.unit) as usize
+    }
+
+    /// Returns when the range is there: brings in what nobody else is bringing in, and waits for the rest.
+    pub(super) fn bring_in(&self, range: Range<u64>) -> io::Result<()> {
+        if self.missing.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let wanted = self.units_of(range);
+        let mut units = lock(&self.units);
+        loop {
+            let among =
+                |units: &[Unit], wanted_state| wanted.clone().find(|&index| units.get(index) == Some(&wanted_state));
+            if let Some(index) = among(&units, Unit::Out) {
+                units[index] = Unit::Coming;
+                drop(units);
+                self.fetch(index)?;
+                units = lock(&self.units);
+            } else if among(&units, Unit::Coming).is_some() {
+                units = wait(&self.changed, units);
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings the unit in unless somebody else is doing that, it is there, or nobody needs it any more.
+    fn bring_ahead(&self, index: usize) -> io::Result<()> {
+        if self.is_idle(index) {
+            return Ok(());
+        }
+        let mut units = lock(&self.units);
+        match units.get_mut(index) {
+            Some(unit @ Unit::Out) => *unit = Unit::Coming,
+            _ => return Ok(()),
+        }
+        drop(units);
+        self.fetch(index)
+    }
+
+    /// Whether no range touches the unit.
+    fn is_idle(&self, index: usize) -> bool {
+        let part = self.part(index);
+        lock(&self.holes).clip(&part).total() == part.end - part.start
+    }
+
+    fn part(&self, index: usize) -> Range<u64> {
+        let start = index as u64 * self.unit;
+        start..(start + self.unit).min(self.len())
+    }
+
+    /// Brings in a unit that the caller has marked as coming. If that fails it is out again, and those who wait for it try for themselves.
+    fn fetch(&self, index: usize) -> io::Result<()> {
+        let done = self.pages.bring_in(self.part(index));
+        if done.is_ok() {
+            self.register(index);
+        }
+        let mut units = lock(&self.units);
+        units[index] = if done.is_ok() { Unit::In } else { Unit::Out };
+        self.missing.fetch_sub(u64::from(done.is_ok()), Ordering::Release);
+        drop(units);
+        self.changed.notify_all();
+        done
+    }
+
+    fn register(&self, index: usize) {
+        if self.pageable.load(Ordering::Relaxed) {
+            return;
+        }
+        let Err(error) = self.pages.register(&self.common.driver, self.part(index)) else { return };
+        self.pageable.store(true, Ordering::Relaxed);
+        if !self.common.warned.swap(true, Ordering::Relaxed) {
+            *lock(&self.common.refused) = Some(error.to_string());
+        }
+    }
+}
+
+/// Units that are to be brought in ahead, and how far the threads have got.
+#[derive(Debug)]
+pub(super) struct Crew {
+    wanted: Vec<(Arc<HostSlab>, usize)>,
+    next: AtomicU64,
+}
+
+impl Crew {
+    /// Starts up to `threads` threads on the units. What they do not bring in, for whatever reason, is brought in by those who need it.
+    pub(super) fn start(wanted: Vec<(Arc<HostSlab>, usize)>, threads: usize) {
+        // One unit is brought in as soon by whoever needs it.
+        let threads = threads.min(wanted.len().saturating_sub(1));
+        let crew = Arc::new(Crew { wanted, next: AtomicU64::new(0) });
+        for _ in 0..threads {
+            let crew = Arc::clone(&crew);
+            if spawn("sire-host-memory", move || crew.work()).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn work(&self) {
+        while let Some((slab, index)) = self.wanted.get(self.next.fetch_add(1, Ordering::Relaxed) as usize) {
+            if slab.bring_ahead(*index).is_err() {
+                return;
+            }
+        }
+    }
+}
