@@ -22,12 +22,14 @@
 //!   streams, nor they for ours: `synchronize` and events are the only order between them.
 //! * **Host memory.** A copy is asynchronous if its host range is registered, and may be
 //!   synchronous if it is not; either way its host range must stay valid until the stream has passed it.
+//! * **Hashes.** `hash` gives the digests that [`Digest::of`] defines. A driver may do without it (`Unsupported`).
 //! * **Threads.** Every verb may be called from any thread, with or without a current
 //!   context, and leaves the thread's current context as it found it.
 //!
 //! What callers guarantee: handles come from the same driver, are not used after
 //! `release`/`close_*`, and nothing on the device uses a range that is being unmapped.
 
+use crate::digest::Digest;
 use std::fmt;
 
 /// A device ordinal as the process sees it (after `CUDA_VISIBLE_DEVICES`).
@@ -283,6 +285,17 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As for copies.
     fn fill(&self, stream: Stream, dst: Addr, len: u64, byte: u8) -> DriverResult<()>;
+
+    /// Queues hashing of `len` bytes on the device, in pages of `page` bytes (the last may be shorter): `out` gets one digest
+    /// per page. `src` and `page` are multiples of 16. Bytes up to the next multiple of 16 may be read, and do not count.
+    ///
+    /// # Safety
+    /// As many digests as there are pages can be written at `out`, and nobody else touches them, until `stream` has passed the work.
+    ///
+    /// # Errors
+    /// `Unsupported` if the driver cannot hash on that device, now or ever: callers copy and compare. `Invalid` for a bad alignment, or if
+    /// the device range is not mapped with access (a driver may also report that later, as `Lost`).
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()>;
 
     /// Makes a host range known to the driver ("pins" it), so that copies are asynchronous and fast.
     ///

@@ -13,10 +13,12 @@
 //! tier                      where backups are: host memory, disk
 //! raw                       the only file with unsafe code: host pages, copies, preallocation
 //! driver                    the trait: what the engine asks of a GPU
+//! digest                    what tells pages of content apart: the definition of the hash
 //! settings, notices, terms, error, ranges, sync, clock    leaves
 //! ```
 #![deny(unsafe_code)]
 
+pub mod digest;
 pub mod driver;
 pub mod engine;
 pub mod error;

@@ -8,6 +8,7 @@
 //! extent (or to one staging buffer of one lane), so two copies never meet in it.
 #![allow(unsafe_code)]
 
+use crate::digest::Digest;
 use crate::driver::{
     Access, Addr, Device, Driver, DriverError, DriverResult, Event, MemoryInfo, Physical, ProgramStream, Stream,
 };
@@ -310,6 +311,36 @@ pub(crate) fn block_signals() {
     }
 }
 
+#[expect(dead_code, reason = "verified backups come next")]
+/// Queues hashing of `len` bytes at `src`: the span gets a digest per `page`. `None` if it is too short for them.
+pub(crate) fn hash(
+    driver: &dyn Driver,
+    stream: Stream,
+    (src, len): (Addr, u64),
+    page: u64,
+    span: Span,
+) -> Option<DriverResult<Flight>> {
+    let fits = len.div_ceil(page) * size_of::<Digest>() as u64 <= span.len;
+    let out = span.ptr().cast::<Digest>();
+    if !fits || !out.is_aligned() {
+        return None;
+    }
+    // SAFETY: the span has room for the digests (checked) and keeps it mapped; the `Flight` keeps the span until the work is
+    // done; it is a staging buffer, so nobody else touches it.
+    let queued = unsafe { driver.hash(stream, src, len, page, out) };
+    Some(queued.map(|()| Flight(Some(span))))
+}
+
+#[expect(dead_code, reason = "verified backups come next")]
+/// The digests that [`hash`] has left in a span.
+pub(crate) fn digests(span: &Span) -> Vec<Digest> {
+    let each = |bytes: &[u8]| {
+        let word = |at: usize| bytes[8 * at..].iter().take(8).rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        Digest { low: word(0), high: word(1), word: word(2), varies: word(3) }
+    };
+    span.read(|bytes| bytes.chunks_exact(size_of::<Digest>()).map(each).collect())
+}
+
 /// A signal makes tmpfs give the whole step up, so steps are small: a profiler's timer must not stop a large file for ever.
 const ALLOCATED_AT_ONCE: libc::off_t = 32 << 20;
 
@@ -388,6 +419,11 @@ impl Driver for Counted {
     unsafe fn copy_to_device(&self, stream: Stream, dst: Addr, src: *const u8, len: u64) -> DriverResult<()> {
         // SAFETY: the caller's promise is passed on unchanged.
         unsafe { self.count().copy_to_device(stream, dst, src, len) }
+    }
+
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
+        // SAFETY: the caller's promise is passed on unchanged.
+        unsafe { self.count().hash(stream, src, len, page, out) }
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {

@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverErrorKind, DriverResult, Event, Physical, ProgramStream, Stream,
 };
@@ -37,6 +38,7 @@ pub fn questions<D: Driver>() -> Vec<(&'static str, Question<D>)> {
         ("copies", copies),
         ("copies_across_mappings", copies_across_mappings),
         ("fills", fills),
+        ("hashes", hashes),
         ("registration", registration),
         ("synchronize", synchronize),
         ("dead_handles", dead_handles),
@@ -418,6 +420,54 @@ pub fn fills<D: Driver>(driver: &D) {
     assert!(read(driver, memory.addr, memory.size) == expected, "a fill missed bytes, or touched others");
     driver.close_stream(stream).unwrap();
     memory.drop(driver);
+}
+
+/// Digests are those of the definition, page by page, at the end of a range and across mappings; or the driver says that it cannot.
+pub fn hashes<D: Driver>(driver: &D) {
+    let memory = Memory::new(driver, 2);
+    let bytes = pattern(memory.size, 10);
+    write(driver, memory.addr, &bytes);
+    let Some(whole) = hash(driver, memory.addr, memory.size, memory.size) else { return memory.drop(driver) };
+    assert_eq!(whole, [Digest::of(&bytes)]);
+    for (at, len, page) in [(0u64, memory.size, 4096u64), (16, 1, 16), (48, 4099, 1024), (32, memory.size - 39, 65_552)]
+    {
+        let found = hash(driver, memory.addr.offset(at), len, page).unwrap();
+        let pages = bytes[at as usize..(at + len) as usize].chunks(page as usize);
+        assert!(found.into_iter().eq(pages.map(Digest::of)), "{len} bytes at {at} by {page}");
+    }
+    write(driver, memory.addr, &vec![7; memory.size as usize]);
+    let same = hash(driver, memory.addr, memory.size, 4096).unwrap();
+    assert!(same.iter().all(|digest| digest.constant() == Some(0x0707_0707_0707_0707)));
+    assert!(hash(driver, memory.addr, 0, 4096).unwrap().is_empty());
+    let stream = driver.open_stream(HERE).unwrap();
+    let mut out = [Digest::default(); 1];
+    // SAFETY: refused calls write nothing.
+    unsafe {
+        invalid(
+            driver.hash(stream, memory.addr.offset(8), 16, 16, out.as_mut_ptr()),
+            "a start that is no multiple of 16",
+        );
+        invalid(driver.hash(stream, memory.addr, 16, 8, out.as_mut_ptr()), "a page that is no multiple of 16");
+        invalid(driver.hash(stream, memory.addr, 16, 0, out.as_mut_ptr()), "pages of nothing");
+    }
+    driver.close_stream(stream).unwrap();
+    memory.drop(driver);
+}
+
+/// The digests of a range; `None` if the driver does not hash.
+fn hash<D: Driver>(driver: &D, src: Addr, len: u64, page: u64) -> Option<Vec<Digest>> {
+    let stream = driver.open_stream(HERE).unwrap();
+    let mut out = vec![Digest::default(); len.div_ceil(page) as usize];
+    // SAFETY: `out` outlives the wait that follows, and is not touched before.
+    let queued = unsafe { driver.hash(stream, src, len, page, out.as_mut_ptr()) };
+    if queued.as_ref().is_err_and(|error| error.kind == DriverErrorKind::Unsupported) {
+        driver.close_stream(stream).unwrap();
+        return None;
+    }
+    queued.unwrap();
+    pass(driver, stream).unwrap();
+    driver.close_stream(stream).unwrap();
+    Some(out)
 }
 
 /// Registered host memory carries copies both ways; it is unregistered once.

@@ -226,6 +226,26 @@ impl Machine {
         self.submit(stream, NodeKind::Host, Work::Host(function)).map(drop)
     }
 
+    /// Puts hashing on the stream: one digest per `page` bytes of `len` at `src`, written to `out` on the host or the device.
+    ///
+    /// # Safety
+    /// If `out` is no memory of a device, it is host memory with room for the digests until the stream has passed the work.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` if `src` or `page` is no multiple of 16, or `page` is 0; capture prohibitions; the device's sticky error.
+    pub unsafe fn hash(&self, stream: StreamId, src: u64, len: u64, page: u64, out: u64) -> Result<()> {
+        self.core().check_alive(self.stream(stream)?.device)?;
+        if !src.is_multiple_of(16) || !page.is_multiple_of(16) || page == 0 {
+            return Err(
+                Code::INVALID_VALUE.because(format!("hashing at {src:#x} by {page} bytes: not multiples of 16"))
+            );
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        self.submit(stream, NodeKind::Kernel, Work::Hash { src, len, page, out }).map(drop)
+    }
+
     /// Puts a closure on the stream, as a kernel launch would be.
     ///
     /// # Errors

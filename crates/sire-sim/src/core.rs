@@ -13,6 +13,7 @@ use crate::options::Options;
 use crate::space::{Maker, Mapping, Space};
 use crate::sys;
 use crate::types::{Copy2d, Pattern, Prot};
+use sire_core::digest::Digest;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -39,6 +40,8 @@ pub enum Work {
     Staged { copy: Copy2d, bytes: Arc<[u8]> },
     /// Rows of a pattern; `width` in elements.
     Fill { dst: u64, pitch: u64, pattern: Pattern, width: u64, height: u64 },
+    /// Digests of `len` bytes at `src`, one per `page` bytes, to `out` (host or device memory).
+    Hash { src: u64, len: u64, page: u64, out: u64 },
     /// A host function.
     Host(HostFn),
     /// A closure.
@@ -54,6 +57,7 @@ impl fmt::Debug for Work {
         match self {
             Work::Copy(copy) | Work::Staged { copy, .. } => f.debug_tuple("Copy").field(copy).finish(),
             Work::Fill { dst, width, .. } => write!(f, "Fill({dst:#x}, {width})"),
+            Work::Hash { src, len, .. } => write!(f, "Hash({src:#x}, {len})"),
             Work::Host(_) => f.write_str("Host"),
             Work::Kernel(_) => f.write_str("Kernel"),
             Work::Graph(nodes) => write!(f, "Graph({})", nodes.len()),
@@ -325,6 +329,39 @@ impl Core {
         Ok(())
     }
 
+    /// Writes the digest of each page of `(src, len)` to `out`; host ranges are taken on trust.
+    fn hash(&self, device: u32, (src, len): (u64, u64), page: u64, out: u64) -> Done {
+        let mut buffer = Vec::new();
+        for (index, at) in (0..len).step_by(page as usize).enumerate() {
+            let digest = self.digest(device, src + at, page.min(len - at), &mut buffer)?;
+            self.put_digest(device, out + (index * size_of::<Digest>()) as u64, &digest)?;
+        }
+        Ok(())
+    }
+
+    fn put_digest(&self, device: u32, out: u64, digest: &Digest) -> Done {
+        self.copy(device, out, std::ptr::from_ref(digest) as u64, size_of::<Digest>() as u64, false)
+    }
+
+    /// The digest of one page; `buffer` is for pages that lie in several mappings.
+    fn digest(&self, device: u32, src: u64, len: u64, buffer: &mut Vec<u8>) -> std::result::Result<Digest, Code> {
+        if !self.visible(src, len) {
+            return Err(Code::ILLEGAL_ADDRESS);
+        }
+        let space = self.space();
+        let (from, run) = self.view(&space, src, len, device, false, false)?;
+        if run == len {
+            // SAFETY: `len` bytes are mapped readable there, and stay so while `space` is read-locked. A program that writes to what it lets be
+            // hashed gets an undefined digest, as on a device.
+            let page = unsafe { std::slice::from_raw_parts(from as *const u8, len as usize) };
+            return Ok(Digest::of(page));
+        }
+        drop(space);
+        buffer.resize(len as usize, 0);
+        self.copy(device, buffer.as_mut_ptr() as u64, src, len, false)?;
+        Ok(Digest::of(buffer))
+    }
+
     /// Carries out one operation; says what went wrong.
     pub fn run(&self, device: u32, work: &Work) -> Done {
         match work {
@@ -344,6 +381,7 @@ impl Core {
             Work::Fill { dst, pitch, pattern, width, height } => {
                 (0..*height).try_for_each(|row| self.fill(device, dst + row * pitch, *pattern, *width))
             }
+            Work::Hash { src, len, page, out } => self.hash(device, (*src, *len), *page, *out),
             Work::Host(function) => {
                 function();
                 Ok(())
@@ -364,6 +402,14 @@ impl Core {
             Work::Fill { dst, pitch, pattern, width, height } => {
                 let len = width * pattern.width();
                 (0..*height).try_for_each(|row| self.check_hollow(device, dst + row * pitch, len, true))
+            }
+            // Every page has a digest of its own, which never changes.
+            Work::Hash { src, len, page, out } => {
+                self.check_hollow(device, *src, *len, false)?;
+                (0..len.div_ceil(*page)).try_for_each(|index| {
+                    let digest = Digest { low: src + index * page, high: *len, word: 0, varies: 1 };
+                    self.put_digest(device, out + index * size_of::<Digest>() as u64, &digest)
+                })
             }
             _ => Ok(()),
         }

@@ -19,6 +19,11 @@ impl Core {
             Work::Graph(nodes) => return nodes.iter().for_each(|node| self.add_steps(clock, device, node, steps)),
             Work::Empty | Work::Host(_) => Step::by_itself(0),
             Work::Kernel(_) => Step::by_itself(profile::picos(copies.kernel_us)),
+            // A copy on the device moves each byte twice, so reading goes at twice its rate.
+            Work::Hash { src, len, .. } => {
+                let work = moving(clock, *len, 2.0 * copies.on_device_gb_s);
+                Step { engine: Some((device, Engine::OnDevice)), work, touches: [(*src, *len), (0, 0)] }
+            }
             Work::Copy(copy) => self.copy_step(clock, device, copy),
             Work::Staged { copy, .. } => self.copy_step(clock, device, copy),
             Work::Fill { dst, pitch, pattern, width, height } => {

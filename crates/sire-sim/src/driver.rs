@@ -8,6 +8,7 @@ use crate::error::{Code, SimError};
 use crate::machine::Machine;
 use crate::options::Options;
 use crate::types::{AccessDesc, CaptureStatus, Copy2d, EventId, NodeKind, Pattern, PhysicalId, Prot, StreamId};
+use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
     ProgramStream, Stream,
@@ -202,6 +203,13 @@ impl Driver for SimDriver {
     fn fill(&self, stream: Stream, dst: Addr, len: u64, byte: u8) -> DriverResult<()> {
         self.call("fill", "cuMemsetD8Async", len, |machine| {
             machine.memset_async(dst.0, Pattern::U8(byte), len, StreamId(stream.0))
+        })
+    }
+
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
+        self.call("hash", "cuLaunchKernel", len, |machine| {
+            // SAFETY: the caller keeps room for the digests until the stream has passed the work.
+            unsafe { machine.hash(StreamId(stream.0), src.0, len, page, out as u64) }
         })
     }
 

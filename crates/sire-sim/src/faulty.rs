@@ -5,6 +5,7 @@
 //! then once per pair of calls.
 
 use crate::core::locked;
+use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
     ProgramStream, Stream,
@@ -219,6 +220,12 @@ impl<D: Driver> Driver for Faulty<D> {
         self.enter("copy_to_device")?;
         // SAFETY: the caller's guarantee, passed on.
         unsafe { self.inner.copy_to_device(stream, dst, src, len) }
+    }
+
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
+        self.enter("hash")?;
+        // SAFETY: the caller's guarantee, passed on.
+        unsafe { self.inner.hash(stream, src, len, page, out) }
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {

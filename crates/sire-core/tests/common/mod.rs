@@ -6,6 +6,7 @@
 //! Every verb is numbered; a plan says which numbers fail.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use sire_core::digest::Digest;
 use sire_core::driver::*;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -35,6 +36,7 @@ enum Op {
     Out { dst: usize, src: u64, len: u64 },
     In { dst: u64, src: usize, len: u64 },
     Fill { dst: u64, len: u64, byte: u8 },
+    Hash { src: u64, len: u64, page: u64, out: usize },
     Mark { event: u64, ticket: u64 },
 }
 
@@ -56,6 +58,7 @@ struct State {
     faults: BTreeMap<u64, DriverErrorKind>,
     fail_verb: Option<(&'static str, DriverErrorKind)>,
     registration: bool,
+    hashing: bool,
     capturing: bool,
 }
 
@@ -117,6 +120,17 @@ impl State {
                 }
             }),
             Op::Fill { dst, len, byte } => self.touch(device, dst, len, |bytes, _| bytes.fill(byte)),
+            Op::Hash { src, len, page, out } => {
+                let mut bytes = vec![0; len as usize];
+                let read = self.touch(device, src, len, |part, at| {
+                    bytes[at as usize..at as usize + part.len()].copy_from_slice(part);
+                });
+                for (index, page) in bytes.chunks(page as usize).enumerate().filter(|_| read.is_ok()) {
+                    // SAFETY: the caller of `hash` keeps room for the digests valid until its stream has passed.
+                    unsafe { (out as *mut Digest).add(index).write(Digest::of(page)) };
+                }
+                read
+            }
             Op::Mark { event, ticket } => {
                 if let Some(state) = self.events.get_mut(&event) {
                     state.2 = ticket;
@@ -169,7 +183,7 @@ fn invalid<T>(verb: &'static str, message: impl Into<String>) -> DriverResult<T>
 
 impl MemDriver {
     pub fn new(capacity: u64) -> MemDriver {
-        let state = State { capacity, registration: true, next: 16, ..State::default() };
+        let state = State { capacity, registration: true, hashing: true, next: 16, ..State::default() };
         MemDriver(Mutex::new(state))
     }
 
@@ -214,6 +228,11 @@ impl MemDriver {
     /// Every later call of `verb` fails, until `None`.
     pub fn fail_always(&self, verb: Option<(&'static str, DriverErrorKind)>) {
         self.peek_state().fail_verb = verb;
+    }
+
+    /// Whether the driver can hash.
+    pub fn set_hashing(&self, hashing: bool) {
+        self.peek_state().hashing = hashing;
     }
 
     pub fn pending_faults(&self) -> usize {
@@ -464,6 +483,19 @@ impl Driver for MemDriver {
         let mut state = self.begin("fill")?;
         let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("fill", "not open") };
         queue.1.push_back(Op::Fill { dst: dst.0, len, byte });
+        Ok(())
+    }
+
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
+        let mut state = self.begin("hash")?;
+        if !state.hashing {
+            return Err(error(DriverErrorKind::Unsupported, "hash", "this driver does not hash"));
+        }
+        if !src.0.is_multiple_of(16) || !page.is_multiple_of(16) || page == 0 {
+            return invalid("hash", "not a multiple of 16");
+        }
+        let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("hash", "not open") };
+        queue.1.push_back(Op::Hash { src: src.0, len, page, out: out as usize });
         Ok(())
     }
 
