@@ -287,7 +287,8 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     fn fill(&self, stream: Stream, dst: Addr, len: u64, byte: u8) -> DriverResult<()>;
 
     /// Queues hashing of `len` bytes on the device, in pages of `page` bytes (the last may be shorter): `out` gets one digest
-    /// per page. `src` and `page` are multiples of 16. Bytes up to the next multiple of 16 may be read, and do not count.
+    /// per page. `src` and `page` are multiples of 16. With a `len` of 0 only what hashing needs is made ready (code and buffers on the
+    /// device), so that it is there when memory is short. Bytes up to the next multiple of 16 may be read, and do not count.
     ///
     /// # Safety
     /// As many digests as there are pages can be written at `out`, and nobody else touches them, until `stream` has passed the work.
@@ -295,7 +296,11 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// `Unsupported` if the driver cannot hash on that device, now or ever: callers copy and compare. `Invalid` for a bad alignment, or if
     /// the device range is not mapped with access (a driver may also report that later, as `Lost`).
-    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()>;
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
+        let _ = (stream, src, len, page, out);
+        let message = "this driver does not hash".to_owned();
+        Err(DriverError { kind: DriverErrorKind::Unsupported, verb: "hash", code: 0, message })
+    }
 
     /// Makes a host range known to the driver ("pins" it), so that copies are asynchronous and fast.
     ///

@@ -4,12 +4,13 @@ use crate::driver::{Addr, Device, Driver};
 use crate::error::{Error, Result, Status};
 use crate::extent::{self, Extent};
 use crate::heap::Heap;
+use crate::pages::Pages;
 use crate::ranges::Ranges;
 use crate::raw::Counted;
 use crate::region::Regions;
 use crate::settings::Settings;
 use crate::stats;
-use crate::sync::{AtomicU64, Ordering, lock};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::tier::{disk::DiskTier, host::HostTier};
 use crate::trace::{self, Event, Tracer, Verb};
 use crate::transfer::Lanes;
@@ -47,6 +48,8 @@ impl Engine {
             heap: Heap::new(Arc::clone(&driver), settings),
             disk: DiskTier::default(),
             lanes: Lanes::new(driver),
+            pages: Pages::default(),
+            hashing: Mutex::default(),
             cancels: AtomicU64::new(0),
         };
         Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0), trace: Tracer::default() }
@@ -136,6 +139,9 @@ impl Engine {
         let addr = self.machine.heap.allocate(request, &region)?;
         if !request.capturing {
             self.machine.host.prepare();
+            if matches!(region.policy.clean, Clean::Declared | Clean::Verified) {
+                self.machine.prepare_hash(request.device);
+            }
         }
         self.allocated.fetch_add(1, Ordering::Relaxed);
         Ok(addr)
@@ -245,20 +251,21 @@ impl Engine {
         Ok((extent, addr.0 - offset..end - offset))
     }
 
-    /// The host backup of `[addr, addr + len)`, inside one allocation; `None` if there is none, or it is not contiguous.
+    /// The host backup of `[addr, addr + len)`, inside one allocation; `None` if there is none in host memory. Where it is not contiguous
+    /// (pages that are constant, or shared with other backups) this is a copy that lives as long as the view.
     ///
     /// # Errors
-    /// `UnknownAddress` unless the range lies inside one allocation; `Busy` during a transition.
+    /// `UnknownAddress` unless the range lies inside one allocation; `Busy` during a transition; `OutOfBackupSpace` for a copy.
     pub fn backup(&self, addr: Addr, len: u64) -> Result<Option<BackupView>> {
         let (extent, range) = self.range(addr, len)?;
-        let found = extent.chunks(|chunks| {
-            let span = extent::contiguous(chunks, &range)?;
-            span.keeper().lend();
-            Some(span)
-        });
+        let found = extent.chunks(|chunks| extent::held(chunks, &range));
         let busy = || Error::new(Status::Busy, format!("the allocation at {addr:?} is being paused or resumed"));
-        let view = |span: crate::raw::Span| BackupView { ptr: span.ptr(), len, keep: Arc::new(span) };
-        Ok(found.ok_or_else(busy)?.map(view))
+        let Some(parts) = found.ok_or_else(busy)? else { return Ok(None) };
+        let span = match extent::contiguous(&parts) {
+            Some(span) => span,
+            None => self.machine.assemble(&parts, len)?,
+        };
+        Ok(Some(BackupView { ptr: span.ptr(), len, keep: Arc::new(span) }))
     }
 
     /// Gives `peer` access to present and future memory on `device`.

@@ -8,6 +8,7 @@
 
 use crate::driver::{Addr, Device, Physical, ProgramStream};
 use crate::ranges::Ranges;
+use crate::raw::Span;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::terms::RegionId;
 use crate::tier::{Place, Segment};
@@ -463,25 +464,46 @@ impl Drop for Claim {
     }
 }
 
-/// The host memory of `[range.start, range.end)` if one contiguous piece of it holds all of it.
-pub(crate) fn contiguous(chunks: &[Chunk], range: &Range<u64>) -> Option<crate::raw::Span> {
-    let mut found: Option<crate::raw::Span> = None;
+/// Bytes of a backup that can be read at once.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// They are in host memory.
+    Span(Span),
+    /// They are a word again and again: so many bytes of it.
+    Repeated(u64, u64),
+}
+
+/// What holds `[range.start, range.end)`, in order, lent from now on; `None` if some of it has no backup, or is outside host memory.
+pub(crate) fn held(chunks: &[Chunk], range: &Range<u64>) -> Option<Vec<Held>> {
+    let mut parts = Vec::new();
     let mut reached = range.start;
     let segments = chunks.iter().flat_map(|chunk| &chunk.segments);
-    for segment in segments.filter(|s| s.offset < range.end && range.start < s.offset + s.len) {
-        let Place::Host(span) = &segment.place else { return None };
-        let (from, to) = (segment.offset.max(range.start), (segment.offset + segment.len).min(range.end));
-        let part = span.part(from - segment.offset, to - from)?;
+    for segment in segments.filter(|s| s.offset < range.end && range.start < s.end()) {
+        let (from, to) = (segment.offset.max(range.start), segment.end().min(range.end));
         if from != reached {
             return None;
         }
-        found = Some(match found {
-            None => part,
-            Some(before) => before.joined(&part)?,
+        let at = from - segment.offset;
+        parts.push(match &segment.place {
+            Place::Host(span) => Held::Span(span.part(at, to - from)?),
+            Place::Constant(word) => Held::Repeated(word.rotate_right(8 * (at % 8) as u32), to - from),
+            Place::Disk { .. } => return None,
         });
         reached = to;
     }
-    found.filter(|_| reached == range.end)
+    let spans = parts.iter().filter_map(|part| if let Held::Span(span) = part { Some(span) } else { None });
+    spans.for_each(|span| span.keeper().lend());
+    (reached == range.end && !parts.is_empty()).then_some(parts)
+}
+
+/// One piece of host memory that is all of it, if there is one.
+pub(crate) fn contiguous(parts: &[Held]) -> Option<Span> {
+    let (first, rest) = parts.split_first()?;
+    let Held::Span(first) = first else { return None };
+    rest.iter().try_fold(first.clone(), |whole, part| match part {
+        Held::Span(span) => whole.joined(span),
+        Held::Repeated(..) => None,
+    })
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]

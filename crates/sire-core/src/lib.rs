@@ -10,6 +10,7 @@
 //! registry, region          address -> extent; tags, policies, threads inside, state
 //! extent                    one reservation and its chunks: where each byte is
 //! transfer                  pipelined copies between a device and the tiers
+//! pages                     which pages of content host memory has already
 //! tier                      where backups are: host memory, disk
 //! raw                       the only file with unsafe code: host pages, copies, preallocation
 //! driver                    the trait: what the engine asks of a GPU
@@ -28,6 +29,7 @@ mod clock;
 mod extent;
 mod heap;
 mod notices;
+mod pages;
 mod ranges;
 mod raw;
 mod region;

@@ -5,12 +5,14 @@
 //! under way, and *leaks* it unless it is told that the copy has landed. So pages can be unmapped only
 //! after every copy that touches them is known to be done. Bytes are only ever reached through raw
 //! pointers or for the length of one call, and a range belongs to one segment of one claimed
-//! extent (or to one staging buffer of one lane), so two copies never meet in it.
+//! extent (or to one staging buffer of one lane), so two copies never meet in it. A range that several segments share
+//! ([`pages`](crate::pages)) is lent, and what is lent is only read.
 #![allow(unsafe_code)]
 
 use crate::digest::Digest;
 use crate::driver::{
-    Access, Addr, Device, Driver, DriverError, DriverResult, Event, MemoryInfo, Physical, ProgramStream, Stream,
+    Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
+    ProgramStream, Stream,
 };
 use crate::error::Result;
 use crate::sync::{Mutex, lock};
@@ -18,8 +20,8 @@ use memmap2::{Advice, MmapMut, MmapRaw};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Huge pages are this large; pages start at a multiple of it.
 const HUGE: usize = 2 << 20;
@@ -186,6 +188,11 @@ impl Span {
         same.then(|| Span { keeper: Arc::clone(&self.keeper), start: self.start, len: self.len + next.len })
     }
 
+    /// A reference that keeps nothing alive.
+    pub(crate) fn downgrade(&self) -> SpanRef {
+        SpanRef { keeper: Arc::downgrade(&self.keeper), start: self.start, len: self.len }
+    }
+
     /// Bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
@@ -235,6 +242,33 @@ impl Span {
     pub(crate) fn write<R>(&self, with: impl FnOnce(&mut [u8]) -> R) -> R {
         // SAFETY: as in `read`; nobody else reads or writes the range meanwhile.
         with(unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len as usize) })
+    }
+}
+
+/// A piece of host memory that may be gone.
+#[derive(Debug)]
+pub(crate) struct SpanRef {
+    keeper: Weak<dyn Keeper>,
+    start: u64,
+    len: u64,
+}
+
+impl SpanRef {
+    /// The span, if it is still there.
+    pub(crate) fn upgrade(&self) -> Option<Span> {
+        Some(Span { keeper: self.keeper.upgrade()?, start: self.start, len: self.len })
+    }
+
+    /// Whether it is still there.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.keeper.strong_count() > 0
+    }
+
+    /// Whether it is this very span.
+    pub(crate) fn is(&self, span: &Span) -> bool {
+        std::ptr::addr_eq(self.keeper.as_ptr(), Arc::as_ptr(&span.keeper))
+            && self.start == span.start
+            && self.len == span.len
     }
 }
 
@@ -311,7 +345,6 @@ pub(crate) fn block_signals() {
     }
 }
 
-#[expect(dead_code, reason = "verified backups come next")]
 /// Queues hashing of `len` bytes at `src`: the span gets a digest per `page`. `None` if it is too short for them.
 pub(crate) fn hash(
     driver: &dyn Driver,
@@ -319,19 +352,25 @@ pub(crate) fn hash(
     (src, len): (Addr, u64),
     page: u64,
     span: Span,
-) -> Option<DriverResult<Flight>> {
+) -> DriverResult<Flight> {
     let fits = len.div_ceil(page) * size_of::<Digest>() as u64 <= span.len;
     let out = span.ptr().cast::<Digest>();
     if !fits || !out.is_aligned() {
-        return None;
+        let message = format!("the digests of {len} bytes do not fit into {} bytes", span.len);
+        return Err(DriverError { kind: DriverErrorKind::Invalid, verb: "hash", code: 0, message });
     }
     // SAFETY: the span has room for the digests (checked) and keeps it mapped; the `Flight` keeps the span until the work is
     // done; it is a staging buffer, so nobody else touches it.
-    let queued = unsafe { driver.hash(stream, src, len, page, out) };
-    Some(queued.map(|()| Flight(Some(span))))
+    unsafe { driver.hash(stream, src, len, page, out)? };
+    Ok(Flight(Some(span)))
 }
 
-#[expect(dead_code, reason = "verified backups come next")]
+/// Has the driver make ready what hashing on the stream's device needs.
+pub(crate) fn prepare_hash(driver: &dyn Driver, stream: Stream) -> DriverResult<()> {
+    // SAFETY: hashing of no bytes writes no digest.
+    unsafe { driver.hash(stream, Addr(0), 0, 16, std::ptr::NonNull::dangling().as_ptr()) }
+}
+
 /// The digests that [`hash`] has left in a span.
 pub(crate) fn digests(span: &Span) -> Vec<Digest> {
     let each = |bytes: &[u8]| {

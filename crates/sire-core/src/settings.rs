@@ -40,9 +40,9 @@ impl Settings {
         Settings { chunk, small, copy_piece, host_unit, host_threads, config: Mutex::new(config) }
     }
 
-    /// Content is judged by pages of this length.
+    /// Content is judged by pages of this length, a multiple of 16.
     pub(crate) fn page(&self) -> u64 {
-        PAGE.min(self.copy_piece)
+        PAGE.min(self.copy_piece) & !15
     }
 
     /// Applies a change; sizes stay as they are.

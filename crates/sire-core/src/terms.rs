@@ -199,7 +199,7 @@ pub struct Report {
     pub bytes_clean: u64,
     /// Bytes that were hashed or compared to find out (pause).
     pub bytes_hashed: u64,
-    /// Bytes that repeat one 8-byte pattern and need no room in a backup (pause).
+    /// Bytes that were found to repeat one 8-byte pattern and take no room in a backup (pause); bytes filled with one (resume).
     pub bytes_constant: u64,
     /// Bytes that another backup of this process has already, page by page, and that share its room (pause).
     pub bytes_shared: u64,
@@ -224,6 +224,7 @@ impl Report {
         self.bytes_recycled += part.bytes_recycled;
         self.bytes_copied += part.bytes_copied;
         self.bytes_zeroed += part.bytes_zeroed;
+        self.bytes_constant += part.bytes_constant;
     }
 }
 

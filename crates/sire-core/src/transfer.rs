@@ -47,6 +47,14 @@ impl Lanes {
         lock(&self.idle).entry(lane.device).or_default().push(lane);
     }
 
+    /// Has the driver make ready what hashing on `device` needs. Best effort: what fails here is tried again when it is needed.
+    pub(crate) fn prepare_hash(&self, device: Device) {
+        if let Ok(lane) = self.take(device) {
+            let _ = raw::prepare_hash(&*self.driver, lane.stream);
+            self.put(lane);
+        }
+    }
+
     fn open(&self, device: Device) -> Result<Lane> {
         let driver = &*self.driver;
         let stream = driver.open_stream(device)?;
@@ -112,6 +120,12 @@ impl<'a, T> Pipe<'a, T> {
         broken.error
     }
 
+    /// Sends for the digests of `(src, len)`, one per `page`. The pipe must not be full.
+    pub(crate) fn send_hash(&mut self, range: (Addr, u64), page: u64, span: Span, ticket: T) -> DriverResult<()> {
+        let flight = raw::hash(self.driver, self.lane.stream, range, page, span)?;
+        self.mark(flight, ticket)
+    }
+
     fn mark(&mut self, flight: Flight, ticket: T) -> DriverResult<()> {
         let place = self.next_place();
         if let Err(error) = self.driver.record(self.lane.events[place], self.lane.stream) {
@@ -123,9 +137,9 @@ impl<'a, T> Pipe<'a, T> {
         Ok(())
     }
 
-    /// Fills device memory with zeros.
-    pub(crate) fn zero(&mut self, dst: Addr, len: u64) -> DriverResult<()> {
-        self.driver.fill(self.lane.stream, dst, len, 0)?;
+    /// Fills device memory with a byte.
+    pub(crate) fn fill(&mut self, dst: Addr, len: u64, byte: u8) -> DriverResult<()> {
+        self.driver.fill(self.lane.stream, dst, len, byte)?;
         self.unmarked = true;
         Ok(())
     }

@@ -127,6 +127,38 @@ fn short_declared(life: &mut Life) {
     clean(life, Clean::Declared, Backup::Host);
 }
 
+fn short_verified(life: &mut Life) {
+    clean(life, Clean::Verified, Backup::Host);
+}
+
+fn short_verified_on_disk(life: &mut Life) {
+    clean(life, Clean::Verified, Backup::Disk);
+}
+
+fn short_paranoid(life: &mut Life) {
+    clean(life, Clean::Paranoid, Backup::Host);
+}
+
+/// Constant pages, and pages that two regions have in common, before and after one of them changes.
+fn short_shared(life: &mut Life) {
+    let policy = Policy { backup: Backup::Host, clean: Clean::Verified, ..Policy::default() };
+    let regions = [life.world.region("one", policy), life.world.region("other", policy)];
+    let content: Vec<u8> = (0..CHUNK).map(|i| (i / 13 % 251) as u8).collect();
+    let addrs = regions.map(|region| life.allocate(region, CHUNK + GRANULARITY));
+    let half = CHUNK / 2;
+    for addr in addrs {
+        life.world.write_repeated(addr, &content);
+        life.world.write_constant(addr, half, half, [0, 1, 2, 3, 4, 5, 6, 7]);
+        life.pause(&Selection::All);
+        life.resume(&Selection::All);
+    }
+    life.world.write_part(addrs[0], 1, 1);
+    life.pause(&Selection::All);
+    life.step("free", |world| world.free(addrs[0]));
+    life.resume(&Selection::All);
+    life.world.check();
+}
+
 fn short_declared_on_disk(life: &mut Life) {
     clean(life, Clean::Declared, Backup::Disk);
 }
@@ -187,9 +219,20 @@ fn every_call_of_the_long_life_fails_once() {
 
 #[test]
 fn every_call_of_the_short_lives_fails_once() {
-    [short_host, short_disk, short_mixed, short_declared, short_declared_on_disk, short_dead]
-        .into_iter()
-        .for_each(every_call);
+    [
+        short_host,
+        short_disk,
+        short_mixed,
+        short_declared,
+        short_declared_on_disk,
+        short_verified,
+        short_verified_on_disk,
+        short_paranoid,
+        short_shared,
+        short_dead,
+    ]
+    .into_iter()
+    .for_each(every_call);
 }
 
 #[test]
@@ -209,7 +252,9 @@ fn every_pair_of_calls_fails_in_a_mixture() {
 
 #[test]
 fn pairs_of_calls_fail_with_clean_backups() {
-    every_pair(short_declared, DriverErrorKind::Other, if is_full() { 1 } else { 29 });
+    for script in [short_declared, short_verified, short_verified_on_disk, short_paranoid, short_shared] {
+        every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 61 });
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ enum Step {
         capturing: bool,
     },
     Write(usize),
+    /// The same bytes for every allocation: pages of one word, and pages that allocations have in common.
+    WriteAlike(usize, bool),
     WritePart {
         which: usize,
         from: u64,
@@ -55,15 +57,22 @@ enum Step {
     Backup(usize),
     Peer(u32),
     Enter(usize),
+    /// Whether the driver can hash.
+    Hashing(bool),
 }
 
-const TAGS: [&str; 7] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g"];
+const TAGS: [&str; 10] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g", "a/h", "d/i", "g/j"];
 const SELECTIONS: [Option<&str>; 6] = [None, Some("a"), Some("a/b"), Some("d"), Some("e"), Some("g")];
 
 fn policy(index: usize) -> Policy {
     use Backup::{Disk, Host, None};
-    let backup = [Host, None, Disk, Host, None, Host, Disk][index];
-    let clean = if index < 5 { Clean::No } else { Clean::Declared };
+    let backup = [Host, None, Disk, Host, None, Host, Disk, Host, Disk, Host][index];
+    let clean = match index {
+        0..5 => Clean::No,
+        5 | 6 => Clean::Declared,
+        7 | 8 => Clean::Verified,
+        _ => Clean::Paranoid,
+    };
     Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2, clean }
 }
 
@@ -77,6 +86,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => place.prop_map(|(region, device, stream, size, capturing)| Step::Allocate { region, device, stream, size, capturing }),
         4 => any::<usize>().prop_map(Step::Write),
+        2 => any::<(usize, bool)>().prop_map(|(which, constant)| Step::WriteAlike(which, constant)),
+        1 => any::<bool>().prop_map(Step::Hashing),
         3 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK).prop_map(|(which, from, len)| Step::WritePart { which, from, len }),
         3 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, capturing)| Step::Free { which, capturing }),
         1 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK, any::<bool>())
@@ -136,6 +147,13 @@ impl Life {
                     self.world.write(addr);
                 }
             }
+            Step::WriteAlike(which, constant) => {
+                if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
+                    let common: Vec<u8> = (0..6007_u32).map(|i| (i / 23) as u8).collect();
+                    self.world.write_repeated(addr, if constant { b"\x00\x3c" } else { &common });
+                }
+            }
+            Step::Hashing(hashing) => self.world.driver.set_hashing(hashing),
             Step::WritePart { which, from, len } => {
                 if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
                     let size = self.world.twins[&addr].bytes.len() as u64;

@@ -9,7 +9,6 @@ use cudarc::driver::sys::{
     CUmemAllocationGranularity_flags, CUmemAllocationHandleType, CUmemAllocationProp, CUmemAllocationType,
     CUmemLocation, CUmemLocationType, CUstream_flags,
 };
-use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
     ProgramStream, Stream,
@@ -469,11 +468,6 @@ impl Driver for CudaDriver {
             memset_d8_async(dst.0, byte, len as usize, stream.0 as Opaque),
             "filling {len} bytes at {dst:?}"
         )
-    }
-
-    unsafe fn hash(&self, _: Stream, _: Addr, _: u64, _: u64, _: *mut Digest) -> DriverResult<()> {
-        let message = "hashing on the device is not there yet".to_owned();
-        Err(DriverError { kind: DriverErrorKind::Unsupported, verb: "hash", code: 0, message })
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::raw::Span;
 use crate::sync::{Mutex, lock};
 use disk::DiskFile;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where one segment of a backup is.
@@ -19,6 +20,27 @@ pub(crate) enum Place {
     Host(Span),
     /// In a file, with its checksum.
     Disk { file: Arc<DiskFile>, at: u64, sum: u32 },
+    /// Nowhere: the bytes are this word (little-endian) again and again.
+    Constant(u64),
+}
+
+/// What tells a page's content: the two halves of its digest.
+pub(crate) type PageId = (u64, u64);
+
+/// `range`, cut at multiples of `page`.
+pub(crate) fn page_cuts(range: &Range<u64>, page: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+    let (end, mut at) = (range.end, range.start);
+    std::iter::from_fn(move || {
+        let cut = at..end.min((at / page + 1) * page);
+        at = cut.end;
+        (!cut.is_empty()).then_some(cut)
+    })
+}
+
+/// The bytes of a constant, repeated to `bytes`' length.
+pub(crate) fn repeat(word: u64, bytes: &mut [u8]) {
+    let word = word.to_le_bytes();
+    bytes.chunks_mut(8).for_each(|part| part.copy_from_slice(&word[..part.len()]));
 }
 
 /// Bytes `[offset, offset + len)` of an extent, and where they are (or will be) saved.
@@ -29,12 +51,14 @@ pub(crate) struct Segment {
     pub(crate) place: Place,
     /// Whether the bytes have arrived there. On a chunk whose bytes are on the device: whether they are known to be the same still.
     pub(crate) filled: bool,
+    /// What is known of the content of its [pages](page_cuts), once it is filled; of none, if this is empty.
+    pub(crate) pages: Vec<Option<PageId>>,
 }
 
 impl Segment {
     /// Room that nothing has arrived in yet.
-    pub(crate) fn new(range: &std::ops::Range<u64>, place: Place) -> Segment {
-        Segment { offset: range.start, len: range.end - range.start, place, filled: false }
+    pub(crate) fn new(range: &Range<u64>, place: Place) -> Segment {
+        Segment { offset: range.start, len: range.end - range.start, place, filled: false, pages: Vec::new() }
     }
 
     /// Where the segment ends.
@@ -42,41 +66,69 @@ impl Segment {
         self.offset + self.len
     }
 
-    /// Whether it may be written again where it is: nobody else reads it there.
-    pub(crate) fn is_writable(&self) -> bool {
-        match &self.place {
-            Place::Host(span) => !span.keeper().is_lent(),
-            Place::Disk { .. } => true,
-        }
+    /// The byte that it repeats, if it is a constant of one byte.
+    pub(crate) fn byte(&self) -> Option<u8> {
+        let Place::Constant(word) = self.place else { return None };
+        let bytes = word.to_le_bytes();
+        bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
     }
 
-    /// `range` of it as a segment of its own; `None` if that is not inside it, or cannot be told apart.
-    pub(crate) fn part(&self, range: &std::ops::Range<u64>) -> Option<Segment> {
+    /// Whether its bytes are outside host memory.
+    pub(crate) fn is_stored(&self) -> bool {
+        matches!(self.place, Place::Disk { .. })
+    }
+
+    /// `range` of it as a segment of its own, with what is known if that is a whole page; `None` if it is not inside, or cannot be had apart.
+    pub(crate) fn part(&self, range: &Range<u64>, page: u64) -> Option<Segment> {
         if *range == self.range() {
             return Some(self.clone());
         }
-        let Place::Host(span) = &self.place else { return None };
-        let span = span.part(range.start.checked_sub(self.offset)?, range.end - range.start)?;
-        Some(Segment {
-            offset: range.start,
-            len: range.end - range.start,
-            place: Place::Host(span),
-            filled: self.filled,
-        })
+        let at = range.start.checked_sub(self.offset)?;
+        let place = match &self.place {
+            Place::Host(span) => Place::Host(span.part(at, range.end - range.start)?),
+            Place::Constant(word) if at.is_multiple_of(8) && range.end <= self.end() => Place::Constant(*word),
+            Place::Constant(_) | Place::Disk { .. } => return None,
+        };
+        let whole = |edge: u64| edge.is_multiple_of(page) || edge == self.offset || edge == self.end();
+        let known = self.pages.get((range.start / page - self.offset / page) as usize).copied().flatten();
+        let pages = vec![known.filter(|_| whole(range.start) && whole(range.end))];
+        Some(Segment { filled: self.filled, pages, ..Segment::new(range, place) })
     }
 
-    /// This segment and `next` as one, if they lie side by side in the extent and in host memory and are alike.
-    pub(crate) fn joined(&self, next: &Segment) -> Option<Segment> {
-        let (Place::Host(one), Place::Host(other)) = (&self.place, &next.place) else { return None };
-        if self.end() != next.offset || self.filled != next.filled {
-            return None;
+    /// Takes in `next`, if it lies right behind, in the extent and in host memory, and is alike.
+    pub(crate) fn join(&mut self, next: &Segment, page: u64) -> bool {
+        if self.end() != next.offset || self.filled != next.filled || !next.offset.is_multiple_of(page) {
+            return false;
         }
-        let place = Place::Host(one.joined(other)?);
-        Some(Segment { offset: self.offset, len: self.len + next.len, place, filled: self.filled })
+        match (&self.place, &next.place) {
+            (Place::Host(one), Place::Host(other)) => match one.joined(other) {
+                Some(joined) => self.place = Place::Host(joined),
+                None => return false,
+            },
+            (Place::Constant(one), Place::Constant(other)) if one == other && self.len.is_multiple_of(8) => {}
+            _ => return false,
+        }
+        let count = |segment: &Segment| page_cuts(&segment.range(), page).count();
+        self.pages.resize(count(self), None);
+        self.pages.extend(&next.pages);
+        self.len += next.len;
+        self.pages.resize(count(self), None);
+        true
+    }
+
+    /// Whether it is in host memory and holds exactly these bytes.
+    pub(crate) fn holds(&self, bytes: &Span) -> bool {
+        match &self.place {
+            Place::Host(span) => bytes.read(|bytes| span.read(|held| held == bytes)),
+            Place::Constant(word) => {
+                bytes.read(|bytes| bytes.chunks(8).all(|part| *part == word.to_le_bytes()[..part.len()]))
+            }
+            Place::Disk { .. } => false,
+        }
     }
 
     /// The offsets it covers.
-    pub(crate) fn range(&self) -> std::ops::Range<u64> {
+    pub(crate) fn range(&self) -> Range<u64> {
         self.offset..self.offset + self.len
     }
 }

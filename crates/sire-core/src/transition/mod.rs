@@ -19,6 +19,7 @@ mod plan;
 mod pool;
 mod put_down;
 mod seam;
+mod survey;
 mod team;
 
 use crate::clock;
@@ -26,10 +27,11 @@ use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Truth};
 use crate::heap::Heap;
+use crate::pages::Pages;
 use crate::ranges::Ranges;
 use crate::region::{Phase, Region, Regions};
 use crate::settings::Settings;
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicU64, Mutex, lock};
 use crate::terms::{PauseOptions, RegionId, Report};
 use crate::tier::disk::DiskTier;
 use crate::tier::host::HostTier;
@@ -49,6 +51,9 @@ pub(crate) struct Machine {
     pub(crate) host: Arc<HostTier>,
     pub(crate) disk: DiskTier,
     pub(crate) lanes: Lanes,
+    pub(crate) pages: Pages,
+    /// Devices that were told to make ready what hashing needs.
+    pub(crate) hashing: Mutex<BTreeSet<Device>>,
     /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.
     pub(crate) cancels: AtomicU64,
 }
@@ -74,21 +79,48 @@ impl Machine {
     }
 
     fn pause_claimed(&self, batch: &mut Batch, claims: &mut [Claim], call: &Call, report: &mut Report) -> Result<()> {
-        let prepared = self.prepare(batch, claims);
-        report.seconds_prepare = clock::seconds_since(call.began);
+        let mut surveys = self.survey(batch, claims);
+        let looked = survey::is_needed(&surveys);
+        if looked {
+            let found = self.synchronize(claims, report).and_then(|()| self.look(claims, &mut surveys, call, report));
+            if let Err(error) = found {
+                plan::give_up(claims, surveys, batch);
+                return Err(error);
+            }
+        }
+        let prepared = self.prepare(batch, claims, surveys, report);
+        report.seconds_prepare = clock::seconds_since(call.began) - report.seconds_synchronize;
         let staging = prepared?;
+        let new = Machine::unshared(claims);
         batch.note_pending(claims);
         report.bytes_discarded = claims.iter().map(plan::discarded).sum();
-        report.bytes_clean = claims.iter().map(plan::clean).sum();
-        let start = clock::now();
-        for device in devices(claims) {
-            self.heap.synchronize(device)?;
+        let saved: u64 = claims.iter().map(plan::clean).sum();
+        report.bytes_clean = saved.saturating_sub(report.bytes_constant + report.bytes_shared);
+        if !looked {
+            self.synchronize(claims, report)?;
         }
-        report.seconds_synchronize = clock::seconds_since(start);
         let start = clock::now();
         let done = self.put_down(claims, staging, call, report);
         report.seconds_transfer = clock::seconds_since(start);
+        if done.is_ok() {
+            self.share(claims, &new, report);
+        }
         done
+    }
+
+    /// Waits once for each device of the claims.
+    fn synchronize(&self, claims: &[Claim], report: &mut Report) -> Result<()> {
+        let start = clock::now();
+        let done = devices(claims).into_iter().try_for_each(|device| self.heap.synchronize(device));
+        report.seconds_synchronize = clock::seconds_since(start);
+        done
+    }
+
+    /// Has the driver make ready what hashing needs on a device, once.
+    pub(crate) fn prepare_hash(&self, device: Device) {
+        if lock(&self.hashing).insert(device) {
+            self.lanes.prepare_hash(device);
+        }
     }
 
     /// Commits a pause, or undoes it; if the undo fails too, what can be paused is, and the regions end paused.

@@ -16,6 +16,7 @@ use crate::heap::{doing, is_shortage};
 use crate::ranges::Ranges;
 use crate::sync::{Mutex, at_once, beside, lock, mpsc};
 use crate::terms::{RegionId, Report};
+use crate::tier::Segment;
 use crate::transfer::Pipe;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -231,7 +232,14 @@ impl<'a, 'c> Part<'a, 'c> {
         if machine.regions.get(claim.extent.region)?.policy.zero_fill {
             self.report.bytes_zeroed += zero_gaps(pipe, claim, at.1)?;
         }
-        let pieces = pieces(at, &claim.chunks[at.1], machine.settings.copy_piece, |_| true);
+        for segment in &claim.chunks[at.1].segments {
+            if let Some(byte) = segment.byte() {
+                pipe.fill(claim.extent.base.offset(segment.offset), segment.len, byte)?;
+                self.report.bytes_constant += segment.len;
+            }
+        }
+        let copied = |segment: &Segment| segment.byte().is_none();
+        let pieces = pieces(at, &claim.chunks[at.1], machine.settings.copy_piece, copied);
         pieces.into_iter().try_for_each(|piece| self.send_piece(pipe, piece))
     }
 
@@ -268,7 +276,7 @@ fn zero_gaps(pipe: &mut Pipe<'_, Piece>, claim: &Claim, index: usize) -> Result<
     chunk.segments.iter().for_each(|segment| covered.add(segment.range()));
     let gaps = covered.gaps(&chunk.range());
     for gap in gaps.iter() {
-        pipe.zero(claim.extent.base.offset(gap.start), gap.end - gap.start)?;
+        pipe.fill(claim.extent.base.offset(gap.start), gap.end - gap.start, 0)?;
     }
     Ok(gaps.total())
 }

@@ -1,18 +1,20 @@
 //! What a pause will save, and room for all of it, found before anything is touched. What [`draft`] says needs new room gets, in host
 //! memory, one contiguous range per extent; on disk one file per region, in segments of one copy piece.
 
-use super::draft::{self, Draft, Part, Wanted};
+use super::draft::{self, Draft, Part};
 use super::seam::Staging;
+use super::survey::Survey;
 use super::{Machine, batch::Batch};
 use crate::error::{Error, Result, Status};
-use crate::extent::{Chunk, Claim, Truth};
-use crate::ranges::Ranges;
+use crate::extent::{Chunk, Claim, Held, Truth};
+use crate::raw::Span;
 use crate::region::Region;
+use crate::settings::Settings;
 use crate::sync::lock;
-use crate::terms::{Backup, Clean, RegionId};
+use crate::terms::{Backup, Clean, RegionId, Report};
 use crate::tier::disk::DiskFile;
 use crate::tier::host::HostRange;
-use crate::tier::{Place, Segment};
+use crate::tier::{PageId, Place, Segment, page_cuts, repeat};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,37 +23,34 @@ use std::sync::Arc;
 pub(super) const SLOT_GAP: u64 = 64 << 10;
 
 impl Machine {
-    /// Gives every chunk that is on the device its segments, with room. If that fails, no chunk has any but those that are known to
-    /// hold the same bytes.
-    pub(super) fn prepare(&self, batch: &Batch, claims: &mut [Claim]) -> Result<Staging> {
-        let room = self.make_room(batch, claims).and_then(|()| self.staging(&*claims));
+    /// Gives every chunk that is on the device its segments, with room, after what the surveys found. If that fails, no chunk has any but
+    /// those that are known to hold the same bytes.
+    pub(super) fn prepare(
+        &self,
+        batch: &Batch,
+        claims: &mut [Claim],
+        surveys: Vec<Survey>,
+        report: &mut Report,
+    ) -> Result<Staging> {
+        let room = self.make_room(batch, claims, &surveys, report).and_then(|()| self.staging(&*claims));
         if room.is_err() {
-            super::forget_unproven(claims, |region| batch.is_clean(region));
+            give_up(claims, surveys, batch);
         }
         room
     }
 
-    fn make_room(&self, batch: &Batch, claims: &mut [Claim]) -> Result<()> {
+    fn make_room(&self, batch: &Batch, claims: &mut [Claim], surveys: &[Survey], report: &mut Report) -> Result<()> {
         let mut drafts = Vec::new();
-        for (index, claim) in claims.iter_mut().enumerate() {
-            let Some(region) = batch.region(claim.extent.region) else { continue };
-            let wanted = want(region, claim);
-            let changed = claim.extent.take_changed();
-            let draft = match region.policy.clean {
-                Clean::No => draft::unproven(claim, &wanted),
-                _ => draft::declared(claim, &wanted, &changed, self.settings.page()),
-            };
-            if region.policy.clean == Clean::No && draft::missing(&draft) > 0 {
+        for survey in surveys {
+            let claim = &mut claims[survey.index];
+            let draft = draft::draft(survey, claim, &self.pages, self.settings.page(), report);
+            if survey.region.policy.clean == Clean::No && draft::missing(&draft) > 0 {
                 // Room that is not used again makes way for what is.
                 claim.chunks.iter_mut().filter(|c| c.truth == Truth::Device).for_each(|c| c.segments.clear());
             }
-            drafts.push(Planned { index, region: region.id, draft, changed });
+            drafts.push(Planned { index: survey.index, region: survey.region.id, draft });
         }
-        let done = self.carry_out(batch, claims, &mut drafts);
-        if done.is_err() {
-            drafts.iter().for_each(|planned| claims[planned.index].extent.note_changed(&planned.changed));
-        }
-        done
+        self.carry_out(batch, claims, &mut drafts)
     }
 
     /// Finds room for all drafts, and only then gives the chunks their new segments.
@@ -96,12 +95,12 @@ impl Machine {
             for part in parts {
                 match (part, &room) {
                     (Part::Has(segment), _) => segments.push(segment),
-                    (Part::Needs(range), Some(room)) => {
+                    (Part::Needs(range, pages), Some(room)) => {
                         let len = range.end - range.start;
-                        segments.extend(room.segments(range, at, self.settings.copy_piece)?);
+                        segments.extend(room.segments(range, pages, at, &self.settings)?);
                         at += len;
                     }
-                    (Part::Needs(_), None) => return Err(too_short()),
+                    (Part::Needs(..), None) => return Err(too_short()),
                 }
             }
             chunk.segments = segments;
@@ -125,21 +124,11 @@ impl Machine {
     }
 }
 
-fn want(region: &Region, claim: &Claim) -> Wanted {
-    let mut save = claim.extent.ranges_to_save(region.keeps(), SLOT_GAP);
-    claim.dead.iter().for_each(|dead| save.remove(dead));
-    let on_device = |chunk: &Chunk| chunk.truth == Truth::Device;
-    let part = |chunk: &Chunk| if on_device(chunk) { save.clip(&chunk.range()) } else { Ranges::new() };
-    claim.chunks.iter().map(part).collect()
-}
-
 /// One claim's draft.
 struct Planned {
     index: usize,
     region: RegionId,
     draft: Draft,
-    /// Offsets that were known to have changed.
-    changed: Ranges,
 }
 
 impl Planned {
@@ -157,22 +146,42 @@ enum Room {
 }
 
 impl Room {
-    /// Segments for `range`, `at` bytes into the room; in a file none is longer than `piece`.
-    fn segments(&self, range: Range<u64>, at: u64, piece: u64) -> Result<Vec<Segment>> {
+    /// Segments for `range`, `at` bytes into the room, with what is known of its pages. In a file none is longer than a copy piece; of known
+    /// pages, each has one of its own.
+    fn segments(
+        &self,
+        range: Range<u64>,
+        pages: Vec<Option<PageId>>,
+        at: u64,
+        settings: &Settings,
+    ) -> Result<Vec<Segment>> {
         match self {
             Room::Host(room) => {
                 let span = room.span(at, range.end - range.start).ok_or_else(too_short)?;
-                Ok(vec![Segment::new(&range, Place::Host(span))])
+                Ok(vec![Segment { pages, ..Segment::new(&range, Place::Host(span)) }])
             }
             Room::Disk(file, start) => {
-                let each = range.clone().step_by(piece as usize).map(|offset| {
-                    let place = Place::Disk { file: Arc::clone(file), at: start + at + offset - range.start, sum: 0 };
-                    Segment::new(&(offset..range.end.min(offset + piece)), place)
-                });
-                Ok(each.collect())
+                let place = |cut: &Range<u64>| Place::Disk {
+                    file: Arc::clone(file),
+                    at: start + at + cut.start - range.start,
+                    sum: 0,
+                };
+                if pages.is_empty() {
+                    let cuts = range.clone().step_by(settings.copy_piece as usize);
+                    let cuts = cuts.map(|offset| offset..range.end.min(offset + settings.copy_piece));
+                    return Ok(cuts.map(|cut| Segment::new(&cut, place(&cut))).collect());
+                }
+                let cuts = page_cuts(&range, settings.page()).zip(pages);
+                Ok(cuts.map(|(cut, id)| Segment { pages: vec![id], ..Segment::new(&cut, place(&cut)) }).collect())
             }
         }
     }
+}
+
+/// Forgets what a pause that comes to nothing has planned, but neither clean backups nor what is known to have changed.
+pub(super) fn give_up(claims: &mut [Claim], surveys: Vec<Survey>, batch: &Batch) {
+    surveys.iter().for_each(|survey| claims[survey.index].extent.note_changed(&survey.changed));
+    super::forget_unproven(claims, |region| batch.is_clean(region));
 }
 
 fn too_short() -> Error {
@@ -210,4 +219,69 @@ fn unsaved(claim: &Claim, truth: Truth) -> u64 {
         live.clip(&chunk.range()).total() - chunk.segments.iter().map(saved).sum::<u64>()
     };
     claim.chunks.iter().filter(|chunk| chunk.truth == truth).map(lost).sum()
+}
+
+impl Machine {
+    /// Chunks that get new content in this pause, and know its pages.
+    pub(super) fn unshared(claims: &[Claim]) -> Vec<(usize, usize)> {
+        let is_new = |segment: &Segment| !segment.filled && segment.pages.iter().any(Option::is_some);
+        let claims = claims.iter().enumerate();
+        let each = claims.flat_map(|(i, claim)| claim.chunks.iter().enumerate().map(move |(j, chunk)| ((i, j), chunk)));
+        each.filter(|(_, chunk)| chunk.segments.iter().any(is_new)).map(|(at, _)| at).collect()
+    }
+
+    /// Makes the pages of these chunks findable. A page that another backup has as well (both were made by the same pause) is kept once.
+    pub(super) fn share(&self, claims: &mut [Claim], chunks: &[(usize, usize)], report: &mut Report) {
+        let page = self.settings.page();
+        for &(claim, chunk) in chunks {
+            let mut shared: Vec<Segment> = Vec::new();
+            for segment in std::mem::take(&mut claims[claim].chunks[chunk].segments) {
+                for part in self.shared_parts(segment, report) {
+                    if !shared.last_mut().is_some_and(|last| last.join(&part, page)) {
+                        shared.push(part);
+                    }
+                }
+            }
+            claims[claim].chunks[chunk].segments = shared;
+        }
+    }
+
+    /// A copy of a backup in one piece of host memory.
+    pub(crate) fn assemble(&self, parts: &[Held], len: u64) -> Result<Span> {
+        let room = self.host.reserve(&[len], self.settings.host_limit())?;
+        let whole = room.first().and_then(|range| range.span(0, len)).ok_or_else(too_short)?;
+        let mut at = 0;
+        for part in parts {
+            let len = match part {
+                Held::Span(span) => span.len(),
+                Held::Repeated(_, len) => *len,
+            };
+            let to = whole.part(at, len).ok_or_else(too_short)?;
+            to.write(|to| match part {
+                Held::Span(span) => span.read(|bytes| to.copy_from_slice(bytes)),
+                Held::Repeated(word, _) => repeat(*word, to),
+            });
+            at += len;
+        }
+        Ok(whole)
+    }
+
+    fn shared_parts(&self, segment: Segment, report: &mut Report) -> Vec<Segment> {
+        let page = self.settings.page();
+        if !segment.filled || !matches!(segment.place, Place::Host(_)) || segment.pages.iter().all(Option::is_none) {
+            return vec![segment];
+        }
+        let parts = page_cuts(&segment.range(), page).filter_map(|cut| segment.part(&cut, page));
+        let parts = parts.map(|mut part| {
+            if let (Place::Host(span), Some(&Some(id))) = (&part.place, part.pages.first()) {
+                self.pages.insert(id, span);
+                if let Some(other) = self.pages.find_other(id, span) {
+                    report.bytes_shared += part.len;
+                    part.place = Place::Host(other);
+                }
+            }
+            part
+        });
+        parts.collect()
+    }
 }

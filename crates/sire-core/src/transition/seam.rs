@@ -8,7 +8,7 @@ use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::Claim;
 use crate::raw::Span;
-use crate::tier::{Place, Segment};
+use crate::tier::{Place, Segment, repeat};
 use crate::transfer::IN_FLIGHT;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -37,13 +37,13 @@ impl Buffers {
 }
 
 impl Machine {
-    /// Buffers for every device that has a segment outside host memory.
+    /// Buffers for every device that has a segment whose bytes are not in host memory.
     pub(super) fn staging<'a>(&self, claims: impl IntoIterator<Item = &'a Claim>) -> Result<Staging> {
         let mut staging = Staging::new();
         for claim in claims {
             let device = claim.extent.device;
             let mut segments = claim.chunks.iter().flat_map(|chunk| &chunk.segments);
-            if !staging.contains_key(&device) && segments.any(|segment| matches!(segment.place, Place::Disk { .. })) {
+            if !staging.contains_key(&device) && segments.any(is_staged) {
                 staging.insert(device, self.buffers()?);
             }
         }
@@ -57,6 +57,15 @@ impl Machine {
         let all: Option<Vec<Span>> = ranges.iter().map(|range| range.span(0, piece)).collect();
         let all = all.ok_or_else(too_short)?;
         Ok(Buffers { free: (0..all.len()).collect(), all })
+    }
+}
+
+/// Whether the segment's bytes do not go straight between the device and host memory.
+fn is_staged(segment: &Segment) -> bool {
+    match segment.place {
+        Place::Host(_) => false,
+        Place::Disk { .. } => true,
+        Place::Constant(_) => segment.byte().is_none(),
     }
 }
 
@@ -79,6 +88,8 @@ impl<'a> Sink<'a> {
         match &segment.place {
             Place::Host(span) => span.part(piece.from, piece.len).ok_or_else(too_short).map(Some),
             Place::Disk { .. } => self.buffers.take(piece.len),
+            // Found at the start, and never written.
+            Place::Constant(_) => Err(too_short()),
         }
     }
 
@@ -131,6 +142,12 @@ impl Source {
                 let Some(span) = self.buffers.take(piece.len)? else { return Ok(None) };
                 file.read(*at, &span, *sum)?;
                 Ok(Some(span))
+            }
+            Place::Constant(word) => {
+                let span = self.buffers.take(piece.len)?;
+                // Pieces begin at multiples of the copy piece, which may cut a word.
+                let word = word.rotate_right(8 * (piece.from % 8) as u32);
+                Ok(span.inspect(|span| span.write(|bytes| repeat(word, bytes))))
             }
         }
     }

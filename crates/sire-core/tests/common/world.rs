@@ -184,6 +184,25 @@ impl World {
         self.tell(addr, from, len);
     }
 
+    /// The program writes these bytes, again and again, over the whole allocation.
+    pub fn write_repeated(&mut self, addr: Addr, bytes: &[u8]) {
+        let twin = self.twins.get_mut(&addr).unwrap();
+        let size = twin.bytes.len();
+        twin.bytes.iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+        self.driver.poke(twin.device, addr, &twin.bytes).unwrap();
+        twin.promised = Which::All;
+        self.tell(addr, 0, size as u64);
+    }
+
+    /// The program writes one word again and again into a part of the allocation.
+    pub fn write_constant(&mut self, addr: Addr, from: u64, len: u64, word: [u8; 8]) {
+        let twin = self.twins.get_mut(&addr).unwrap();
+        let range = from as usize..(from + len) as usize;
+        twin.bytes[range.clone()].chunks_mut(8).for_each(|part| part.copy_from_slice(&word[..part.len()]));
+        self.driver.poke(twin.device, addr.offset(from), &twin.bytes[range]).unwrap();
+        self.tell(addr, from, len);
+    }
+
     /// Where the content was declared not to change, a write is told.
     fn tell(&self, addr: Addr, from: u64, len: u64) {
         if self.policies[&self.twins[&addr].region].clean == Clean::Declared {
