@@ -1,6 +1,7 @@
 //! The verbs: each is one or two driver calls, a sentence for when they fail, and nothing else.
 
 use crate::context::{Current, PrimaryContext};
+use crate::hash::Hashing;
 use crate::library::{self, Loaded, Resolver};
 use crate::result::{NOT_READY, STREAM_CAPTURE_IMPLICIT, SUCCESS, failure, invalid, unavailable};
 use crate::table::{Code, DeviceHandle, EntryPoints, Opaque};
@@ -9,6 +10,7 @@ use cudarc::driver::sys::{
     CUmemAllocationGranularity_flags, CUmemAllocationHandleType, CUmemAllocationProp, CUmemAllocationType,
     CUmemLocation, CUmemLocationType, CUstream_flags,
 };
+use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
     ProgramStream, Stream,
@@ -52,6 +54,7 @@ pub struct CudaDriver {
     events: RwLock<HashMap<u64, Device>>,
     /// The device in whose context host memory is registered, chosen at the first registration.
     host_device: OnceLock<Device>,
+    hashing: Hashing,
     calls: AtomicU64,
 }
 
@@ -89,6 +92,7 @@ impl CudaDriver {
             streams: RwLock::default(),
             events: RwLock::default(),
             host_device: OnceLock::new(),
+            hashing: Hashing::default(),
             calls: AtomicU64::new(0),
         };
         driver.initialise()?;
@@ -118,7 +122,15 @@ impl CudaDriver {
         Ok(mode)
     }
 
-    fn raw(&self, call: impl FnOnce(&EntryPoints) -> Code) -> Code {
+    pub(crate) fn table(&self) -> &EntryPoints {
+        &self.loaded.table
+    }
+
+    pub(crate) fn hashing(&self) -> &Hashing {
+        &self.hashing
+    }
+
+    pub(crate) fn raw(&self, call: impl FnOnce(&EntryPoints) -> Code) -> Code {
         self.calls.fetch_add(1, Ordering::Relaxed);
         call(&self.loaded.table)
     }
@@ -388,7 +400,13 @@ impl Driver for CudaDriver {
     fn close_stream(&self, stream: Stream) -> DriverResult<()> {
         let device = forget("close_stream", &self.streams, stream.0)?;
         let closed = self.enter("close_stream", device).and_then(|_current| {
-            call!(self, "close_stream", stream_destroy(stream.0 as Opaque), "closing a stream of {device}")
+            call!(self, "close_stream", stream_destroy(stream.0 as Opaque), "closing a stream of {device}")?;
+            if let Some(buffer) = self.hashing.forget(stream) {
+                // Waits for what the stream still holds. A buffer that cannot be freed is lost with its context.
+                // SAFETY: the buffer came from `mem_alloc`, and no call uses it any more: the stream is closed.
+                self.raw(|table| unsafe { (table.mem_free)(buffer) });
+            }
+            Ok(())
         });
         if closed.is_err() {
             remember(&self.streams, stream.0, device);
@@ -468,6 +486,13 @@ impl Driver for CudaDriver {
             memset_d8_async(dst.0, byte, len as usize, stream.0 as Opaque),
             "filling {len} bytes at {dst:?}"
         )
+    }
+
+    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
+        let device = self.device_of("hash", &self.streams, stream.0)?;
+        let _current = self.enter("hash", device)?;
+        // SAFETY: the caller's promise is passed on unchanged.
+        unsafe { self.hash_pages((stream, device), src, len, page, out) }
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {

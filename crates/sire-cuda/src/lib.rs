@@ -2,11 +2,12 @@
 //!
 //! What belongs here is what knows CUDA's driver API and nothing of regions: finding the library
 //! (`library`), the table of entry points that we use (`table`), what a `CUresult` means
-//! (`result`), contexts (`context`) and the verbs (`driver`). No CUDA library is linked: everything is found
+//! (`result`), contexts (`context`), the verbs (`driver`) and the kernel that hashes (`hash`). No CUDA library is linked: everything is found
 //! at run time, and its absence is an error with advice.
 
 mod context;
 mod driver;
+mod hash;
 mod library;
 mod result;
 mod table;

@@ -104,6 +104,12 @@ entry_points! {
 
     memcpy_dtoh_async: c"cuMemcpyDtoHAsync_v2" = c"cuMemcpyDtoHAsync" @ 3020 (*mut c_void, DevicePtr, usize, Opaque);
     memcpy_htod_async: c"cuMemcpyHtoDAsync_v2" = c"cuMemcpyHtoDAsync" @ 3020 (DevicePtr, *const c_void, usize, Opaque);
+    mem_alloc: c"cuMemAlloc_v2" = c"cuMemAlloc" @ 3020 (*mut DevicePtr, usize);
+    mem_free: c"cuMemFree_v2" = c"cuMemFree" @ 3020 (DevicePtr);
+    module_load_data: c"cuModuleLoadData" = c"cuModuleLoadData" @ 2000 (*mut Opaque, *const c_void);
+    module_get_function: c"cuModuleGetFunction" = c"cuModuleGetFunction" @ 2000 (*mut Opaque, Opaque, *const c_char);
+    launch_kernel: c"cuLaunchKernel" = c"cuLaunchKernel" @ 4000
+        (Opaque, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Opaque, *mut *mut c_void, *mut *mut c_void);
     memset_d8_async: c"cuMemsetD8Async" = c"cuMemsetD8Async" @ 3020 (DevicePtr, u8, usize, Opaque);
 }
 
