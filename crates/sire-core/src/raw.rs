@@ -220,6 +220,12 @@ impl Span {
         .map(move |at| (at - first, (at - at % seam + seam).min(end) - at))
     }
 
+    /// `len` bytes of it that cross no seam, if its halves are that long.
+    pub(crate) fn between_seams(&self, len: u64) -> Option<Span> {
+        let halves = [self.part(0, len), self.part(self.len - self.len / 2, len)];
+        halves.into_iter().flatten().find(|half| half.strides().count() == 1)
+    }
+
     /// Whoever keeps it mapped.
     pub(crate) fn keeper(&self) -> &Arc<dyn Keeper> {
         &self.keeper
@@ -345,7 +351,7 @@ pub(crate) fn block_signals() {
     }
 }
 
-/// Queues hashing of `len` bytes at `src`: the span gets a digest per `page`. `None` if it is too short for them.
+/// Queues hashing of `len` bytes at `src`: the span gets a digest per `page`. Refused if it is too short for them.
 pub(crate) fn hash(
     driver: &dyn Driver,
     stream: Stream,

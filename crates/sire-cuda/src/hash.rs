@@ -61,7 +61,10 @@ impl CudaDriver {
         out: *mut Digest,
     ) -> DriverResult<()> {
         if !src.0.is_multiple_of(16) || !page.is_multiple_of(16) || page == 0 {
-            return Err(invalid("hash", format!("hashing at {src:?} by pages of {page} bytes: both must be multiples of 16")));
+            return Err(invalid(
+                "hash",
+                format!("hashing at {src:?} by pages of {page} bytes: both must be multiples of 16"),
+            ));
         }
         let function = self.hash_function(device).map_err(|code| self.cannot(code, "compiling the kernel"))?;
         let buffer = self.hash_buffer(stream).map_err(|code| self.cannot(code, "allocating its buffer"))?;
@@ -159,7 +162,8 @@ impl CudaDriver {
         }
         if code == SUCCESS {
             // SAFETY: the caller of `hash` keeps room for the digests until the stream has passed the copy.
-            code = self.raw(|table| unsafe { (table.memcpy_dtoh_async)(work.out.cast::<c_void>(), buffer, bytes, stream) });
+            code = self
+                .raw(|table| unsafe { (table.memcpy_dtoh_async)(work.out.cast::<c_void>(), buffer, bytes, stream) });
         }
         code
     }

@@ -142,7 +142,7 @@ impl Promised {
     pub(crate) fn to<'a>(segments: impl Iterator<Item = &'a Segment>) -> Promised {
         let span = |segment: &Segment| match &segment.place {
             Place::Host(span) => Some(span.clone()),
-            Place::Disk { .. } => None,
+            Place::Disk { .. } | Place::Constant(_) => None,
         };
         Promised(Mutex::new(segments.filter_map(span).collect()))
     }

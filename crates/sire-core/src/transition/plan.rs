@@ -250,6 +250,7 @@ impl Machine {
     pub(crate) fn assemble(&self, parts: &[Held], len: u64) -> Result<Span> {
         let room = self.host.reserve(&[len], self.settings.host_limit())?;
         let whole = room.first().and_then(|range| range.span(0, len)).ok_or_else(too_short)?;
+        whole.bring_in()?;
         let mut at = 0;
         for part in parts {
             let len = match part {

@@ -16,6 +16,7 @@ use crate::ranges::Ranges;
 use crate::raw::{self, Span};
 use crate::region::Region;
 use crate::terms::{Clean, Report};
+use crate::tier::host::HostRange;
 use crate::tier::{Segment, page_cuts};
 use crate::transfer::{IN_FLIGHT, Pipe};
 use std::ops::Range;
@@ -174,10 +175,14 @@ impl Machine {
         Ok(())
     }
 
+    /// Buffers of `len` bytes, each in memory that drivers know as a whole.
     fn looking_buffers(&self, len: u64) -> Result<Vec<Span>> {
-        let ranges = self.host.reserve(&[len; IN_FLIGHT], None)?;
+        let ranges = self.host.reserve(&[2 * len; IN_FLIGHT], None)?;
         let short = || Error::new(Status::Internal, "the host arena gave less room than was asked for");
-        ranges.iter().map(|range| range.span(0, len).ok_or_else(short)).collect()
+        let buffer = |range: &Arc<HostRange>| range.span(0, 2 * len)?.between_seams(len);
+        let buffers = ranges.iter().map(|range| buffer(range).ok_or_else(short)).collect::<Result<Vec<Span>>>()?;
+        buffers.iter().try_for_each(Span::bring_in)?;
+        Ok(buffers)
     }
 }
 

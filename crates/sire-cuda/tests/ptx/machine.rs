@@ -156,7 +156,8 @@ impl Kernel {
         let (head, body) = rest.split_once('{').unwrap();
         assert_eq!(head.trim(), ".maxntid 256, 1, 1");
         let mut names = Names::default();
-        names.parameters = parameters.split(',').map(|p| p.trim().strip_prefix(".param .u64 ").unwrap().to_owned()).collect();
+        names.parameters =
+            parameters.split(',').map(|p| p.trim().strip_prefix(".param .u64 ").unwrap().to_owned()).collect();
         let (mut instructions, mut labels) = (Vec::new(), HashMap::new());
         let body = body.rsplit_once('}').unwrap().0;
         for mut statement in body.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
@@ -184,14 +185,23 @@ impl Kernel {
     /// Runs one block of `lanes` threads to its end.
     pub fn block(&self, block: (u32, u32), lanes: u32, parameters: &[u64], memory: &mut Memory) {
         let mut shared = vec![None; self.shared / 8];
-        let new = |tid| Lane { kernel: self, parameters, special: [tid, block.0, block.1], next: 0, registers: vec![0; self.widths.len()] };
+        let new = |tid| Lane {
+            kernel: self,
+            parameters,
+            special: [tid, block.0, block.1],
+            next: 0,
+            registers: vec![0; self.widths.len()],
+        };
         let mut all: Vec<Lane<'_>> = (0..lanes).map(new).collect();
         loop {
             let stops: Vec<Stop> = all.iter_mut().map(|lane| lane.run(memory, &mut shared)).collect();
             if stops.iter().all(|stop| *stop == Stop::End) {
                 return;
             }
-            assert!(stops.iter().all(|stop| *stop == Stop::Barrier), "some lanes are at a barrier, and others have ended");
+            assert!(
+                stops.iter().all(|stop| *stop == Stop::Barrier),
+                "some lanes are at a barrier, and others have ended"
+            );
         }
     }
 }

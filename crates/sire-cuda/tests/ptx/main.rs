@@ -62,7 +62,9 @@ fn the_kernel_computes_the_digest() {
     for len in [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 255 * 16, 4096, 4097, 4096 * 2 + 5] {
         check(&kernel, &random(len, len as u64), 1 << 20);
     }
-    for (len, page) in [(100, 16), (5000, 1024), (PART as usize + 1, 1 << 21), (2 * PART as usize - 3, PART), (300_000, 200_016)] {
+    for (len, page) in
+        [(100, 16), (5000, 1024), (PART as usize + 1, 1 << 21), (2 * PART as usize - 3, PART), (300_000, 200_016)]
+    {
         check(&kernel, &random(len, 5), page);
     }
 }
