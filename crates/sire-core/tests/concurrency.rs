@@ -254,7 +254,8 @@ fn host_memory_comes_in_once() {
         assert_eq!(shared.world.engine.take_notices(), Vec::<String>::new());
         Arc::into_inner(shared).unwrap().check();
     };
-    let others: [fn(&Shared) -> Result<(), Error>; 4] = [
+    type Other = fn(&Shared) -> Result<(), Error>;
+    let others: [Other; 4] = [
         |s| s.world.engine.pause(&Selection::Tag("c".into()), PauseOptions::default()).map(drop),
         Shared::trim,
         Shared::cancel,

@@ -155,9 +155,9 @@ impl Kernel {
         let (parameters, rest) = rest.split_once(')').unwrap();
         let (head, body) = rest.split_once('{').unwrap();
         assert_eq!(head.trim(), ".maxntid 256, 1, 1");
-        let mut names = Names::default();
-        names.parameters =
-            parameters.split(',').map(|p| p.trim().strip_prefix(".param .u64 ").unwrap().to_owned()).collect();
+        let parameter = |text: &str| text.trim().strip_prefix(".param .u64 ").unwrap().to_owned();
+        let parameters = parameters.split(',').map(parameter).collect();
+        let mut names = Names { parameters, ..Names::default() };
         let (mut instructions, mut labels) = (Vec::new(), HashMap::new());
         let body = body.rsplit_once('}').unwrap().0;
         for mut statement in body.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
