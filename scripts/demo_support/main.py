@@ -1,7 +1,7 @@
 """The demo, told in order. Started by `scripts/demo` with everything built and installed; imports no torch itself.
 
-Each scene is a process of its own (`scenario.py`). The demo succeeds only if every scene showed what it is meant to
-show; with `--sabotage` one thing is broken on purpose, and the demo must therefore fail.
+The scenes run in processes of their own (`scenario.py`). The demo succeeds only if every scene showed what it is meant to
+show; with `--sabotage` one thing is broken on purpose, and the demo must therefore fail, in either hook mode.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from figures import figures
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-MIB = 1 << 20
 SABOTAGES = ("unmap-only", "skip-copy", "move-address")
 
 
@@ -39,19 +38,21 @@ class Show:
     failures: list[str] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def environment(self, scene: str, mode: str | None) -> dict[str, str]:
-        """Environment of one scene: Sire's library is preloaded only where the scene is about that."""
+    def environment(self, mode: str | None) -> dict[str, str]:
+        """Environment of one process: Sire's library is preloaded only where its scenes are about that."""
         env = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
         env |= {"PYTHONPATH": str(ROOT / "python-shim" / "src"), "SIRE_LIBRARY": str(self.library),
                 "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
                 "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
         if self.software:
-            env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.out / "device")}
+            # Fresh device memory is poisoned at the start of each frame only: filling all of it would be most of the time.
+            env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.out / "device"),
+                    "SIRE_SIM_POISON": "sample"}
         if mode is not None:
             env["SIRE_HOOK_MODE"] = mode
         if mode == "preload":
             env["LD_PRELOAD"] = str(self.library)
-        if scene == "turns" and self.sabotage in ("unmap-only", "skip-copy"):
+        if mode is not None and self.sabotage in ("unmap-only", "skip-copy"):
             env["SIRE_LIBCUDA"] = str(self.saboteur())
         return env
 
@@ -68,23 +69,27 @@ class Show:
         )
         return target
 
-    def scene(self, title: str, scene: str, mode: str | None = None, must: bool = True) -> dict[str, Any] | None:
-        """Runs one scene; records a failure if it did not show what it must."""
-        name = scene if mode is None else f"{scene}-{mode}"
-        print(f"\n== {title}", flush=True)
-        result = self.out / f"{name}.json"
-        result.unlink(missing_ok=True)
-        command = [sys.executable, str(HERE / "scenario.py"), scene, str(result)]
+    def play(self, *scenes: str, mode: str | None = None, must: bool = True) -> None:
+        """Runs scenes in one process; records a failure if one did not show what it must."""
+        names = {scene: f"{scene}-{mode}" if mode and scene != "baseline" else scene for scene in scenes}
+        for name in names.values():
+            (self.out / f"{name}.json").unlink(missing_ok=True)
+        command = [sys.executable, str(HERE / "scenario.py"), str(self.out), *scenes]
         if self.sabotage is not None:
             command += ["--sabotage", self.sabotage]
-        done = subprocess.run(command, env=self.environment(scene, mode), check=False)
-        if result.exists():
-            self.results[name] = json.loads(result.read_text())
+        done = subprocess.run(command, env=self.environment(mode), check=False)
+        missing = []
+        for scene, name in names.items():
+            result = self.out / f"{name}.json"
+            if result.exists():
+                self.results[name] = json.loads(result.read_text())
+            else:
+                missing.append(scene)
         if done.returncode != 0 and must:
-            self.failures.append(f"{title} (exit status {done.returncode})")
+            where = f" in hook mode {mode}" if mode else ""
+            self.failures.append(f"{(missing or ['the end'])[0]}{where} (exit status {done.returncode})")
         if done.returncode != 0 and not must:
             print(f"    the process ended with status {done.returncode}", flush=True)
-        return self.results.get(name)
 
 
 def digest(path: Path) -> str:
@@ -118,21 +123,6 @@ def introduce(show: Show) -> None:
         print(f"Sabotage: {show.sabotage}. This demo must now fail.")
 
 
-def table(show: Show, mode: str) -> None:
-    """Prints what one run of `turns` measured."""
-    rows = show.results[f"turns-{mode}"]["rows"]
-    times = f"{'pause':>8}{'resume':>9}{'copy':>9}"
-    print(f"\n    {'model':<18}{'bytes':>9}{'before':>9}{'resident':>10}{'paused':>9}{'resumed':>9}   {'address':<16}{times}  exact")
-    for row in rows:
-        sizes = "".join(f"{row[key] / MIB:>{width},.0f}" for key, width in
-                        (("model_bytes", 9), ("before", 9), ("resident", 10), ("paused", 9), ("resumed", 9)))
-        times = f"{row['seconds_pause']:>7.3f}s{row['seconds_resume']:>8.3f}s{row['seconds_copy']:>8.3f}s"
-        print(f"    {row['model']:<18}{sizes}   {row['address']:<16}{times}  "
-              f"{'bit-identical' if row['exact'] else 'DIFFERENT'}, {row['max_difference_from_cpu']:.1e} from CPU")
-    print("    (MiB of physical device memory, by the operating system's count on the software device and by the driver's on a GPU;")
-    print("    copy: what a plain copy of the same bytes takes, by one thread in the same process)")
-
-
 def picture(show: Show, mode: str) -> None:
     target = show.out / "memory.png"
     subprocess.run([sys.executable, str(HERE / "picture.py"), str(show.out / f"turns-{mode}.json"), str(target)], check=True)
@@ -142,18 +132,14 @@ def picture(show: Show, mode: str) -> None:
 def perform(show: Show) -> None:
     """The scenes, in order."""
     if show.sabotage:
-        show.scene("With Sire and one thing broken: the models take turns", "turns", "preload")
+        for mode in ("preload", "torch"):
+            show.play("turns", mode=mode)
         return
-    show.scene("Without Sire: three models on a device that holds one", "baseline")
-    for mode in ("preload", "torch"):
-        how = "LD_PRELOAD=libsire_alloc.so" if mode == "preload" else "PyTorch's own pluggable allocator"
-        if show.scene(f"With Sire, hook mode {mode} ({how}): the models take turns", "turns", mode):
-            table(show, mode)
+    show.play("baseline", "turns", mode="torch")
+    show.play("turns", "contention", mode="preload")
     if "turns-preload" in show.results:
         picture(show, "preload")
-    show.scene("While a model is paused another process takes its memory", "contention", "preload")
-    show.scene("Control: the published torch-memory-saver on the same device", "control", must=False)
-    show.scene("Control: torch-memory-saver, resume while the memory is taken", "control-contention", must=False)
+    show.play("control", "control-contention", must=False)
 
 
 def parse() -> argparse.Namespace:

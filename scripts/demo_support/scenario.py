@@ -1,14 +1,16 @@
-"""One scene of the demo, in a process of its own: `scenario.py SCENE OUT.json [--sabotage KIND]`.
+"""Scenes of the demo, one after the other in one process: `scenario.py FOLDER SCENE... [--sabotage KIND]`.
 
 Scenes: `baseline` (no Sire: the models do not fit), `turns` (pause and resume in turn), `contention` (another process
 takes the freed memory), `control` and `control-contention` (the published torch-memory-saver on the same device).
-Each writes what it saw as JSON, and exits 0 only if what it saw is what it is meant to show; the control scenes only report.
+Each writes what it saw into FOLDER as JSON; the process ends with 0 only if every scene saw what it is meant to show. The
+control scenes only report. Scenes share a process where one goes on from the other, since importing takes longest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Device, Sampler, copy_seconds
-from models import Demo, all_models, gpt2, minilm
+from measure import Device, Sampler, copy_rate
+from models import MODELS, Demo
+from table import print_rows
 
 MIB = 1 << 20
 SLACK = 24 * MIB  # what PyTorch's default pool may hold beside the regions: activations, rounding
@@ -46,18 +49,48 @@ def held(device: Device) -> int:
     return device.used() if blocks is None else max(blocks, device.used())
 
 
-def baseline(device: Device, _: argparse.Namespace) -> dict[str, Any]:
+class Stage:
+    """What the scenes of a process share: the device, and the models with what they have answered so far."""
+
+    def __init__(self, out: Path, sabotage: str | None) -> None:
+        self.out, self.sabotage = out, sabotage
+        self.device = Device()
+        self.outputs: dict[str, torch.Tensor] = {}
+        self._models: dict[str, Demo] = {}
+
+    def model(self, name: str) -> Demo:
+        if name not in self._models:
+            self._models[name] = MODELS[name]()
+        return self._models[name]
+
+    def models(self) -> list[Demo]:
+        """All of them; one is enough to see that something is broken."""
+        return [self.model(name) for name in MODELS][: 1 if self.sabotage else None]
+
+    def write(self, scene: str, result: dict[str, Any]) -> None:
+        mode = os.environ.get("SIRE_HOOK_MODE")
+        name = f"{scene}-{mode}" if scene in ("turns", "contention") else scene
+        common = {"device": torch.cuda.get_device_name(0), "software": self.device.software}
+        (self.out / f"{name}.json").write_text(json.dumps(result | common))
+
+
+def baseline(stage: Stage) -> dict[str, Any]:
     """All models at once, plain PyTorch: out of memory is what must happen."""
+    require("libsire_alloc" not in Path("/proc/self/maps").read_text(), "Sire is not even loaded")
     loaded: list[str] = []
-    models = all_models()
+    models = stage.models()
     try:
         for model in models:
             model.module.to("cuda")
             loaded.append(model.name)
     except torch.OutOfMemoryError as error:
         say(f"after {', '.join(loaded)}: OutOfMemoryError: {str(error).splitlines()[0][:120]}")
-        return {"out_of_memory": True, "models": len(models), "models_loaded": len(loaded)}
-    raise Unmet("the models together do not fit on the device, so that there is something to show")
+    else:
+        raise Unmet("the models together do not fit on the device, so that there is something to show")
+    for model in models:
+        model.module.to("cpu")
+    torch.cuda.empty_cache()
+    return {"out_of_memory": True, "models": len(models), "models_loaded": len(loaded)}
 
 
 def load(model: Demo) -> None:
@@ -93,7 +126,7 @@ def first_turn(model: Demo, device: Device, sampler: Sampler) -> dict[str, Any]:
     return {
         "model": model.name, "model_bytes": model.bytes(), "before": idle, "resident": resident, "paused": paused,
         "seconds_pause": seconds, "bytes_copied": report.bytes_copied,
-        "seconds_copy": copy_seconds(report.bytes_copied), "max_difference_from_cpu": difference(output, reference),
+        "seconds_copy": report.bytes_copied / copy_rate(), "max_difference_from_cpu": difference(output, reference),
         "addresses": model.addresses(), "output": output,
     }
 
@@ -123,20 +156,22 @@ def second_turn(model: Demo, row: dict[str, Any], device: Device, sampler: Sampl
     require(row["max_difference_from_cpu"] <= 2e-3, f"{model.name}: the output agrees with the CPU's")
 
 
-def turns(device: Device, options: argparse.Namespace) -> dict[str, Any]:
+def turns(stage: Stage) -> dict[str, Any]:
     """Models that do not fit together take turns."""
     import sire
 
-    models = all_models()
+    device, models = stage.device, stage.models()
     for command in device.where_to_look():
         say(f"look from another terminal: {command}")
     with Sampler(device) as sampler:
         rows = [first_turn(model, device, sampler) for model in models]
         for model, row in zip(models, rows, strict=True):
-            second_turn(model, row, device, sampler, options.sabotage)
+            second_turn(model, row, device, sampler, stage.sabotage)
     for row in rows:
         row["address"] = hex(row["addresses"][0])
-        del row["addresses"], row["output"]
+        stage.outputs[row["model"]] = row.pop("output")
+        del row["addresses"]
+    print_rows(rows)
     return {
         "hook_mode": sire.hook_mode, "rows": rows, "samples": sampler.samples, "marks": sampler.marks,
         "total": device.free_and_total()[1], "stats": sire.stats(),
@@ -146,7 +181,7 @@ def turns(device: Device, options: argparse.Namespace) -> dict[str, Any]:
 def occupant(device: Device, leave: int, *extra: str) -> subprocess.Popen[str]:
     """Starts the process that takes the free memory but `leave` bytes; returns when it holds it."""
     here = Path(__file__).with_name("occupant.py")
-    environment = {k: v for k, v in __import__("os").environ.items() if k != "LD_PRELOAD"}
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     process = subprocess.Popen(
         [sys.executable, str(here), device.runtime_path, str(leave), *extra],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -156,15 +191,15 @@ def occupant(device: Device, leave: int, *extra: str) -> subprocess.Popen[str]:
     return process
 
 
-def contention(device: Device, _: argparse.Namespace) -> dict[str, Any]:
-    """While a model is paused somebody else takes the memory: resume fails cleanly, keeps the backup, and works later."""
+def contention(stage: Stage) -> dict[str, Any]:
+    """While a model is paused somebody else takes the memory: resume fails cleanly, keeps the backup, and works later.
+
+    Goes on from `turns`, which leaves every model paused.
+    """
     import sire
 
-    model = gpt2()
-    load(model)
-    output = model.run("cuda")
-    torch.cuda.empty_cache()
-    sire.pause(model.name)
+    device, model = stage.device, stage.model("gpt2")
+    output = stage.outputs[model.name]
     other = occupant(device, 32 * MIB)
     try:
         sire.resume(model.name)
@@ -188,69 +223,70 @@ def contention(device: Device, _: argparse.Namespace) -> dict[str, Any]:
     return {"message": message, "out_of_memory": True, "waited_seconds": waited, "exact": True}
 
 
-def saver_model() -> tuple[Any, Demo, torch.Tensor]:
+def control(stage: Stage) -> dict[str, Any]:
+    """The published torch-memory-saver, same device: the software device did not invent pause and resume."""
     from torch_memory_saver import torch_memory_saver as saver
 
     saver.hook_mode = "torch"
-    model = minilm()
+    model = stage.model("all-minilm-l6-v2")
     with saver.region(enable_cpu_backup=True):
         model.module.to("cuda")
-    return saver, model, model.run("cuda")
-
-
-def control(device: Device, _: argparse.Namespace) -> dict[str, Any]:
-    """The published torch-memory-saver, same device: the software device did not invent pause and resume."""
-    saver, model, output = saver_model()
+    output = model.run("cuda")
     torch.cuda.empty_cache()
-    before = held(device)
+    before = held(stage.device)
     saver.pause()
-    paused = held(device)
+    paused = held(stage.device)
     saver.resume()
     same = torch.equal(model.run("cuda"), output)
     say(f"torch-memory-saver: {mib(before)} resident, {mib(paused)} paused, identical after resume: {same}")
     return {"resident": before, "paused": paused, "exact": same}
 
 
-def control_contention(device: Device, options: argparse.Namespace) -> dict[str, Any]:
+def control_contention(stage: Stage) -> dict[str, Any]:
     """The same, with the memory taken: whatever happens is the result. Should this process end in resume, that is it."""
-    saver, model, _ = saver_model()
+    from torch_memory_saver import torch_memory_saver as saver
+
     torch.cuda.empty_cache()
     saver.pause()
-    other = occupant(device, 16 * MIB)
+    other = occupant(stage.device, 16 * MIB)
     print("RESUMING", flush=True)
-    write(options.out, {"survived": False, "model": model.name}, device)
+    stage.write("control-contention", {"survived": False})
     try:
         saver.resume()
     except Exception as error:
         say(f"torch-memory-saver: {type(error).__name__}: {error}")
     other.communicate("")
-    return {"survived": True, "model": model.name}
+    return {"survived": True}
 
 
-def write(out: Path, result: dict[str, Any], device: Device) -> None:
-    out.write_text(json.dumps(result | {"device": torch.cuda.get_device_name(0), "software": device.software}))
-
-
+HOW = {"preload": "LD_PRELOAD=libsire_alloc.so", "torch": "PyTorch's own pluggable allocator"}
 SCENES = {
-    "baseline": baseline, "turns": turns, "contention": contention, "control": control, "control-contention": control_contention,
+    "baseline": (baseline, "Without Sire: three models on a device that holds one"),
+    "turns": (turns, "With Sire, hook mode {mode} ({how}): the models take turns"),
+    "contention": (contention, "While a model is paused another process takes its memory"),
+    "control": (control, "Control: the published torch-memory-saver on the same device"),
+    "control-contention": (control_contention, "Control: torch-memory-saver, resume while the memory is taken"),
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("scene", choices=SCENES)
     parser.add_argument("out", type=Path)
+    parser.add_argument("scenes", nargs="+", choices=SCENES)
     parser.add_argument("--sabotage")
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.cuda.init()
-    device = Device()
-    try:
-        result = SCENES[options.scene](device, options)
-    except Unmet as unmet:
-        print(f"    NOT SHOWN: {unmet}", flush=True)
-        return 1
-    write(options.out, result, device)
+    stage = Stage(options.out, options.sabotage)
+    mode = os.environ.get("SIRE_HOOK_MODE", "")
+    for name in options.scenes:
+        play, title = SCENES[name]
+        print(f"\n== {title.format(mode=mode, how=HOW.get(mode))}", flush=True)
+        try:
+            stage.write(name, play(stage))
+        except Unmet as unmet:
+            print(f"    NOT SHOWN: {unmet}", flush=True)
+            return 1
     return 0
 
 
