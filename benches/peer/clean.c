@@ -10,14 +10,6 @@
 
 enum { NOT_OFFERED = 4, PAGE = 2 << 20 };
 
-/* sire_region_options with the field that older libraries do not know, and refuse. */
-struct options {
-    size_t struct_size;
-    int32_t backup;
-    bool zero_fill, retain;
-    int32_t clean;
-};
-
 static size_t pieces, piece;
 static char *window;
 static sire_status (*open_region)(const char *, const void *, uint32_t *);
@@ -26,7 +18,7 @@ static sire_status (*resume_tag)(const char *, const sire_resume_options *, sire
 static sire_status (*enter)(uint32_t, int32_t), (*leave)(uint32_t);
 
 static void **make(const char *tag, int backup, int clean) {
-    struct options options = {sizeof options, backup, false, clean != 0, clean};
+    sire_region_options options = {.struct_size = sizeof options, .backup = backup, .retain = clean != 0, .clean = clean};
     uint32_t region = 0;
     if (open_region(tag, &options, &region) != SIRE_STATUS_OK) {
         fprintf(stderr, "the library does not offer regions with clean = %d\n", clean);

@@ -9,13 +9,6 @@
 
 enum { NOT_OFFERED = 4, PIECE = 32 << 20 };
 
-struct options {
-    size_t struct_size;
-    int32_t backup;
-    bool zero_fill, retain;
-    int32_t clean;
-};
-
 /* Says that a step is done, and waits to be told to go on. */
 static void step(const char *name) {
     char line[16];
@@ -33,7 +26,7 @@ int main(int argc, char **argv) {
     sire_status (*enter)(uint32_t, int32_t) = (sire_status(*)(uint32_t, int32_t))sire("sire_region_enter");
     sire_status (*leave)(uint32_t) = (sire_status(*)(uint32_t))sire("sire_region_leave");
     MUST(pieces > 0 && open_region && pause_tag && resume_tag && enter && leave);
-    struct options options = {sizeof options, 1, false, true, 1};
+    sire_region_options options = {.struct_size = sizeof options, .backup = 1, .retain = true, .clean = 1};
     uint32_t region = 0;
     if (open_region("model", &options, &region) != SIRE_STATUS_OK) return NOT_OFFERED;
     void **at = calloc(pieces, sizeof *at);

@@ -82,21 +82,24 @@ class Cycles:
             pass
         line = self._process.stdout.readline()
         if not line:
-            message = self._process.stderr.read()
-            raise failed(self._what, self._process.wait(), message)
+            message, status = self._process.stderr.read(), self._process.wait()
+            if status == NOT_OFFERED:
+                raise Unmeasurable(f"not built in this library: {message.strip()}")
+            raise failed(self._what, status, message)
         sample: Sample = json.loads(line)
         return sample
 
 
 @contextmanager
-def cycles(shop: Workshop, saver: Place, setup: Setup) -> Iterator[Cycles]:
-    """A cycle program under a saver, ended afterwards."""
-    command = [str(shop.programs["cycle"]), *setup.arguments()]
+def cycles(shop: Workshop, saver: Place, setup: Setup, program: str = "cycle", *arguments: str) -> Iterator[Cycles]:
+    """A program that does cycles, under a saver, ended afterwards."""
+    words = [str(setup.amount), str(setup.pieces), *arguments] if arguments else setup.arguments()
+    command = [str(shop.programs[program]), *words]
     environment = shop.environment(saver, setup.device_memory())
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     try:
-        yield Cycles(process, f"{saver.name}, cycle {' '.join(setup.arguments())}")
+        yield Cycles(process, f"{saver.name}, {program} {' '.join(words)}")
     finally:
         if process.stdin:
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from .child import Sample, Setup, call, cycles
-from .figures import MIB, Figure, Target, Unmeasurable, rates, ways
+from .figures import MIB, Figure, Target, Unmeasurable, Wrong, rates, ways
 from .pause_figures import phases
 from .plan import Sizes
 from .workshop import Workshop
@@ -72,4 +72,29 @@ def file(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     """A resume whose backup is a file that already holds the bytes, paired with raw reads."""
     if ATTACH.encode() not in shop.sire.library.read_bytes():
         raise Unmeasurable(f"not built in this library: {ATTACH}")
-    raise Unmeasurable("not measured yet")
+    depth = best_depth(shop, folder, sizes, "read")
+    setup = Setup(sizes.disk, max(1, sizes.disk // (64 * MIB)))
+    ours: list[Sample] = []
+    limits: list[float] = []
+    with cycles(shop, shop.sire, setup, "file", str(folder)) as program:
+        first = program.cycle(False)
+        for swapped in ways(sizes.repeats):
+            if swapped:
+                limits.append(raw(shop, folder, sizes, depth)["read"])
+            ours.append(program.cycle(False))
+            if not swapped:
+                limits.append(raw(shop, folder, sizes, depth)["read"])
+    took = [sample["resume"] for sample in ours]
+    goal = Target("ratio", at_least=0.9)
+    figure = Figure("file.read", "GiB/s", rates(took, sizes.disk), rates(limits, sizes.disk), target=goal)
+    figure.doubt(limits, "the disk", STEADY)
+    figure.stay_below("the disk")
+    figure.notes.append(f"ceiling: O_DIRECT, {depth} requests of 4 MiB in flight; the first pause, which proves the file: {first['pause']:.2f} s")
+    held = max(sample["host"] for sample in ours)
+    figure.notes.append(f"{held / MIB:.0f} MiB of backups in host memory")
+    if held > 0:
+        raise Wrong(f"{held:.0f} bytes of a region in a file are backed up in host memory too")
+    cached = max(sample["cached"] for sample in ours)
+    if cached > CACHED:
+        figure.meaningless.append(f"{cached:.0%} of the file stayed in the page cache")
+    return [figure]

@@ -20,7 +20,6 @@ class Sizes:
     depths: tuple[int, ...] = (1, 2, 4, 8)
     clean: int = 1 * GIB
     shared: int = 256 * MIB
-    file: int = 1 * GIB
     simulated_gib: int = 64
     # Profiles of the model clock; none: all of them.
     profiles: tuple[str, ...] = ()
@@ -37,7 +36,6 @@ SMOKE = Sizes(
     depths=(1, 2),
     clean=128 * MIB,
     shared=64 * MIB,
-    file=32 * MIB,
     simulated_gib=1,
     profiles=("h100-pcie5-kvcached",),
     calls=1000,

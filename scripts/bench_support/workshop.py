@@ -73,7 +73,7 @@ class Workshop:
         self._cc(stub, ROOT / "tests" / "preload" / "fixtures" / "runtime.c", "-shared", "-fPIC", "-Wl,-soname,libcudart.so.13")
         self.cuda = self._software(folder / "device") if software else self._real()
         link = ["-Wl,--no-as-needed", str(stub), "-ldl"]
-        sources = {name: PEER_C / f"{name}.c" for name in ("cycle", "raw", "scale", "clean", "share")}
+        sources = {name: PEER_C / f"{name}.c" for name in ("cycle", "raw", "scale", "clean", "share", "file")}
         sources |= {name: ROOT / "benches" / f"{name}.c" for name in ("stall", "hooks")}
         self.programs = {name: self._cc(folder / name, source, *link) for name, source in sources.items()}
         self.liar = self._liar(folder, sabotage) if sabotage else None

@@ -228,9 +228,9 @@ impl Engine {
     /// # Errors
     /// `UnknownAddress` unless the range lies inside one allocation.
     pub fn changed(&self, addr: Addr, len: u64) -> Result<()> {
-        let (extent, range) = self.range(addr, len)?;
-        extent.note_changed(&Ranges::of(range));
-        Ok(())
+        let outcome = self.range(addr, len).map(|(extent, range)| extent.note_changed(&Ranges::of(range)));
+        self.trace.record(|| Event::Changed { addr: addr.0, len, status: trace::status(&outcome) });
+        outcome
     }
 
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {

@@ -34,6 +34,7 @@ fn live(engine: &Engine) -> Addr {
     engine.leave(region);
     engine.keep(large, 4096).unwrap();
     assert!(engine.discard(Addr(12), 1).is_err());
+    engine.changed(large.offset(8), 9).unwrap();
     engine.pause(&tag("model"), PauseOptions::default()).unwrap();
     assert!(engine.enter(region, OnPaused::Refuse).is_err());
     assert!(engine.pause(&tag("nobody"), PauseOptions::default()).is_err());
@@ -67,6 +68,7 @@ fn a_life_is_recorded_call_by_call() {
     assert_eq!(*next(), Event::Leave { region: 0 });
     assert_eq!(*next(), Event::Override { addr: large.0, len: 4096, keep: true, status: 0 });
     assert!(matches!(next(), Event::Override { keep: false, status, .. } if *status == Status::UnknownAddress as i32));
+    assert_eq!(*next(), Event::Changed { addr: large.0 + 8, len: 9, status: 0 });
     let Event::Transition(pause) = next() else { panic!() };
     assert_eq!((pause.verb, pause.tags.as_slice(), pause.status), (Verb::Pause, &["model".to_owned()][..], 0));
     assert!(pause.copied >= 40_000 && pause.moved >= pause.copied && !pause.took.is_zero());
@@ -212,7 +214,7 @@ proptest! {
     }
 
     #[test]
-    fn any_payload_with_a_right_sum_is_survived(payloads in proptest::collection::vec((0..12u8, proptest::collection::vec(any::<u8>(), 0..200)), 0..5)) {
+    fn any_payload_with_a_right_sum_is_survived(payloads in proptest::collection::vec((0..13u8, proptest::collection::vec(any::<u8>(), 0..200)), 0..5)) {
         let payloads: Vec<Vec<u8>> = payloads.into_iter().map(|(kind, rest)| [&[kind][..], &rest].concat()).collect();
         let found: Vec<_> = Reader::new(&framed(&payloads)).unwrap().collect();
         prop_assert!(found.len() <= payloads.len());

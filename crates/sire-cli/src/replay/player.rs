@@ -154,6 +154,7 @@ impl Player<'_> {
             }
             Event::Free { addr } => self.free(*addr),
             Event::Override { addr, len, keep, status: 0 } => self.set_override(*addr, *len, *keep),
+            Event::Changed { addr, len, status: 0 } => self.changed(*addr, *len),
             Event::Peer { device, peer, status: 0 } => self.allow_peer(*device, *peer),
             Event::Transition(done) if done.status == 0 || ended_paused(done.status) => return self.transition(done),
             Event::Trim => {
@@ -233,18 +234,28 @@ impl Player<'_> {
         }
     }
 
-    fn set_override(&mut self, name: u64, len: u64, keep: bool) {
-        let found = self.allocations.range_mut(..=name).next_back();
-        let Some((start, allocation)) = found.filter(|(start, found)| name - *start < found.size) else { return };
+    /// The allocation that a recorded address lies in, and how far inside.
+    fn find(&mut self, name: u64) -> Option<(&mut Allocation, u64)> {
+        let (start, found) = self.allocations.range_mut(..=name).next_back()?;
         let offset = name - start;
+        (offset < found.size).then_some((found, offset))
+    }
+
+    fn set_override(&mut self, name: u64, len: u64, keep: bool) {
+        let Some((allocation, offset)) = self.find(name) else { return };
         if keep {
-            allocation.kept.push(offset..(offset.saturating_add(len)).min(allocation.size));
+            allocation.kept.push(offset..offset.saturating_add(len).min(allocation.size));
         } else {
             // Which bytes are kept around the hole does not matter here: none of them is looked at.
             allocation.kept.clear();
         }
         let addr = allocation.addr.offset(offset);
         self.timed("override", |engine| if keep { engine.keep(addr, len) } else { engine.discard(addr, len) });
+    }
+
+    fn changed(&mut self, name: u64, len: u64) {
+        let Some(addr) = self.find(name).map(|(allocation, offset)| allocation.addr.offset(offset)) else { return };
+        self.timed("changed", |engine| engine.changed(addr, len));
     }
 
     fn allow_peer(&mut self, device: u32, peer: u32) {

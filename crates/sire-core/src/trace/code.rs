@@ -26,6 +26,7 @@ const PEER: u8 = 7;
 const TRANSITION: u8 = 8;
 const TRIM: u8 = 9;
 const CUT: u8 = 10;
+const CHANGED: u8 = 11;
 
 // ---- writing -------------------------------------------------------------------------------------------------------------
 
@@ -67,6 +68,7 @@ fn kind(event: &Event) -> u8 {
         Event::Allocate { .. } => ALLOCATE,
         Event::Free { .. } => FREE,
         Event::Override { .. } => OVERRIDE,
+        Event::Changed { .. } => CHANGED,
         Event::Peer { .. } => PEER,
         Event::Transition(_) => TRANSITION,
         Event::Trim => TRIM,
@@ -93,6 +95,7 @@ fn fields(out: &mut Vec<u8>, event: &Event) {
         Event::Override { addr, len, keep, status } => {
             numbers(out, [*addr, *len, u64::from(*keep), outcome(*status)]);
         }
+        Event::Changed { addr, len, status } => numbers(out, [*addr, *len, outcome(*status)]),
         Event::Peer { device, peer, status } => numbers(out, [(*device).into(), (*peer).into(), outcome(*status)]),
         Event::Transition(done) => {
             out.push(done.verb as u8);
@@ -263,6 +266,7 @@ impl<'a> Fields<'a> {
                 keep: self.flag()?,
                 status: self.status()?,
             },
+            CHANGED => Event::Changed { addr: self.number()?, len: self.number()?, status: self.status()? },
             PEER => Event::Peer { device: self.small()?, peer: self.small()?, status: self.status()? },
             TRANSITION => return self.transition(),
             TRIM => Event::Trim,

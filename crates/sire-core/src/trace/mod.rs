@@ -118,6 +118,15 @@ pub enum Event {
         /// The outcome.
         status: i32,
     },
+    /// Bytes that were declared not to change have changed.
+    Changed {
+        /// First byte.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// The outcome.
+        status: i32,
+    },
     /// A device got access to another's memory.
     Peer {
         /// Whose memory.
