@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use crate::terms::{
     Backup, BackupView, Clean, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
-    ResumeOptions, Retention, Selection, State,
+    ResumeOptions, Retention, Selection, State, SwitchOptions,
 };
 
 /// The engine: one per process. All functions may be called from any thread.
@@ -199,6 +199,24 @@ impl Engine {
         refuse_capture(options.capturing, "resume")?;
         let resume = || self.machine.resume(self.machine.regions.select(selection)?, options.wait);
         self.trace.timed(Verb::Resume, selection, options.wait, resume)
+    }
+
+    /// Pauses what `pause` means and resumes what `resume` means, in one call: both, or neither. Content travels in both directions at
+    /// once, and memory goes from the one to the other, so that the device never needs more than it has. What is
+    /// in its state already stays there. Does not wait for memory that somebody else holds. Returns the reports of the
+    /// pause and of the resume.
+    ///
+    /// # Errors
+    /// As for [`Engine::pause`] and [`Engine::resume`], and `InvalidArgument` if a region is meant by both: then everything is as
+    /// before. `PausedAfterFailure`: everything is paused, nothing is lost.
+    pub fn switch(
+        &self,
+        pause: &Selection,
+        resume: &Selection,
+        options: SwitchOptions<'_>,
+    ) -> Result<(Report, Report)> {
+        refuse_capture(options.capturing, "switch")?;
+        self.machine.switch(self.machine.regions.select(pause)?, self.machine.regions.select(resume)?, options)
     }
 
     /// Makes running pauses and resumes stop at the next chunk and roll back. Async-signal-safe.

@@ -443,6 +443,11 @@ impl Claim {
         live
     }
 
+    /// Bytes of physical memory that the chunks hold.
+    pub(crate) fn physical_bytes(&self) -> u64 {
+        self.chunks.iter().filter(|chunk| chunk.physical.is_some()).map(|chunk| chunk.size).sum()
+    }
+
     /// Whether any chunk is mapped: something may be using it.
     pub(crate) fn may_be_in_use(&self) -> bool {
         self.chunks.iter().any(|chunk| chunk.mapped)

@@ -176,6 +176,15 @@ pub struct ResumeOptions {
     pub capturing: bool,
 }
 
+/// Settings of one switch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SwitchOptions<'a> {
+    /// Whether a capture is in progress: then the call is refused.
+    pub capturing: bool,
+    /// As for a pause, about what is paused.
+    pub dead: Option<&'a dyn DeadRanges>,
+}
+
 /// What a pause or resume did. Bytes are device bytes; times are wall-clock seconds.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Report {

@@ -40,6 +40,8 @@ pub(crate) struct Heap {
     pub(crate) notices: Notices,
     bins: Bins,
     graveyard: Mutex<Vec<Arc<Extent>>>,
+    /// Physical memory of no chunk, which the driver refused to take back.
+    orphans: Mutex<Vec<Physical>>,
     granularities: DashMap<Device, u64>,
     peers: Mutex<HashMap<Device, BTreeSet<Device>>>,
 }
@@ -54,6 +56,7 @@ impl Heap {
             notices: Notices::default(),
             bins: Bins::default(),
             graveyard: Mutex::new(Vec::new()),
+            orphans: Mutex::default(),
             granularities: DashMap::new(),
             peers: Mutex::new(HashMap::new()),
         }
@@ -160,6 +163,15 @@ impl Heap {
         self.driver.release(physical)?;
         chunk.physical = None;
         Ok(chunk.size)
+    }
+
+    /// Releases memory of no chunk; false if the driver refused: then a later call tries again.
+    pub(crate) fn release_or_keep(&self, physical: Physical) -> bool {
+        let released = self.driver.release(physical).is_ok();
+        if !released {
+            lock(&self.orphans).push(physical);
+        }
+        released
     }
 
     /// An error that says what was wanted and what there is.
@@ -311,6 +323,10 @@ impl Heap {
 
     /// Finishes what waits in the graveyard. Not to be called during a capture. Returns physical bytes given back.
     pub(crate) fn exhume(&self) -> u64 {
+        let orphans = std::mem::take(&mut *lock(&self.orphans));
+        for physical in orphans {
+            self.release_or_keep(physical);
+        }
         let waiting = std::mem::take(&mut *lock(&self.graveyard));
         let mut idle = BTreeSet::new();
         let mut bytes = 0;

@@ -86,6 +86,9 @@ fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<()> {
         made.push(Made { at, physical, mapped, ready: false, created: 0, recycled: 0 });
         team.check()?;
         if job.extent.is_freed() {
+            if job.physical.is_none() {
+                team.pool.skip(job.extent.device, job.size);
+            }
             return Ok(());
         }
         let Some(one) = made.last_mut() else { continue };

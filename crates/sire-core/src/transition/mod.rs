@@ -8,7 +8,7 @@
 //!
 //! Both passes cut segments into [`pieces`] and move them through a pipe per device; [`seam`] is where a piece's bytes meet a tier. The parts
 //! of a transition that work at the same time (devices, and the [`maker`] ahead of the copy in) are a [`team`], whose
-//! memory goes through a [`pool`].
+//! memory goes through a [`pool`]. A [`switch`] is both passes at once, over different regions and one pool.
 
 mod batch;
 mod draft;
@@ -20,6 +20,7 @@ mod pool;
 mod put_down;
 mod seam;
 mod survey;
+mod switch;
 mod team;
 
 use crate::clock;
@@ -32,11 +33,14 @@ use crate::ranges::Ranges;
 use crate::region::{Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, lock};
-use crate::terms::{PauseOptions, RegionId, Report};
+use crate::terms::{DeadRanges, PauseOptions, RegionId, Report};
 use crate::tier::disk::DiskTier;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
 use batch::Batch;
+use pieces::At;
+use pool::Pool;
+use seam::Staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,23 +66,58 @@ impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO);
-        let mut batch = Batch::close(regions, Phase::Paused)?;
+        let batch = Batch::close(regions, Phase::Paused)?;
+        self.pause_batch(batch, options.dead, &call)
+    }
+
+    fn pause_batch(&self, mut batch: Batch, dead: Option<&dyn DeadRanges>, call: &Call) -> Result<Report> {
         let mut report = batch.report();
         if batch.is_empty() {
             return Ok(report);
         }
+        let mut claims = self.claim_live(&batch, dead, &mut report)?;
+        let outcome = self.pause_claimed(&mut batch, &mut claims, call, &mut report);
+        report.seconds_total = clock::seconds_since(call.began);
+        match outcome {
+            Ok(()) => {
+                self.commit_pause(batch, claims, &report);
+                Ok(report)
+            }
+            Err(error) => Err(self.undo_pause(batch, claims, error, Pool::open(&self.heap))),
+        }
+    }
+
+    /// Claims what is to be paused, and marks in it what holds nothing.
+    fn claim_live(&self, batch: &Batch, dead: Option<&dyn DeadRanges>, report: &mut Report) -> Result<Vec<Claim>> {
         self.heap.exhume();
-        let dead = options.dead.map_or(Ok(Ranges::new()), |map| batch.dead_ranges(map))?;
+        let dead = dead.map_or(Ok(Ranges::new()), |map| batch.dead_ranges(map))?;
         let mut claims = batch.claim(&self.heap);
         let gap = plan::SLOT_GAP.min(self.settings.copy_piece);
         report.bytes_dead = claims.iter_mut().map(|claim| claim.mark_dead(&dead, gap)).sum();
-        batch.count(&mut claims, &mut report);
-        let outcome = self.pause_claimed(&mut batch, &mut claims, &call, &mut report);
-        report.seconds_total = clock::seconds_since(call.began);
-        self.end_pause(batch, claims, outcome, report)
+        batch.count(&mut claims, report);
+        Ok(claims)
     }
 
     fn pause_claimed(&self, batch: &mut Batch, claims: &mut [Claim], call: &Call, report: &mut Report) -> Result<()> {
+        let (staging, new) = self.prepare_pause(batch, claims, call, report)?;
+        let start = clock::now();
+        let done = self.put_down(claims, staging, call, report);
+        report.seconds_transfer = clock::seconds_since(start);
+        if done.is_ok() {
+            self.share(claims, &new, report);
+        }
+        done
+    }
+
+    /// Everything before the first copy: what has changed, room for every byte, then idle devices. Returns staging buffers, and what
+    /// [`Machine::share`] is to be told when all is saved.
+    fn prepare_pause(
+        &self,
+        batch: &mut Batch,
+        claims: &mut [Claim],
+        call: &Call,
+        report: &mut Report,
+    ) -> Result<(Staging, Vec<At>)> {
         let mut surveys = self.survey(batch, claims);
         let looked = survey::is_needed(&surveys);
         if looked {
@@ -99,13 +138,7 @@ impl Machine {
         if !looked {
             self.synchronize(claims, report)?;
         }
-        let start = clock::now();
-        let done = self.put_down(claims, staging, call, report);
-        report.seconds_transfer = clock::seconds_since(start);
-        if done.is_ok() {
-            self.share(claims, &new, report);
-        }
-        done
+        Ok((staging, new))
     }
 
     /// Waits once for each device of the claims.
@@ -123,34 +156,29 @@ impl Machine {
         }
     }
 
-    /// Commits a pause, or undoes it; if the undo fails too, what can be paused is, and the regions end paused.
-    fn end_pause(&self, batch: Batch, mut claims: Vec<Claim>, outcome: Result<()>, report: Report) -> Result<Report> {
-        let Err(mut error) = outcome else {
-            batch.note_success(&claims, &report, Phase::Paused);
-            self.end(batch, claims, |_| Phase::Paused);
-            return Ok(report);
-        };
-        let was_resident = |claim: &&Claim| batch.was(claim.extent.region) == Some(Phase::Resident);
-        let lost: u64 = claims.iter().filter(was_resident).map(plan::lost).sum();
+    fn commit_pause(&self, batch: Batch, claims: Vec<Claim>, report: &Report) {
+        batch.note_success(&claims, report, Phase::Paused);
+        self.end(batch, claims, |_| Phase::Paused);
+    }
+
+    /// Undoes a pause that failed with `error`, with memory from `pool`; if the undo fails too, what can be paused is, and
+    /// the regions end paused. Returns what to tell.
+    fn undo_pause(&self, batch: Batch, mut claims: Vec<Claim>, mut error: Error, pool: Pool<'_>) -> Error {
+        let was_resident = |region| batch.was(region) == Some(Phase::Resident);
+        let lost: u64 = claims.iter().filter(|claim| was_resident(claim.extent.region)).map(plan::lost).sum();
         if lost > 0 {
             error.message = format!("{}; {lost} bytes without a backup had been thrown away already", error.message);
         }
         batch.note_error(&error);
-        let undo = self.pick_up(
-            &mut claims,
-            |region| batch.was(region) == Some(Phase::Resident),
-            &Call::undo(),
-            &mut Report::default(),
-        );
-        let Err(second) = undo else {
+        let Err(second) = self.pick_up(&mut claims, was_resident, &Call::undo(), pool, &mut Report::default()) else {
             forget_unproven(&mut claims, |region| batch.is_clean(region));
             self.end(batch, claims, |was| was);
-            return Err(error);
+            return error;
         };
         let error = self.give_up(&mut claims, error, &second);
         batch.note_error(&error);
         self.end(batch, claims, |_| Phase::Paused);
-        Err(error)
+        error
     }
 
     /// After a failed undo: pauses what still can be. Every byte is on the device or in a backup either way.
@@ -174,6 +202,10 @@ impl Machine {
     pub(crate) fn resume(&self, regions: Vec<Arc<Region>>, wait: Duration) -> Result<Report> {
         let call = Call::new(self, wait);
         let batch = Batch::close(regions, Phase::Resident)?;
+        self.resume_batch(batch, &call)
+    }
+
+    fn resume_batch(&self, batch: Batch, call: &Call) -> Result<Report> {
         let mut report = batch.report();
         if batch.is_empty() {
             return Ok(report);
@@ -181,18 +213,27 @@ impl Machine {
         self.heap.exhume();
         let mut claims = batch.claim(&self.heap);
         batch.count(&mut claims, &mut report);
-        let outcome = self.pick_up(&mut claims, |_| true, &call, &mut report);
+        let outcome = self.pick_up(&mut claims, |_| true, call, Pool::open(&self.heap), &mut report);
         report.seconds_total = clock::seconds_since(call.began);
         if let Err(error) = outcome {
-            batch.note_error(&error);
-            self.end(batch, claims, |_| Phase::Paused);
+            self.abandon_resume(batch, claims, &error);
             return Err(error);
         }
-        batch.note_success(&claims, &report, Phase::Resident);
+        self.commit_resume(batch, claims, &report);
+        Ok(report)
+    }
+
+    fn commit_resume(&self, batch: Batch, mut claims: Vec<Claim>, report: &Report) {
+        batch.note_success(&claims, report, Phase::Resident);
         forget_backups(&mut claims, |region| batch.retains(region));
         self.end(batch, claims, |_| Phase::Resident);
         self.host.relax();
-        Ok(report)
+    }
+
+    /// After a resume that failed and was rolled back.
+    fn abandon_resume(&self, batch: Batch, claims: Vec<Claim>, error: &Error) {
+        batch.note_error(error);
+        self.end(batch, claims, |_| Phase::Paused);
     }
 
     /// Drops the retained backups of what is resident.

@@ -25,39 +25,50 @@ use std::time::Duration;
 const SLEEP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 impl Machine {
-    /// Brings every chunk of the `wanted` regions whose bytes are in a backup back to the device: all of them, or none.
-    pub(super) fn pick_up(
-        &self,
+    /// Brings every chunk of the `wanted` regions whose bytes are in a backup back to the device: all of them, or none. Memory comes
+    /// from `pool`, as far as it has any.
+    pub(super) fn pick_up<'a>(
+        &'a self,
         claims: &mut [Claim],
         wanted: impl Fn(RegionId) -> bool,
         call: &Call,
+        pool: Pool<'a>,
         report: &mut Report,
     ) -> Result<()> {
         let mut claims: Vec<&mut Claim> = claims.iter_mut().filter(|claim| is_claim_away(claim, &wanted)).collect();
         if claims.is_empty() {
+            pool.release_spare();
             return Ok(());
         }
         report.seconds_prepare = clock::seconds_since(call.began);
         let start = clock::now();
-        let outcome = self.bring_in(&mut claims, call, report);
+        let outcome = self.bring_in(&mut claims, call, pool, report);
         report.seconds_transfer = clock::seconds_since(start);
         outcome.map(|()| commit(&mut claims))
     }
 
     /// Brings everything in, or holds no memory: a call that waits must not keep from others what they wait for. If there is
     /// not enough, what is only cached is given back; then the call's patience is used up.
-    fn bring_in(&self, claims: &mut [&mut Claim], call: &Call, report: &mut Report) -> Result<()> {
+    fn bring_in<'a>(
+        &'a self,
+        claims: &mut [&mut Claim],
+        call: &Call,
+        mut pool: Pool<'a>,
+        report: &mut Report,
+    ) -> Result<()> {
         let mut sleep = SLEEP.0;
         let mut reclaimed = false;
         loop {
             let mut attempt = Report::default();
-            let pool = Pool::open(&self.heap);
             let team = Team::new(self, call, &pool);
             pick_up(&team, claims, &mut attempt);
-            let Err(Failure { error, drained }) = team.outcome() else {
+            let outcome = team.outcome();
+            pool.release_spare();
+            let Err(Failure { error, drained }) = outcome else {
                 report.add(&attempt);
                 return Ok(());
             };
+            pool = Pool::open(&self.heap);
             if drained {
                 roll_back(claims, &pool);
             }
@@ -84,7 +95,8 @@ impl Machine {
             }
             clock::sleep(left.min(*sleep));
             *sleep = (*sleep * 2).min(SLEEP.1);
-            if missing(claims).iter().all(|(&device, &bytes)| self.has_room(device, bytes)) {
+            if missing(claims.iter().map(|claim| &**claim)).iter().all(|(&device, &bytes)| self.has_room(device, bytes))
+            {
                 return Ok(());
             }
         }
@@ -98,7 +110,7 @@ impl Machine {
 
     /// Names the device that is short, what all regions need there, and what it has now that nothing of theirs is on it.
     fn explain(&self, claims: &[&mut Claim], error: Error) -> Error {
-        let missing = missing(claims);
+        let missing = missing(claims.iter().map(|claim| &**claim));
         let short =
             missing.iter().find(|&(&device, &bytes)| !self.has_room(device, bytes)).or(missing.first_key_value());
         let Some((&device, &bytes)) = short else { return error };
@@ -123,9 +135,9 @@ pub(super) fn is_claim_away(claim: &Claim, wanted: impl Fn(RegionId) -> bool) ->
 }
 
 /// Physical bytes that are still to be made, by device.
-pub(super) fn missing(claims: &[&mut Claim]) -> BTreeMap<Device, u64> {
+pub(super) fn missing<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> BTreeMap<Device, u64> {
     let mut missing = BTreeMap::new();
-    for claim in claims.iter().filter(|claim| !claim.extent.is_freed()) {
+    for claim in claims.into_iter().filter(|claim| !claim.extent.is_freed()) {
         let away = claim.chunks.iter().filter(|chunk| is_away(chunk) && chunk.physical.is_none());
         *missing.entry(claim.extent.device).or_insert(0) += away.map(|chunk| chunk.size).sum::<u64>();
     }

@@ -6,7 +6,7 @@
 //! *Recycling*: a chunk whose size is still needed changes hands without a driver call.
 
 use crate::driver::{Addr, Device, DriverResult, Physical};
-use crate::extent::Chunk;
+use crate::extent::{Chunk, Claim, Truth};
 use crate::heap::Heap;
 use crate::sync::{Condvar, Mutex, lock, wait};
 use std::collections::BTreeMap;
@@ -55,7 +55,66 @@ pub(super) struct Pool<'a> {
 impl<'a> Pool<'a> {
     /// No limit, nothing recycled.
     pub(super) fn open(heap: &'a Heap) -> Pool<'a> {
-        Pool { heap, state: Mutex::default(), changed: Condvar::new() }
+        Pool::new(heap, State::default())
+    }
+
+    /// No limit; chunks are kept for those of `claims` that are away.
+    pub(super) fn recycling<'b>(heap: &'a Heap, claims: impl Iterator<Item = &'b Claim>) -> Pool<'a> {
+        Pool::new(heap, State { needed: needs(claims), ..State::default() })
+    }
+
+    /// As [`Pool::recycling`]; on each device no more is made than `credit` bytes and what is given there.
+    pub(super) fn limited<'b>(
+        heap: &'a Heap,
+        claims: impl Iterator<Item = &'b Claim>,
+        credit: BTreeMap<Device, u64>,
+    ) -> Pool<'a> {
+        Pool::new(heap, State { needed: needs(claims), credit, ..State::default() })
+    }
+
+    fn new(heap: &'a Heap, state: State) -> Pool<'a> {
+        Pool { heap, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// A guard at whose end nothing more will be given.
+    pub(super) fn giver(&self) -> Giver<'_> {
+        Giver(self)
+    }
+
+    /// The chunk that was to be supplied needs nothing any more.
+    pub(super) fn skip(&self, device: Device, size: u64) {
+        let superfluous = lock(&self.state).skip((device, size));
+        if let Some(physical) = superfluous {
+            self.release((device, size), physical);
+        }
+    }
+
+    /// Releases what nobody took.
+    pub(super) fn release_spare(&self) {
+        let spare = std::mem::take(&mut lock(&self.state).spare);
+        for (kind, physicals) in spare {
+            physicals.into_iter().for_each(|physical| self.release(kind, physical));
+        }
+    }
+
+    /// What nobody took is kept for whoever takes from `other`.
+    pub(super) fn pour_into(&self, other: &Pool<'_>) {
+        let spare = std::mem::take(&mut lock(&self.state).spare);
+        for (kind, physicals) in spare {
+            for physical in physicals {
+                if !lock(&other.state).keep(kind, physical) {
+                    self.release(kind, physical);
+                }
+            }
+        }
+    }
+
+    fn release(&self, (device, size): Kind, physical: Physical) {
+        let released = self.heap.release_or_keep(physical);
+        if let (true, Some(credit)) = (released, lock(&self.state).credit.get_mut(&device)) {
+            *credit += size;
+        }
+        self.changed.notify_all();
     }
 
     /// Memory for one chunk; waits for credit. `None` if the work was stopped.
@@ -84,9 +143,8 @@ impl<'a> Pool<'a> {
     pub(super) fn give(&self, device: Device, base: Addr, chunk: &mut Chunk) -> DriverResult<Given> {
         self.heap.unmap(base, chunk)?;
         let size = chunk.size;
-        if let Some(physical) = chunk.physical.take_if(|physical| lock(&self.state).keep(device, size, *physical)) {
+        if let Some(_kept) = chunk.physical.take_if(|physical| lock(&self.state).keep((device, size), *physical)) {
             self.changed.notify_all();
-            let _ = physical;
             return Ok(Given { released: 0, recycled: size });
         }
         let released = self.heap.strip(base, chunk)?;
@@ -104,6 +162,27 @@ impl<'a> Pool<'a> {
     }
 }
 
+/// Whoever gives memory. Dropped, also by a panic, it lets nobody wait any longer.
+#[derive(Debug)]
+pub(super) struct Giver<'a>(&'a Pool<'a>);
+
+impl Drop for Giver<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// How many chunks of each kind are away and without memory.
+fn needs<'b>(claims: impl Iterator<Item = &'b Claim>) -> BTreeMap<Kind, usize> {
+    let mut needed = BTreeMap::new();
+    for claim in claims {
+        let away = claim.chunks.iter().filter(|chunk| chunk.truth == Truth::Backup && chunk.physical.is_none());
+        away.for_each(|chunk| *needed.entry((claim.extent.device, chunk.size)).or_default() += 1);
+    }
+    needed
+}
+
 impl State {
     fn supply(&mut self, device: Device, size: u64) -> Option<Supply> {
         let supply = match self.spare.get_mut(&(device, size)).and_then(Vec::pop) {
@@ -114,6 +193,14 @@ impl State {
             *needed = needed.saturating_sub(1);
         }
         Some(supply)
+    }
+
+    /// One chunk fewer is to be supplied; returns memory that nobody will need then.
+    fn skip(&mut self, kind: Kind) -> Option<Physical> {
+        let needed = self.needed.get_mut(&kind)?;
+        *needed = needed.saturating_sub(1);
+        let spare = self.spare.get_mut(&kind)?;
+        if spare.len() > *needed { spare.pop() } else { None }
     }
 
     /// Without any hope of more, the driver may say what there is.
@@ -127,8 +214,7 @@ impl State {
     }
 
     /// Takes a chunk's memory if as many chunks of its size are still to be supplied.
-    fn keep(&mut self, device: Device, size: u64, physical: Physical) -> bool {
-        let kind = (device, size);
+    fn keep(&mut self, kind: Kind, physical: Physical) -> bool {
         let spare = self.spare.entry(kind).or_default();
         let wanted = !self.stopped && spare.len() < self.needed.get(&kind).copied().unwrap_or(0);
         if wanted {
