@@ -8,10 +8,17 @@
 //!
 //!     pause  = synchronize + max(N / to_host, chunks * (unmap + release)) + c / to_host
 //!     resume = max(N / to_device, chunks * (create + map) + allocations * set_access) + (create + map + set_access)
+//!
+//! and, for a switch between two models of N/2 bytes each on a device that holds just one of them, where the other one's backup is
+//!
+//!     clean (nothing has changed since):  the copy in alone, N/2 / to_device
+//!     outdated (everything is copied):    max(N/2 / (duplex * to_host), N/2 / (duplex * to_device)) + c / to_device
 
 use serde_json::{Value, json};
 use sire_core::driver::{Device, ProgramStream};
-use sire_core::engine::{Backup, Config, Engine, PauseOptions, Policy, Report, Request, ResumeOptions, Selection};
+use sire_core::engine::{
+    Backup, Clean, Config, Engine, PauseOptions, Policy, Report, Request, ResumeOptions, Selection, SwitchOptions,
+};
 use sire_sim::{Executor, Machine, Options, Poison, Profile, SimDriver};
 use std::error::Error;
 use std::io::Write;
@@ -22,6 +29,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const GIB: u64 = 1 << 30;
 const REPETITIONS: usize = 3;
 const TAG: &str = "model";
+/// What it changes places with.
+const OTHER: &str = "other";
 
 struct Arguments {
     profiles: Vec<Profile>,
@@ -47,7 +56,7 @@ fn arguments() -> Result<Arguments> {
     Ok(Arguments { profiles, gib, json: file })
 }
 
-/// What is timed: an engine with `gib` allocations of 1 GiB, and the clock.
+/// What is timed: an engine with models of `gib` allocations of 1 GiB, of which one fits on the device, and the clock.
 struct Subject {
     machine: Machine,
     engine: Engine,
@@ -65,36 +74,53 @@ impl Subject {
             ..Options::default()
         })?;
         let engine = Engine::new(Arc::new(SimDriver::on(machine.clone())), config);
-        let policy = Policy { backup: Backup::Host, retain: true, ..Policy::default() };
-        for part in 0..gib {
-            let region = engine.region(&format!("{TAG}/{part}"), policy)?;
-            let stream = ProgramStream::default();
-            engine.allocate(Request { region, device: Device(0), size: GIB, stream, capturing: false })?;
-        }
         Ok(Subject { machine, engine, gib })
     }
 
-    /// Builds the host memory of all backups.
-    fn warm(&self) -> Result<()> {
+    /// A resident model, and the host memory of all its backups.
+    fn load(&self, tag: &str, clean: Clean) -> Result<()> {
+        let policy = Policy { backup: Backup::Host, retain: true, clean, ..Policy::default() };
         for part in 0..self.gib {
-            let tag = Selection::Tag(format!("{TAG}/{part}"));
-            self.engine.pause(&tag, PauseOptions::default())?;
-            self.engine.resume(&tag, ResumeOptions::default())?;
+            let name = format!("{tag}/{part}");
+            let region = self.engine.region(&name, policy)?;
+            let stream = ProgramStream::default();
+            self.engine.allocate(Request { region, device: Device(0), size: GIB, stream, capturing: false })?;
+            self.engine.pause(&Selection::Tag(name.clone()), PauseOptions::default())?;
+            self.engine.resume(&Selection::Tag(name), ResumeOptions::default())?;
         }
         Ok(())
     }
 
-    /// Virtual seconds of a call that must copy everything.
-    fn time(&self, call: impl FnOnce(&Selection) -> sire_core::error::Result<Report>) -> Result<f64> {
+    /// Virtual seconds of a call whose report must say that it copied `copied` GiB.
+    fn time(&self, copied: u64, call: impl FnOnce() -> sire_core::error::Result<u64>) -> Result<f64> {
         let now = || self.machine.now_picoseconds().ok_or("the machine has no clock");
         let begin = now()?;
-        let report = call(&Selection::Tag(TAG.into()))?;
+        let bytes = call()?;
         let seconds = (now()? - begin) as f64 / 1e12;
-        if report.bytes_copied != self.gib * GIB {
-            return Err(format!("{} bytes were copied, not {} GiB", report.bytes_copied, self.gib).into());
+        if bytes != copied * GIB {
+            return Err(format!("{bytes} bytes were copied, not {copied} GiB").into());
         }
         Ok(seconds)
     }
+
+    fn pause(&self) -> Result<f64> {
+        let copied = |report: Report| report.bytes_copied;
+        self.time(self.gib, || self.engine.pause(&tag(TAG), PauseOptions::default()).map(copied))
+    }
+
+    fn resume(&self) -> Result<f64> {
+        let copied = |report: Report| report.bytes_copied;
+        self.time(self.gib, || self.engine.resume(&tag(TAG), ResumeOptions::default()).map(copied))
+    }
+
+    fn switch(&self, out: &str, back: &str, copied: u64) -> Result<f64> {
+        let bytes = |(paused, resumed): (Report, Report)| paused.bytes_copied + resumed.bytes_copied;
+        self.time(copied, || self.engine.switch(&tag(out), &tag(back), SwitchOptions::default()).map(bytes))
+    }
+}
+
+fn tag(tag: &str) -> Selection {
+    Selection::Tag(tag.into())
 }
 
 /// Ceilings of pause and resume, in seconds.
@@ -133,18 +159,49 @@ fn figure(profile: &Profile, verb: &str, mut times: Vec<f64>, ceiling: f64, gib:
     })
 }
 
-fn measure(profile: &Profile, gib: u64) -> Result<[Value; 2]> {
+fn measure(profile: &Profile, gib: u64) -> Result<Vec<Value>> {
     let config = Config::default();
     let (pause_ceiling, resume_ceiling) = ceilings(profile, gib * GIB, config.chunk);
     let subject = Subject::new(profile, gib, config)?;
-    subject.warm()?;
+    subject.load(TAG, Clean::No)?;
     let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
     for _ in 0..REPETITIONS {
-        pauses.push(subject.time(|tag| subject.engine.pause(tag, PauseOptions::default()))?);
-        resumes.push(subject.time(|tag| subject.engine.resume(tag, ResumeOptions::default()))?);
+        pauses.push(subject.pause()?);
+        resumes.push(subject.resume()?);
     }
-    let pause = figure(profile, "pause", pauses, pause_ceiling, gib);
-    Ok([pause, figure(profile, "resume", resumes, resume_ceiling, gib)])
+    drop(subject);
+    Ok(vec![
+        figure(profile, "pause", pauses, pause_ceiling, gib),
+        figure(profile, "resume", resumes, resume_ceiling, gib),
+        measure_switch(profile, (gib / 2).max(1), Clean::Declared)?,
+        measure_switch(profile, (gib / 2).max(1), Clean::No)?,
+    ])
+}
+
+/// There and back, `gib` GiB each way.
+fn measure_switch(profile: &Profile, gib: u64, clean: Clean) -> Result<Value> {
+    let config = Config::default();
+    let chunk = config.chunk;
+    let subject = Subject::new(profile, gib, config)?;
+    subject.load(TAG, clean)?;
+    subject.engine.pause(&tag(TAG), PauseOptions::default())?;
+    subject.load(OTHER, clean)?;
+    let is_clean = clean == Clean::Declared;
+    let copied = if is_clean { gib } else { 2 * gib };
+    let mut times = Vec::new();
+    for _ in 0..REPETITIONS {
+        times.push(subject.switch(OTHER, TAG, copied)?);
+        times.push(subject.switch(TAG, OTHER, copied)?);
+    }
+    let copies = &profile.copies;
+    let moving = |bytes: u64, gb_s: f64| bytes as f64 / (gb_s * 1e9);
+    let (name, ceiling) = if is_clean {
+        ("switch.clean", moving(gib * GIB, copies.to_device_gb_s))
+    } else {
+        let slower = copies.to_host_gb_s.min(copies.to_device_gb_s) * copies.duplex;
+        ("switch.duplex", moving(gib * GIB, slower) + moving(chunk, copies.to_device_gb_s))
+    };
+    Ok(figure(profile, name, times, ceiling, gib))
 }
 
 fn main() -> Result<()> {

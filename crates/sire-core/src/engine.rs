@@ -216,7 +216,9 @@ impl Engine {
         options: SwitchOptions<'_>,
     ) -> Result<(Report, Report)> {
         refuse_capture(options.capturing, "switch")?;
-        self.machine.switch(self.machine.regions.select(pause)?, self.machine.regions.select(resume)?, options)
+        let regions = &self.machine.regions;
+        let switch = || self.machine.switch(regions.select(pause)?, regions.select(resume)?, options);
+        self.trace.timed_switch([pause, resume], Duration::ZERO, switch)
     }
 
     /// Makes running pauses and resumes stop at the next chunk and roll back. Async-signal-safe.

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::world::{CHUNK, World, policy};
+use common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
@@ -40,6 +40,7 @@ impl Shared {
         world.engine.configure(&|config| config.host_reserve = reserve);
         let region = world.region("a", policy(Backup::Host));
         let other = world.region("a/b", policy(Backup::None));
+        let away = world.region("c", policy(Backup::Host));
         let [large, small] = [CHUNK + 1, 600].map(|size| world.allocate(region, size).unwrap());
         world.allocate(other, CHUNK).unwrap();
         if reserve > 0 {
@@ -49,6 +50,9 @@ impl Shared {
         }
         world.write(large);
         world.write(small);
+        let third = world.allocate(away, CHUNK).unwrap();
+        world.write(third);
+        world.pause(&tag("c")).unwrap();
         let large_bytes = world.twins[&large].bytes.clone();
         if paused {
             world.pause(&Selection::All).unwrap();
@@ -164,7 +168,7 @@ impl Shared {
 
 type Operation = (&'static str, fn(&Shared) -> Result<(), Error>);
 
-const OPERATIONS: [Operation; 14] = [
+const OPERATIONS: [Operation; 15] = [
     ("pause", |s| s.world.engine.pause(&Selection::Tag("a".into()), PauseOptions::default()).map(drop)),
     ("pause one", |s| s.world.engine.pause(&Selection::Tag("a/b".into()), PauseOptions::default()).map(drop)),
     ("resume", |s| s.world.engine.resume(&Selection::All, ResumeOptions::default()).map(drop)),
@@ -179,6 +183,7 @@ const OPERATIONS: [Operation; 14] = [
     ("trim", Shared::trim),
     ("look", Shared::look),
     ("read the backup", Shared::read_backup),
+    ("switch", |s| s.world.engine.switch(&tag("a"), &tag("c"), SwitchOptions::default()).map(drop)),
 ];
 
 const EXPECTED: [Status; 4] = [Status::Busy, Status::Paused, Status::Cancelled, Status::UnknownAddress];
@@ -222,7 +227,9 @@ fn pairs_on_paused_regions() {
 
 #[test]
 fn three_at_once() {
-    for [a, b, c] in [[0, 5, 3], [0, 7, 2], [2, 5, 10], [0, 2, 9], [0, 8, 4], [0, 11, 6], [8, 8, 0]] {
+    for [a, b, c] in
+        [[0, 5, 3], [0, 7, 2], [2, 5, 10], [0, 2, 9], [0, 8, 4], [0, 11, 6], [8, 8, 0], [14, 5, 9], [14, 14, 2]]
+    {
         let once = move || {
             let shared = Arc::new(Shared::new(false));
             let threads = [b, c].map(|n| {

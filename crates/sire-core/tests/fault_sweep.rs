@@ -9,7 +9,7 @@ mod common;
 
 use common::GRANULARITY;
 use common::world::{CHUNK, World, policy, tag};
-use sire_core::driver::{Addr, DriverErrorKind};
+use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 
@@ -51,9 +51,42 @@ impl Life {
         assert!(paused || *selection != Selection::All);
     }
 
+    fn switch(&mut self, pause: &Selection, resume: &Selection) {
+        self.step("switch", |world| world.switch(pause, resume));
+    }
+
     fn resume(&mut self, selection: &Selection) {
         self.step("resume", |world| world.resume(selection));
     }
+}
+
+/// A switch there and back on a device that cannot hold both: content out and in, something that is only discarded, one chunk that changes
+/// hands, one of another size that waits for credit.
+fn short_switch(life: &mut Life) {
+    life.world.driver.set_capacity(3 * CHUNK + 2 * GRANULARITY);
+    let a = life.world.region("a", policy(Backup::Host));
+    let b = life.world.region("b", policy(Backup::Host));
+    let cache = life.world.region("b/cache", policy(Backup::None));
+    life.allocate(a, 2 * CHUNK);
+    life.pause(&tag("a"));
+    life.allocate(b, CHUNK + GRANULARITY);
+    life.allocate(cache, CHUNK);
+    life.switch(&tag("b"), &tag("a"));
+    life.switch(&tag("a"), &tag("b"));
+}
+
+/// The same with a backup on disk on one side, and two devices.
+fn short_switch_on_disk(life: &mut Life) {
+    life.world.driver.set_capacity(CHUNK + GRANULARITY);
+    let a = life.world.region("a", policy(Backup::Disk));
+    let b = life.world.region("b", policy(Backup::Host));
+    life.allocate(a, CHUNK);
+    life.pause(&tag("a"));
+    life.allocate(b, CHUNK);
+    let there = Request { device: Device(1), ..World::request(b, 600) };
+    let there = life.step("allocate", |world| world.allocate_as(there));
+    life.world.write(there);
+    life.switch(&tag("b"), &tag("a"));
 }
 
 type Script = fn(&mut Life);
@@ -248,6 +281,17 @@ fn every_pair_of_calls_fails_on_disk() {
 #[test]
 fn every_pair_of_calls_fails_in_a_mixture() {
     every_pair(short_mixed, DriverErrorKind::Other, 1);
+}
+
+#[test]
+fn every_call_of_a_switch_fails_once() {
+    [short_switch, short_switch_on_disk].into_iter().for_each(every_call);
+}
+
+#[test]
+fn pairs_of_calls_of_a_switch_fail() {
+    KINDS.into_iter().for_each(|kind| every_pair(short_switch, kind, if is_full() { 1 } else { 41 }));
+    every_pair(short_switch_on_disk, DriverErrorKind::Other, if is_full() { 1 } else { 13 });
 }
 
 #[test]

@@ -47,6 +47,10 @@ enum Step {
         len: u64,
     },
     Resume(usize),
+    Switch {
+        pause: usize,
+        resume: usize,
+    },
     /// The n-th call from now fails.
     Fault {
         after: u64,
@@ -96,6 +100,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..SELECTIONS.len(), any::<usize>(), 0..3 * CHUNK, 1..2 * CHUNK)
             .prop_map(|(selection, which, from, len)| Step::PauseWithout { selection, which, from, len }),
         4 => (0..SELECTIONS.len()).prop_map(Step::Resume),
+        4 => (1..SELECTIONS.len(), 1..SELECTIONS.len()).prop_map(|(pause, resume)| Step::Switch { pause, resume }),
         2 => fault.prop_map(|(after, short)| Step::Fault { after, short }),
         1 => (2..12_u64).prop_map(|chunks| Step::Capacity(chunks * CHUNK)),
         1 => Just(Step::Trim),
@@ -178,6 +183,7 @@ impl Life {
                 drop(self.world.pause_without(&selection(index), &[hole]));
             }
             Step::Resume(index) => drop(self.world.resume(&selection(index))),
+            Step::Switch { pause, resume } => drop(self.world.switch(&selection(pause), &selection(resume))),
             Step::Fault { after, short } => {
                 let kind = if short { DriverErrorKind::OutOfMemory } else { DriverErrorKind::Other };
                 self.world.driver.fail_at(self.world.driver.calls() + after, kind);

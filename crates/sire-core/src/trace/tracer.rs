@@ -81,7 +81,6 @@ impl Tracer {
 
     /// As [`Tracer::timed`], for a switch.
     #[inline]
-    #[allow(dead_code, reason = "for Engine::switch")]
     pub(crate) fn timed_switch(
         &self,
         selections: [&Selection; 2],

@@ -53,6 +53,8 @@ struct State {
     /// Start -> bytes.
     registered: BTreeMap<usize, usize>,
     lost: Option<String>,
+    /// How often memory was asked for that was not there.
+    refused: u64,
     calls: u64,
     log: Vec<&'static str>,
     faults: BTreeMap<u64, DriverErrorKind>,
@@ -217,6 +219,10 @@ impl MemDriver {
         self.peek_state().calls
     }
 
+    pub fn refused(&self) -> u64 {
+        self.peek_state().refused
+    }
+
     pub fn log(&self) -> Vec<&'static str> {
         self.peek_state().log.clone()
     }
@@ -333,6 +339,7 @@ impl Driver for MemDriver {
         let mut state = self.begin("create")?;
         aligned("create", &[size])?;
         if state.used(device) + size > state.capacity {
+            state.refused += 1;
             return Err(error(DriverErrorKind::OutOfMemory, "create", "the device is full"));
         }
         let id = state.id();

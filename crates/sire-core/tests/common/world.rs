@@ -260,19 +260,31 @@ impl World {
     fn pause_with(&mut self, selection: &Selection, options: PauseOptions<'_>) -> Result<Report, Error> {
         let before = self.states();
         let outcome = self.engine.pause(selection, options);
+        self.after_pause(&before, outcome.as_ref().err());
+        outcome
+    }
+
+    pub fn switch(&mut self, pause: &Selection, resume: &Selection) -> Result<(Report, Report), Error> {
+        let before = self.states();
+        let outcome = self.engine.switch(pause, resume, SwitchOptions::default());
+        self.after_pause(&before, outcome.as_ref().err());
+        outcome
+    }
+
+    /// What a call that pauses has done to what is promised.
+    fn after_pause(&mut self, before: &BTreeMap<RegionId, State>, error: Option<&Error>) {
         let after = self.states();
-        match &outcome {
-            Ok(_) => {
+        match error {
+            None => {
                 let paused = before.iter().map(|(&id, &was)| (id, if was != after[&id] { was } else { State::Paused }));
                 self.forget(&paused.collect());
             }
-            Err(e) if e.status == Status::PausedAfterFailure => self.forget_loosely(&before),
-            Err(_) => {
-                assert_eq!(before, after, "a failed pause changed a state: {outcome:?}");
-                self.forget_loosely(&before);
+            Some(e) if e.status == Status::PausedAfterFailure => self.forget_loosely(before),
+            Some(e) => {
+                assert_eq!(*before, after, "a failed call changed a state: {e}");
+                self.forget_loosely(before);
             }
         }
-        outcome
     }
 
     /// After a failure, unkept bytes may or may not be there.
@@ -306,6 +318,23 @@ impl World {
                 self.driver.peek(twin.device, addr, size).unwrap_or_else(|e| panic!("{addr:?} is resident, but {e}"));
             twin.assert_equal(addr, &found);
         }
+    }
+
+    /// Changes the first byte of every backup file.
+    pub fn damage_files(&self) {
+        use std::os::unix::fs::FileExt;
+        let mut damaged = 0;
+        for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            if target.starts_with(self._dir.path()) {
+                let file = std::fs::OpenOptions::new().read(true).write(true).open(entry.path()).unwrap();
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, 0).unwrap();
+                file.write_all_at(&[byte[0] ^ 1], 0).unwrap();
+                damaged += 1;
+            }
+        }
+        assert!(damaged > 0, "there is no backup file");
     }
 
     /// Frees everything; afterwards the driver must have nothing left.

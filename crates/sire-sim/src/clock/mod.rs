@@ -6,7 +6,7 @@
 //! moment its engine is free (one engine per direction, one for work on the device; first ready, first served). While both directions of a device are busy,
 //! each keeps the profile's duplex share of its speed. **Waits** move the waiting thread's clock to the end of what it
 //! waits for; a query says whether the thread's clock is past it. **Objects carry time** from thread to thread: a physical cannot be mapped before
-//! it was made, nor a mapping used before it was usable, nor unmapped before the last work on it ended, nor
+//! it was made and last unmapped, nor a mapping used before it was usable, nor unmapped before the last work on it ended, nor
 //! memory made before enough was given back. **The driver** carries out one virtual-memory call at a time if the profile says so. **Reading the clock**
 //! ([`Clock::now`]) gives the latest of all threads' clocks, and nothing that is called later begins before it; a new thread begins there too.
 //!
@@ -66,6 +66,7 @@ struct State {
 #[derive(Debug)]
 struct Mapping {
     size: u64,
+    physical: PhysicalId,
     usable: Time,
     used_until: Time,
     uses: Vec<Mark>,
@@ -283,7 +284,7 @@ impl Clock {
         let mut state = locked(&self.state);
         let made = state.made.get(&physical).copied().unwrap_or(0);
         let usable = self.vmm(&mut state, made, self.profile.vmm.map, size);
-        state.mappings.insert(addr, Mapping { size, usable, used_until: 0, uses: Vec::new() });
+        state.mappings.insert(addr, Mapping { size, physical, usable, used_until: 0, uses: Vec::new() });
     }
 
     /// Access was set.
@@ -298,11 +299,17 @@ impl Clock {
     pub fn unmapped(&self, addr: u64, size: u64, freed: Option<(u32, u64)>) {
         let mut state = locked(&self.state);
         let mut idle = 0;
-        if let Some(mapping) = state.mappings.remove(&addr) {
+        let mapping = state.mappings.remove(&addr);
+        let physical = mapping.as_ref().map(|mapping| mapping.physical);
+        if let Some(mapping) = mapping {
             let uses = mapping.uses.iter().map(|mark| state.schedule.observe(mark));
             idle = uses.fold(mapping.used_until.max(mapping.usable), Time::max);
         }
         let end = self.vmm(&mut state, idle, self.profile.vmm.unmap, size);
+        // Whoever maps the memory elsewhere does so afterwards, on whatever thread.
+        if let Some(made) = physical.and_then(|physical| state.made.get_mut(&physical)) {
+            *made = end.max(*made);
+        }
         if let Some((device, bytes)) = freed {
             state.give(device, bytes, end, self.scrub(bytes));
         }
