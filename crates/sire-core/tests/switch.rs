@@ -123,7 +123,8 @@ fn a_side_with_nothing_to_do_leaves_the_other_its_work() {
 #[test]
 fn refusals_change_nothing() {
     let (mut world, _) = world(8, &[CHUNK], &[CHUNK]);
-    let capturing = world.engine.switch(&b(), &a(), SwitchOptions { capturing: true, ..SwitchOptions::default() }).unwrap_err();
+    let capturing =
+        world.engine.switch(&b(), &a(), SwitchOptions { capturing: true, ..SwitchOptions::default() }).unwrap_err();
     assert_eq!(capturing.status, Status::Capturing);
     for (out, back, wanted) in [
         (b(), b(), Status::InvalidArgument),

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use sire_core::driver::{Addr, Device as Ordinal, ProgramStream};
 use sire_core::engine::{
-    Backup, Config, Engine, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions,
+    Backup, Config, Engine, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, SwitchOptions,
 };
 use sire_core::error::{Error, Result, Status};
 use sire_core::trace::{Event, Record, Transition, Verb, selection_of};
@@ -273,8 +273,8 @@ impl Player<'_> {
             Verb::Resume | Verb::ResumeStart => self.timed(name, |engine| engine.resume(&selection_of(first), options)),
             Verb::Switch => self.timed(name, |engine| {
                 let second = rest.first().map_or("", String::as_str);
-                let paused = pause(engine)?;
-                let resumed = engine.resume(&selection_of(second), options)?;
+                let options = SwitchOptions::default();
+                let (paused, resumed) = engine.switch(&selection_of(first), &selection_of(second), options)?;
                 Ok(Report {
                     bytes_moved: paused.bytes_moved + resumed.bytes_moved,
                     bytes_copied: paused.bytes_copied + resumed.bytes_copied,
