@@ -1,6 +1,7 @@
 //! The one engine of the process: started when first needed, gone in a forked child.
 
 use crate::boundary::catch;
+use crate::capture;
 use crate::config;
 use crate::interpose::{original, peer};
 use crate::log;

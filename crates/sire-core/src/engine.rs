@@ -307,6 +307,12 @@ impl Engine {
         self.trace.start(path, &trace::Header::of(&self.machine.settings))
     }
 
+    /// Tells the engine how to ask whether a capture is in progress, for calls during which one may begin. The function is called from any
+    /// thread that uses the engine, must not call it, and stays for good; a second one is ignored.
+    pub fn watch_captures(&self, in_progress: fn() -> bool) {
+        let _ = self.machine.heap.captures.set(in_progress);
+    }
+
     /// Changes settings that can change at run time (`host_limit`, `host_policy`, `host_reserve`, `disk_dir`, `margin`).
     pub fn configure(&self, change: &dyn Fn(&mut Config)) {
         self.machine.settings.change(change);
@@ -330,7 +336,7 @@ impl Engine {
     pub fn trim(&self) -> (u64, u64) {
         self.trace.record(|| Event::Trim);
         let machine = &self.machine;
-        let device = machine.heap.reclaim(false);
+        let device = machine.heap.reclaim();
         machine.drop_retained();
         for region in machine.regions.all() {
             drop(lock(&region.file).take());

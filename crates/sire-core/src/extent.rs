@@ -351,6 +351,15 @@ impl Extent {
         (!inner.claimed && !inner.freed).then(|| read(&inner.chunks))
     }
 
+    /// Bytes of host memory that the extent's own description takes.
+    pub(crate) fn bookkeeping(&self) -> u64 {
+        let inner = lock(&self.inner);
+        let segments: usize = inner.chunks.iter().map(|chunk| chunk.segments.capacity()).sum();
+        let lists = inner.chunks.capacity() * size_of::<Chunk>() + segments * size_of::<Segment>();
+        let slots = self.slab.as_ref().map_or(0, Slab::count) * size_of::<u32>();
+        (size_of::<Extent>() + lists + slots) as u64
+    }
+
     /// Figures for statistics; of a claimed extent, as they were before.
     pub(crate) fn figures(&self) -> Figures {
         let (allocations, requested) = match &self.slab {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Status};
 use crate::sync::{Condvar, Mutex, RwLock, ThreadId, lock, this_thread, wait};
 use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
 use crate::tier::disk::DiskFile;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 
 /// The longest tag, in bytes.
@@ -238,6 +238,8 @@ impl Drop for Admission {
 pub(crate) struct Regions {
     all: RwLock<Vec<Arc<Region>>>,
     ids: Mutex<HashMap<(String, Policy), RegionId>>,
+    /// Regions by tag, in the order of tags: what lies under a tag lies side by side.
+    by_tag: RwLock<BTreeMap<String, Vec<Arc<Region>>>>,
 }
 
 impl Regions {
@@ -251,7 +253,10 @@ impl Regions {
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         let number = u32::try_from(all.len()).ok().filter(|&n| n < u32::MAX);
         let number = number.ok_or_else(|| Error::new(Status::InvalidArgument, "there are too many regions"))?;
-        all.push(Arc::new(Region::new(RegionId(number), tag, policy)));
+        let region = Arc::new(Region::new(RegionId(number), tag, policy));
+        let mut by_tag = self.by_tag.write().unwrap_or_else(PoisonError::into_inner);
+        by_tag.entry(tag.to_owned()).or_default().push(Arc::clone(&region));
+        all.push(region);
         ids.insert((tag.to_owned(), policy), RegionId(number));
         Ok(RegionId(number))
     }
@@ -272,11 +277,19 @@ impl Regions {
     pub(crate) fn select(&self, selection: &Selection) -> Result<Vec<Arc<Region>>> {
         let Selection::Tag(tag) = selection else { return Ok(self.all()) };
         check_tag(tag)?;
-        let found: Vec<_> = self.all().into_iter().filter(|region| is_under(&region.tag, tag)).collect();
+        let found = self.under(tag);
         if found.is_empty() {
             return Err(self.unknown(tag));
         }
         Ok(found)
+    }
+
+    /// Regions with the tag, and those with tags that begin with it and a slash.
+    fn under(&self, tag: &str) -> Vec<Arc<Region>> {
+        let by_tag = self.by_tag.read().unwrap_or_else(PoisonError::into_inner);
+        let below = format!("{tag}/");
+        let below = by_tag.range(below.clone()..).take_while(|(other, _)| other.starts_with(&below));
+        by_tag.get(tag).into_iter().chain(below.map(|(_, regions)| regions)).flatten().cloned().collect()
     }
 
     fn unknown(&self, tag: &str) -> Error {
@@ -290,6 +303,7 @@ impl Regions {
 }
 
 /// Whether `tag` is `top` or lies under it.
+#[cfg(test)]
 fn is_under(tag: &str, top: &str) -> bool {
     tag.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -338,6 +352,27 @@ mod tests {
     fn a_tag_means_what_is_under_it() {
         assert!(is_under("model", "model") && is_under("model/weights", "model"));
         assert!(!is_under("models", "model") && !is_under("model", "model/weights"));
+    }
+
+    /// The twin is a filter over all regions.
+    #[test]
+    fn a_selection_is_what_a_filter_finds() -> Result<()> {
+        let regions = Regions::default();
+        for tag in
+            ["m", "m/a", "m/a/b", "m-1", "m/", "m0", "mm", "a/m", "m/zz"].iter().filter(|tag| !tag.ends_with('/'))
+        {
+            regions.intern(tag, Policy::default())?;
+            regions.intern(tag, Policy { backup: Backup::Host, ..Policy::default() })?;
+        }
+        for tag in ["m", "m/a", "a", "m/z"] {
+            let ids = |mut found: Vec<Arc<Region>>| {
+                found.sort_by_key(|region| region.id);
+                found.iter().map(|region| region.id).collect::<Vec<_>>()
+            };
+            let filtered = regions.all().into_iter().filter(|region| is_under(&region.tag, tag)).collect();
+            assert_eq!(ids(regions.under(tag)), ids(filtered), "{tag}");
+        }
+        Ok(())
     }
 
     #[test]

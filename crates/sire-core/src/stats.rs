@@ -51,6 +51,7 @@ struct TierStats {
     tier: &'static str,
     used_bytes: u64,
     reserved_bytes: u64,
+    present_bytes: u64,
     registered_bytes: u64,
     limit_bytes: Option<u64>,
 }
@@ -63,7 +64,17 @@ struct Stats {
     devices: Vec<DeviceStats>,
     regions: Vec<RegionStats>,
     tiers: [TierStats; 2],
+    bookkeeping: Bookkeeping,
     counters: Counters,
+}
+
+/// What it costs to know what is where.
+#[derive(Serialize)]
+struct Bookkeeping {
+    /// Host memory of the engine's own tables, about.
+    bytes: u64,
+    /// The same for each live allocation; 0 if there are none.
+    bytes_per_allocation: u64,
 }
 
 /// What extents add up to.
@@ -93,12 +104,15 @@ impl Sum {
 pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
     let mut by_device: BTreeMap<u32, Sum> = BTreeMap::new();
     let mut by_region: BTreeMap<RegionId, Sum> = BTreeMap::new();
+    let mut bookkeeping = machine.heap.bookkeeping();
     for extent in machine.heap.registry.extents(|_| true) {
+        bookkeeping += extent.bookkeeping();
         let (figures, is_slab) = (extent.figures(), extent.slab.is_some());
         by_device.entry(extent.device.0).or_default().add(figures, extent.size, is_slab);
         by_region.entry(extent.region).or_default().add(figures, extent.size, is_slab);
     }
     let regions = machine.regions.all();
+    let allocations: u64 = by_device.values().map(|sum| sum.figures.allocations).sum();
     let stats = Stats {
         version: env!("CARGO_PKG_VERSION"),
         driver: None,
@@ -106,6 +120,10 @@ pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
         devices: by_device.iter().map(|(&device, sum)| device_stats(device, sum)).collect(),
         regions: regions.iter().map(|r| region_stats(r, by_region.get(&r.id).copied().unwrap_or_default())).collect(),
         tiers: tiers(machine),
+        bookkeeping: Bookkeeping {
+            bytes: bookkeeping,
+            bytes_per_allocation: bookkeeping.checked_div(allocations).unwrap_or(0),
+        },
         counters,
     };
     serde_json::to_string(&stats).unwrap_or_else(|_| "{}".to_owned())
@@ -151,9 +169,17 @@ fn tiers(machine: &Machine) -> [TierStats; 2] {
             tier: "host",
             used_bytes: host.used,
             reserved_bytes: host.reserved,
+            present_bytes: host.present,
             registered_bytes: host.registered,
             limit_bytes: machine.settings.host_limit(),
         },
-        TierStats { tier: "disk", used_bytes: disk, reserved_bytes: disk, registered_bytes: 0, limit_bytes: None },
+        TierStats {
+            tier: "disk",
+            used_bytes: disk,
+            reserved_bytes: disk,
+            present_bytes: disk,
+            registered_bytes: 0,
+            limit_bytes: None,
+        },
     ]
 }

@@ -10,6 +10,7 @@ use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const MANY: u64 = 1 << 30;
@@ -272,4 +273,73 @@ fn a_refused_pause_does_not_disturb_other_regions() {
         allocating.join().unwrap();
     });
     engine.leave(occupied);
+}
+
+/// A capture that began during a pause met the pause's end: an allocation that was freed meanwhile was given back there, after a
+/// synchronisation that voided the capture.
+#[test]
+fn a_free_left_to_a_transition_does_not_void_a_capture_that_began_since() {
+    static CAPTURING: AtomicBool = AtomicBool::new(false);
+    let driver = Arc::new(MemDriver::new(MANY));
+    let engine = Arc::new(Engine::new(driver.clone(), Config { chunk: CHUNK, small: 4096, ..Config::default() }));
+    engine.watch_captures(|| CAPTURING.load(Ordering::SeqCst));
+    let region = engine.region("m", policy(Backup::Host)).unwrap();
+    let [first, second] = [(); 2].map(|()| engine.allocate(World::request(region, CHUNK)).unwrap());
+    let (program, device) = (Arc::clone(&engine), Arc::clone(&driver));
+    // While the first is copied, the program frees the second and begins a capture.
+    driver.at_next("copy_to_host", move || {
+        program.free(second, false).unwrap();
+        CAPTURING.store(true, Ordering::SeqCst);
+        device.set_capturing(true);
+    });
+    engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+    assert_eq!(driver.used_bytes(), CHUNK, "it waits for the capture's end");
+    assert_eq!(engine.allocation(second), None);
+    CAPTURING.store(false, Ordering::SeqCst);
+    driver.set_capturing(false);
+    engine.free(first, false).unwrap();
+    assert_eq!((driver.used_bytes(), driver.counts()), (0, (0, 0, 0)));
+}
+
+/// A pause that found its room while a capture began synchronised the device all the same.
+#[test]
+fn a_pause_is_refused_if_a_capture_begins_before_it_has_touched_anything() {
+    static CAPTURING: AtomicBool = AtomicBool::new(false);
+    let mut world = World::new(MANY);
+    world.engine.watch_captures(|| CAPTURING.load(Ordering::SeqCst));
+    let region = world.region("m", policy(Backup::Host));
+    let addr = world.allocate(region, CHUNK).unwrap();
+    world.write(addr);
+    CAPTURING.store(true, Ordering::SeqCst);
+    world.driver.set_capturing(true);
+    assert_eq!(world.pause(&Selection::All).unwrap_err().status, Status::Capturing);
+    // Nor does a free wait, whatever its caller believed.
+    world.free(addr).unwrap();
+    assert_eq!(world.driver.used_bytes(), CHUNK);
+    CAPTURING.store(false, Ordering::SeqCst);
+    world.driver.set_capturing(false);
+    world.check_no_leak();
+}
+
+/// An allocation during a capture that found the device full gave empty slabs back to make room: it unmapped them, which a driver may
+/// answer by voiding the capture.
+#[test]
+fn a_full_device_does_not_make_a_capture_unmap() {
+    let mut world = World::new(2 * CHUNK);
+    let region = world.region("m", policy(Backup::None));
+    let small = world.allocate(region, 600).unwrap();
+    world.free(small).unwrap();
+    // The slab's slots are ready again.
+    world.pause(&Selection::All).unwrap();
+    world.resume(&Selection::All).unwrap();
+    let slab = world.driver.used_bytes();
+    assert!(slab > 0);
+    world.driver.set_capturing(true);
+    // One chunk fits and is taken back at once; an unmap of memory that nobody has seen voids nothing.
+    let request = Request { capturing: true, ..World::request(region, 3 * CHUNK) };
+    assert_eq!(world.allocate_as(request).unwrap_err().status, Status::OutOfDeviceMemory);
+    world.driver.set_capturing(false);
+    assert_eq!(world.driver.used_bytes(), slab, "the slab was given back");
+    world.allocate(region, 2 * CHUNK).unwrap();
+    world.check_no_leak();
 }

@@ -16,7 +16,7 @@ use crate::terms::Request;
 use dashmap::DashMap;
 use slabs::Bins;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Larger requests are refused without asking the driver.
 const LARGEST: u64 = 1 << 44;
@@ -44,6 +44,8 @@ pub(crate) struct Heap {
     orphans: Mutex<Vec<Physical>>,
     granularities: DashMap<Device, u64>,
     peers: Mutex<HashMap<Device, BTreeSet<Device>>>,
+    /// Whether a capture is in progress, if anybody knows.
+    pub(crate) captures: OnceLock<fn() -> bool>,
 }
 
 impl Heap {
@@ -59,7 +61,13 @@ impl Heap {
             orphans: Mutex::default(),
             granularities: DashMap::new(),
             peers: Mutex::new(HashMap::new()),
+            captures: OnceLock::new(),
         }
+    }
+
+    /// Whether a capture is in progress now, whatever was so when the call was made.
+    fn is_capturing(&self) -> bool {
+        self.captures.get().is_some_and(|in_progress| in_progress())
     }
 
     /// Memory for the program. When memory is short, what is only cached is given back, once, before giving up.
@@ -68,8 +76,9 @@ impl Heap {
             self.exhume();
         }
         match self.try_allocate(request, region) {
-            Err(e) if e.status == Status::OutOfDeviceMemory && request.size < LARGEST => {
-                self.reclaim(request.capturing);
+            // Making room would unmap and wait, neither of which a capture survives.
+            Err(e) if e.status == Status::OutOfDeviceMemory && request.size < LARGEST && !request.capturing => {
+                self.reclaim();
                 self.try_allocate(request, region)
             }
             other => other,
@@ -286,9 +295,16 @@ impl Heap {
                 self.bury(claim);
                 return Ok(());
             }
-            if let Err(error) = self.synchronize(extent.device) {
-                self.settle(claim.unfree());
-                return Err(error);
+            match self.synchronize(extent.device) {
+                Ok(()) => {}
+                Err(error) if error.status == Status::Capturing => {
+                    self.bury(claim);
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.settle(claim.unfree());
+                    return Err(error);
+                }
             }
         }
         self.destroy(claim);
@@ -344,15 +360,21 @@ impl Heap {
         bytes
     }
 
-    /// Gives back what is only cached: the graveyard, and empty slabs. Returns physical bytes given back.
-    pub(crate) fn reclaim(&self, capturing: bool) -> u64 {
-        let mut bytes = 0;
-        if !capturing {
-            bytes += self.exhume();
-            for device in self.bins.quarantined_devices() {
-                // A device that cannot be synchronised keeps its quarantine; its slabs are not empty then.
-                let _ = self.synchronize(device);
-            }
+    /// Bytes of host memory that the tables and lists of the heap take, about.
+    pub(crate) fn bookkeeping(&self) -> u64 {
+        self.registry.table_bytes() + self.bins.list_bytes()
+    }
+
+    /// Gives back what is only cached: the graveyard, and empty slabs. Returns physical bytes given back. Not to be called during a
+    /// capture; if one has begun nevertheless, nothing is done.
+    pub(crate) fn reclaim(&self) -> u64 {
+        if self.is_capturing() {
+            return 0;
+        }
+        let bytes = self.exhume();
+        for device in self.bins.quarantined_devices() {
+            // A device that cannot be synchronised keeps its quarantine; its slabs are not empty then.
+            let _ = self.synchronize(device);
         }
         bytes + self.shed(0)
     }

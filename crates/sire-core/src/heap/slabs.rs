@@ -5,13 +5,13 @@
 
 use super::{Heap, Plan, unknown};
 use crate::driver::{Addr, Device, ProgramStream};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::extent::{Extent, Freed, Slab};
 use crate::region::Region;
 use crate::sync::{Mutex, lock};
 use crate::terms::{RegionId, Request};
 use dashmap::DashMap;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// The smallest slot, and what every slot is aligned to.
@@ -39,22 +39,54 @@ struct Bin {
 
 /// All bins.
 #[derive(Debug, Default)]
-pub(super) struct Bins(DashMap<Key, Arc<Mutex<Bin>>>);
+pub(super) struct Bins {
+    all: DashMap<Key, Arc<Mutex<Bin>>>,
+    /// Bins in which freed slots wait, so that a synchronisation looks at no others. A bin is added when its quarantine gets its first slot.
+    waiting: Mutex<BTreeMap<Device, Vec<Arc<Mutex<Bin>>>>>,
+}
 
 impl Bins {
     fn get(&self, key: Key) -> Arc<Mutex<Bin>> {
-        Arc::clone(&self.0.entry(key).or_default())
+        Arc::clone(&self.all.entry(key).or_default())
     }
 
     /// Copied out, so that no shard of the map is locked while a bin is.
-    fn all(&self) -> Vec<(Key, Arc<Mutex<Bin>>)> {
-        self.0.iter().map(|entry| (*entry.key(), Arc::clone(entry.value()))).collect()
+    fn all(&self) -> Vec<Arc<Mutex<Bin>>> {
+        self.all.iter().map(|entry| Arc::clone(entry.value())).collect()
+    }
+
+    /// Puts slots that may still be in use into quarantine.
+    fn quarantine(&self, device: Device, bin: &Arc<Mutex<Bin>>, slots: impl IntoIterator<Item = Addr>) {
+        let quarantine = &mut lock(bin).quarantine;
+        let was_empty = quarantine.is_empty();
+        quarantine.extend(slots);
+        if was_empty && !quarantine.is_empty() {
+            lock(&self.waiting).entry(device).or_default().push(Arc::clone(bin));
+        }
+    }
+
+    /// Takes the slots that wait for a synchronisation of `device`.
+    fn take_waiting(&self, device: Device) -> Vec<(Arc<Mutex<Bin>>, Vec<Addr>)> {
+        let bins = lock(&self.waiting).remove(&device).unwrap_or_default();
+        let slots = |bin: Arc<Mutex<Bin>>| {
+            let slots = std::mem::take(&mut lock(&bin).quarantine);
+            (bin, slots)
+        };
+        bins.into_iter().map(slots).collect()
     }
 
     /// Devices on which freed slots wait for a synchronisation.
-    pub(super) fn quarantined_devices(&self) -> BTreeSet<Device> {
-        let waiting = self.all().into_iter().filter(|(_, bin)| !lock(bin).quarantine.is_empty());
-        waiting.map(|(key, _)| key.device).collect()
+    pub(super) fn quarantined_devices(&self) -> Vec<Device> {
+        lock(&self.waiting).keys().copied().collect()
+    }
+
+    /// Bytes of the lists, about.
+    pub(super) fn list_bytes(&self) -> u64 {
+        let bytes = |bin: Arc<Mutex<Bin>>| {
+            let Bin { slabs, ready, quarantine } = &*lock(&bin);
+            size_of::<(Key, Arc<Bin>, Bin)>() + 8 * (slabs.capacity() + ready.capacity() + quarantine.capacity())
+        };
+        self.all().into_iter().map(bytes).sum::<usize>() as u64
     }
 }
 
@@ -68,8 +100,12 @@ impl Heap {
         let mut found = lock(&bin).ready.pop();
         let quarantined = || lock(&bin).quarantine.len() as u64 * class;
         if found.is_none() && !request.capturing && quarantined() >= QUARANTINED_SLABS * slab_size {
-            self.synchronize(request.device)?;
-            self.shed(1);
+            match self.synchronize_bins(request.device) {
+                Ok(touched) => drop(self.shed_from(touched, 1)),
+                // It began after the request was made: a new slab is as good.
+                Err(error) if error.status == Status::Capturing => {}
+                Err(error) => return Err(error),
+            }
             found = lock(&bin).ready.pop();
         }
         let addr = match found {
@@ -104,28 +140,42 @@ impl Heap {
         }
         extent.clear_override(&(offset..offset + slab.class));
         let key = Key { device: extent.device, region: extent.region, stream: slab.stream, class: slab.class };
-        lock(&self.bins.get(key)).quarantine.push(addr);
+        self.bins.quarantine(extent.device, &self.bins.get(key), [addr]);
         Ok(())
     }
 
     /// Waits for everything that may touch memory on `device`, its peers' work included; slots that were freed before are ready then.
+    ///
+    /// # Errors
+    /// `Capturing` if a capture has begun, as far as is known: waiting would void it. Else the driver's.
     pub(crate) fn synchronize(&self, device: Device) -> Result<()> {
-        let mut taken = Vec::new();
-        for (_, bin) in self.bins.all().into_iter().filter(|(key, _)| key.device == device) {
-            let slots = std::mem::take(&mut lock(&bin).quarantine);
-            taken.push((bin, slots));
+        self.synchronize_bins(device).map(drop)
+    }
+
+    /// As `synchronize`; returns the bins that have more slots ready now.
+    fn synchronize_bins(&self, device: Device) -> Result<Vec<Arc<Mutex<Bin>>>> {
+        if self.is_capturing() {
+            let message =
+                format!("{device} cannot be waited for: a CUDA graph is being captured; end the capture first");
+            return Err(Error::new(Status::Capturing, message));
         }
+        let taken = self.bins.take_waiting(device);
         let done = self.users(device).into_iter().try_for_each(|user| self.driver.synchronize(user));
-        for (bin, slots) in taken {
-            let mut bin = lock(&bin);
-            if done.is_ok() { bin.ready.extend(slots) } else { bin.quarantine.extend(slots) }
+        for (bin, slots) in &taken {
+            let slots = slots.iter().copied();
+            if done.is_ok() { lock(bin).ready.extend(slots) } else { self.bins.quarantine(device, bin, slots) }
         }
-        Ok(done?)
+        done?;
+        Ok(taken.into_iter().map(|(bin, _)| bin).collect())
     }
 
     /// Gives back slabs of which every slot is ready, but keeps `keep` of them in each bin. Returns physical bytes.
     pub(super) fn shed(&self, keep: usize) -> u64 {
-        let empty = self.bins.all().into_iter().flat_map(|(_, bin)| self.take_empty(&mut lock(&bin), keep));
+        self.shed_from(self.bins.all(), keep)
+    }
+
+    fn shed_from(&self, bins: Vec<Arc<Mutex<Bin>>>, keep: usize) -> u64 {
+        let empty = bins.into_iter().flat_map(|bin| self.take_empty(&mut lock(&bin), keep));
         let empty: Vec<Arc<Extent>> = empty.collect();
         let mut bytes = 0;
         for extent in empty {

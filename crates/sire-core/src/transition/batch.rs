@@ -62,7 +62,7 @@ impl Batch {
 
     /// Claims every live extent of the regions.
     pub(super) fn claim(&self, heap: &Heap) -> Vec<Claim> {
-        let extents = heap.registry.extents(|extent| self.closed.contains_key(&extent.region));
+        let extents = heap.registry.extents_of(self.closed.keys().copied());
         extents
             .iter()
             .filter_map(|extent| {
@@ -131,15 +131,17 @@ impl Batch {
 
     /// Adds a successful transition to every region's history.
     pub(super) fn note_success(&self, claims: &[Claim], report: &Report, target: Phase) {
+        let mut lost: BTreeMap<RegionId, u64> = BTreeMap::new();
+        for claim in claims {
+            *lost.entry(claim.extent.region).or_insert(0) += plan::discarded(claim);
+        }
         for (id, (region, _)) in &self.closed {
-            let own = || claims.iter().filter(|claim| claim.extent.region == *id);
-            let lost: u64 = own().map(plan::discarded).sum();
             region.history(|history| {
                 history.last_error = None;
                 if target == Phase::Paused {
                     history.pauses += 1;
                     history.bytes_copied += self.pending.get(id).copied().unwrap_or(0);
-                    history.bytes_discarded += lost;
+                    history.bytes_discarded += lost.get(id).copied().unwrap_or(0);
                     history.seconds_paused_last = report.seconds_total;
                 } else {
                     history.resumes += 1;

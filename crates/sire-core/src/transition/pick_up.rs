@@ -76,7 +76,7 @@ impl Machine {
                 return Err(error);
             }
             if !std::mem::replace(&mut reclaimed, true) {
-                self.heap.reclaim(false);
+                self.heap.reclaim();
             } else if call.patience().is_zero() {
                 return Err(self.explain(claims, error));
             } else {

@@ -64,9 +64,17 @@ struct State {
     capturing: bool,
 }
 
+/// What is to happen when a verb is called.
+type Surprise = Box<dyn FnOnce() + Send>;
+
 /// A driver in plain memory.
-#[derive(Debug)]
-pub struct MemDriver(Mutex<State>);
+pub struct MemDriver(Mutex<State>, Mutex<Option<(&'static str, Surprise)>>);
+
+impl std::fmt::Debug for MemDriver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 fn error(kind: DriverErrorKind, verb: &'static str, message: impl Into<String>) -> DriverError {
     DriverError { kind, verb, code: -1, message: message.into() }
@@ -186,7 +194,7 @@ fn invalid<T>(verb: &'static str, message: impl Into<String>) -> DriverResult<T>
 impl MemDriver {
     pub fn new(capacity: u64) -> MemDriver {
         let state = State { capacity, registration: true, hashing: true, next: 16, ..State::default() };
-        MemDriver(Mutex::new(state))
+        MemDriver(Mutex::new(state), Mutex::new(None))
     }
 
     fn peek_state(&self) -> MutexGuard<'_, State> {
@@ -197,6 +205,10 @@ impl MemDriver {
     fn begin(&self, verb: &'static str) -> DriverResult<MutexGuard<'_, State>> {
         #[cfg(feature = "shuttle")]
         shuttle::thread::yield_now();
+        let surprise = self.1.lock().unwrap().take_if(|(awaited, _)| *awaited == verb);
+        if let Some((_, surprise)) = surprise {
+            surprise();
+        }
         let mut state = self.peek_state();
         state.calls += 1;
         let number = state.calls;
@@ -214,6 +226,15 @@ impl MemDriver {
     }
 
     // What tests ask and do.
+
+    /// At the next call of `verb`, before it does anything.
+    pub fn at_next(&self, verb: &'static str, surprise: impl FnOnce() + Send + 'static) {
+        *self.1.lock().unwrap() = Some((verb, Box::new(surprise)));
+    }
+
+    pub fn set_capturing(&self, capturing: bool) {
+        self.peek_state().capturing = capturing;
+    }
 
     pub fn calls(&self) -> u64 {
         self.peek_state().calls
