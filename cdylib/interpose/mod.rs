@@ -78,6 +78,8 @@ hooks! {
         edges: *const c_void, count: usize, mode: c_int) => runtime::begin_capture_to_graph, (stack, "x6");
     /// The original; Sire then knows that the capture is over.
     cudaStreamEndCapture(stream: *mut c_void, graph: *mut *mut c_void) => runtime::end_capture, ("rdx", "x2");
+    /// The original; if it was capturing, Sire then knows that the capture is over.
+    cudaStreamDestroy(stream: *mut c_void) => runtime::stream_destroy, ("rsi", "x1");
     /// The original. PyTorch's way to the driver's virtual-memory functions.
     cudaGetDriverEntryPoint(symbol: *const c_char, out: *mut *mut c_void, flags: c_ulonglong, status: *mut c_int)
         => driver::entry_point, ("r8", "x4");

@@ -73,6 +73,7 @@ originals! {
     begin_capture_to_graph = c"cudaStreamBeginCaptureToGraph" (stream: *mut c_void, graph: *mut c_void,
         dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
     end_capture = c"cudaStreamEndCapture" (stream: *mut c_void, graph: *mut *mut c_void);
+    stream_destroy = c"cudaStreamDestroy" (stream: *mut c_void);
     driver_entry_point = c"cudaGetDriverEntryPoint" (symbol: *const c_char, out: *mut *mut c_void, flags: c_ulonglong,
         status: *mut c_int);
     driver_entry_point_by_version = c"cudaGetDriverEntryPointByVersion" (symbol: *const c_char, out: *mut *mut c_void,

@@ -208,7 +208,7 @@ pub(super) unsafe extern "C" fn enable_peer_access(owner: c_int, flags: c_uint, 
 
 pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int, caller: usize) -> cudaError {
     // SAFETY: the program's own arguments, as it passed them.
-    counted(|| unsafe { original::runtime(caller).begin_capture(stream, mode) })
+    counted(stream, || unsafe { original::runtime(caller).begin_capture(stream, mode) })
 }
 
 #[allow(clippy::too_many_arguments, reason = "CUDA's six and the caller")]
@@ -222,17 +222,33 @@ pub(super) unsafe extern "C" fn begin_capture_to_graph(
     caller: usize,
 ) -> cudaError {
     // SAFETY: the program's own arguments, as it passed them.
-    counted(|| unsafe {
+    counted(stream, || unsafe {
         original::runtime(caller).begin_capture_to_graph(stream, graph, dependencies, edges, count, mode)
     })
 }
 
 /// Counts a capture from before it begins, so that no synchronisation of ours slips in between.
-fn counted(begin: impl FnOnce() -> cudaError) -> cudaError {
+fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) -> cudaError {
     capture::begin();
     let code = begin();
-    if code != SUCCESS {
+    if code == SUCCESS {
+        capture::remember(stream as usize);
+    } else {
         capture::end();
+    }
+    code
+}
+
+/// Destroying a stream voids what it captures, and nobody will end that.
+pub(super) unsafe extern "C" fn stream_destroy(stream: *mut c_void, caller: usize) -> cudaError {
+    // Asked before: afterwards the same name may be another stream's.
+    let captures = capture::in_progress() && capture::forget(stream as usize);
+    // SAFETY: the program's own argument, as it passed it.
+    let code = unsafe { original::runtime(caller).stream_destroy(stream) };
+    if captures && code == SUCCESS {
+        capture::end();
+    } else if captures {
+        capture::remember(stream as usize);
     }
     code
 }
@@ -242,6 +258,7 @@ pub(super) unsafe extern "C" fn end_capture(stream: *mut c_void, graph: *mut *mu
     let code = unsafe { original::runtime(caller).end_capture(stream, graph) };
     // Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not.
     if !matches!(code, CAPTURE_WRONG_THREAD | 1 | 400 | 401) {
+        capture::forget(stream as usize);
         capture::end();
     }
     code

@@ -46,6 +46,16 @@ int main(void) {
     OK(sire_pause(NULL, NULL, NULL));
     OK(sire_resume(NULL, NULL, NULL));
 
+    /* A stream destroyed while it captures takes its capture along. The count once stayed up, and nothing could be paused any more. */
+    void *doomed = NULL;
+    CUDA(0, cudaStreamCreate(&doomed));
+    CUDA(0, cudaStreamBeginCapture(doomed, 2));
+    refused_until();
+    CUDA(0, cudaStreamDestroy(doomed));
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_resume(NULL, NULL, NULL));
+    CHECK(cudaStreamDestroy(NULL) != 0);
+
     /* Nor is anything resumed or trimmed on the way: entering a paused region with on_paused 1 once did, and so did sire_trim. */
     OK(sire_pause(NULL, NULL, NULL));
     OK(sire_capture_begin());
