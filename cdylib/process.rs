@@ -61,6 +61,7 @@ fn start(resolver: Resolver<'_>) -> Result<Process> {
     }
     log::info!("started: {}", driver.description());
     let engine = Engine::new(driver.clone(), settings.engine.clone());
+    engine.watch_captures(capture::in_progress);
     if let Some(path) = &settings.trace {
         // A program that runs without its trace is better than none.
         match engine.trace(path) {
