@@ -87,7 +87,7 @@ impl Machine {
     fn prepare_switch(&self, leaving: &mut Side, coming: &Side, call: &Call) -> Result<(Staging, Vec<At>, Pool<'_>)> {
         let fits = || self.check_fit(&leaving.claims, &coming.claims);
         fits().or_else(|_| {
-            self.heap.reclaim(false);
+            self.heap.reclaim();
             fits()
         })?;
         let (staging, new) = self.prepare_pause(&mut leaving.batch, &mut leaving.claims, call, &mut leaving.report)?;
