@@ -307,5 +307,8 @@ fn pages_in_common_never_change() {
         world.check();
         world.check_no_leak();
     };
-    shuttle::check_random(once, 20 * schedules());
+    // Hashing needs more stack than shuttle's threads have without being asked.
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(shuttle::scheduler::RandomScheduler::new(8 * schedules()), config).run(once);
 }
