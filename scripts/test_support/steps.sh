@@ -2,7 +2,7 @@
 # The steps of scripts/test: what each does, and what it needs. A new step is a function here and a word in the lists.
 # shellcheck disable=SC2034,SC2154  # the lists are used in runner.sh, which also sets the variables
 
-all_steps=(format build clippy rust concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli aten python demo gpu-suite)
+all_steps=(format build clippy rust ptx concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli aten python demo gpu-suite)
 
 # Left out by --quick.
 pytorch_steps='env aten python demo'
@@ -29,6 +29,22 @@ step_rust() {
     SIRE_SIM_LIBRARY=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-alloc -p sire-sim-cuda -p sire-cli || status=1
     SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-core -p sire-cuda -p sire-sim -p sire-ledger || status=1
     return $status
+}
+
+# The kernel that hashes, through NVIDIA's assembler for each generation of GPUs. What it computes is among the tests of sire-cuda.
+step_ptx() {
+    local venv=$state/venv-ptx ptxas architecture
+    if [ -z "$offline" ] || ! [ -x "$venv/bin/python" ]; then
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || return
+        "$venv/bin/python" -m pip install -q --no-deps -r scripts/test_support/ptx-requirements.txt || return
+    fi
+    ptxas=$(find "$venv" -path '*/bin/ptxas' -type f | head -n 1)
+    [ -n "$ptxas" ] || { echo "ptxas is not in $venv"; return 1; }
+    chmod +x "$ptxas"
+    for architecture in sm_75 sm_80 sm_89 sm_90 sm_100; do
+        echo "ptxas for $architecture"
+        "$ptxas" --warning-as-error -arch="$architecture" -v crates/sire-cuda/src/hash.ptx -o "$venv/hash.cubin" || return
+    done
 }
 
 # Pairs of concurrent operations, under a model checker that drives every lock and atomic of the engine.

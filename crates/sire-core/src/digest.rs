@@ -96,7 +96,7 @@ impl Digest {
                 self.varies |= (x ^ same.0) | (y ^ same.1);
             }
         }
-        for (lane, (a, b)) in states.into_iter().enumerate() {
+        for (lane, &(a, b)) in states.iter().enumerate() {
             self.low = self.low.wrapping_add(mix(mix(a, number(lane), P[4]), len, P[5]));
             self.high = self.high.wrapping_add(mix(mix(b, number(lane), P[5]), len, P[4]));
         }

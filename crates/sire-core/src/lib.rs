@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! engine                    the face: allocate, free, pause, resume, what can be asked; stats
-//! transition                pause and resume of a set of regions: plan, put_down, pick_up, undo
+//! transition                pause and resume of a set of regions: survey, plan, put_down, pick_up, undo
 //! trace                     what was called, written to a file and read back
 //! heap                      large and small allocations, slabs, memory that waits to be given back
 //! registry, region          address -> extent; tags, policies, threads inside, state

@@ -272,3 +272,43 @@ fn host_memory_comes_in_once() {
         shuttle::check_random(move || once(second), 20 * schedules());
     }
 }
+
+/// One region writes a page again of which the other, meanwhile, finds that it has the same: whoever comes first, neither sees the
+/// other's bytes afterwards.
+#[test]
+fn pages_in_common_never_change() {
+    let once = || {
+        let mut world = World::new(64 * CHUNK);
+        let policy = Policy { backup: Backup::Host, clean: Clean::Verified, ..Policy::default() };
+        let content: Vec<u8> = (0..6007_u32).map(|i| (i / 23) as u8).collect();
+        let addrs = ["one", "other"].map(|tag| {
+            let region = world.region(tag, policy);
+            let addr = world.allocate(region, CHUNK + 1).unwrap();
+            world.write_repeated(addr, &content);
+            addr
+        });
+        world.pause(&Selection::Tag("one".into())).unwrap();
+        world.resume(&Selection::Tag("one".into())).unwrap();
+        world.write_part(addrs[0], 5, 1);
+        let world = Arc::new(world);
+        let shared = Arc::clone(&world);
+        let cycle = |world: &World, tag: &str| {
+            let selection = Selection::Tag(tag.into());
+            world.engine.pause(&selection, PauseOptions::default()).unwrap();
+            world.engine.resume(&selection, ResumeOptions::default()).unwrap();
+        };
+        let thread = shuttle::thread::spawn(move || cycle(&shared, "other"));
+        cycle(&world, "one");
+        thread.join().unwrap();
+        let mut world = Arc::into_inner(world).unwrap();
+        world.check();
+        world.pause(&Selection::All).unwrap();
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        world.check_no_leak();
+    };
+    // Hashing needs more stack than shuttle's threads have without being asked.
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(shuttle::scheduler::RandomScheduler::new(8 * schedules()), config).run(once);
+}

@@ -72,8 +72,8 @@ impl Life {
         self.step(|engine| engine.resume(&Selection::All, ResumeOptions::default()));
     }
 
-    fn live(&self, backup: Backup) {
-        let region = self.engine.region("r", Policy { backup, ..Policy::default() }).unwrap();
+    fn live(&self, policy: Policy) {
+        let region = self.engine.region("r", policy).unwrap();
         let sizes = [2 * CHUNK + 4096, 700];
         let mut live = Vec::new();
         for (i, size) in sizes.into_iter().enumerate() {
@@ -83,7 +83,10 @@ impl Life {
             self.write(addr, &bytes);
             live.push((addr, bytes));
         }
-        for _ in 0..2 {
+        for round in 0..2 {
+            let (addr, bytes) = &mut live[0];
+            bytes[5000..5003].fill(round);
+            self.write(*addr, bytes);
             self.pause();
             self.resume();
             for (addr, bytes) in &live {
@@ -103,12 +106,14 @@ impl Life {
     }
 }
 
-fn sweep(backup: Backup) {
-    for kind in [DriverErrorKind::OutOfMemory, DriverErrorKind::Other, DriverErrorKind::Invalid] {
+const KINDS: [DriverErrorKind; 3] = [DriverErrorKind::OutOfMemory, DriverErrorKind::Other, DriverErrorKind::Invalid];
+
+fn sweep(policy: Policy, kinds: &[DriverErrorKind]) {
+    for &kind in kinds {
         for call in 1.. {
             let life = Life::new();
             life.driver.plan([Planned::call(call, kind)]);
-            life.live(backup);
+            life.live(policy);
             let fired = life.driver.fired();
             life.check_no_leak();
             if fired == 0 {
@@ -121,10 +126,15 @@ fn sweep(backup: Backup) {
 
 #[test]
 fn every_call_fails_once_with_a_host_backup() {
-    sweep(Backup::Host);
+    sweep(Policy { backup: Backup::Host, ..Policy::default() }, &KINDS);
 }
 
 #[test]
 fn every_call_fails_once_with_a_disk_backup() {
-    sweep(Backup::Disk);
+    sweep(Policy { backup: Backup::Disk, ..Policy::default() }, &KINDS);
+}
+
+#[test]
+fn every_call_fails_once_with_a_verified_backup() {
+    sweep(Policy { backup: Backup::Host, clean: Clean::Verified, ..Policy::default() }, &KINDS[1..2]);
 }

@@ -22,8 +22,8 @@ use crate::transfer::{IN_FLIGHT, Pipe};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Pages that are hashed by one call: few enough for nothing to wait long behind it, enough to keep a GPU busy.
-const RUN: usize = 256;
+/// Pages that are hashed by one call: few enough for nothing to wait long behind it, enough to keep a GPU busy (16 blocks each).
+const RUN: usize = 64;
 
 /// What each chunk of a claim is to save; nothing where its bytes are not on the device.
 pub(super) type Wanted = Vec<Ranges>;
