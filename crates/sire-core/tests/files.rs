@@ -175,7 +175,8 @@ fn a_file_changed_while_resident_proves_nothing_any_more() {
     life.resume();
     life.damage(5);
     let report = life.pause();
-    assert_eq!((report.bytes_hashed, report.bytes_copied), (SIZE, GRANULARITY));
+    assert!(report.bytes_hashed >= SIZE);
+    assert_eq!(report.bytes_copied, GRANULARITY);
     life.resume();
 }
 
