@@ -11,7 +11,7 @@ use crate::region::Regions;
 use crate::settings::Settings;
 use crate::stats;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
-use crate::tier::{disk::DiskTier, host::HostTier};
+use crate::tier::{Tier, Tiers, file::Attached, host::HostTier};
 use crate::trace::{self, Event, Tracer, Verb};
 use crate::transfer::Lanes;
 use crate::transition::Machine;
@@ -45,8 +45,8 @@ impl Engine {
             settings: Arc::clone(&settings),
             regions: Regions::default(),
             host: Arc::new(HostTier::new(Arc::clone(&driver), Arc::clone(&settings))),
-            heap: Heap::new(Arc::clone(&driver), settings),
-            disk: DiskTier::default(),
+            heap: Heap::new(Arc::clone(&driver), Arc::clone(&settings)),
+            tiers: Tiers::new(settings),
             lanes: Lanes::new(driver),
             pages: Pages::default(),
             hashing: Mutex::default(),
@@ -313,7 +313,36 @@ impl Engine {
         let _ = self.machine.heap.captures.set(in_progress);
     }
 
-    /// Changes settings that can change at run time (`host_limit`, `host_policy`, `host_reserve`, `disk_dir`, `margin`).
+    /// Says that the file at `path` holds `[addr, addr + len)` from byte `at` on. The next pause compares them; what is equal is not backed up
+    /// anywhere else, and read from the file by the resume. The region's backup must be [`Backup::File`].
+    ///
+    /// # Errors
+    /// `UnknownAddress` unless the range lies inside one allocation; `InvalidArgument` for another backup or bytes that the file
+    /// does not have; `BackupIo` if it cannot be opened.
+    pub fn attach_file(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<()> {
+        let (extent, range) = self.range(addr, len)?;
+        let region = self.machine.regions.get(extent.region)?;
+        if region.policy.backup != Backup::File {
+            let message =
+                format!("region '{}' does not keep its content in files; make it with the backup \"file\"", region.tag);
+            return Err(Error::new(Status::InvalidArgument, message));
+        }
+        if len > 0 {
+            let bytes = self.machine.tiers.files.bytes(path, at, len)?;
+            extent.attach(Attached::new(range, at, bytes));
+        }
+        Ok(())
+    }
+
+    /// Makes a tier from outside known; the result is the policy that sends backups there, for as long as the engine lives.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for the 257th.
+    pub fn add_tier(&self, tier: Arc<dyn Tier>) -> Result<Backup> {
+        self.machine.tiers.add(tier)
+    }
+
+    /// Changes settings that can change at run time (`host_limit`, `host_policy`, `host_reserve`, `disk_limit`, `disk_dir`, `margin`).
     pub fn configure(&self, change: &dyn Fn(&mut Config)) {
         self.machine.settings.change(change);
     }
@@ -339,7 +368,7 @@ impl Engine {
         let device = machine.heap.reclaim();
         machine.drop_retained();
         for region in machine.regions.all() {
-            drop(lock(&region.file).take());
+            drop(lock(&region.room).take());
         }
         (device, machine.host.tidy(0))
     }

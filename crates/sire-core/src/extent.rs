@@ -11,6 +11,7 @@ use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::terms::RegionId;
+use crate::tier::file::Attached;
 use crate::tier::{Place, Segment};
 use std::ops::Range;
 use std::sync::Arc;
@@ -167,6 +168,8 @@ struct Inner {
     overrides: Overrides,
     /// Offsets that the program says it has written to.
     changed: Ranges,
+    /// Offsets that files are said to hold; no two overlap.
+    attached: Vec<Attached>,
 }
 
 /// See the [module documentation](self).
@@ -223,6 +226,7 @@ impl Extent {
             access_stale: false,
             overrides: Overrides::default(),
             changed: Ranges::new(),
+            attached: Vec::new(),
         };
         let extent = Arc::new(Extent {
             base,
@@ -305,11 +309,35 @@ impl Extent {
         from.remove(range);
     }
 
-    /// Forgets overrides in `range`.
+    /// Forgets overrides and files in `range`.
     pub(crate) fn clear_override(&self, range: &Range<u64>) {
         let mut inner = lock(&self.inner);
         inner.overrides.keep.remove(range);
         inner.overrides.discard.remove(range);
+        inner.attached = without(&inner.attached, range);
+    }
+
+    /// Says that a file holds some offsets, in place of what was said of them before.
+    pub(crate) fn attach(&self, file: Attached) {
+        let mut inner = lock(&self.inner);
+        inner.attached = without(&inner.attached, &file.range);
+        inner.attached.push(file);
+    }
+
+    /// No file holds these offsets.
+    pub(crate) fn detach(&self, range: &Range<u64>) {
+        let mut inner = lock(&self.inner);
+        inner.attached = without(&inner.attached, range);
+    }
+
+    /// What files are said to hold.
+    pub(crate) fn attached(&self) -> Vec<Attached> {
+        lock(&self.inner).attached.clone()
+    }
+
+    /// A backup is known to have these offsets as they are.
+    pub(crate) fn forget_changed(&self, range: &Range<u64>) {
+        lock(&self.inner).changed.remove(range);
     }
 
     /// The content of these offsets is not what a backup may have of them.
@@ -377,6 +405,10 @@ impl Extent {
         self.resident.store(resident, Ordering::Relaxed);
         self.backed_up.store(backed_up, Ordering::Relaxed);
     }
+}
+
+fn without(attached: &[Attached], range: &Range<u64>) -> Vec<Attached> {
+    attached.iter().flat_map(|file| file.without(range)).collect()
 }
 
 /// Figures of one extent.
@@ -501,7 +533,7 @@ pub(crate) fn held(chunks: &[Chunk], range: &Range<u64>) -> Option<Vec<Held>> {
         parts.push(match &segment.place {
             Place::Host(span) => Held::Span(span.part(at, to - from)?),
             Place::Constant(word) => Held::Repeated(word.rotate_right(8 * (at % 8) as u32), to - from),
-            Place::Disk { .. } => return None,
+            Place::Stored { .. } => return None,
         });
         reached = to;
     }

@@ -11,7 +11,7 @@
 //! extent                    one reservation and its chunks: where each byte is
 //! transfer                  pipelined copies between a device and the tiers
 //! pages                     which pages of content host memory has already
-//! tier                      where backups are: host memory, disk
+//! tier                      where backups are: host memory, disk, files, tiers from outside
 //! raw                       the only file with unsafe code: host pages, copies, preallocation
 //! driver                    the trait: what the engine asks of a GPU
 //! digest                    what tells pages of content apart: the definition of the hash
@@ -23,6 +23,7 @@ pub mod digest;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod tier;
 pub mod trace;
 
 mod clock;
@@ -38,6 +39,5 @@ mod settings;
 mod stats;
 mod sync;
 mod terms;
-mod tier;
 mod transfer;
 mod transition;

@@ -386,6 +386,28 @@ pub(crate) fn digests(span: &Span) -> Vec<Digest> {
     span.read(|bytes| bytes.chunks_exact(size_of::<Digest>()).map(each).collect())
 }
 
+/// What a file system has left for this user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    pub(crate) bytes: u64,
+    /// Its bytes are the machine's memory.
+    pub(crate) in_memory: bool,
+}
+
+/// What the file's file system has left.
+pub(crate) fn file_system(file: &std::fs::File) -> io::Result<Left> {
+    // SAFETY: `statfs` is plain data for which all zeros is a value.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open (`file` is borrowed), and `found` is a local of the right type.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let bytes = (found.f_bavail as u64).saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
+    Ok(Left { bytes, in_memory: matches!(found.f_type as i64, libc::TMPFS_MAGIC | RAMFS_MAGIC) })
+}
+
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+
 /// A signal makes tmpfs give the whole step up, so steps are small: a profiler's timer must not stop a large file for ever.
 const ALLOCATED_AT_ONCE: libc::off_t = 32 << 20;
 

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result, Status};
 use crate::sync::{Condvar, Mutex, RwLock, ThreadId, lock, this_thread, wait};
 use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
-use crate::tier::disk::DiskFile;
+use crate::tier::Room;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 
@@ -64,8 +64,8 @@ pub(crate) struct Region {
     gate: Mutex<Gate>,
     changed: Condvar,
     history: Mutex<History>,
-    /// The file of the last disk backup, kept for the next one if the policy says so.
-    pub(crate) file: Mutex<Option<Arc<DiskFile>>>,
+    /// The room of the last backup in a tier, kept for the next one if the policy says so.
+    pub(crate) room: Mutex<Option<Arc<dyn Room>>>,
 }
 
 impl Region {
@@ -78,7 +78,7 @@ impl Region {
             gate: Mutex::new(gate),
             changed: Condvar::new(),
             history: Mutex::default(),
-            file: Mutex::new(None),
+            room: Mutex::new(None),
         }
     }
 
@@ -208,7 +208,17 @@ impl Region {
 
     /// Whether a backup outlasts a resume.
     pub(crate) fn retains(&self) -> bool {
-        self.policy.retain || self.policy.clean != Clean::No
+        self.policy.retain || self.may_be_clean()
+    }
+
+    /// Whether a backup may stand for content that has not changed.
+    pub(crate) fn may_be_clean(&self) -> bool {
+        self.policy.clean != Clean::No || self.policy.backup == Backup::File
+    }
+
+    /// How the region's old backups are judged once files have been compared: what a file is proven to hold, it holds.
+    pub(crate) fn judged(&self) -> Clean {
+        if self.policy.backup == Backup::File { Clean::Declared } else { self.policy.clean }
     }
 
     /// Whether the content goes to a tier unless something says otherwise.

@@ -34,7 +34,7 @@ impl Settings {
     /// Takes over a configuration.
     pub(crate) fn new(config: Config) -> Settings {
         let (chunk, small) = (config.chunk.clamp(1, LARGEST_CHUNK), config.small.min(LARGEST_PIECE));
-        let copy_piece = config.copy_piece.clamp(4096, LARGEST_PIECE);
+        let copy_piece = config.copy_piece.clamp(4096, LARGEST_PIECE).next_multiple_of(4096);
         let host_unit = config.host_unit.clamp(4096, LARGEST_PIECE).next_multiple_of(4096);
         let host_threads = config.host_threads.min(MOST_THREADS);
         Settings { chunk, small, copy_piece, host_unit, host_threads, config: Mutex::new(config) }
@@ -64,6 +64,11 @@ impl Settings {
     pub(crate) fn host_keeping(&self) -> (Retention, u64) {
         let config = lock(&self.config);
         (config.host_policy, config.host_reserve)
+    }
+
+    /// Most bytes of disk backups.
+    pub(crate) fn disk_limit(&self) -> Option<u64> {
+        lock(&self.config).disk_limit
     }
 
     /// Where disk backups go.

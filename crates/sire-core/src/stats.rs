@@ -2,7 +2,7 @@
 
 use crate::extent::Figures;
 use crate::region::Region;
-use crate::terms::{Backup, RegionId, State};
+use crate::terms::{RegionId, State};
 use crate::transition::Machine;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ struct DeviceStats {
 struct RegionStats {
     region: u32,
     tag: String,
-    backup: Backup,
+    backup: String,
     state: State,
     allocations: u64,
     requested_bytes: u64,
@@ -48,7 +48,7 @@ struct RegionStats {
 
 #[derive(Serialize)]
 struct TierStats {
-    tier: &'static str,
+    tier: String,
     used_bytes: u64,
     reserved_bytes: u64,
     present_bytes: u64,
@@ -63,7 +63,7 @@ struct Stats {
     hook_live: Option<bool>,
     devices: Vec<DeviceStats>,
     regions: Vec<RegionStats>,
-    tiers: [TierStats; 2],
+    tiers: Vec<TierStats>,
     bookkeeping: Bookkeeping,
     counters: Counters,
 }
@@ -118,7 +118,10 @@ pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
         driver: None,
         hook_live: None,
         devices: by_device.iter().map(|(&device, sum)| device_stats(device, sum)).collect(),
-        regions: regions.iter().map(|r| region_stats(r, by_region.get(&r.id).copied().unwrap_or_default())).collect(),
+        regions: regions
+            .iter()
+            .map(|r| region_stats(machine, r, by_region.get(&r.id).copied().unwrap_or_default()))
+            .collect(),
         tiers: tiers(machine),
         bookkeeping: Bookkeeping {
             bytes: bookkeeping,
@@ -139,12 +142,12 @@ fn device_stats(device: u32, sum: &Sum) -> DeviceStats {
     }
 }
 
-fn region_stats(region: &Region, sum: Sum) -> RegionStats {
+fn region_stats(machine: &Machine, region: &Region, sum: Sum) -> RegionStats {
     let history = region.history(|history| history.clone());
     RegionStats {
         region: region.id.0,
         tag: region.tag.clone(),
-        backup: region.policy.backup,
+        backup: machine.tiers.name(region.policy.backup),
         state: region.state(),
         allocations: sum.figures.allocations,
         requested_bytes: sum.figures.requested,
@@ -161,25 +164,30 @@ fn region_stats(region: &Region, sum: Sum) -> RegionStats {
     }
 }
 
-fn tiers(machine: &Machine) -> [TierStats; 2] {
+fn tiers(machine: &Machine) -> Vec<TierStats> {
     let host = machine.host.usage();
-    let disk = machine.disk.used();
-    [
+    let host = TierStats {
+        tier: "host".to_owned(),
+        used_bytes: host.used,
+        reserved_bytes: host.reserved,
+        present_bytes: host.present,
+        registered_bytes: host.registered,
+        limit_bytes: machine.settings.host_limit(),
+    };
+    let stored = |tier: &str, used_bytes, limit_bytes| {
+        let tier = tier.to_owned();
         TierStats {
-            tier: "host",
-            used_bytes: host.used,
-            reserved_bytes: host.reserved,
-            present_bytes: host.present,
-            registered_bytes: host.registered,
-            limit_bytes: machine.settings.host_limit(),
-        },
-        TierStats {
-            tier: "disk",
-            used_bytes: disk,
-            reserved_bytes: disk,
-            present_bytes: disk,
+            tier,
+            used_bytes,
+            reserved_bytes: used_bytes,
+            present_bytes: used_bytes,
             registered_bytes: 0,
-            limit_bytes: None,
-        },
-    ]
+            limit_bytes,
+        }
+    };
+    let mut all: Vec<_> =
+        machine.tiers.all().iter().map(|tier| stored(tier.name(), tier.used(), tier.limit())).collect();
+    all.splice(0..0, [host]);
+    all.insert(2, TierStats { reserved_bytes: 0, ..stored("file", machine.tiers.files.used(), None) });
+    all
 }

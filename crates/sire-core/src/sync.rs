@@ -6,14 +6,14 @@
 pub(crate) use shuttle::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     sync::{Condvar, Mutex, MutexGuard, RwLock, mpsc},
-    thread::ThreadId,
+    thread::{JoinHandle, ThreadId},
 };
 use std::sync::PoisonError;
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     sync::{Condvar, Mutex, MutexGuard, RwLock, mpsc},
-    thread::ThreadId,
+    thread::{JoinHandle, ThreadId},
 };
 
 /// Locks `mutex`.
@@ -86,6 +86,20 @@ fn spawned<'scope>(threads: &'scope Scope<'scope, '_>, run: &'scope (impl Fn() +
     };
     #[cfg(not(feature = "shuttle"))]
     std::thread::Builder::new().name("sire".to_owned()).spawn_scoped(threads, run).is_ok()
+}
+
+/// As [`spawn`], for a thread that somebody waits for, and with a stack for code that is not ours; `None` if the system has none to give.
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    #[cfg(feature = "shuttle")]
+    return shuttle::thread::Builder::new().name(name.to_owned()).spawn(work).ok();
+    #[cfg(not(feature = "shuttle"))]
+    {
+        let quiet = move || {
+            crate::raw::block_signals();
+            work();
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(quiet).ok()
+    }
 }
 
 /// Starts a thread of ours, which nobody waits for. Signals of the program do not reach it.

@@ -22,6 +22,10 @@ pub enum Backup {
     Host,
     /// A private file.
     Disk,
+    /// A file of the program's that holds the bytes already, where that was said and proven; host memory for the rest.
+    File,
+    /// A tier from outside, as [`Engine::add_tier`](crate::engine::Engine::add_tier) numbered it.
+    Tier(u8),
 }
 
 /// What a pause may conclude from a backup that an earlier pause made and that was retained. Memory without such a backup (it
@@ -97,6 +101,8 @@ pub struct Config {
     /// Threads that bring host memory in behind the first copies (default: one per CPU, at most 4), fixed at the start. With 0 each copy brings in
     /// what it needs.
     pub host_threads: usize,
+    /// Most bytes of disk that backups may hold (default: no limit but the file system's).
+    pub disk_limit: Option<u64>,
     /// Directory of disk backups (default: `sire-<uid>` in the system's temporary directory, mode 0700).
     pub disk_dir: Option<PathBuf>,
     /// Largest copy that is queued at once (default 4 MiB); two are in flight.
@@ -115,6 +121,7 @@ impl Default for Config {
             host_reserve: 0,
             host_unit: 32 << 20,
             host_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
+            disk_limit: None,
             disk_dir: None,
             copy_piece: 4 << 20,
             margin: 0,

@@ -1,27 +1,121 @@
 //! Where backups are. A *tier* lends room for bytes before anything is released, and keeps them until the room
-//! is dropped: [`host`] in host memory (in slabs, see [`slab`]), [`disk`] in private files. [`memory`] knows how much the machine has left.
+//! is dropped. Host memory ([`host`], in slabs, see [`slab`]) is the engine's own: the device copies straight into it. Every other tier is a
+//! [`Tier`]: the engine brings the bytes to it through buffers of its own and the threads of [`queue`], and
+//! gives none to a device before their checksum ([`record`]) was right. [`disk`] keeps them in private files, [`file`] knows
+//! that a file of the program's has them already; others come from outside ([`conformance`] asks whether they keep the bargain).
+//! [`memory`] knows how much the machine has left.
 
+pub mod conformance;
+pub(crate) mod direct;
 pub(crate) mod disk;
+pub(crate) mod file;
 pub(crate) mod host;
 pub(crate) mod memory;
+pub(crate) mod queue;
+pub(crate) mod record;
 mod slab;
+pub(crate) mod staging;
 
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::raw::Span;
+use crate::settings::Settings;
 use crate::sync::{Mutex, lock};
-use disk::DiskFile;
+use crate::terms::Backup;
+use record::{Record, Sum};
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// A place for backups outside host memory: a disk, another machine, an object store.
+///
+/// The bargain, both ways:
+///
+/// * The engine asks for all the room of a pause before it releases anything. Room that was given is *certain*: a
+///   later [`Room::write`] inside it may fail for a fault, never for want of space.
+/// * The engine checks: it keeps a 128-bit checksum of every piece, and compares it before a byte reaches a device.
+/// * A read asks for exactly what one write kept last: same offset, same length.
+/// * Calls block. They come from several threads at once (about [`Tier::depth`]), never from an allocation hook, never
+///   while the engine holds a lock. They must not use CUDA and must not call the engine.
+/// * Whatever goes wrong is an [`Error`](crate::error::Error): `OutOfBackupSpace` for want of space, else `BackupIo`, with a
+///   message that names the place and what to do. A panic is caught and counts as `Internal`.
+pub trait Tier: Send + Sync + Debug {
+    /// A short name for messages and statistics.
+    fn name(&self) -> &str;
+
+    /// Room for at least `len` bytes (never 0), certain until the result is dropped. Room may outlive the tier's owner.
+    ///
+    /// # Errors
+    /// `OutOfBackupSpace` if there is not that much; `BackupIo` if the place cannot be used.
+    fn reserve(&self, len: u64) -> Result<Arc<dyn Room>>;
+
+    /// How many requests it likes to have under way at once.
+    fn depth(&self) -> usize {
+        4
+    }
+
+    /// Bytes of all room that it has lent and not got back.
+    fn used(&self) -> u64;
+
+    /// The most bytes that it may lend, if somebody has set a limit.
+    fn limit(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Room in a tier. Dropping it gives the bytes up.
+pub trait Room: Send + Sync + Debug {
+    /// Bytes.
+    fn len(&self) -> u64;
+
+    /// Where it is, for messages: "a backup file in /var/tmp".
+    fn place(&self) -> String {
+        "a backup".to_owned()
+    }
+
+    /// Whether it has no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Offsets and lengths of reads and writes are multiples of this power of two, at most 4096; so is [`Room::len`]. (The engine pads
+    /// what it saves.) The addresses of buffers are multiples of it too.
+    fn align(&self) -> u64 {
+        1
+    }
+
+    /// Keeps `bytes` at offset `at`, in place of what was there. When it has returned, no pressure on memory and no error that
+    /// the system reports late may lose them; they need not outlive the process. Two writes never overlap at the same time.
+    ///
+    /// # Errors
+    /// `BackupIo`, also for a range that is not inside the room; the bytes at the range are then undefined.
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Fills `into` from offset `at`: all of it, or it fails. What was never written may be anything.
+    ///
+    /// # Errors
+    /// `BackupIo`, also for a range that is not inside the room; the content of `into` is then undefined.
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()>;
+}
 
 /// Where one segment of a backup is.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// In host memory.
     Host(Span),
-    /// In a file, with its checksum.
-    Disk { file: Arc<DiskFile>, at: u64, sum: u32 },
+    /// In a tier, with its checksum.
+    Stored { room: Arc<dyn Room>, at: u64, sum: Sum },
     /// Nowhere: the bytes are this word (little-endian) again and again.
     Constant(u64),
+}
+
+impl Place {
+    /// The `len` bytes there, if they are in a tier.
+    pub(crate) fn record(&self, len: u64) -> Option<(Record, Sum)> {
+        match self {
+            Place::Host(_) | Place::Constant(_) => None,
+            Place::Stored { room, at, sum } => Some((Record { room: Arc::clone(room), at: *at, len }, *sum)),
+        }
+    }
 }
 
 /// What tells a page's content: the two halves of its digest.
@@ -75,7 +169,7 @@ impl Segment {
 
     /// Whether its bytes are outside host memory.
     pub(crate) fn is_stored(&self) -> bool {
-        matches!(self.place, Place::Disk { .. })
+        matches!(self.place, Place::Stored { .. })
     }
 
     /// `range` of it as a segment of its own, with what is known if that is a whole page; `None` if it is not inside, or cannot be had apart.
@@ -87,7 +181,7 @@ impl Segment {
         let place = match &self.place {
             Place::Host(span) => Place::Host(span.part(at, range.end - range.start)?),
             Place::Constant(word) if at.is_multiple_of(8) && range.end <= self.end() => Place::Constant(*word),
-            Place::Constant(_) | Place::Disk { .. } => return None,
+            Place::Constant(_) | Place::Stored { .. } => return None,
         };
         let whole = |edge: u64| edge.is_multiple_of(page) || edge == self.offset || edge == self.end();
         let known = self.pages.get((range.start / page - self.offset / page) as usize).copied().flatten();
@@ -123,7 +217,7 @@ impl Segment {
             Place::Constant(word) => {
                 bytes.read(|bytes| bytes.chunks(8).all(|part| *part == word.to_le_bytes()[..part.len()]))
             }
-            Place::Disk { .. } => false,
+            Place::Stored { .. } => false,
         }
     }
 
@@ -142,7 +236,7 @@ impl Promised {
     pub(crate) fn to<'a>(segments: impl Iterator<Item = &'a Segment>) -> Promised {
         let span = |segment: &Segment| match &segment.place {
             Place::Host(span) => Some(span.clone()),
-            Place::Disk { .. } | Place::Constant(_) => None,
+            Place::Stored { .. } | Place::Constant(_) => None,
         };
         Promised(Mutex::new(segments.filter_map(span).collect()))
     }
@@ -163,5 +257,71 @@ impl Promised {
     pub(crate) fn keep(&self) -> Result<()> {
         let spans = std::mem::take(&mut *lock(&self.0));
         spans.iter().try_for_each(Span::bring_in)
+    }
+}
+
+/// The tiers behind the trait: the engine's own, then those from outside.
+#[derive(Debug)]
+pub(crate) struct Tiers {
+    disk: Arc<dyn Tier>,
+    pub(crate) files: file::FileTier,
+    others: Mutex<Vec<Arc<dyn Tier>>>,
+}
+
+impl Tiers {
+    /// The engine's own.
+    pub(crate) fn new(settings: Arc<Settings>) -> Tiers {
+        Tiers {
+            disk: Arc::new(disk::DiskTier::new(settings)),
+            files: file::FileTier::default(),
+            others: Mutex::default(),
+        }
+    }
+
+    /// One more from outside.
+    pub(crate) fn add(&self, tier: Arc<dyn Tier>) -> Result<Backup> {
+        let mut others = lock(&self.others);
+        let number = u8::try_from(others.len());
+        let number =
+            number.map_err(|_| Error::new(Status::InvalidArgument, "there are 256 tiers from outside already"))?;
+        others.push(tier);
+        Ok(Backup::Tier(number))
+    }
+
+    /// The tier that a policy sends backups to.
+    pub(crate) fn of(&self, backup: Backup) -> Result<Arc<dyn Tier>> {
+        let found = match backup {
+            Backup::Disk => Some(Arc::clone(&self.disk)),
+            Backup::Tier(number) => lock(&self.others).get(usize::from(number)).cloned(),
+            Backup::None | Backup::Host | Backup::File => None,
+        };
+        found.ok_or_else(|| {
+            Error::new(Status::InvalidArgument, format!("no tier was added for {backup:?}; use Engine::add_tier"))
+        })
+    }
+
+    /// How many requests to have under way for what a policy has sent to a tier.
+    pub(crate) fn depth(&self, backup: Backup) -> usize {
+        match backup {
+            Backup::File => file::DEPTH,
+            _ => self.of(backup).map_or(1, |tier| tier.depth()),
+        }
+    }
+
+    /// A policy's name in statistics.
+    pub(crate) fn name(&self, backup: Backup) -> String {
+        match backup {
+            Backup::None => "none".to_owned(),
+            Backup::Host => "host".to_owned(),
+            Backup::File => "file".to_owned(),
+            Backup::Disk | Backup::Tier(_) => {
+                self.of(backup).map_or_else(|_| "unknown".to_owned(), |tier| tier.name().to_owned())
+            }
+        }
+    }
+
+    /// All behind the trait.
+    pub(crate) fn all(&self) -> Vec<Arc<dyn Tier>> {
+        std::iter::once(Arc::clone(&self.disk)).chain(lock(&self.others).iter().cloned()).collect()
     }
 }

@@ -7,7 +7,7 @@ use crate::extent::Claim;
 use crate::heap::Heap;
 use crate::ranges::Ranges;
 use crate::region::{Phase, Region};
-use crate::terms::{Clean, DeadRanges, RegionId, Report};
+use crate::terms::{DeadRanges, RegionId, Report};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,7 +111,7 @@ impl Batch {
 
     /// Whether the region's backups may stand for content that has not changed.
     pub(super) fn is_clean(&self, id: RegionId) -> bool {
-        self.region(id).is_some_and(|region| region.policy.clean != Clean::No)
+        self.region(id).is_some_and(|region| region.may_be_clean())
     }
 
     /// Notes the error in every region's history.

@@ -24,16 +24,21 @@ pub(super) type Draft = Vec<Option<Vec<Part>>>;
 
 /// Bytes of new room that the draft needs.
 pub(super) fn missing(draft: &Draft) -> u64 {
+    open(draft).map(|(range, _)| range.end - range.start).sum()
+}
+
+/// The ranges that need new room, and what is known of their pages.
+pub(super) fn open(draft: &Draft) -> impl Iterator<Item = (&Range<u64>, &Vec<Option<PageId>>)> {
     let parts = draft.iter().flatten().flatten();
-    parts.map(|part| if let Part::Needs(range, _) = part { range.end - range.start } else { 0 }).sum()
+    parts.filter_map(|part| if let Part::Needs(range, pages) = part { Some((range, pages)) } else { None })
 }
 
 /// The draft for a survey. Pages that `known` has elsewhere in host memory are not saved again.
 pub(super) fn draft(survey: &Survey, claim: &Claim, known: &Pages, page: u64, report: &mut Report) -> Draft {
-    if survey.region.policy.clean == Clean::No {
+    if survey.region.judged() == Clean::No {
         return unproven(claim, &survey.wanted);
     }
-    let shares = survey.region.policy.backup != Backup::Disk;
+    let shares = matches!(survey.region.policy.backup, Backup::None | Backup::Host | Backup::File);
     let mut drafter = Drafter { known, shares, page, report };
     survey.chunks.iter().map(|pieces| Some(drafter.draft(pieces.as_ref()?))).collect()
 }
@@ -120,7 +125,7 @@ impl Drafter<'_> {
     fn may_write(&self, old: &Segment) -> bool {
         match &old.place {
             Place::Host(span) => self.known.withdraw(old.pages.first().copied().flatten(), span),
-            Place::Disk { .. } => true,
+            Place::Stored { .. } => true,
             Place::Constant(_) => false,
         }
     }

@@ -17,6 +17,7 @@ mod pick_up;
 mod pieces;
 mod plan;
 mod pool;
+mod prove;
 mod put_down;
 mod seam;
 mod survey;
@@ -34,7 +35,7 @@ use crate::region::{Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, lock};
 use crate::terms::{DeadRanges, PauseOptions, RegionId, Report};
-use crate::tier::disk::DiskTier;
+use crate::tier::Tiers;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
 use batch::Batch;
@@ -53,7 +54,7 @@ pub(crate) struct Machine {
     pub(crate) regions: Regions,
     pub(crate) heap: Heap,
     pub(crate) host: Arc<HostTier>,
-    pub(crate) disk: DiskTier,
+    pub(crate) tiers: Tiers,
     pub(crate) lanes: Lanes,
     pub(crate) pages: Pages,
     /// Devices that were told to make ready what hashing needs.
@@ -118,10 +119,12 @@ impl Machine {
         call: &Call,
         report: &mut Report,
     ) -> Result<(Staging, Vec<At>)> {
+        let proven = self.prove(batch, claims, call, report)?;
         let mut surveys = self.survey(batch, claims);
         let looked = survey::is_needed(&surveys);
         if looked {
-            let found = self.synchronize(claims, report).and_then(|()| self.look(claims, &mut surveys, call, report));
+            let idle = if proven { Ok(()) } else { self.synchronize(claims, report) };
+            let found = idle.and_then(|()| self.look(claims, &mut surveys, call, report));
             if let Err(error) = found {
                 plan::give_up(claims, surveys, batch);
                 return Err(error);
@@ -135,7 +138,7 @@ impl Machine {
         report.bytes_discarded = claims.iter().map(plan::discarded).sum();
         let saved: u64 = claims.iter().map(plan::clean).sum();
         report.bytes_clean = saved.saturating_sub(report.bytes_constant + report.bytes_shared);
-        if !looked {
+        if !looked && !proven {
             self.synchronize(claims, report)?;
         }
         Ok((staging, new))

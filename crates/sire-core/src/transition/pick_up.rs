@@ -10,7 +10,7 @@ use super::team::{Call, Failure, Team, stopped};
 use super::{Machine, by_device};
 use crate::clock;
 use crate::driver::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::heap::{doing, is_shortage};
 use crate::ranges::Ranges;
@@ -180,18 +180,21 @@ struct Part<'a, 'c> {
     team: &'a Team<'a>,
     device: Device,
     claims: Vec<&'c mut Claim>,
+    /// The chunks to fill, in order.
+    away: Vec<At>,
     source: Source,
     report: Report,
 }
 
 impl<'a, 'c> Part<'a, 'c> {
     fn new(team: &'a Team<'a>, device: Device, claims: Vec<&'c mut Claim>, staging: &mut Staging) -> Part<'a, 'c> {
-        let source = Source::new(staging.remove(&device).unwrap_or_default());
-        Part { team, device, claims, source, report: Report::default() }
+        let away = chunks(&claims, is_away);
+        let source = Source::new(staging.remove(&device).unwrap_or_default(), &claims, away.iter().copied());
+        Part { team, device, claims, away, source, report: Report::default() }
     }
 
     fn run(&mut self) -> std::result::Result<(), Failure> {
-        let jobs: Vec<Job> = chunks(&self.claims, is_away).into_iter().map(|at| Job::new(&self.claims, at)).collect();
+        let jobs: Vec<Job> = self.away.iter().map(|&at| Job::new(&self.claims, at)).collect();
         let machine = self.team.machine;
         let mut pipe = Pipe::new(&*machine.heap.driver, machine.lanes.take(self.device)?);
         let (sender, made) = mpsc::channel();
@@ -267,7 +270,9 @@ impl<'a, 'c> Part<'a, 'c> {
                 self.report.bytes_copied += piece.len;
                 return Ok(());
             }
-            self.land(pipe)?;
+            if !self.land(pipe)? {
+                return Err(Error::new(Status::Internal, "there is no buffer for a piece"));
+            }
         }
     }
 

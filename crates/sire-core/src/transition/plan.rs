@@ -1,5 +1,5 @@
 //! What a pause will save, and room for all of it, found before anything is touched. What [`draft`] says needs new room gets, in host
-//! memory, one contiguous range per extent; on disk one file per region, in segments of one copy piece.
+//! memory, one contiguous range per extent; in another tier one room per region, in segments of one copy piece.
 
 use super::draft::{self, Draft, Part};
 use super::seam::Staging;
@@ -12,9 +12,9 @@ use crate::region::Region;
 use crate::settings::Settings;
 use crate::sync::lock;
 use crate::terms::{Backup, Clean, RegionId, Report};
-use crate::tier::disk::DiskFile;
 use crate::tier::host::HostRange;
-use crate::tier::{PageId, Place, Segment, page_cuts, repeat};
+use crate::tier::record::{LARGEST_ALIGN, Sum, guarded};
+use crate::tier::{PageId, Place, Room, Segment, Tier, page_cuts, repeat};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Machine {
         for survey in surveys {
             let claim = &mut claims[survey.index];
             let draft = draft::draft(survey, claim, &self.pages, self.settings.page(), report);
-            if survey.region.policy.clean == Clean::No && draft::missing(&draft) > 0 {
+            if survey.region.judged() == Clean::No && draft::missing(&draft) > 0 {
                 // Room that is not used again makes way for what is.
                 claim.chunks.iter_mut().filter(|c| c.truth == Truth::Device).for_each(|c| c.segments.clear());
             }
@@ -55,50 +55,41 @@ impl Machine {
 
     /// Finds room for all drafts, and only then gives the chunks their new segments.
     fn carry_out(&self, batch: &Batch, claims: &mut [Claim], drafts: &mut [Planned]) -> Result<()> {
-        let on_disk =
-            |planned: &&Planned| batch.region(planned.region).is_some_and(|r| r.policy.backup == Backup::Disk);
-        let in_host: Vec<&Planned> =
-            drafts.iter().filter(|planned| !on_disk(planned) && planned.missing() > 0).collect();
+        let goes = |planned: &&Planned| batch.region(planned.region).is_some_and(|r| is_stored(r.policy.backup));
+        let in_host: Vec<&Planned> = drafts.iter().filter(|planned| !goes(planned) && planned.missing() > 0).collect();
         let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
         let ranges = self.host.reserve(&lens, self.settings.host_limit())?;
-        let mut rooms: BTreeMap<usize, Room> = BTreeMap::new();
-        in_host.iter().zip(ranges).for_each(|(planned, range)| drop(rooms.insert(planned.index, Room::Host(range))));
+        let spaces = in_host.iter().zip(ranges).map(|(planned, range)| (planned.index, Space::Host(range, 0)));
+        let mut spaces: BTreeMap<usize, Space> = spaces.collect();
         let mut needs: BTreeMap<RegionId, u64> = BTreeMap::new();
-        drafts
-            .iter()
-            .filter(on_disk)
-            .for_each(|planned| *needs.entry(planned.region).or_default() += planned.missing());
-        let mut files = BTreeMap::new();
+        for planned in drafts.iter().filter(goes) {
+            *needs.entry(planned.region).or_default() += planned.padded(&self.settings);
+        }
+        let mut stored = BTreeMap::new();
         for (id, need) in needs.into_iter().filter(|(_, need)| *need > 0) {
             if let Some(region) = batch.region(id) {
-                files.insert(id, (self.file_for(region, need)?, 0));
+                let tier = self.tiers.of(region.policy.backup)?;
+                stored.insert(id, Space::Tier(room_for(region, &*tier, need)?, 0));
             }
         }
         for planned in drafts.iter_mut() {
-            let room = rooms.remove(&planned.index).or_else(|| {
-                let (file, at) = files.get_mut(&planned.region)?;
-                let start = *at;
-                *at += planned.missing();
-                Some(Room::Disk(Arc::clone(file), start))
-            });
-            self.settle(&mut claims[planned.index], std::mem::take(&mut planned.draft), room)?;
+            let mut space = spaces.remove(&planned.index);
+            let space = space.as_mut().or_else(|| stored.get_mut(&planned.region));
+            self.settle(&mut claims[planned.index], std::mem::take(&mut planned.draft), space)?;
         }
         Ok(())
     }
 
-    /// Gives the chunks of a claim the segments that the draft says, with places in `room` for those that have none.
-    fn settle(&self, claim: &mut Claim, draft: Draft, room: Option<Room>) -> Result<()> {
-        let mut at = 0;
+    /// Gives the chunks of a claim the segments that the draft says, with places in `space` for those that have none.
+    fn settle(&self, claim: &mut Claim, draft: Draft, mut space: Option<&mut Space>) -> Result<()> {
         for (chunk, parts) in claim.chunks.iter_mut().zip(draft) {
             let Some(parts) = parts else { continue };
             let mut segments = Vec::with_capacity(parts.len());
             for part in parts {
-                match (part, &room) {
+                match (part, &mut space) {
                     (Part::Has(segment), _) => segments.push(segment),
-                    (Part::Needs(range, pages), Some(room)) => {
-                        let len = range.end - range.start;
-                        segments.extend(room.segments(range, pages, at, &self.settings)?);
-                        at += len;
+                    (Part::Needs(range, pages), Some(space)) => {
+                        segments.extend(space.segments(&range, pages, &self.settings)?);
                     }
                     (Part::Needs(..), None) => return Err(too_short()),
                 }
@@ -107,21 +98,23 @@ impl Machine {
         }
         Ok(())
     }
+}
 
-    /// The region's retained file if it is large enough and no chunk's bytes are in it, else a new one.
-    fn file_for(&self, region: &Region, need: u64) -> Result<Arc<DiskFile>> {
-        // Segments of chunks on the device are gone by now: whoever else holds the file has its bytes there.
-        let unused = |file: &Arc<DiskFile>| file.len() >= need && Arc::strong_count(file) == 1;
-        let kept = lock(&region.file).take().filter(unused);
-        let file = match kept {
-            Some(file) => file,
-            None => self.disk.create(self.settings.disk_dir().as_deref(), need)?,
-        };
-        if region.policy.retain {
-            *lock(&region.file) = Some(Arc::clone(&file));
-        }
-        Ok(file)
+/// Whether a policy sends backups to a tier other than host memory.
+fn is_stored(backup: Backup) -> bool {
+    matches!(backup, Backup::Disk | Backup::Tier(_))
+}
+
+/// The region's retained room if it is large enough and no chunk's bytes are in it, else new room.
+fn room_for(region: &Region, tier: &dyn Tier, need: u64) -> Result<Arc<dyn Room>> {
+    // Segments that are to be written anew are gone by now: whoever else holds the room has its bytes there.
+    let unused = |room: &Arc<dyn Room>| room.len() >= need && Arc::strong_count(room) == 1;
+    let kept = lock(&region.room).take().filter(unused);
+    let room = kept.map_or_else(|| guarded(|| tier.reserve(need)), Ok)?;
+    if region.policy.retain {
+        *lock(&region.room) = Some(Arc::clone(&room));
     }
+    Ok(room)
 }
 
 /// One claim's draft.
@@ -135,47 +128,60 @@ impl Planned {
     fn missing(&self) -> u64 {
         draft::missing(&self.draft)
     }
+
+    /// The same in a tier, where each record begins at a multiple of any alignment.
+    fn padded(&self, settings: &Settings) -> u64 {
+        let all = draft::open(&self.draft).flat_map(|(range, pages)| records(range, !pages.is_empty(), settings));
+        all.map(|cut| (cut.end - cut.start).next_multiple_of(LARGEST_ALIGN)).sum()
+    }
 }
 
-/// New room for one claim.
-enum Room {
-    /// A contiguous range of the arena.
-    Host(Arc<HostRange>),
-    /// A file, from an offset on.
-    Disk(Arc<DiskFile>, u64),
+/// New room, and how much of it is taken.
+enum Space {
+    /// A contiguous range of the arena, for one claim.
+    Host(Arc<HostRange>, u64),
+    /// Room in a tier, for a region.
+    Tier(Arc<dyn Room>, u64),
 }
 
-impl Room {
-    /// Segments for `range`, `at` bytes into the room, with what is known of its pages. In a file none is longer than a copy piece; of known
-    /// pages, each has one of its own.
+impl Space {
+    /// Segments for `range`, with what is known of its pages.
     fn segments(
-        &self,
-        range: Range<u64>,
+        &mut self,
+        range: &Range<u64>,
         pages: Vec<Option<PageId>>,
-        at: u64,
         settings: &Settings,
     ) -> Result<Vec<Segment>> {
         match self {
-            Room::Host(room) => {
-                let span = room.span(at, range.end - range.start).ok_or_else(too_short)?;
-                Ok(vec![Segment { pages, ..Segment::new(&range, Place::Host(span)) }])
+            Space::Host(room, at) => {
+                let len = range.end - range.start;
+                let span = room.span(*at, len).ok_or_else(too_short)?;
+                *at += len;
+                Ok(vec![Segment { pages, ..Segment::new(range, Place::Host(span)) }])
             }
-            Room::Disk(file, start) => {
-                let place = |cut: &Range<u64>| Place::Disk {
-                    file: Arc::clone(file),
-                    at: start + at + cut.start - range.start,
-                    sum: 0,
-                };
-                if pages.is_empty() {
-                    let cuts = range.clone().step_by(settings.copy_piece as usize);
-                    let cuts = cuts.map(|offset| offset..range.end.min(offset + settings.copy_piece));
-                    return Ok(cuts.map(|cut| Segment::new(&cut, place(&cut))).collect());
-                }
-                let cuts = page_cuts(&range, settings.page()).zip(pages);
-                Ok(cuts.map(|(cut, id)| Segment { pages: vec![id], ..Segment::new(&cut, place(&cut)) }).collect())
+            Space::Tier(room, at) => {
+                let cuts = records(range, !pages.is_empty(), settings);
+                let mut pages = pages.into_iter();
+                let each = cuts.into_iter().map(|cut| {
+                    let place = Place::Stored { room: Arc::clone(room), at: *at, sum: Sum::default() };
+                    *at += (cut.end - cut.start).next_multiple_of(LARGEST_ALIGN);
+                    let known = pages.next().into_iter().collect();
+                    Segment { pages: known, ..Segment::new(&cut, place) }
+                });
+                let segments = each.collect();
+                if *at <= room.len() { Ok(segments) } else { Err(too_short()) }
             }
         }
     }
+}
+
+/// What a range is cut into on its way to a tier: none is longer than a copy piece; of known pages, each is on its own.
+fn records(range: &Range<u64>, known: bool, settings: &Settings) -> Vec<Range<u64>> {
+    if known {
+        return page_cuts(range, settings.page()).collect();
+    }
+    let (end, step) = (range.end, settings.copy_piece);
+    range.clone().step_by(step as usize).map(|start| start..end.min(start + step)).collect()
 }
 
 /// Forgets what a pause that comes to nothing has planned, but neither clean backups nor what is known to have changed.
@@ -185,7 +191,7 @@ pub(super) fn give_up(claims: &mut [Claim], surveys: Vec<Survey>, batch: &Batch)
 }
 
 fn too_short() -> Error {
-    Error::new(Status::Internal, "the host arena gave less room than was asked for")
+    Error::new(Status::Internal, "a tier gave less room than was asked for")
 }
 
 /// Bytes of allocations on the device that no segment of the claim will save.

@@ -5,7 +5,7 @@
 
 use super::pieces::{At, Piece, chunks, pieces};
 use super::pool::Pool;
-use super::seam::{Sink, Staging};
+use super::seam::{Safe, Sink, Staging};
 use super::team::{Call, Failure, Team};
 use super::{Machine, by_device};
 use crate::driver::Device;
@@ -168,7 +168,7 @@ impl Part<'_, '_> {
         let Some((piece, span)) = pipe.land()? else { return Ok(false) };
         if let Some(span) = span {
             let Part { claims, sink, .. } = self;
-            let segment = &mut claims[piece.at.0].chunks[piece.at.1].segments[piece.segment];
+            let segment = &claims[piece.at.0].chunks[piece.at.1].segments[piece.segment];
             sink.landed(segment, piece, &span)?;
         }
         while self.settle(false)? {}
@@ -177,7 +177,10 @@ impl Part<'_, '_> {
 
     /// Releases the chunk whose last piece has become safe. False if none has.
     fn settle(&mut self, wait: bool) -> Result<bool> {
-        let Some(piece) = self.sink.next_safe(wait)? else { return Ok(false) };
+        let Some(Safe { piece, place }) = self.sink.next_safe(wait)? else { return Ok(false) };
+        if let Some(place) = place {
+            self.chunk(piece.at).segments[piece.segment].place = place;
+        }
         let left = self.unsafe_pieces.entry(piece.at).or_insert(1);
         *left -= 1;
         if *left == 0 {

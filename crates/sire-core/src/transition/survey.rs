@@ -67,7 +67,7 @@ impl Survey {
     fn new(index: usize, region: &Arc<Region>, claim: &Claim, page: u64) -> Survey {
         let wanted = want(region, claim);
         let changed = claim.extent.take_changed();
-        let declared = match region.policy.clean {
+        let declared = match region.judged() {
             Clean::No => None,
             Clean::Declared => Some(true),
             Clean::Verified | Clean::Paranoid => Some(false),
@@ -97,11 +97,11 @@ impl Survey {
     }
 
     fn is_hashed(&self) -> bool {
-        matches!(self.region.policy.clean, Clean::Declared | Clean::Verified)
+        matches!(self.region.judged(), Clean::Declared | Clean::Verified)
     }
 
     fn is_compared(&self) -> bool {
-        matches!(self.region.policy.clean, Clean::Verified | Clean::Paranoid)
+        matches!(self.region.judged(), Clean::Verified | Clean::Paranoid)
     }
 }
 

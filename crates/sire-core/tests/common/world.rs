@@ -118,12 +118,18 @@ pub fn tag(tag: &str) -> Selection {
 
 impl World {
     pub fn new(capacity: u64) -> World {
+        World::with(capacity, GRANULARITY)
+    }
+
+    /// A world in which pieces of `copy_piece` bytes are copied.
+    pub fn with(capacity: u64, copy_piece: u64) -> World {
         let driver = Arc::new(MemDriver::new(capacity));
-        let dir = tempfile::tempdir().unwrap();
+        // Memory where there is some: what a disk does is asked elsewhere, and thousands of lives would wait for it.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let config = Config {
             chunk: CHUNK,
             small: 4096,
-            copy_piece: GRANULARITY,
+            copy_piece,
             host_unit: CHUNK,
             // In one thread every life is the same each time; under the model checker several meet.
             host_threads: if cfg!(feature = "shuttle") { 2 } else { 0 },

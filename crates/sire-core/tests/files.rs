@@ -1,0 +1,232 @@
+//! Files of the program's as backups: what they are proven to hold takes no room, what they do not hold is kept elsewhere, and a file
+//! that was changed is noticed before a wrong byte reaches the device.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::GRANULARITY;
+use common::world::{CHUNK, World, policy, tag};
+use sire_core::driver::Addr;
+use sire_core::engine::*;
+use sire_core::error::Status;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// Tensors rarely begin at a round offset of their file.
+const AT: u64 = 1237;
+const SIZE: u64 = 2 * CHUNK + GRANULARITY + 100;
+
+struct Life {
+    world: World,
+    region: RegionId,
+    addr: Addr,
+    path: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Life {
+    fn new(clean: Clean) -> Life {
+        let mut world = World::new(1 << 22);
+        let region = world.region("weights", Policy { clean, ..policy(Backup::File) });
+        let addr = world.allocate(region, SIZE).unwrap();
+        world.write(addr);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights.bin");
+        fs::write(&path, file(&world.twins[&addr].bytes)).unwrap();
+        world.engine.attach_file(addr, SIZE, &path, AT).unwrap();
+        Life { world, region, addr, path, dir }
+    }
+
+    fn pause(&mut self) -> Report {
+        let report = self.world.pause(&tag("weights")).unwrap();
+        self.world.check();
+        report
+    }
+
+    fn resume(&mut self) {
+        self.world.resume(&tag("weights")).unwrap();
+        self.world.check();
+    }
+
+    fn used(&self, tier: &str) -> u64 {
+        let stats: serde_json::Value = serde_json::from_str(&self.world.engine.stats_json()).unwrap();
+        let tiers = stats["tiers"].as_array().unwrap();
+        tiers.iter().find(|found| found["tier"] == tier).unwrap()["used_bytes"].as_u64().unwrap()
+    }
+
+    /// The program writes one byte of the device's memory.
+    fn poke(&mut self, offset: u64) {
+        let twin = self.world.twins.get_mut(&self.addr).unwrap();
+        twin.bytes[offset as usize] ^= 0x40;
+        let byte = twin.bytes[offset as usize];
+        self.world.driver.poke(twin.device, self.addr.offset(offset), &[byte]).unwrap();
+    }
+
+    /// Somebody flips one bit of the file; twice, and it is as before.
+    fn damage(&self, offset: u64) {
+        let file = OpenOptions::new().read(true).write(true).open(&self.path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, AT + offset).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], AT + offset).unwrap();
+    }
+}
+
+/// A header, the bytes, and something behind them.
+fn file(bytes: &[u8]) -> Vec<u8> {
+    [vec![0xAA; AT as usize], bytes.to_vec(), vec![0xBB; 5]].concat()
+}
+
+#[test]
+fn what_a_file_holds_takes_no_room() {
+    let mut life = Life::new(Clean::No);
+    for _ in 0..2 {
+        let report = life.pause();
+        assert_eq!((report.bytes_copied, report.bytes_hashed, report.bytes_clean), (0, SIZE, SIZE));
+        assert_eq!((life.used("host"), life.used("disk"), life.used("file")), (0, 0, SIZE));
+        life.resume();
+    }
+    life.world.check_no_leak();
+}
+
+#[test]
+fn what_is_declared_not_to_change_is_compared_once() {
+    let mut life = Life::new(Clean::Declared);
+    assert_eq!(life.pause().bytes_hashed, SIZE);
+    life.resume();
+    let report = life.pause();
+    assert_eq!((report.bytes_hashed, report.bytes_copied, report.bytes_clean), (0, 0, SIZE));
+    life.resume();
+}
+
+#[test]
+fn what_the_file_does_not_hold_is_kept_in_host_memory() {
+    for clean in [Clean::No, Clean::Declared] {
+        let mut life = Life::new(clean);
+        life.poke(CHUNK + 1);
+        assert_eq!(life.pause().bytes_copied, GRANULARITY);
+        assert_eq!(life.used("file"), SIZE);
+        life.resume();
+        life.pause();
+        life.resume();
+    }
+}
+
+#[test]
+fn a_change_on_the_device_is_found_by_the_next_pause() {
+    let mut life = Life::new(Clean::No);
+    life.pause();
+    life.resume();
+    life.poke(0);
+    assert_eq!(life.pause().bytes_copied, GRANULARITY);
+    life.resume();
+    life.poke(3);
+    life.poke(SIZE - 1);
+    life.pause();
+    life.resume();
+}
+
+#[test]
+fn a_file_changed_while_paused_is_refused_until_it_is_put_back() {
+    let mut life = Life::new(Clean::Declared);
+    life.pause();
+    life.damage(CHUNK);
+    let error = life.world.resume(&tag("weights")).unwrap_err();
+    assert_eq!(error.status, Status::BackupIo);
+    assert!(error.message.contains("was changed") && error.message.contains("device was not touched"), "{error}");
+    life.damage(CHUNK);
+    life.resume();
+}
+
+#[test]
+fn a_file_cut_short_while_paused_is_an_error_and_not_a_signal() {
+    let mut life = Life::new(Clean::No);
+    life.pause();
+    let whole = fs::read(&life.path).unwrap();
+    let file = OpenOptions::new().write(true).open(&life.path).unwrap();
+    for len in [0, AT + CHUNK] {
+        file.set_len(len).unwrap();
+        let error = life.world.resume(&tag("weights")).unwrap_err();
+        assert_eq!(error.status, Status::BackupIo);
+        assert!(error.message.contains("weights.bin"), "{error}");
+    }
+    file.write_all_at(&whole, 0).unwrap();
+    life.resume();
+}
+
+#[test]
+fn a_name_that_goes_to_another_file_does_not_matter() {
+    let mut life = Life::new(Clean::No);
+    life.pause();
+    let other = life.dir.path().join("other");
+    fs::write(&other, b"shorter").unwrap();
+    fs::rename(other, &life.path).unwrap();
+    life.resume();
+    fs::remove_file(&life.path).unwrap();
+    life.pause();
+    life.resume();
+}
+
+#[test]
+fn a_file_changed_while_resident_proves_nothing_any_more() {
+    let mut life = Life::new(Clean::Declared);
+    life.pause();
+    life.resume();
+    life.damage(5);
+    let report = life.pause();
+    assert!(report.bytes_hashed >= SIZE);
+    assert_eq!(report.bytes_copied, GRANULARITY);
+    life.resume();
+}
+
+#[test]
+fn small_allocations_have_files_too_until_they_are_freed() {
+    let mut life = Life::new(Clean::No);
+    let small = [300, 700].map(|size| life.world.allocate(life.region, size).unwrap());
+    small.iter().for_each(|&addr| life.world.write(addr));
+    for (name, addr) in ["a", "b"].iter().zip(small) {
+        let bytes = &life.world.twins[&addr].bytes;
+        let path = life.dir.path().join(name);
+        fs::write(&path, file(bytes)).unwrap();
+        life.world.engine.attach_file(addr, bytes.len() as u64, &path, AT).unwrap();
+    }
+    life.pause();
+    assert_eq!(life.used("file"), SIZE + 1000);
+    life.resume();
+    life.world.free(small[0]).unwrap();
+    assert_eq!(life.used("file"), SIZE + 700);
+    life.pause();
+    life.resume();
+    let again = life.world.allocate(life.region, 300).unwrap();
+    life.world.write(again);
+    life.pause();
+    life.resume();
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let mut life = Life::new(Clean::No);
+    let engine = &life.world.engine;
+    let status = |outcome: Result<(), sire_core::error::Error>| outcome.unwrap_err().status;
+    assert_eq!(status(engine.attach_file(life.addr, SIZE + 1, &life.path, 0)), Status::UnknownAddress);
+    assert_eq!(status(engine.attach_file(life.addr, SIZE, &life.path, AT + 6)), Status::InvalidArgument);
+    assert_eq!(status(engine.attach_file(life.addr, 1, &life.dir.path().join("none"), 0)), Status::BackupIo);
+    assert_eq!(status(engine.attach_file(life.addr, 1, life.dir.path(), 0)), Status::BackupIo);
+    let host = life.world.region("host", policy(Backup::Host));
+    let addr = life.world.allocate(host, 8192).unwrap();
+    assert_eq!(status(life.world.engine.attach_file(addr, 1, &life.path, 0)), Status::InvalidArgument);
+}
+
+#[test]
+fn what_was_attached_last_counts() {
+    let mut life = Life::new(Clean::No);
+    let other = life.dir.path().join("other");
+    fs::write(&other, &life.world.twins[&life.addr].bytes[..100]).unwrap();
+    life.world.engine.attach_file(life.addr, 100, &other, 0).unwrap();
+    assert_eq!(life.pause().bytes_copied, 0);
+    fs::write(&other, vec![0; 100]).unwrap();
+    assert_eq!(life.world.resume(&tag("weights")).unwrap_err().status, Status::BackupIo);
+    fs::write(&other, &life.world.twins[&life.addr].bytes[..100]).unwrap();
+    life.resume();
+}
