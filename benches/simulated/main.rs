@@ -71,6 +71,7 @@ impl Subject {
             executor: Executor::Inline,
             profile: Some(profile.clone()),
             hollow: true,
+            paced: true,
             ..Options::default()
         })?;
         let engine = Engine::new(Arc::new(SimDriver::on(machine.clone())), config);

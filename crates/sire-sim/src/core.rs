@@ -148,7 +148,7 @@ impl Core {
             .collect::<std::io::Result<Vec<_>>>()?;
         let sizes: Vec<u64> = devices.iter().map(|memory| memory.size).collect();
         Ok(Core {
-            clock: options.profile.clone().map(|profile| Clock::new(profile, &sizes)),
+            clock: options.profile.clone().map(|profile| Clock::new(profile, &sizes, options.paced)),
             lost: devices.iter().map(|_| AtomicI32::new(0)).collect(),
             devices,
             host: Mutex::new(HostTable::default()),

@@ -63,6 +63,8 @@ pub struct Options {
     /// Copies and fills check their ranges and move no bytes, and copies give their destination's host pages back to the
     /// system: for modelled times of more memory than the host has.
     pub hollow: bool,
+    /// Threads that copy keep in step in virtual time, at the price of some real time: for schedules of two directions driven by two threads.
+    pub paced: bool,
 }
 
 impl Default for Options {
@@ -82,6 +84,7 @@ impl Default for Options {
             log: false,
             profile: None,
             hollow: false,
+            paced: false,
         }
     }
 }

@@ -11,6 +11,9 @@ use crate::heap::Heap;
 use crate::sync::{Condvar, Mutex, lock, wait};
 use std::collections::BTreeMap;
 
+/// Chunks of a kind that lie ready before whoever gives them waits.
+const AHEAD: usize = 4;
+
 /// Chunks of one size on one device.
 type Kind = (Device, u64);
 
@@ -32,6 +35,9 @@ struct State {
     spare: BTreeMap<Kind, Vec<Physical>>,
     /// Nothing more will be given.
     closed: bool,
+    /// Whoever waits for credit, and whether somebody may still take.
+    waiting: usize,
+    taken_from: bool,
     stopped: bool,
 }
 
@@ -125,9 +131,13 @@ impl<'a> Pool<'a> {
                 return None;
             }
             if let Some(supply) = state.supply(device, size) {
+                self.changed.notify_all();
                 return Some(supply);
             }
+            state.waiting += 1;
+            self.changed.notify_all();
             state = wait(&self.changed, state);
+            state.waiting -= 1;
         }
     }
 
@@ -141,8 +151,9 @@ impl<'a> Pool<'a> {
     /// Unmaps the chunk; its memory goes to whoever needs that size, or back to the driver. What the driver refuses stays noted in
     /// the chunk.
     pub(super) fn give(&self, device: Device, base: Addr, chunk: &mut Chunk) -> DriverResult<Given> {
-        self.heap.unmap(base, chunk)?;
         let size = chunk.size;
+        self.await_takers((device, size));
+        self.heap.unmap(base, chunk)?;
         if let Some(_kept) = chunk.physical.take_if(|physical| lock(&self.state).keep((device, size), *physical)) {
             self.changed.notify_all();
             return Ok(Given { released: 0, recycled: size });
@@ -153,6 +164,21 @@ impl<'a> Pool<'a> {
         }
         self.changed.notify_all();
         Ok(Given { released, recycled: 0 })
+    }
+
+    /// Waits while enough lies ready for whoever takes. A giver that has nothing to copy would otherwise keep the driver busy with
+    /// unmapping all it has, before the first chunk could be mapped anew. Whoever waits for credit is not waited for.
+    fn await_takers(&self, kind: Kind) {
+        let mut state = lock(&self.state);
+        while state.is_ahead(kind) {
+            state = wait(&self.changed, state);
+        }
+    }
+
+    /// A guard that lasts as long as somebody takes.
+    pub(super) fn taker(&self) -> Taker<'_> {
+        lock(&self.state).taken_from = true;
+        Taker(self)
     }
 
     /// Nobody waits any more.
@@ -173,6 +199,17 @@ impl Drop for Giver<'_> {
     }
 }
 
+/// Whoever takes memory. Dropped, also by a panic, it keeps nobody waiting.
+#[derive(Debug)]
+pub(super) struct Taker<'a>(&'a Pool<'a>);
+
+impl Drop for Taker<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).taken_from = false;
+        self.0.changed.notify_all();
+    }
+}
+
 /// How many chunks of each kind are away and without memory.
 fn needs<'b>(claims: impl Iterator<Item = &'b Claim>) -> BTreeMap<Kind, usize> {
     let mut needed = BTreeMap::new();
@@ -184,6 +221,11 @@ fn needs<'b>(claims: impl Iterator<Item = &'b Claim>) -> BTreeMap<Kind, usize> {
 }
 
 impl State {
+    fn is_ahead(&self, kind: Kind) -> bool {
+        let ready = self.spare.get(&kind).map_or(0, Vec::len);
+        ready >= AHEAD && self.waiting == 0 && self.taken_from && !self.stopped
+    }
+
     fn supply(&mut self, device: Device, size: u64) -> Option<Supply> {
         let supply = match self.spare.get_mut(&(device, size)).and_then(Vec::pop) {
             Some(physical) => Supply::Recycled(physical),

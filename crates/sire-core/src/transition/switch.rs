@@ -135,7 +135,10 @@ impl Machine {
         };
         let mut claims: Vec<&mut Claim> =
             coming.claims.iter_mut().filter(|claim| is_claim_away(claim, |_| true)).collect();
-        beside(out, || pick_up::pick_up(&team, &mut claims, &mut coming.report));
+        beside(out, || {
+            let _taker = pool.taker();
+            pick_up::pick_up(&team, &mut claims, &mut coming.report);
+        });
         team.outcome()
     }
 

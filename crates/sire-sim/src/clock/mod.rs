@@ -27,6 +27,7 @@ pub use schedule::{Engine, Mark, Step};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 /// Virtual time, in picoseconds since the machine was made.
 pub type Time = u64;
@@ -35,6 +36,12 @@ pub type Time = u64;
 const THREADS: usize = 1024;
 /// Uses of a mapping that are kept one by one.
 const USES: usize = 16;
+
+/// How far ahead of the others a thread may be where threads keep in step.
+const SLACK: Time = 20_000_000;
+/// How long, in real time, a thread counts as one that waits for work after it did; and how often others look.
+const PATIENCE: Duration = Duration::from_millis(3);
+const STEP: Duration = Duration::from_micros(20);
 
 /// Picoseconds as seconds.
 pub fn seconds(time: Time) -> f64 {
@@ -46,6 +53,8 @@ pub fn seconds(time: Time) -> f64 {
 pub struct Clock {
     /// What things cost.
     pub profile: Profile,
+    /// Whether threads that wait for work keep in step.
+    paced: bool,
     state: Mutex<State>,
 }
 
@@ -55,6 +64,8 @@ struct State {
     /// Nothing that is called from now on begins before.
     floor: Time,
     threads: HashMap<ThreadId, Time>,
+    /// When a thread last waited for work, in real time; kept only where threads keep in step.
+    waited: HashMap<ThreadId, Instant>,
     /// When the driver is at a virtual-memory call.
     driver: Calendar,
     made: HashMap<PhysicalId, Time>,
@@ -82,6 +93,15 @@ struct Pool {
 impl State {
     fn mine(&self) -> Time {
         self.threads.get(&std::thread::current().id()).copied().unwrap_or(0).max(self.floor)
+    }
+
+    /// Whether another thread that has just waited for work has a clock far behind the calling one's.
+    fn is_ahead(&mut self) -> bool {
+        let (now, me, mine) = (Instant::now(), std::thread::current().id(), self.mine());
+        self.waited.retain(|_, at| now.duration_since(*at) < PATIENCE);
+        self.waited.insert(me, now);
+        let behind = |id: &ThreadId| self.threads.get(id).is_some_and(|time| time + SLACK < mine);
+        self.waited.keys().any(behind)
     }
 
     fn set_mine(&mut self, time: Time) {
@@ -161,19 +181,21 @@ impl Pool {
 
 /// Time itself.
 impl Clock {
-    /// At 0, for devices with so much memory each.
-    pub fn new(profile: Profile, memory: &[u64]) -> Clock {
+    /// At 0, for devices with so much memory each. If `paced`, threads that wait for work keep in step: who is ahead in virtual time lets the
+    /// others, if they are waiting for work as well, catch up in real time.
+    pub fn new(profile: Profile, memory: &[u64], paced: bool) -> Clock {
         let pool = |bytes: &u64| Pool { bytes: BTreeMap::from([(0, *bytes)]), scrubbed: 0 };
         let state = State {
             schedule: Schedule::new(memory.len() as u32, profile.copies.duplex),
             floor: 0,
             threads: HashMap::new(),
+            waited: HashMap::new(),
             driver: Calendar::default(),
             made: HashMap::new(),
             mappings: BTreeMap::new(),
             pools: memory.iter().map(pool).collect(),
         };
-        Clock { profile, state: Mutex::new(state) }
+        Clock { profile, paced, state: Mutex::new(state) }
     }
 
     /// The latest of all threads' clocks. Nothing that is called later begins before it.
@@ -222,10 +244,19 @@ impl Clock {
 
     /// The calling thread waits for all of `marks`, and goes on `cost_us` later.
     pub fn wait<'a>(&self, marks: impl IntoIterator<Item = &'a Mark>, cost_us: f64) {
+        if self.paced {
+            self.keep_in_step();
+        }
         let mut state = locked(&self.state);
         let mine = state.mine();
         let latest = marks.into_iter().map(|mark| state.schedule.observe(mark)).fold(mine, Time::max);
         state.set_mine(latest + profile::picos(cost_us));
+    }
+
+    fn keep_in_step(&self) {
+        while locked(&self.state).is_ahead() {
+            std::thread::sleep(STEP);
+        }
     }
 
     /// Whether the calling thread's clock is past the end of `mark`.
