@@ -171,7 +171,14 @@ impl Desk {
 }
 
 impl Drop for Desk {
+    /// Gives every lock back by name: closing alone would leave them to a child that was forked a moment ago and has not yet run `forget_all`.
     fn drop(&mut self) {
+        if self.is_ours().is_ok() {
+            let mut lock = range(0, libc::F_UNLCK);
+            lock.l_len = 0;
+            // SAFETY: as in `is_taken`; a length of 0 means all bytes. It cannot fail on an open descriptor.
+            unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &mut lock) };
+        }
         OURS[self.noted].store(-1, Ordering::Relaxed);
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! * [`layout`]: the bytes of the file; pure, and suspicious of all it reads.
 //! * [`turn`]: whose turn it is and whether there is room; a pure function.
-//! * [`file`]: the file itself: creating, opening, locks. The only module with unsafe code.
+//! * [`mod@file`]: the file itself: creating, opening, locks. The only module with unsafe code.
 //! * [`Ledger`] and [`Member`]: what callers use.
 //!
 //! Shared records carry only uid, pid, start time and bytes: what a process calls its memory stays its own.
