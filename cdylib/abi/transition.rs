@@ -58,6 +58,10 @@ pub struct sire_resume_options {
     pub struct_size: usize,
     /// How long to wait for device memory that somebody else still holds, in seconds.
     pub wait_seconds: f64,
+    /// Memory in the order in which it is to come back, chunk by chunk; what is not named comes last. NULL: no wish.
+    pub order: *const sire_range,
+    /// How many.
+    pub order_count: usize,
 }
 
 /// What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
@@ -128,7 +132,7 @@ impl sire_report {
 }
 
 /// A place for a report: how much of it the caller has room for.
-struct Place {
+pub(super) struct Place {
     start: *mut sire_report,
     size: usize,
 }
@@ -136,7 +140,7 @@ struct Place {
 impl Place {
     /// # Safety
     /// `start` is NULL or a sized struct.
-    unsafe fn at(start: *mut sire_report) -> Result<Place> {
+    pub(super) unsafe fn at(start: *mut sire_report) -> Result<Place> {
         // SAFETY: the caller's promise.
         let size = if start.is_null() { 0 } else { unsafe { boundary::struct_size("sire_report", start) }? };
         Ok(Place { start, size })
@@ -144,7 +148,7 @@ impl Place {
 
     /// # Safety
     /// As for [`Place::at`], still.
-    unsafe fn put(&self, report: &Report) {
+    pub(super) unsafe fn put(&self, report: &Report) {
         if self.start.is_null() {
             return;
         }
@@ -157,7 +161,7 @@ impl Place {
 
 /// # Safety
 /// `tag` is NULL or a NUL-terminated string.
-unsafe fn selection(tag: *const c_char) -> Result<Selection> {
+pub(super) unsafe fn selection(tag: *const c_char) -> Result<Selection> {
     // SAFETY: the caller's promise.
     let tag = unsafe { boundary::optional_string("the tag", tag) }?;
     Ok(tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned())))
@@ -231,16 +235,23 @@ impl DeadRanges for Asked {
             let status = status::engine_status(status).unwrap_or(Status::InvalidArgument);
             return Err(Error::new(status, "the program's dead_ranges function failed, so nothing was paused"));
         }
-        if count == 0 || ranges.is_null() {
-            return Ok(Vec::new());
-        }
-        if !ranges.is_aligned() {
-            return Err(invalid("dead_ranges gave ranges at an address that is no multiple of 8"));
-        }
         // SAFETY: the function's promise: `count` ranges, which live until `sire_pause` returns.
-        let found = unsafe { std::slice::from_raw_parts(ranges, count) };
-        Ok(found.iter().map(|range| (Addr(range.start as u64), range.bytes as u64)).collect())
+        unsafe { self::ranges("dead_ranges", ranges, count) }
     }
+}
+
+/// # Safety
+/// `start` is NULL or `count` ranges.
+unsafe fn ranges(what: &str, start: *const sire_range, count: usize) -> Result<Vec<(Addr, u64)>> {
+    if count == 0 || start.is_null() {
+        return Ok(Vec::new());
+    }
+    if !start.is_aligned() {
+        return Err(invalid(format!("{what}: the ranges are at an address that is no multiple of 8")));
+    }
+    // SAFETY: the caller's promise, and the alignment was looked at.
+    let found = unsafe { std::slice::from_raw_parts(start, count) };
+    Ok(found.iter().map(|range| (Addr(range.start as u64), range.bytes as u64)).collect())
 }
 
 /// Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
@@ -292,8 +303,8 @@ pub unsafe extern "C" fn sire_resume(
 ) -> sire_status {
     call(|| {
         // SAFETY: the caller's promises.
-        let (selection, place, wait) = unsafe { (selection(tag)?, Place::at(out)?, wait(options)?) };
-        let options = ResumeOptions { wait, capturing: capture::in_progress() };
+        let (selection, place, (wait, order)) = unsafe { (selection(tag)?, Place::at(out)?, resume_options(options)?) };
+        let options = ResumeOptions { wait, capturing: capture::in_progress(), order: order.as_deref() };
         let report = carry_out(|engine| engine.resume(&selection, options))?;
         log::info!(
             "resumed {}: {} regions changed, {} bytes taken, {} copied from backups, {} zeroed",
@@ -309,13 +320,17 @@ pub unsafe extern "C" fn sire_resume(
     })
 }
 
+/// How long to wait, and for what first.
+///
 /// # Safety
-/// `options` is NULL or a sized struct.
-unsafe fn wait(options: *const sire_resume_options) -> Result<Duration> {
+/// `options` is NULL or a sized struct, whose `order` is NULL or `order_count` ranges.
+pub(super) unsafe fn resume_options(
+    options: *const sire_resume_options,
+) -> Result<(Duration, Option<Vec<(Addr, u64)>>)> {
     /// "For ever", about 30 years, which no clock arithmetic overflows.
     const LONGEST: f64 = 1e9;
     if options.is_null() {
-        return Ok(Duration::ZERO);
+        return Ok((Duration::ZERO, None));
     }
     // SAFETY: the caller's promise.
     let size = unsafe { boundary::struct_size("sire_resume_options", options) }?;
@@ -325,7 +340,11 @@ unsafe fn wait(options: *const sire_resume_options) -> Result<Duration> {
     if seconds.is_nan() || seconds < 0.0 {
         return Err(invalid(format!("wait_seconds is {seconds}; it must be 0 or more")));
     }
-    Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
+    let order = sized_field!(options, size, sire_resume_options, order: *const sire_range);
+    let count = sized_field!(options, size, sire_resume_options, order_count: usize).unwrap_or(0);
+    // SAFETY: the caller's promise.
+    let order = unsafe { ranges("order", order.unwrap_or(std::ptr::null()), count) }?;
+    Ok((Duration::from_secs_f64(seconds.min(LONGEST)), Some(order)))
 }
 
 /// Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.

@@ -7,7 +7,7 @@ use super::pieces::{At, Piece, chunks, pieces};
 use super::pool::Pool;
 use super::seam::{Source, Staging};
 use super::team::{Call, Failure, Team, stopped};
-use super::{Machine, by_device};
+use super::{Machine, background, by_device};
 use crate::clock;
 use crate::driver::Device;
 use crate::error::{Error, Result};
@@ -61,6 +61,9 @@ impl Machine {
         loop {
             let mut attempt = Report::default();
             let team = Team::new(self, call, &pool);
+            if let Some(progress) = call.progress {
+                progress.begin(chunks(claims, is_away).len());
+            }
             pick_up(&team, claims, &mut attempt);
             let outcome = team.outcome();
             pool.release_spare();
@@ -69,6 +72,9 @@ impl Machine {
                 return Ok(());
             };
             pool = Pool::open(&self.heap);
+            if let Some(progress) = call.progress {
+                background::keep_what_was_told(claims, progress);
+            }
             if drained {
                 roll_back(claims, &pool);
             }
@@ -125,7 +131,7 @@ impl Machine {
     }
 }
 
-fn is_away(chunk: &Chunk) -> bool {
+pub(super) fn is_away(chunk: &Chunk) -> bool {
     chunk.truth == Truth::Backup
 }
 
@@ -181,17 +187,21 @@ struct Part<'a, 'c> {
     device: Device,
     claims: Vec<&'c mut Claim>,
     source: Source,
+    /// How many pieces of a chunk have not landed yet.
+    unlanded: BTreeMap<At, usize>,
+    /// Chunks without pieces.
+    filled: Vec<At>,
     report: Report,
 }
 
 impl<'a, 'c> Part<'a, 'c> {
     fn new(team: &'a Team<'a>, device: Device, claims: Vec<&'c mut Claim>, staging: &mut Staging) -> Part<'a, 'c> {
         let source = Source::new(staging.remove(&device).unwrap_or_default());
-        Part { team, device, claims, source, report: Report::default() }
+        Part { team, device, claims, source, unlanded: BTreeMap::new(), filled: Vec::new(), report: Report::default() }
     }
 
     fn run(&mut self) -> std::result::Result<(), Failure> {
-        let jobs: Vec<Job> = chunks(&self.claims, is_away).into_iter().map(|at| Job::new(&self.claims, at)).collect();
+        let jobs: Vec<Job> = self.in_order().into_iter().map(|at| Job::new(&self.claims, at)).collect();
         let machine = self.team.machine;
         let mut pipe = Pipe::new(&*machine.heap.driver, machine.lanes.take(self.device)?);
         let (sender, made) = mpsc::channel();
@@ -214,6 +224,19 @@ impl<'a, 'c> Part<'a, 'c> {
         sent.and(drained.map_err(Error::from)).map_err(|error| Failure { error, drained: is_drained })
     }
 
+    /// The chunks that are away, in the order in which they are to come back.
+    fn in_order(&self) -> Vec<At> {
+        let mut chunks = chunks(&self.claims, is_away);
+        if let Some(order) = self.team.call.order {
+            chunks.sort_by_cached_key(|&at| order.rank(&self.addresses(at)));
+        }
+        chunks
+    }
+
+    fn addresses(&self, at: At) -> std::ops::Range<u64> {
+        self.claims[at.0].addresses(&self.claims[at.0].chunks[at.1])
+    }
+
     /// Copies backups in as memory arrives. A failure is the team's at once, so that the maker stops too.
     fn fill(&mut self, pipe: &mut Pipe<'_, Piece>, jobs: &[Job], made: &mpsc::Receiver<Made>) -> Result<()> {
         let filled = jobs.iter().try_for_each(|job| {
@@ -224,7 +247,9 @@ impl<'a, 'c> Part<'a, 'c> {
         });
         let landed = filled.and_then(|()| {
             while self.land(pipe)? {}
-            Ok(pipe.finish()?)
+            pipe.finish()?;
+            std::mem::take(&mut self.filled).into_iter().for_each(|at| self.tell(at));
+            Ok(())
         });
         landed.inspect_err(|error| self.team.fail(error.clone()))
     }
@@ -252,6 +277,11 @@ impl<'a, 'c> Part<'a, 'c> {
         }
         let copied = |segment: &Segment| segment.byte().is_none();
         let pieces = pieces(at, &claim.chunks[at.1], machine.settings.copy_piece, copied);
+        if pieces.is_empty() {
+            // What was filled has no event of its own: it is known to have arrived when everything has.
+            self.filled.push(at);
+        }
+        self.unlanded.insert(at, pieces.len());
         pieces.into_iter().try_for_each(|piece| self.send_piece(pipe, piece))
     }
 
@@ -277,7 +307,20 @@ impl<'a, 'c> Part<'a, 'c> {
         if let Some(span) = span {
             self.source.landed(&self.claims[piece.at.0].chunks[piece.at.1].segments[piece.segment], &span);
         }
+        let left = self.unlanded.entry(piece.at).or_insert(1);
+        *left -= 1;
+        if *left == 0 {
+            self.unlanded.remove(&piece.at);
+            self.tell(piece.at);
+        }
         Ok(true)
+    }
+
+    /// Tells that a chunk has arrived. Fills of a chunk are queued before its pieces, so they have, too.
+    fn tell(&self, at: At) {
+        if let Some(progress) = self.team.call.progress {
+            progress.landed(self.addresses(at));
+        }
     }
 }
 
