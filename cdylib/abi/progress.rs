@@ -4,6 +4,7 @@ use super::transition::{Place, resume_options, selection, sire_report, sire_resu
 use crate::allocate;
 use crate::boundary::{self, call, invalid};
 use crate::capture;
+use crate::log;
 use crate::process;
 use crate::region;
 use crate::status::sire_status;
@@ -60,8 +61,12 @@ pub unsafe extern "C" fn sire_resume_start(
         let engine = &process::get()?.engine;
         let progress = engine.resume_start(&selection, options)?;
         static EXIT: Once = Once::new();
-        // SAFETY: the handler is a plain function of this library, which is linked to stay loaded for good.
-        EXIT.call_once(|| drop(unsafe { libc::atexit(at_exit) }));
+        EXIT.call_once(|| {
+            // SAFETY: the handler is a plain function of this library, which is linked to stay loaded for good.
+            if unsafe { libc::atexit(at_exit) } != 0 {
+                log::warning!("no exit handler could be registered; wait for resumes before the process ends");
+            }
+        });
         // SAFETY: the caller's promise. `sire_progress_close` takes the box back.
         unsafe { boundary::put(out_progress, Box::into_raw(Box::new(sire_progress(progress)))) };
         Ok(())

@@ -44,26 +44,6 @@ pub(crate) fn wait_until<'a, T>(
     }
 }
 
-/// Does `work` on a thread of its own that nobody waits for; here, if the system refuses one.
-pub(crate) fn spawn<T: Send + 'static>(subject: T, work: fn(&mut T)) {
-    let slot = std::sync::Arc::new(Mutex::new(Some(subject)));
-    let there = std::sync::Arc::clone(&slot);
-    let run = move |slot: &Mutex<Option<T>>| {
-        let subject = lock(slot).take();
-        subject.into_iter().for_each(|mut subject| work(&mut subject));
-    };
-    #[cfg(feature = "shuttle")]
-    let started = {
-        drop(shuttle::thread::spawn(move || run(&there)));
-        true
-    };
-    #[cfg(not(feature = "shuttle"))]
-    let started = std::thread::Builder::new().name("sire".to_owned()).spawn(move || run(&there)).is_ok();
-    if !started {
-        run(&slot);
-    }
-}
-
 /// The calling thread.
 pub(crate) fn this_thread() -> ThreadId {
     #[cfg(feature = "shuttle")]
@@ -144,5 +124,18 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io
             work();
         };
         std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(quiet).map(drop)
+    }
+}
+
+/// Does `work` on a thread of its own that nobody waits for; here, if the system refuses one.
+pub(crate) fn hand_over<T: Send + 'static>(subject: T, work: fn(&mut T)) {
+    let slot = std::sync::Arc::new(Mutex::new(Some(subject)));
+    let there = std::sync::Arc::clone(&slot);
+    let run = move |slot: &Mutex<Option<T>>| {
+        let subject = lock(slot).take();
+        subject.into_iter().for_each(|mut subject| work(&mut subject));
+    };
+    if spawn("sire-behind", move || run(&there)).is_err() {
+        run(&slot);
     }
 }

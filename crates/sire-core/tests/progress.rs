@@ -148,9 +148,10 @@ fn a_forgotten_progress_ends_all_the_same() {
 
 #[test]
 fn quiescing_ends_what_goes_on() {
-    let (mut world, _) = paused(policy(Backup::Host));
-    world.driver.set_gate(Some((COPY, 1)));
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_gate(Some((COPY, PIECES + 2)));
     let progress = start(&world, &[]);
+    assert_eq!(progress.wait(addr, 1, None), Ok(true));
     world.engine.quiesce(soon().unwrap());
     assert_eq!(progress.finished(soon()), Ok(None), "the deadline passes while a copy hangs");
     world.driver.set_gate(None);

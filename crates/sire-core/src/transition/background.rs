@@ -9,7 +9,7 @@ use crate::extent::{Claim, Truth};
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::region::{Phase, Region};
-use crate::sync::{lock, spawn};
+use crate::sync::{hand_over, lock};
 use crate::terms::{Report, ResumeOptions};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl Machine {
             order: Order::of(options),
             wait: options.wait,
         };
-        spawn(work, Work::run);
+        hand_over(work, Work::run);
         Ok(progress)
     }
 
