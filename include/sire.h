@@ -147,6 +147,8 @@ typedef struct sire_report {
   uint64_t bytes_constant;
   // Bytes that another backup of this process has already, and that share its room.
   uint64_t bytes_shared;
+  // Physical bytes that changed hands within a switch, without the driver.
+  uint64_t bytes_recycled;
 } sire_report;
 
 // Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
@@ -283,6 +285,18 @@ sire_status sire_pause(const char *tag,
 // What the caller sees to:
 // `tag` is NULL or NUL-terminated; `options` and `out` are NULL or sized structs.
 sire_status sire_resume(const char *tag, const struct sire_resume_options *options, struct sire_report *out);
+
+// Pauses one tag and resumes another, in one call: both, or neither. Content travels in both directions at once, and memory goes from the
+// one to the other, so that the device never needs more than it has. `options`: about what is paused. If the undo of a failure fails too,
+// both are paused (`SIRE_STATUS_PAUSED_AFTER_FAILURE`), and nothing is lost.
+//
+// What the caller sees to:
+// The tags are NUL-terminated; `options` and the outputs are NULL or sized structs.
+sire_status sire_switch(const char *pause,
+                        const char *resume,
+                        const struct sire_pause_options *options,
+                        struct sire_report *out_pause,
+                        struct sire_report *out_resume);
 
 // Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.
 sire_status sire_cancel(void);

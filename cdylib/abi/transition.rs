@@ -7,7 +7,7 @@ use crate::process;
 use crate::region;
 use crate::status::{self, sire_status};
 use sire_core::driver::Addr;
-use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection};
+use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection, SwitchOptions};
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_char, c_void};
 use std::fmt;
@@ -104,6 +104,8 @@ pub struct sire_report {
     pub bytes_constant: u64,
     /// Bytes that another backup of this process has already, and that share its room.
     pub bytes_shared: u64,
+    /// Physical bytes that changed hands within a switch, without the driver.
+    pub bytes_recycled: u64,
 }
 
 impl sire_report {
@@ -127,6 +129,7 @@ impl sire_report {
             bytes_hashed: report.bytes_hashed,
             bytes_constant: report.bytes_constant,
             bytes_shared: report.bytes_shared,
+            bytes_recycled: report.bytes_recycled,
         }
     }
 }
@@ -180,7 +183,7 @@ impl fmt::Display for Named<'_> {
 }
 
 /// Runs a transition; what the engine noticed on the way, though nothing failed, goes to the log.
-fn carry_out(transition: impl FnOnce(&Engine) -> Result<Report>) -> Result<Report> {
+fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
     let engine = &process::get()?.engine;
     region::refuse_blind_process_region()?;
     let outcome = transition(engine);
@@ -316,6 +319,46 @@ pub unsafe extern "C" fn sire_resume(
         );
         // SAFETY: the caller's promise.
         unsafe { place.put(&report) };
+        Ok(())
+    })
+}
+
+/// Pauses one tag and resumes another, in one call: both, or neither. Content travels in both directions at once, and memory goes from the
+/// one to the other, so that the device never needs more than it has. `options`: about what is paused. If the undo of a failure fails too,
+/// both are paused (`SIRE_STATUS_PAUSED_AFTER_FAILURE`), and nothing is lost.
+///
+/// # Safety
+/// The tags are NUL-terminated; `options` and the outputs are NULL or sized structs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_switch(
+    pause: *const c_char,
+    resume: *const c_char,
+    options: *const sire_pause_options,
+    out_pause: *mut sire_report,
+    out_resume: *mut sire_report,
+) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promises.
+        let (pause, resume, asked, places) = unsafe {
+            let tag = |text: *const c_char| Ok(Selection::Tag(boundary::string("the tag", text)?.to_owned()));
+            (tag(pause)?, tag(resume)?, Asked::of(options)?, (Place::at(out_pause)?, Place::at(out_resume)?))
+        };
+        let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
+        let options = SwitchOptions { capturing: capture::in_progress(), dead };
+        let (left, came) = carry_out(|engine| engine.switch(&pause, &resume, options))?;
+        log::info!(
+            "switched from {} to {}: {} bytes given back, {} taken, {} changed hands",
+            Named(&pause),
+            Named(&resume),
+            left.bytes_moved,
+            came.bytes_moved,
+            came.bytes_recycled
+        );
+        // SAFETY: the caller's promises.
+        unsafe {
+            places.0.put(&left);
+            places.1.put(&came);
+        }
         Ok(())
     })
 }

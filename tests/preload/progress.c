@@ -64,7 +64,7 @@ int main(void) {
 
     /* A copy that fails: whoever waits hears of it, and the region can be resumed. */
     OK(sire_pause("a", NULL, NULL));
-    device_fault("cuMemcpyHtoDAsync_v2#3=999");
+    device_fault("cuMemcpyHtoDAsync_v2#3=error:999");
     progress = start(NULL);
     CHECK(sire_progress_wait(progress, NULL, 0, INFINITY, &ready) != SIRE_STATUS_OK);
     CHECK(sire_progress_report(progress, &report) != SIRE_STATUS_OK);

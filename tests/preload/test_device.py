@@ -47,6 +47,10 @@ def test_dead_ranges(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("dead_ranges.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 
 
+def test_switch(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("switch.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="128MiB", SIRE_LOG="off"))
+
+
 def test_progress(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("progress.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

@@ -107,6 +107,9 @@ class FakeLibrary:
         self.paused.difference_update(changed)
         return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
 
+    def switch(self, pause: bytes, resume: bytes, dead_ranges: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.pause(pause, dead_ranges), self.resume(resume, 0.0)
+
     def _long_call(self, name: str) -> None:
         self.calls.append(name)
         self.cancelled.clear()

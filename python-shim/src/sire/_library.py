@@ -81,7 +81,17 @@ class _Report(ctypes.Structure):
             )
         ),
         *((name, c_double) for name in ("seconds_prepare", "seconds_synchronize", "seconds_transfer", "seconds_total")),
-        *((name, c_uint64) for name in ("bytes_dead", "bytes_clean", "bytes_hashed", "bytes_constant", "bytes_shared")),
+        *(
+            (name, c_uint64)
+            for name in (
+                "bytes_dead",
+                "bytes_clean",
+                "bytes_hashed",
+                "bytes_constant",
+                "bytes_shared",
+                "bytes_recycled",
+            )
+        ),
     ]
 
 
@@ -120,6 +130,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
     "sire_resume": [c_char_p, POINTER(_ResumeOptions), POINTER(_Report)],
+    "sire_switch": [c_char_p, c_char_p, POINTER(_PauseOptions), POINTER(_Report), POINTER(_Report)],
     "sire_resume_start": [c_char_p, POINTER(_ResumeOptions), POINTER(c_void_p)],
     "sire_progress_ready": [c_void_p, c_void_p, c_size_t, POINTER(c_bool)],
     "sire_progress_wait": [c_void_p, c_void_p, c_size_t, c_double, POINTER(c_bool)],
@@ -305,15 +316,30 @@ class Library:
         raises is raised here, and nothing is paused.
         """
         report = _Report(ctypes.sizeof(_Report))
+        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)))
+        return _fields(report)
+
+    def switch(
+        self, pause: bytes, resume: bytes, dead_ranges: DeadRanges | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Pauses one tag and resumes another; the fields of both reports."""
+        left, came = _Report(ctypes.sizeof(_Report)), _Report(ctypes.sizeof(_Report))
+        self._asking(
+            dead_ranges,
+            lambda options: self._call("sire_switch", pause, resume, options, byref(left), byref(came)),
+        )
+        return _fields(left), _fields(came)
+
+    def _asking(self, dead_ranges: DeadRanges | None, call: Callable[[Any], None]) -> None:
+        """Makes a call whose options hold the question; raises what the answer raised."""
         asked = _Asked(dead_ranges)
         options = _PauseOptions(ctypes.sizeof(_PauseOptions), asked.function, None)
         try:
-            self._call("sire_pause", tag, byref(options), byref(report))
+            call(byref(options))
         except SireError:
             if asked.error is not None:
                 raise asked.error from None
             raise
-        return _fields(report)
 
     def resume(self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None) -> dict[str, Any]:
         """Resumes, what is in ``order`` first; the fields of ``sire_report``."""
