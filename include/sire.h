@@ -61,6 +61,9 @@ typedef int32_t sire_status;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
+// A resume that goes on in the background. Every function that takes one may be called from any thread.
+typedef struct sire_progress sire_progress;
+
 // What a region promises about its content. Set `struct_size` to `sizeof(sire_region_options)`.
 typedef struct sire_region_options {
   // `sizeof(sire_region_options)`.
@@ -144,6 +147,8 @@ typedef struct sire_report {
   uint64_t bytes_constant;
   // Bytes that another backup of this process has already, and that share its room.
   uint64_t bytes_shared;
+  // Physical bytes that changed hands within a switch, without the driver.
+  uint64_t bytes_recycled;
 } sire_report;
 
 // Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
@@ -152,6 +157,10 @@ typedef struct sire_resume_options {
   size_t struct_size;
   // How long to wait for device memory that somebody else still holds, in seconds.
   double wait_seconds;
+  // Memory in the order in which it is to come back, chunk by chunk; what is not named comes last. NULL: no wish.
+  const struct sire_range *order;
+  // How many.
+  size_t order_count;
 } sire_resume_options;
 
 #ifdef __cplusplus
@@ -277,8 +286,72 @@ sire_status sire_pause(const char *tag,
 // `tag` is NULL or NUL-terminated; `options` and `out` are NULL or sized structs.
 sire_status sire_resume(const char *tag, const struct sire_resume_options *options, struct sire_report *out);
 
+// Pauses one tag and resumes another, in one call: both, or neither. Content travels in both directions at once, and memory goes from the
+// one to the other, so that the device never needs more than it has. `options`: about what is paused. If the undo of a failure fails too,
+// both are paused (`SIRE_STATUS_PAUSED_AFTER_FAILURE`), and nothing is lost.
+//
+// What the caller sees to:
+// The tags are NUL-terminated; `options` and the outputs are NULL or sized structs.
+sire_status sire_switch(const char *pause,
+                        const char *resume,
+                        const struct sire_pause_options *options,
+                        struct sire_report *out_pause,
+                        struct sire_report *out_resume);
+
 // Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.
 sire_status sire_cancel(void);
+
+// Starts to resume the tag and what is under it (NULL: everything), and returns. What can be refused at once is; everything else
+// `*out_progress` tells, which must be closed. Memory can be used as soon as it is ready; nothing is before all of it has been
+// taken from the driver. Until the resume is over nobody can enter its regions. If it fails, they are paused, what was ready stays until the next
+// pause or resume, and the call can be repeated. `sire_cancel` does not concern it.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated; `options` is NULL or a sized struct; `out_progress` is writable.
+sire_status sire_resume_start(const char *tag,
+                              const struct sire_resume_options *options,
+                              struct sire_progress **out_progress);
+
+// Whether these bytes can be used now. Memory that the resume does not concern counts as ready. Never blocks.
+//
+// What the caller sees to:
+// `progress` is open; `out_ready` is NULL or writable.
+sire_status sire_progress_ready(const struct sire_progress *progress, const void *ptr, size_t bytes, bool *out_ready);
+
+// Waits until these bytes can be used, or, with `ptr` NULL, until the resume is over; at most `timeout_seconds` (INFINITY: for as long as it
+// takes). `*out_ready`: whether it came to that. Fails as the resume did, if it ended before.
+//
+// What the caller sees to:
+// `progress` is open, also while others wait; `out_ready` is NULL or writable.
+sire_status sire_progress_wait(const struct sire_progress *progress,
+                               const void *ptr,
+                               size_t bytes,
+                               double timeout_seconds,
+                               bool *out_ready);
+
+// What the resume did; `SIRE_STATUS_BUSY` while it is not over, and its own failure if it failed.
+//
+// What the caller sees to:
+// `progress` is open; `out` is NULL or a sized struct.
+sire_status sire_progress_report(const struct sire_progress *progress, struct sire_report *out);
+
+// Bytes of device memory that can be used already, and that the resume brings back altogether.
+//
+// What the caller sees to:
+// `progress` is open; the outputs are NULL or writable.
+sire_status sire_progress_bytes(const struct sire_progress *progress, uint64_t *out_ready, uint64_t *out_total);
+
+// Makes the resume stop at the next chunk. What is ready stays; its regions end paused, unless everything was ready.
+//
+// What the caller sees to:
+// `progress` is open.
+sire_status sire_progress_cancel(const struct sire_progress *progress);
+
+// Nobody asks any more; the resume goes on. NULL is nothing to do.
+//
+// What the caller sees to:
+// `progress` is NULL or open, and no other thread is using it.
+sire_status sire_progress_close(struct sire_progress *progress);
 
 // Gives `peer` access to present and future memory on `device`.
 sire_status sire_allow_peer(int32_t device, int32_t peer);

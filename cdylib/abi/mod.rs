@@ -4,6 +4,7 @@
 
 pub mod memory;
 pub mod process;
+pub mod progress;
 pub mod region;
 pub mod transition;
 pub mod values;

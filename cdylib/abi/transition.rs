@@ -7,7 +7,7 @@ use crate::process;
 use crate::region;
 use crate::status::{self, sire_status};
 use sire_core::driver::Addr;
-use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection};
+use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection, SwitchOptions};
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_char, c_void};
 use std::fmt;
@@ -58,6 +58,10 @@ pub struct sire_resume_options {
     pub struct_size: usize,
     /// How long to wait for device memory that somebody else still holds, in seconds.
     pub wait_seconds: f64,
+    /// Memory in the order in which it is to come back, chunk by chunk; what is not named comes last. NULL: no wish.
+    pub order: *const sire_range,
+    /// How many.
+    pub order_count: usize,
 }
 
 /// What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
@@ -100,6 +104,8 @@ pub struct sire_report {
     pub bytes_constant: u64,
     /// Bytes that another backup of this process has already, and that share its room.
     pub bytes_shared: u64,
+    /// Physical bytes that changed hands within a switch, without the driver.
+    pub bytes_recycled: u64,
 }
 
 impl sire_report {
@@ -123,12 +129,13 @@ impl sire_report {
             bytes_hashed: report.bytes_hashed,
             bytes_constant: report.bytes_constant,
             bytes_shared: report.bytes_shared,
+            bytes_recycled: report.bytes_recycled,
         }
     }
 }
 
 /// A place for a report: how much of it the caller has room for.
-struct Place {
+pub(super) struct Place {
     start: *mut sire_report,
     size: usize,
 }
@@ -136,7 +143,7 @@ struct Place {
 impl Place {
     /// # Safety
     /// `start` is NULL or a sized struct.
-    unsafe fn at(start: *mut sire_report) -> Result<Place> {
+    pub(super) unsafe fn at(start: *mut sire_report) -> Result<Place> {
         // SAFETY: the caller's promise.
         let size = if start.is_null() { 0 } else { unsafe { boundary::struct_size("sire_report", start) }? };
         Ok(Place { start, size })
@@ -144,7 +151,7 @@ impl Place {
 
     /// # Safety
     /// As for [`Place::at`], still.
-    unsafe fn put(&self, report: &Report) {
+    pub(super) unsafe fn put(&self, report: &Report) {
         if self.start.is_null() {
             return;
         }
@@ -157,7 +164,7 @@ impl Place {
 
 /// # Safety
 /// `tag` is NULL or a NUL-terminated string.
-unsafe fn selection(tag: *const c_char) -> Result<Selection> {
+pub(super) unsafe fn selection(tag: *const c_char) -> Result<Selection> {
     // SAFETY: the caller's promise.
     let tag = unsafe { boundary::optional_string("the tag", tag) }?;
     Ok(tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned())))
@@ -176,7 +183,7 @@ impl fmt::Display for Named<'_> {
 }
 
 /// Runs a transition; what the engine noticed on the way, though nothing failed, goes to the log.
-fn carry_out(transition: impl FnOnce(&Engine) -> Result<Report>) -> Result<Report> {
+fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
     let engine = &process::get()?.engine;
     region::refuse_blind_process_region()?;
     let outcome = transition(engine);
@@ -231,16 +238,23 @@ impl DeadRanges for Asked {
             let status = status::engine_status(status).unwrap_or(Status::InvalidArgument);
             return Err(Error::new(status, "the program's dead_ranges function failed, so nothing was paused"));
         }
-        if count == 0 || ranges.is_null() {
-            return Ok(Vec::new());
-        }
-        if !ranges.is_aligned() {
-            return Err(invalid("dead_ranges gave ranges at an address that is no multiple of 8"));
-        }
         // SAFETY: the function's promise: `count` ranges, which live until `sire_pause` returns.
-        let found = unsafe { std::slice::from_raw_parts(ranges, count) };
-        Ok(found.iter().map(|range| (Addr(range.start as u64), range.bytes as u64)).collect())
+        unsafe { self::ranges("dead_ranges", ranges, count) }
     }
+}
+
+/// # Safety
+/// `start` is NULL or `count` ranges.
+unsafe fn ranges(what: &str, start: *const sire_range, count: usize) -> Result<Vec<(Addr, u64)>> {
+    if count == 0 || start.is_null() {
+        return Ok(Vec::new());
+    }
+    if !start.is_aligned() {
+        return Err(invalid(format!("{what}: the ranges are at an address that is no multiple of 8")));
+    }
+    // SAFETY: the caller's promise, and the alignment was looked at.
+    let found = unsafe { std::slice::from_raw_parts(start, count) };
+    Ok(found.iter().map(|range| (Addr(range.start as u64), range.bytes as u64)).collect())
 }
 
 /// Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
@@ -292,8 +306,8 @@ pub unsafe extern "C" fn sire_resume(
 ) -> sire_status {
     call(|| {
         // SAFETY: the caller's promises.
-        let (selection, place, wait) = unsafe { (selection(tag)?, Place::at(out)?, wait(options)?) };
-        let options = ResumeOptions { wait, capturing: capture::in_progress() };
+        let (selection, place, (wait, order)) = unsafe { (selection(tag)?, Place::at(out)?, resume_options(options)?) };
+        let options = ResumeOptions { wait, capturing: capture::in_progress(), order: order.as_deref() };
         let report = carry_out(|engine| engine.resume(&selection, options))?;
         log::info!(
             "resumed {}: {} regions changed, {} bytes taken, {} copied from backups, {} zeroed",
@@ -309,13 +323,57 @@ pub unsafe extern "C" fn sire_resume(
     })
 }
 
+/// Pauses one tag and resumes another, in one call: both, or neither. Content travels in both directions at once, and memory goes from the
+/// one to the other, so that the device never needs more than it has. `options`: about what is paused. If the undo of a failure fails too,
+/// both are paused (`SIRE_STATUS_PAUSED_AFTER_FAILURE`), and nothing is lost.
+///
 /// # Safety
-/// `options` is NULL or a sized struct.
-unsafe fn wait(options: *const sire_resume_options) -> Result<Duration> {
+/// The tags are NUL-terminated; `options` and the outputs are NULL or sized structs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_switch(
+    pause: *const c_char,
+    resume: *const c_char,
+    options: *const sire_pause_options,
+    out_pause: *mut sire_report,
+    out_resume: *mut sire_report,
+) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promises.
+        let (pause, resume, asked, places) = unsafe {
+            let tag = |text: *const c_char| Ok(Selection::Tag(boundary::string("the tag", text)?.to_owned()));
+            (tag(pause)?, tag(resume)?, Asked::of(options)?, (Place::at(out_pause)?, Place::at(out_resume)?))
+        };
+        let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
+        let options = SwitchOptions { capturing: capture::in_progress(), dead };
+        let (left, came) = carry_out(|engine| engine.switch(&pause, &resume, options))?;
+        log::info!(
+            "switched from {} to {}: {} bytes given back, {} taken, {} changed hands",
+            Named(&pause),
+            Named(&resume),
+            left.bytes_moved,
+            came.bytes_moved,
+            came.bytes_recycled
+        );
+        // SAFETY: the caller's promises.
+        unsafe {
+            places.0.put(&left);
+            places.1.put(&came);
+        }
+        Ok(())
+    })
+}
+
+/// How long to wait, and for what first.
+///
+/// # Safety
+/// `options` is NULL or a sized struct, whose `order` is NULL or `order_count` ranges.
+pub(super) unsafe fn resume_options(
+    options: *const sire_resume_options,
+) -> Result<(Duration, Option<Vec<(Addr, u64)>>)> {
     /// "For ever", about 30 years, which no clock arithmetic overflows.
     const LONGEST: f64 = 1e9;
     if options.is_null() {
-        return Ok(Duration::ZERO);
+        return Ok((Duration::ZERO, None));
     }
     // SAFETY: the caller's promise.
     let size = unsafe { boundary::struct_size("sire_resume_options", options) }?;
@@ -325,7 +383,11 @@ unsafe fn wait(options: *const sire_resume_options) -> Result<Duration> {
     if seconds.is_nan() || seconds < 0.0 {
         return Err(invalid(format!("wait_seconds is {seconds}; it must be 0 or more")));
     }
-    Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
+    let order = sized_field!(options, size, sire_resume_options, order: *const sire_range);
+    let count = sized_field!(options, size, sire_resume_options, order_count: usize).unwrap_or(0);
+    // SAFETY: the caller's promise.
+    let order = unsafe { ranges("order", order.unwrap_or(std::ptr::null()), count) }?;
+    Ok((Duration::from_secs_f64(seconds.min(LONGEST)), Some(order)))
 }
 
 /// Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.

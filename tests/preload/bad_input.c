@@ -106,7 +106,7 @@ static void structs(void) {
     CHECK(report.known.regions_changed == 1 && report.known.allocations == 0);
     for (size_t i = 0; i < sizeof report.guard; i++) CHECK(report.guard[i] == 0xAB);
 
-    sire_resume_options wait = {sizeof wait, NAN};
+    sire_resume_options wait = {.struct_size = sizeof wait, .wait_seconds = NAN};
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_resume(NULL, &wait, NULL));
     wait.wait_seconds = -1;
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_resume(NULL, &wait, NULL));

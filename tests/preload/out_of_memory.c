@@ -22,7 +22,7 @@ int main(void) {
     void *thief = NULL;
     CUDA(0, cudaMalloc(&thief, 180 * MiB));
     uint64_t used = device_used(0);
-    sire_resume_options wait = {sizeof wait, 0.05};
+    sire_resume_options wait = {.struct_size = sizeof wait, .wait_seconds = 0.05};
     EXPECT(SIRE_STATUS_OUT_OF_DEVICE_MEMORY, sire_resume("big", NULL, NULL));
     EXPECT(SIRE_STATUS_OUT_OF_DEVICE_MEMORY, sire_resume("big", &wait, NULL));
     SAYS("big");

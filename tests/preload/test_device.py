@@ -47,6 +47,14 @@ def test_dead_ranges(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("dead_ranges.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 
 
+def test_switch(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("switch.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="128MiB", SIRE_LOG="off"))
+
+
+def test_progress(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("progress.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
+
+
 @pytest.mark.parametrize("major", ["12", "13"])
 def test_a_runtime_that_was_loaded_locally(workshop: Workshop, sim_dir: Path, major: str) -> None:
     runtime = workshop.fixture(f"libcudart.so.{major}", FIXTURES / "runtime.c", "-shared", "-fPIC", f"-Wl,-soname,libcudart.so.{major}", subdirectory="local")

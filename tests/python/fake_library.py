@@ -25,6 +25,8 @@ class FakeLibrary:
         self.suspended: dict[int, int] = {}
         self.problems: list[str] = []
         self.calls: list[str] = []
+        self.progresses: list[tuple[threading.Thread, list[Any]]] = []
+        self.closed: list[int] = []
         self.gate: threading.Event | None = None
         self.cancelled = threading.Event()
         self.rollback_seconds = 0.0
@@ -96,13 +98,17 @@ class FakeLibrary:
         self.paused.update(changed)
         return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
 
-    def resume(self, tag: bytes | None, wait_seconds: float) -> dict[str, Any]:
+    def resume(self, tag: bytes | None, wait_seconds: float, order: Any = None) -> dict[str, Any]:
         selected = self._selected(tag)
         self.settings["wait"] = wait_seconds
+        self.settings["order"] = order
         self._long_call("resume")
         changed = [number for number in selected if number in self.paused]
         self.paused.difference_update(changed)
         return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
+
+    def switch(self, pause: bytes, resume: bytes, dead_ranges: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.pause(pause, dead_ranges), self.resume(resume, 0.0)
 
     def _long_call(self, name: str) -> None:
         self.calls.append(name)
@@ -111,6 +117,45 @@ class FakeLibrary:
             if self.cancelled.is_set():
                 time.sleep(self.rollback_seconds)
                 raise error_for(9, f"{name} was cancelled and rolled back")
+
+    def resume_start(self, tag: bytes | None, wait_seconds: float, order: Any = None) -> int:
+        self._selected(tag)
+        self.settings["order"] = order
+        thread = threading.Thread(target=self._resume_behind, args=(tag, wait_seconds, order), daemon=True)
+        self.progresses.append((thread, []))
+        thread.start()
+        return len(self.progresses)
+
+    def _resume_behind(self, tag: bytes | None, wait_seconds: float, order: Any) -> None:
+        outcomes = self.progresses[-1][1]
+        try:
+            outcomes.append(self.resume(tag, wait_seconds, order))
+        except Exception as error:
+            outcomes.append(error)
+
+    def progress_wait(self, progress: int, pointer: int, size: int, timeout_seconds: float) -> bool:
+        thread, outcomes = self.progresses[progress - 1]
+        thread.join(timeout_seconds)
+        if outcomes and isinstance(outcomes[0], Exception):
+            raise outcomes[0]
+        return not thread.is_alive()
+
+    def progress_ready(self, progress: int, pointer: int, size: int) -> bool:
+        return not self.progresses[progress - 1][0].is_alive()
+
+    def progress_report(self, progress: int) -> dict[str, Any]:
+        if not self.progress_wait(progress, 0, 0, 0.0):
+            raise error_for(7, "not over")
+        return dict(self.progresses[progress - 1][1][0])
+
+    def progress_bytes(self, progress: int) -> tuple[int, int]:
+        return (0, 1) if self.progresses[progress - 1][0].is_alive() else (1, 1)
+
+    def progress_cancel(self, progress: int) -> None:
+        self.cancel()
+
+    def progress_close(self, progress: int) -> None:
+        self.closed.append(progress)
 
     def cancel(self) -> None:
         self.calls.append("cancel")

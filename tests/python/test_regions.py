@@ -87,7 +87,15 @@ def test_leaving_in_another_thread_is_refused(library: FakeLibrary) -> None:
 def test_policies_are_told_to_the_library(library: FakeLibrary) -> None:
     with sire.region("a", backup="disk", zero_fill=True, retain=True):
         pass
-    assert library.regions == [("a", 2, True, True)]
+    for settings in ({"immutable": True}, {"verify": "hash"}, {"verify": "bytes", "immutable": True}):
+        with sire.region("b", backup="cpu", **settings):
+            pass
+    assert library.regions == [
+        ("a", 2, True, True, 0),
+        ("b", 1, False, False, 1),
+        ("b", 1, False, False, 2),
+        ("b", 1, False, False, 3),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +105,8 @@ def test_policies_are_told_to_the_library(library: FakeLibrary) -> None:
         lambda: sire.region("a\0b"),
         lambda: sire.region("a", backup="tape"),
         lambda: sire.region("a", backup=1),
+        lambda: sire.region("a", immutable=True),
+        lambda: sire.region("a", backup="cpu", verify="trust"),
         lambda: sire.region("a", on_paused="explode"),
         lambda: sire.pause("a\0b"),
         lambda: sire.pause("x" * (1 << 20)),

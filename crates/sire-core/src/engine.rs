@@ -5,6 +5,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::{self, Extent};
 use crate::heap::Heap;
 use crate::pages::Pages;
+use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::raw::Counted;
 use crate::region::Regions;
@@ -27,7 +28,7 @@ pub use crate::terms::{
 /// The engine: one per process. All functions may be called from any thread.
 #[derive(Debug)]
 pub struct Engine {
-    machine: Machine,
+    machine: Arc<Machine>,
     calls: Arc<std::sync::atomic::AtomicU64>,
     allocated: AtomicU64,
     freed: AtomicU64,
@@ -41,7 +42,7 @@ impl Engine {
         let calls = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let driver: Arc<dyn Driver> = Arc::new(Counted::new(driver, Arc::clone(&calls)));
         let settings = Arc::new(Settings::new(config));
-        let machine = Machine {
+        let machine = Arc::new(Machine {
             settings: Arc::clone(&settings),
             regions: Regions::default(),
             host: Arc::new(HostTier::new(Arc::clone(&driver), Arc::clone(&settings))),
@@ -51,7 +52,8 @@ impl Engine {
             pages: Pages::default(),
             hashing: Mutex::default(),
             cancels: AtomicU64::new(0),
-        };
+            running: Mutex::default(),
+        });
         Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0), trace: Tracer::default() }
     }
 
@@ -95,7 +97,7 @@ impl Engine {
                 outcome => return outcome,
             };
             if region.settled_state() == State::Paused {
-                match self.machine.resume(vec![Arc::clone(&region)], std::time::Duration::ZERO) {
+                match self.machine.resume(vec![Arc::clone(&region)], &ResumeOptions::default()) {
                     Err(error) if error.status != Status::Busy => return Err(error.context(refused.message)),
                     _ => {}
                 }
@@ -195,9 +197,9 @@ impl Engine {
     /// # Errors
     /// `Capturing`, `UnknownTag`, `Busy`, `OutOfDeviceMemory`, `BackupIo`, `Cancelled`, or the driver's: then
     /// everything is paused as before, with its backups.
-    pub fn resume(&self, selection: &Selection, options: ResumeOptions) -> Result<Report> {
+    pub fn resume(&self, selection: &Selection, options: ResumeOptions<'_>) -> Result<Report> {
         refuse_capture(options.capturing, "resume")?;
-        let resume = || self.machine.resume(self.machine.regions.select(selection)?, options.wait);
+        let resume = || self.machine.resume(self.machine.regions.select(selection)?, &options);
         self.trace.timed(Verb::Resume, selection, options.wait, resume)
     }
 
@@ -219,6 +221,28 @@ impl Engine {
         let regions = &self.machine.regions;
         let switch = || self.machine.switch(regions.select(pause)?, regions.select(resume)?, options);
         self.trace.timed_switch([pause, resume], Duration::ZERO, switch)
+    }
+
+    /// Starts to resume what `selection` means, and returns; the progress tells which memory can be used already, and what came of
+    /// it. Nothing is ready before all memory is there; what was told to be ready stays, even if the call fails later. Until it is over the
+    /// regions are being resumed: nobody can enter them. The progress may be dropped; `cancel` does not concern it.
+    ///
+    /// # Errors
+    /// `Capturing`, `UnknownTag`, `Busy`: then nothing was started. All others come from the progress.
+    pub fn resume_start(&self, selection: &Selection, options: ResumeOptions<'_>) -> Result<Arc<Progress>> {
+        refuse_capture(options.capturing, "resume")?;
+        let mut started = None;
+        let start = || {
+            started = Some(self.machine.resume_start(self.machine.regions.select(selection)?, &options)?);
+            Ok(Report::default())
+        };
+        self.trace.timed(Verb::Resume, selection, options.wait, start)?;
+        started.ok_or_else(|| Error::new(Status::Internal, "a resume was neither started nor refused"))
+    }
+
+    /// Cancels what goes on in the background, and waits for that until `deadline`: before the process, or the driver, ends.
+    pub fn quiesce(&self, deadline: std::time::Instant) {
+        self.machine.quiesce(deadline);
     }
 
     /// Makes running pauses and resumes stop at the next chunk and roll back. Async-signal-safe.

@@ -477,6 +477,11 @@ impl Claim {
         self.dead.total()
     }
 
+    /// The addresses of one of its chunks.
+    pub(crate) fn addresses(&self, chunk: &Chunk) -> Range<u64> {
+        addresses(self.extent.base, chunk)
+    }
+
     /// Offsets that hold allocations with something in them.
     pub(crate) fn live_ranges(&self) -> Ranges {
         let mut live = self.extent.live_ranges();
@@ -508,6 +513,11 @@ impl Drop for Claim {
             self.store(&mut lock(&extent.inner));
         }
     }
+}
+
+/// The addresses of a chunk of the extent at `base`.
+pub(crate) fn addresses(base: Addr, chunk: &Chunk) -> Range<u64> {
+    base.0 + chunk.offset..base.0 + chunk.offset + chunk.size
 }
 
 /// Bytes of a backup that can be read at once.

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! engine                    the face: allocate, free, pause, resume, what can be asked; stats
+//! progress                  what has arrived of a resume in the background
 //! transition                pause and resume of a set of regions: survey, plan, put_down, pick_up, undo
 //! trace                     what was called, written to a file and read back
 //! heap                      large and small allocations, slabs, memory that waits to be given back
@@ -23,6 +24,7 @@ pub mod digest;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod progress;
 pub mod tier;
 pub mod trace;
 

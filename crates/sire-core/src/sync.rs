@@ -26,6 +26,24 @@ pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexG
     condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Waits on `condvar` until `deadline`; `None` if that has passed. Under the model checker time does not pass.
+pub(crate) fn wait_until<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    deadline: std::time::Instant,
+) -> Option<MutexGuard<'a, T>> {
+    #[cfg(feature = "shuttle")]
+    {
+        let _ = deadline;
+        Some(wait(condvar, guard))
+    }
+    #[cfg(not(feature = "shuttle"))]
+    {
+        let left = deadline.checked_duration_since(std::time::Instant::now()).filter(|left| !left.is_zero())?;
+        Some(condvar.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0)
+    }
+}
+
 /// The calling thread.
 pub(crate) fn this_thread() -> ThreadId {
     #[cfg(feature = "shuttle")]
@@ -120,5 +138,18 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io
             work();
         };
         std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(quiet).map(drop)
+    }
+}
+
+/// Does `work` on a thread of its own that nobody waits for; here, if the system refuses one.
+pub(crate) fn hand_over<T: Send + 'static>(subject: T, work: fn(&mut T)) {
+    let slot = std::sync::Arc::new(Mutex::new(Some(subject)));
+    let there = std::sync::Arc::clone(&slot);
+    let run = move |slot: &Mutex<Option<T>>| {
+        let subject = lock(slot).take();
+        subject.into_iter().for_each(|mut subject| work(&mut subject));
+    };
+    if spawn("sire-behind", move || run(&there)).is_err() {
+        run(&slot);
     }
 }

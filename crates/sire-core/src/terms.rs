@@ -176,11 +176,13 @@ pub struct PauseOptions<'a> {
 
 /// Settings of one resume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct ResumeOptions {
+pub struct ResumeOptions<'a> {
     /// How long to wait for device memory that somebody else still holds (default: not at all).
     pub wait: Duration,
     /// Whether a capture is in progress: then the call is refused.
     pub capturing: bool,
+    /// (Start, bytes) of memory in the order in which it is to come back, chunk by chunk; what is not named comes last.
+    pub order: Option<&'a [(Addr, u64)]>,
 }
 
 /// Settings of one switch.

@@ -116,6 +116,13 @@ impl Shared {
         Ok(())
     }
 
+    /// Whoever waits for a range hears of it, or of the failure; so does whoever waits for the end.
+    fn resume_behind(&self) -> Result<(), Error> {
+        let progress = self.world.engine.resume_start(&Selection::All, ResumeOptions::default())?;
+        assert_eq!(progress.wait(self.large, CHUNK + 1, None), Ok(true));
+        progress.finished(None).map(drop)
+    }
+
     fn cancel(&self) -> Result<(), Error> {
         self.world.engine.cancel();
         Ok(())
@@ -168,7 +175,7 @@ impl Shared {
 
 type Operation = (&'static str, fn(&Shared) -> Result<(), Error>);
 
-const OPERATIONS: [Operation; 15] = [
+const OPERATIONS: [Operation; 16] = [
     ("pause", |s| s.world.engine.pause(&Selection::Tag("a".into()), PauseOptions::default()).map(drop)),
     ("pause one", |s| s.world.engine.pause(&Selection::Tag("a/b".into()), PauseOptions::default()).map(drop)),
     ("resume", |s| s.world.engine.resume(&Selection::All, ResumeOptions::default()).map(drop)),
@@ -184,6 +191,7 @@ const OPERATIONS: [Operation; 15] = [
     ("look", Shared::look),
     ("read the backup", Shared::read_backup),
     ("switch", |s| s.world.engine.switch(&tag("a"), &tag("c"), SwitchOptions::default()).map(drop)),
+    ("resume in the background", Shared::resume_behind),
 ];
 
 const EXPECTED: [Status; 4] = [Status::Busy, Status::Paused, Status::Cancelled, Status::UnknownAddress];

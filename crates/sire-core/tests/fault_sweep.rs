@@ -196,6 +196,18 @@ fn short_declared_on_disk(life: &mut Life) {
     clean(life, Clean::Declared, Backup::Disk);
 }
 
+/// A resume in the background, of two allocations.
+fn short_behind(life: &mut Life) {
+    let region = life.world.region("host", policy(Backup::Host));
+    let addr = life.allocate(region, CHUNK + GRANULARITY);
+    life.allocate(region, 4096);
+    life.pause(&tag("host"));
+    life.step("resume", |world| world.resume_behind(&tag("host")));
+    life.world.write(addr);
+    life.pause(&tag("host"));
+    life.resume(&tag("host"));
+}
+
 /// A pool of which the program holds a part free.
 fn short_dead(life: &mut Life) {
     const HOLE: u64 = 2 * GRANULARITY;
@@ -263,6 +275,7 @@ fn every_call_of_the_short_lives_fails_once() {
         short_paranoid,
         short_shared,
         short_dead,
+        short_behind,
     ]
     .into_iter()
     .for_each(every_call);

@@ -51,6 +51,7 @@ enum Step {
         pause: usize,
         resume: usize,
     },
+    ResumeBehind(usize),
     /// The n-th call from now fails.
     Fault {
         after: u64,
@@ -101,6 +102,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(selection, which, from, len)| Step::PauseWithout { selection, which, from, len }),
         4 => (0..SELECTIONS.len()).prop_map(Step::Resume),
         4 => (1..SELECTIONS.len(), 1..SELECTIONS.len()).prop_map(|(pause, resume)| Step::Switch { pause, resume }),
+        1 => (0..SELECTIONS.len()).prop_map(Step::ResumeBehind),
         2 => fault.prop_map(|(after, short)| Step::Fault { after, short }),
         1 => (2..12_u64).prop_map(|chunks| Step::Capacity(chunks * CHUNK)),
         1 => Just(Step::Trim),
@@ -182,6 +184,7 @@ impl Life {
                 let hole = (addr.offset(from % size), len.min(size - from % size));
                 drop(self.world.pause_without(&selection(index), &[hole]));
             }
+            Step::ResumeBehind(index) => drop(self.world.resume_behind(&selection(index))),
             Step::Resume(index) => drop(self.world.resume(&selection(index))),
             Step::Switch { pause, resume } => drop(self.world.switch(&selection(pause), &selection(resume))),
             Step::Fault { after, short } => {

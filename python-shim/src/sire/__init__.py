@@ -55,11 +55,12 @@ from ._memory import (
     trim,
 )
 from ._process import configure_subprocess, subprocess_environment
+from ._progress import Order, Progress, learn_order
 from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
 from ._torch import use_allocator
-from ._transitions import pause, paused, resume
+from ._transitions import pause, paused, prefetch, resume, switch
 from ._version import __version__
 
 version = __version__
@@ -76,10 +77,12 @@ __all__ = [
     "InvalidArgumentError",
     "LibraryNotFoundError",
     "NoDriverError",
+    "Order",
     "OutOfBackupSpaceError",
     "OutOfMemoryError",
     "PausedAfterFailureError",
     "PausedError",
+    "Progress",
     "Region",
     "Report",
     "SireError",
@@ -98,16 +101,19 @@ __all__ = [
     "get_cpu_backup",
     "hook_mode",
     "keep",
+    "learn_order",
     "library_path",
     "parse_size",
     "pause",
     "paused",
+    "prefetch",
     "region",
     "resume",
     "set_disk_directory",
     "set_margin",
     "stats",
     "subprocess_environment",
+    "switch",
     "trim",
     "use_allocator",
     "version",

@@ -56,7 +56,12 @@ class _PauseOptions(ctypes.Structure):
 
 
 class _ResumeOptions(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("wait_seconds", c_double)]
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("wait_seconds", c_double),
+        ("order", POINTER(_Range)),
+        ("order_count", c_size_t),
+    ]
 
 
 class _Report(ctypes.Structure):
@@ -76,7 +81,17 @@ class _Report(ctypes.Structure):
             )
         ),
         *((name, c_double) for name in ("seconds_prepare", "seconds_synchronize", "seconds_transfer", "seconds_total")),
-        *((name, c_uint64) for name in ("bytes_dead", "bytes_clean", "bytes_hashed", "bytes_constant", "bytes_shared")),
+        *(
+            (name, c_uint64)
+            for name in (
+                "bytes_dead",
+                "bytes_clean",
+                "bytes_hashed",
+                "bytes_constant",
+                "bytes_shared",
+                "bytes_recycled",
+            )
+        ),
     ]
 
 
@@ -115,6 +130,14 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
     "sire_resume": [c_char_p, POINTER(_ResumeOptions), POINTER(_Report)],
+    "sire_switch": [c_char_p, c_char_p, POINTER(_PauseOptions), POINTER(_Report), POINTER(_Report)],
+    "sire_resume_start": [c_char_p, POINTER(_ResumeOptions), POINTER(c_void_p)],
+    "sire_progress_ready": [c_void_p, c_void_p, c_size_t, POINTER(c_bool)],
+    "sire_progress_wait": [c_void_p, c_void_p, c_size_t, c_double, POINTER(c_bool)],
+    "sire_progress_report": [c_void_p, POINTER(_Report)],
+    "sire_progress_bytes": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
+    "sire_progress_cancel": [c_void_p],
+    "sire_progress_close": [c_void_p],
     "sire_cancel": [],
     "sire_allow_peer": [c_int32, c_int32],
     "sire_set_margin": [c_size_t],
@@ -125,6 +148,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_capture_begin": [],
     "sire_capture_end": [],
 }
+
+
+Ranges = list[tuple[int, int]]
+DeadRanges = Callable[[list[int]], Ranges]
 
 
 class Library:
@@ -289,22 +316,74 @@ class Library:
         raises is raised here, and nothing is paused.
         """
         report = _Report(ctypes.sizeof(_Report))
+        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)))
+        return _fields(report)
+
+    def switch(
+        self, pause: bytes, resume: bytes, dead_ranges: DeadRanges | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Pauses one tag and resumes another; the fields of both reports."""
+        left, came = _Report(ctypes.sizeof(_Report)), _Report(ctypes.sizeof(_Report))
+        self._asking(
+            dead_ranges,
+            lambda options: self._call("sire_switch", pause, resume, options, byref(left), byref(came)),
+        )
+        return _fields(left), _fields(came)
+
+    def _asking(self, dead_ranges: DeadRanges | None, call: Callable[[Any], None]) -> None:
+        """Makes a call whose options hold the question; raises what the answer raised."""
         asked = _Asked(dead_ranges)
         options = _PauseOptions(ctypes.sizeof(_PauseOptions), asked.function, None)
         try:
-            self._call("sire_pause", tag, byref(options), byref(report))
+            call(byref(options))
         except SireError:
             if asked.error is not None:
                 raise asked.error from None
             raise
+
+    def resume(self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None) -> dict[str, Any]:
+        """Resumes, what is in ``order`` first; the fields of ``sire_report``."""
+        report = _Report(ctypes.sizeof(_Report))
+        self._call("sire_resume", tag, byref(_resume_options(wait_seconds, order)), byref(report))
         return _fields(report)
 
-    def resume(self, tag: bytes | None, wait_seconds: float) -> dict[str, Any]:
-        """Resumes; the fields of ``sire_report``."""
+    def resume_start(self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None) -> int:
+        """Starts a resume; the handle of its progress, which must be closed."""
+        progress = c_void_p()
+        self._call("sire_resume_start", tag, byref(_resume_options(wait_seconds, order)), byref(progress))
+        return progress.value or 0
+
+    def progress_ready(self, progress: int, pointer: int, size: int) -> bool:
+        """Whether the range can be used."""
+        ready = c_bool()
+        self._call("sire_progress_ready", progress, pointer, size, byref(ready))
+        return ready.value
+
+    def progress_wait(self, progress: int, pointer: int, size: int, timeout_seconds: float) -> bool:
+        """Waits for the range; with pointer 0, for the end."""
+        ready = c_bool()
+        self._call("sire_progress_wait", progress, pointer, size, timeout_seconds, byref(ready))
+        return ready.value
+
+    def progress_report(self, progress: int) -> dict[str, Any]:
+        """What the resume did."""
         report = _Report(ctypes.sizeof(_Report))
-        options = _ResumeOptions(ctypes.sizeof(_ResumeOptions), wait_seconds)
-        self._call("sire_resume", tag, byref(options), byref(report))
+        self._call("sire_progress_report", progress, byref(report))
         return _fields(report)
+
+    def progress_bytes(self, progress: int) -> tuple[int, int]:
+        """Bytes that are ready, and all of them."""
+        ready, total = c_uint64(), c_uint64()
+        self._call("sire_progress_bytes", progress, byref(ready), byref(total))
+        return ready.value, total.value
+
+    def progress_cancel(self, progress: int) -> None:
+        """Makes the resume stop."""
+        self._call("sire_progress_cancel", progress)
+
+    def progress_close(self, progress: int) -> None:
+        """Ends the handle."""
+        self._call("sire_progress_close", progress)
 
     def cancel(self) -> None:
         """Makes a running pause or resume stop and roll back."""
@@ -350,7 +429,9 @@ class Library:
         self._call("sire_capture_end")
 
 
-DeadRanges = Callable[[list[int]], list[tuple[int, int]]]
+def _resume_options(wait_seconds: float, order: Ranges | None) -> _ResumeOptions:
+    ranges = (_Range * len(order or ()))(*(_Range(start, size) for start, size in order or ()))
+    return _ResumeOptions(ctypes.sizeof(_ResumeOptions), wait_seconds, ranges, len(ranges))
 
 
 class _Asked:

@@ -29,20 +29,20 @@ def keep(tensor: Any) -> None:
 
     Of a strided view, everything between its first and its last element.
     """
-    span, _ = _span(tensor, "keep")
-    if span.size:
-        _library.load().keep(*span)
+    where, _ = span(tensor, "keep")
+    if where.size:
+        _library.load().keep(*where)
 
 
 def discard(tensor: Any) -> None:
     """The tensor's bytes are thrown away at a pause, whatever its region says."""
-    span, dense = _span(tensor, "discard")
+    where, dense = span(tensor, "discard")
     if not dense:
         raise InvalidArgumentError(
             "discard takes a tensor without gaps: in a strided view, bytes of other elements lie between its own"
         )
-    if span.size:
-        _library.load().discard(*span)
+    if where.size:
+        _library.load().discard(*where)
 
 
 def changed(tensor: Any) -> None:
@@ -50,9 +50,9 @@ def changed(tensor: Any) -> None:
 
     Of a strided view, everything between its first and its last element.
     """
-    span, _ = _span(tensor, "changed")
-    if span.size:
-        _library.load().changed(*span)
+    where, _ = span(tensor, "changed")
+    if where.size:
+        _library.load().changed(*where)
 
 
 def get_cpu_backup(tensor: Any, zero_copy: bool = False) -> Any | None:
@@ -62,18 +62,20 @@ def get_cpu_backup(tensor: Any, zero_copy: bool = False) -> Any | None:
     """
     import torch
 
-    span, _ = _span(tensor, "get_cpu_backup")
+    where, _ = span(tensor, "get_cpu_backup")
     if not tensor.is_contiguous():
         raise InvalidArgumentError("get_cpu_backup takes a contiguous tensor")
-    if not span.size:
+    if not where.size:
         return torch.empty_like(tensor, device="cpu")
     library = _library.load()
-    if not library.owns(span.pointer):
-        raise UnknownAddressError(f"the tensor at {span.pointer:#x} was not allocated in a region, so it has no backup")
-    found = library.backup_get(*span)
+    if not library.owns(where.pointer):
+        raise UnknownAddressError(
+            f"the tensor at {where.pointer:#x} was not allocated in a region, so it has no backup"
+        )
+    found = library.backup_get(*where)
     if found is None:
         return None
-    view = _tensor_over(torch, library, found, span.size).view(tensor.dtype).view(tensor.shape)
+    view = _tensor_over(torch, library, found, where.size).view(tensor.dtype).view(tensor.shape)
     return view if zero_copy else view.clone()
 
 
@@ -88,7 +90,7 @@ def _tensor_over(torch: Any, library: _library.Library, found: tuple[int, int], 
     return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
-def _span(tensor: Any, asking: str) -> tuple[_Span, bool]:
+def span(tensor: Any, asking: str) -> tuple[_Span, bool]:
     """The bytes from the tensor's first to its last element, and whether all of them are its own."""
     if not hasattr(tensor, "data_ptr") or not hasattr(tensor, "stride"):
         raise InvalidArgumentError(f"{asking} takes a tensor, not {type(tensor).__name__}")

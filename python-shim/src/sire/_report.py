@@ -49,6 +49,8 @@ class Report:
     """Bytes that repeat one 8-byte pattern and need no room in a backup (pause)."""
     bytes_shared: int = 0
     """Bytes that another backup of this process has already, and that share its room (pause)."""
+    bytes_recycled: int = 0
+    """Physical bytes that changed hands within a switch, without the driver."""
     notes: tuple[str, ...] = ()
     """What was left undone, though nothing failed, and why."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, overload
 
 from . import _blocks, _hooks, _interrupt, _library, _torch
 from ._errors import CapturingError, InvalidArgumentError
+from ._progress import Progress, order_ranges
 from ._report import Report
-from ._tags import encode_selection
+from ._tags import encode_selection, encode_tag
 
 
 def pause(tag: str | None = None, *, live_only: bool = True) -> Report:
@@ -34,17 +36,64 @@ def pause(tag: str | None = None, *, live_only: bool = True) -> Report:
     return Report("pause", tag, **fields, notes=tuple(blocks.notes) if blocks else ())
 
 
-def resume(tag: str | None = None, *, wait: float = 0.0) -> Report:
+@overload
+def resume(tag: str | None = None, *, wait: float = 0.0, order: object = None) -> Report: ...
+
+
+@overload
+def resume(
+    tag: str | None = None, *, wait: float = 0.0, order: object = None, non_blocking: Literal[True]
+) -> Progress: ...
+
+
+@overload
+def resume(
+    tag: str | None = None, *, wait: float = 0.0, order: object = None, non_blocking: bool
+) -> Report | Progress: ...
+
+
+def resume(
+    tag: str | None = None, *, wait: float = 0.0, order: object = None, non_blocking: bool = False
+) -> Report | Progress:
     """Brings memory, and what was backed up, back to the same addresses.
 
     ``wait`` is how many seconds to wait for memory that somebody else still holds. If it does not come, the call
     fails with `OutOfMemoryError`, the tag stays paused with its backup, and the call can be repeated.
+
+    ``order`` says what is to come back first: an `Order` that was learned, a module, or tensors. With
+    ``non_blocking`` the call returns at once with a `Progress`, which tells what can be used already.
     """
     encoded = encode_selection(tag)
     seconds = _seconds(wait)
+    ranges = order_ranges(order)
     library = _ready("resume")
-    fields = _interrupt.run(lambda: library.resume(encoded, seconds), library.cancel)
+    if non_blocking:
+        return Progress(library, library.resume_start(encoded, seconds, ranges), tag)
+    fields = _interrupt.run(lambda: library.resume(encoded, seconds, ranges), library.cancel)
     return Report("resume", tag, **fields)
+
+
+def prefetch(tag: str | None = None, *, order: object = None) -> Progress:
+    """Begins to bring memory back that will be needed soon, if there is room for it now; returns at once.
+
+    As ``resume(tag, non_blocking=True)``. Where there is no room, the `Progress` says so when somebody waits for it.
+    """
+    return resume(tag, order=order, non_blocking=True)
+
+
+def switch(*, pause: str, resume: str, live_only: bool = True) -> tuple[Report, Report]:
+    """Pauses one tag and resumes another in one call: both, or neither. Returns both reports.
+
+    Faster than one after the other, and possible where the device cannot hold both: content travels in both
+    directions at once, and physical memory goes from the one to the other as it becomes free. It does not wait for
+    memory that somebody else holds. ``live_only`` is as for `pause`.
+    """
+    leaving, coming = encode_tag(pause), encode_tag(resume)
+    library = _ready("switch")
+    blocks = _blocks.block_map() if live_only else None
+    left, came = _interrupt.run(lambda: library.switch(leaving, coming, blocks), library.cancel)
+    notes = tuple(blocks.notes) if blocks else ()
+    return Report("pause", pause, **left, notes=notes), Report("resume", resume, **came)
 
 
 @contextmanager

@@ -58,6 +58,9 @@ pub(super) fn make(team: &Team<'_>, jobs: &[Job], sender: &Sender<Made>) {
         let outcome = make_run(team, &left[..run_length(left, longest)], &mut made);
         left = &left[made.len()..];
         longest = (2 * longest).min(LONGEST_RUN);
+        if let (Ok(()), Some(progress)) = (&outcome, team.call.progress) {
+            progress.made(made.len());
+        }
         for one in made {
             // Whoever copies still takes what is in the channel after a failure.
             let _ = sender.send(Made { ready: one.mapped && outcome.is_ok(), ..one });

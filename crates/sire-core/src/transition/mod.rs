@@ -10,6 +10,7 @@
 //! of a transition that work at the same time (devices, and the [`maker`] ahead of the copy in) are a [`team`], whose
 //! memory goes through a [`pool`]. A [`switch`] is both passes at once, over different regions and one pool.
 
+mod background;
 mod batch;
 mod draft;
 mod maker;
@@ -30,20 +31,22 @@ use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Truth};
 use crate::heap::Heap;
 use crate::pages::Pages;
+use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::region::{Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, lock};
-use crate::terms::{DeadRanges, PauseOptions, RegionId, Report};
+use crate::terms::{DeadRanges, PauseOptions, RegionId, Report, ResumeOptions};
 use crate::tier::Tiers;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
+use background::Order;
 use batch::Batch;
 use pieces::At;
 use pool::Pool;
 use seam::Staging;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use team::Call;
 
@@ -61,6 +64,8 @@ pub(crate) struct Machine {
     pub(crate) hashing: Mutex<BTreeSet<Device>>,
     /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.
     pub(crate) cancels: AtomicU64,
+    /// Resumes in the background that somebody may still wait for.
+    pub(crate) running: Mutex<Vec<Weak<Progress>>>,
 }
 
 impl Machine {
@@ -202,8 +207,9 @@ impl Machine {
     }
 
     /// Resumes the regions.
-    pub(crate) fn resume(&self, regions: Vec<Arc<Region>>, wait: Duration) -> Result<Report> {
-        let call = Call::new(self, wait);
+    pub(crate) fn resume(&self, regions: Vec<Arc<Region>>, options: &ResumeOptions<'_>) -> Result<Report> {
+        let order = Order::of(options);
+        let call = Call::new(self, options.wait).ordered(&order);
         let batch = Batch::close(regions, Phase::Resident)?;
         self.resume_batch(batch, &call)
     }
@@ -216,6 +222,16 @@ impl Machine {
         self.heap.exhume();
         let mut claims = batch.claim(&self.heap);
         batch.count(&mut claims, &mut report);
+        self.resume_claimed(batch, claims, report, call)
+    }
+
+    fn resume_claimed(
+        &self,
+        batch: Batch,
+        mut claims: Vec<Claim>,
+        mut report: Report,
+        call: &Call<'_>,
+    ) -> Result<Report> {
         let outcome = self.pick_up(&mut claims, |_| true, call, Pool::open(&self.heap), &mut report);
         report.seconds_total = clock::seconds_since(call.began);
         if let Err(error) = outcome {

@@ -2,12 +2,13 @@
 //! ahead of it ([`maker`]); all devices work at the same time. Only when everything has arrived do the chunks count as being on
 //! the device. Until then every backup stays, so that any failure is answered by releasing what is new.
 
+use super::background::Order;
 use super::maker::{self, Job, Made};
 use super::pieces::{At, Piece, chunks, pieces};
 use super::pool::Pool;
 use super::seam::{Source, Staging};
 use super::team::{Call, Failure, Team, stopped};
-use super::{Machine, by_device};
+use super::{Machine, background, by_device};
 use crate::clock;
 use crate::driver::Device;
 use crate::error::{Error, Result, Status};
@@ -61,6 +62,9 @@ impl Machine {
         loop {
             let mut attempt = Report::default();
             let team = Team::new(self, call, &pool);
+            if let Some(progress) = call.progress {
+                progress.begin(chunks(claims, is_away).len());
+            }
             pick_up(&team, claims, &mut attempt);
             let outcome = team.outcome();
             pool.release_spare();
@@ -69,6 +73,9 @@ impl Machine {
                 return Ok(());
             };
             pool = Pool::open(&self.heap);
+            if let Some(progress) = call.progress {
+                background::keep_what_was_told(claims, progress);
+            }
             if drained {
                 roll_back(claims, &pool);
             }
@@ -125,7 +132,7 @@ impl Machine {
     }
 }
 
-fn is_away(chunk: &Chunk) -> bool {
+pub(super) fn is_away(chunk: &Chunk) -> bool {
     chunk.truth == Truth::Backup
 }
 
@@ -183,14 +190,19 @@ struct Part<'a, 'c> {
     /// The chunks to fill, in order.
     away: Vec<At>,
     source: Source,
+    /// How many pieces of a chunk have not landed yet.
+    unlanded: BTreeMap<At, usize>,
+    /// Chunks without pieces.
+    filled: Vec<At>,
     report: Report,
 }
 
 impl<'a, 'c> Part<'a, 'c> {
     fn new(team: &'a Team<'a>, device: Device, claims: Vec<&'c mut Claim>, staging: &mut Staging) -> Part<'a, 'c> {
-        let away = chunks(&claims, is_away);
+        let away = in_order(&claims, team.call.order);
         let source = Source::new(staging.remove(&device).unwrap_or_default(), &claims, away.iter().copied());
-        Part { team, device, claims, away, source, report: Report::default() }
+        let unlanded = BTreeMap::new();
+        Part { team, device, claims, away, source, unlanded, filled: Vec::new(), report: Report::default() }
     }
 
     fn run(&mut self) -> std::result::Result<(), Failure> {
@@ -217,6 +229,10 @@ impl<'a, 'c> Part<'a, 'c> {
         sent.and(drained.map_err(Error::from)).map_err(|error| Failure { error, drained: is_drained })
     }
 
+    fn addresses(&self, at: At) -> std::ops::Range<u64> {
+        addresses(&self.claims, at)
+    }
+
     /// Copies backups in as memory arrives. A failure is the team's at once, so that the maker stops too.
     fn fill(&mut self, pipe: &mut Pipe<'_, Piece>, jobs: &[Job], made: &mpsc::Receiver<Made>) -> Result<()> {
         let filled = jobs.iter().try_for_each(|job| {
@@ -227,7 +243,9 @@ impl<'a, 'c> Part<'a, 'c> {
         });
         let landed = filled.and_then(|()| {
             while self.land(pipe)? {}
-            Ok(pipe.finish()?)
+            pipe.finish()?;
+            std::mem::take(&mut self.filled).into_iter().for_each(|at| self.tell(at));
+            Ok(())
         });
         landed.inspect_err(|error| self.team.fail(error.clone()))
     }
@@ -255,6 +273,11 @@ impl<'a, 'c> Part<'a, 'c> {
         }
         let copied = |segment: &Segment| segment.byte().is_none();
         let pieces = pieces(at, &claim.chunks[at.1], machine.settings.copy_piece, copied);
+        if pieces.is_empty() {
+            // What was filled has no event of its own: it is known to have arrived when everything has.
+            self.filled.push(at);
+        }
+        self.unlanded.insert(at, pieces.len());
         pieces.into_iter().try_for_each(|piece| self.send_piece(pipe, piece))
     }
 
@@ -282,8 +305,34 @@ impl<'a, 'c> Part<'a, 'c> {
         if let Some(span) = span {
             self.source.landed(&self.claims[piece.at.0].chunks[piece.at.1].segments[piece.segment], &span);
         }
+        let left = self.unlanded.entry(piece.at).or_insert(1);
+        *left -= 1;
+        if *left == 0 {
+            self.unlanded.remove(&piece.at);
+            self.tell(piece.at);
+        }
         Ok(true)
     }
+
+    /// Tells that a chunk has arrived. Fills of a chunk are queued before its pieces, so they have, too.
+    fn tell(&self, at: At) {
+        if let Some(progress) = self.team.call.progress {
+            progress.landed(self.addresses(at));
+        }
+    }
+}
+
+/// The chunks that are away, in the order in which they are to come back.
+fn in_order(claims: &[&mut Claim], order: Option<&Order>) -> Vec<At> {
+    let mut chunks = chunks(claims, is_away);
+    if let Some(order) = order {
+        chunks.sort_by_cached_key(|&at| order.rank(&addresses(claims, at)));
+    }
+    chunks
+}
+
+fn addresses(claims: &[&mut Claim], at: At) -> std::ops::Range<u64> {
+    claims[at.0].addresses(&claims[at.0].chunks[at.1])
 }
 
 /// Fills what no segment of the chunk covers.

@@ -198,7 +198,7 @@ struct Looker<'a> {
     claims: &'a [Claim],
     surveys: &'a mut [Survey],
     device: Device,
-    call: &'a Call,
+    call: &'a Call<'a>,
     report: &'a mut Report,
 }
 

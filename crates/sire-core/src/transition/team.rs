@@ -2,32 +2,51 @@
 //! the first failure, at which the others stop.
 
 use super::Machine;
+use super::background::Order;
 use super::pool::Pool;
 use crate::clock;
 use crate::error::{Error, Result, Status};
+use crate::progress::Progress;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use std::time::{Duration, Instant};
 
 /// One call: when it began, when it may stop waiting, and whether it has been cancelled.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Call {
+pub(super) struct Call<'a> {
     pub(super) began: Instant,
     wait_until: Instant,
     /// `None` for an undo, which cannot be cancelled.
     cancels: Option<u64>,
+    /// What is to come back first.
+    pub(super) order: Option<&'a Order>,
+    /// Who is told what has arrived, and cancels the call instead.
+    pub(super) progress: Option<&'a Progress>,
 }
 
-impl Call {
-    pub(super) fn new(machine: &Machine, wait: Duration) -> Call {
+impl<'a> Call<'a> {
+    pub(super) fn new(machine: &Machine, wait: Duration) -> Call<'a> {
         let began = clock::now();
         let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
-        Call { began, wait_until, cancels: Some(machine.cancels.load(Ordering::SeqCst)) }
+        let cancels = Some(machine.cancels.load(Ordering::SeqCst));
+        Call { began, wait_until, cancels, order: None, progress: None }
+    }
+
+    /// The same call, which brings memory back in this order.
+    pub(super) fn ordered(self, order: &'a Order) -> Call<'a> {
+        Call { order: Some(order), ..self }
+    }
+
+    /// A call that goes on after its function has returned: cancelled only by its progress.
+    pub(super) fn in_background(wait: Duration, order: &'a Order, progress: &'a Progress) -> Call<'a> {
+        let began = clock::now();
+        let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
+        Call { began, wait_until, cancels: Some(0), order: Some(order), progress: Some(progress) }
     }
 
     /// An undo: does not wait, cannot be cancelled.
-    pub(super) fn undo() -> Call {
+    pub(super) fn undo() -> Call<'a> {
         let began = clock::now();
-        Call { began, wait_until: began, cancels: None }
+        Call { began, wait_until: began, cancels: None, order: None, progress: None }
     }
 
     /// Whether this is the undo of something else.
@@ -41,6 +60,9 @@ impl Call {
     }
 
     pub(super) fn check_cancelled(&self, machine: &Machine) -> Result<()> {
+        if let Some(progress) = self.progress {
+            return progress.check_cancelled();
+        }
         match self.cancels {
             Some(cancels) if cancels != machine.cancels.load(Ordering::SeqCst) => {
                 Err(Error::new(Status::Cancelled, "the call was cancelled and rolled back; it can be repeated"))
@@ -67,14 +89,14 @@ impl From<Error> for Failure {
 #[derive(Debug)]
 pub(super) struct Team<'a> {
     pub(super) machine: &'a Machine,
-    pub(super) call: &'a Call,
+    pub(super) call: &'a Call<'a>,
     pub(super) pool: &'a Pool<'a>,
     failed: AtomicBool,
     first: Mutex<Option<Failure>>,
 }
 
 impl<'a> Team<'a> {
-    pub(super) fn new(machine: &'a Machine, call: &'a Call, pool: &'a Pool<'a>) -> Team<'a> {
+    pub(super) fn new(machine: &'a Machine, call: &'a Call<'a>, pool: &'a Pool<'a>) -> Team<'a> {
         Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None) }
     }
 

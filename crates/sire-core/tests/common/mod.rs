@@ -59,6 +59,8 @@ struct State {
     log: Vec<&'static str>,
     faults: BTreeMap<u64, DriverErrorKind>,
     fail_verb: Option<(&'static str, DriverErrorKind)>,
+    /// After so many calls of a verb, the next waits.
+    gate: Option<(&'static str, u64)>,
     registration: bool,
     hashing: bool,
     capturing: bool,
@@ -209,6 +211,9 @@ impl MemDriver {
         if let Some((_, surprise)) = surprise {
             surprise();
         }
+        while !self.may_pass(verb) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let mut state = self.peek_state();
         state.calls += 1;
         let number = state.calls;
@@ -225,6 +230,19 @@ impl MemDriver {
         Ok(state)
     }
 
+    fn may_pass(&self, verb: &'static str) -> bool {
+        let mut state = self.peek_state();
+        let fails = state.fail_verb.is_some_and(|(failing, _)| failing == verb);
+        match &mut state.gate {
+            Some((closed, 0)) if *closed == verb => fails,
+            Some((closed, left)) if *closed == verb => {
+                *left -= 1;
+                true
+            }
+            _ => true,
+        }
+    }
+
     // What tests ask and do.
 
     /// At the next call of `verb`, before it does anything.
@@ -234,6 +252,11 @@ impl MemDriver {
 
     pub fn set_capturing(&self, capturing: bool) {
         self.peek_state().capturing = capturing;
+    }
+
+    /// `calls` more calls of the verb pass; then they wait, until it is `None`, or fail if the verb fails always.
+    pub fn set_gate(&self, gate: Option<(&'static str, u64)>) {
+        self.peek_state().gate = gate;
     }
 
     pub fn calls(&self) -> u64 {

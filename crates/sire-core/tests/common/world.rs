@@ -309,6 +309,17 @@ impl World {
         outcome
     }
 
+    /// A resume in the background, to its end.
+    pub fn resume_behind(&mut self, selection: &Selection) -> Result<Report, Error> {
+        let before = self.states();
+        let progress = self.engine.resume_start(selection, ResumeOptions::default());
+        let outcome = progress.and_then(|progress| progress.finished(None));
+        if outcome.is_err() {
+            assert_eq!(before, self.states(), "a failed resume changed a state: {outcome:?}");
+        }
+        outcome.map(|report| report.expect("it is over"))
+    }
+
     /// Every promised byte of every resident allocation is what it must be.
     pub fn check(&self) {
         assert_eq!(self.driver.lost(), None);

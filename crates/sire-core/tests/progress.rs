@@ -1,0 +1,203 @@
+//! Resumes in the background: what is told to be ready is there and stays, in the order that was asked for, and whoever waits
+//! for the rest hears how it ended.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::GRANULARITY;
+use common::world::{CHUNK, World, policy, tag};
+use sire_core::driver::{Addr, Device, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::Status;
+use sire_core::progress::Progress;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Copies of one chunk.
+const PIECES: u64 = CHUNK / GRANULARITY;
+const COPY: &str = "copy_to_device";
+
+/// Four chunks, paused.
+fn paused(policy: Policy) -> (World, Addr) {
+    let mut world = World::new(1 << 30);
+    let region = world.region("r", policy);
+    let addr = world.allocate(region, 4 * CHUNK).unwrap();
+    world.write(addr);
+    world.pause(&tag("r")).unwrap();
+    (world, addr)
+}
+
+fn start(world: &World, order: &[(Addr, u64)]) -> Arc<Progress> {
+    let options = ResumeOptions { order: Some(order), ..ResumeOptions::default() };
+    world.engine.resume_start(&tag("r"), options).unwrap()
+}
+
+fn soon() -> Option<Instant> {
+    Some(Instant::now() + Duration::from_millis(20))
+}
+
+#[test]
+fn it_ends_like_a_resume() {
+    for backup in [Backup::Host, Backup::Disk] {
+        let (mut world, addr) = paused(policy(backup));
+        let progress = start(&world, &[]);
+        let report = progress.finished(None).unwrap().unwrap();
+        assert_eq!((report.regions_changed, report.bytes_copied, report.bytes_moved), (1, 4 * CHUNK, 4 * CHUNK));
+        assert_eq!(progress.bytes(), (4 * CHUNK, 4 * CHUNK));
+        assert!(progress.ready(addr, 4 * CHUNK));
+        world.check();
+        let again = start(&world, &[]).finished(None).unwrap().unwrap();
+        assert_eq!((again.regions_changed, again.regions_unchanged), (0, 1));
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn chunks_are_ready_in_the_order_asked_for_and_can_be_used_at_once() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let chunk = |n: u64| addr.offset(n * CHUNK);
+    world.driver.set_gate(Some((COPY, 2 * PIECES + 1)));
+    let progress = start(&world, &[(chunk(2).offset(7), 1), (chunk(0), CHUNK), (Addr(1), 5)]);
+    assert_eq!(progress.wait(chunk(2), CHUNK, None), Ok(true));
+    assert_eq!(progress.wait(addr, CHUNK, soon()).map(drop), Ok(()));
+    assert_eq!(progress.wait(chunk(1), 1, soon()), Ok(false));
+    assert!(!progress.ready(addr, 4 * CHUNK) && progress.ready(Addr(1), 100));
+    assert_eq!(progress.finished(soon()), Ok(None));
+    assert_eq!(world.engine.state(RegionId(0)), Ok(State::Paused));
+    assert_eq!(world.engine.enter(RegionId(0), OnPaused::Refuse).unwrap_err().status, Status::Busy);
+    assert_eq!(world.pause(&tag("r")).unwrap_err().status, Status::Busy);
+    let found = world.driver.peek(Device(0), chunk(2), CHUNK).unwrap();
+    assert_eq!(found, world.twins[&addr].bytes[2 * CHUNK as usize..3 * CHUNK as usize]);
+    // The program goes on with what is there.
+    world.driver.poke(Device(0), chunk(2), &[1, 2, 3]).unwrap();
+    world.twins.get_mut(&addr).unwrap().bytes[2 * CHUNK as usize..][..3].copy_from_slice(&[1, 2, 3]);
+    world.driver.set_gate(None);
+    progress.finished(None).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn what_was_told_to_be_ready_stays_when_the_rest_fails() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_gate(Some((COPY, 2 * PIECES)));
+    let progress = start(&world, &[]);
+    assert_eq!(progress.wait(addr, CHUNK, None), Ok(true));
+    world.driver.poke(Device(0), addr, &[9; 100]).unwrap();
+    world.twins.get_mut(&addr).unwrap().bytes[..100].fill(9);
+    world.driver.fail_always(Some((COPY, DriverErrorKind::Other)));
+    assert_eq!(progress.finished(None).unwrap_err().status, Status::Driver);
+    assert_eq!(progress.wait(addr.offset(3 * CHUNK), 1, None).unwrap_err().status, Status::Driver);
+    assert_eq!(progress.wait(addr, CHUNK, None), Ok(true), "it is still there");
+    assert_eq!(world.engine.state(RegionId(0)), Ok(State::Paused));
+    assert_eq!(world.driver.peek(Device(0), addr, 100).unwrap(), [9; 100]);
+    world.driver.fail_always(None);
+    world.driver.set_gate(None);
+    // A pause puts down what was left, as it is now; a resume brings all of it.
+    world.engine.pause(&tag("r"), PauseOptions::default()).unwrap();
+    assert_eq!(world.driver.used_bytes(), 0);
+    world.resume(&tag("r")).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn without_memory_nothing_is_ready_and_nothing_is_held() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_capacity(3 * CHUNK);
+    let progress = start(&world, &[]);
+    let error = progress.wait(addr, 1, None).unwrap_err();
+    assert_eq!(error.status, Status::OutOfDeviceMemory);
+    assert!(error.message.contains("'r'"), "{error}");
+    assert_eq!((world.driver.used_bytes(), progress.bytes()), (0, (0, 4 * CHUNK)));
+    let driver = world.driver.clone();
+    let options = ResumeOptions { wait: Duration::from_secs(20), ..ResumeOptions::default() };
+    let progress = world.engine.resume_start(&tag("r"), options).unwrap();
+    assert_eq!(progress.wait(addr, 1, soon()), Ok(false));
+    driver.set_capacity(8 * CHUNK);
+    progress.finished(None).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn a_progress_is_cancelled_by_itself_only() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_gate(Some((COPY, PIECES + 2)));
+    let progress = start(&world, &[]);
+    world.engine.cancel();
+    assert_eq!(progress.wait(addr, 1, None), Ok(true));
+    progress.cancel();
+    world.driver.set_gate(None);
+    assert_eq!(progress.finished(None).unwrap_err().status, Status::Cancelled);
+    world.resume(&tag("r")).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn a_forgotten_progress_ends_all_the_same() {
+    let (mut world, _) = paused(policy(Backup::Host));
+    drop(start(&world, &[]));
+    world.engine.enter(RegionId(0), OnPaused::Resume).unwrap();
+    world.engine.leave(RegionId(0));
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn quiescing_ends_what_goes_on() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_gate(Some((COPY, PIECES + 2)));
+    let progress = start(&world, &[]);
+    assert_eq!(progress.wait(addr, 1, None), Ok(true));
+    world.engine.quiesce(soon().unwrap());
+    assert_eq!(progress.finished(soon()), Ok(None), "the deadline passes while a copy hangs");
+    world.driver.set_gate(None);
+    world.engine.quiesce(Instant::now() + Duration::from_secs(20));
+    assert_eq!(progress.finished(None).unwrap_err().status, Status::Cancelled);
+    world.resume(&tag("r")).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn memory_freed_meanwhile_is_nobodys_loss() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_gate(Some((COPY, 1)));
+    let progress = start(&world, &[]);
+    world.free(addr).unwrap();
+    world.driver.set_gate(None);
+    progress.finished(None).unwrap();
+    world.check_no_leak();
+}
+
+#[test]
+fn zeros_and_undefined_content_are_ready_too() {
+    for zero_fill in [false, true] {
+        let (mut world, addr) = paused(Policy { zero_fill, ..Policy::default() });
+        let progress = start(&world, &[]);
+        assert_eq!(progress.wait(addr, 4 * CHUNK, None), Ok(true));
+        progress.finished(None).unwrap();
+        world.check();
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn a_blocking_resume_takes_an_order_too() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let order = [(addr.offset(3 * CHUNK), 1), (addr, u64::MAX)];
+    world.engine.resume(&tag("r"), ResumeOptions { order: Some(&order), ..ResumeOptions::default() }).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn what_can_be_refused_at_once_is() {
+    let world = World::new(1 << 20);
+    let refused = |options| world.engine.resume_start(&tag("nobody"), options).unwrap_err().status;
+    assert_eq!(refused(ResumeOptions::default()), Status::UnknownTag);
+    assert_eq!(refused(ResumeOptions { capturing: true, ..ResumeOptions::default() }), Status::Capturing);
+}

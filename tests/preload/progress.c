@@ -1,0 +1,80 @@
+/* A resume in the background: what is ready can be used, the rest is waited for, and a wrong question gets an answer. */
+#include "support.h"
+#include <math.h>
+
+enum { COUNT = 4, SIZE = 32 * MiB };
+
+static sire_progress *start(const sire_resume_options *options) {
+    sire_progress *progress = NULL;
+    OK(sire_resume_start("a", options, &progress));
+    CHECK(progress != NULL);
+    return progress;
+}
+
+int main(void) {
+    uint32_t region = region_of("a", 1);
+    char *ours[COUNT];
+    sire_range order[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        ours[i] = allocate_in(region, SIZE);
+        fill(ours[i], SIZE, i);
+        order[COUNT - 1 - i] = (sire_range){ours[i], SIZE};
+    }
+    OK(sire_pause("a", NULL, NULL));
+    CHECK(device_used(0) == 0);
+
+    sire_progress *progress = NULL;
+    EXPECT(SIRE_STATUS_UNKNOWN_TAG, sire_resume_start("nobody", NULL, &progress));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_resume_start("a", NULL, NULL));
+    sire_resume_options options = {.struct_size = sizeof options, .order = (sire_range *)((char *)order + 1), .order_count = 1};
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_resume_start("a", &options, &progress));
+    CHECK(progress == NULL && device_used(0) == 0);
+
+    options.order = order;
+    options.order_count = COUNT;
+    progress = start(&options);
+    bool ready = false;
+    for (int i = COUNT; i-- > 0;) {
+        OK(sire_progress_wait(progress, ours[i], SIZE, INFINITY, &ready));
+        CHECK(ready);
+        OK(sire_progress_ready(progress, ours[i], SIZE, &ready));
+        CHECK(ready && holds(ours[i], SIZE, i));
+    }
+    OK(sire_progress_wait(progress, NULL, 0, 60, &ready));
+    CHECK(ready);
+    sire_report report = {.struct_size = sizeof report};
+    OK(sire_progress_report(progress, &report));
+    CHECK(report.regions_changed == 1 && report.bytes_copied == (uint64_t)COUNT * SIZE);
+    uint64_t arrived = 0, total = 0;
+    OK(sire_progress_bytes(progress, &arrived, &total));
+    CHECK(arrived == total && total == (uint64_t)COUNT * SIZE);
+    OK(sire_progress_cancel(progress));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_wait(progress, NULL, 0, -1, NULL));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_wait(progress, NULL, 0, NAN, NULL));
+    OK(sire_progress_wait(progress, NULL, 0, 0, NULL));
+    OK(sire_progress_ready(progress, NULL, 1, &ready));
+    CHECK(ready);
+    OK(sire_progress_close(progress));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_ready(NULL, ours[0], 1, &ready));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_wait(NULL, ours[0], 1, 0, &ready));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_report(NULL, &report));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_bytes(NULL, NULL, NULL));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_cancel(NULL));
+    OK(sire_progress_close(NULL));
+
+    /* A copy that fails: whoever waits hears of it, and the region can be resumed. */
+    OK(sire_pause("a", NULL, NULL));
+    device_fault("cuMemcpyHtoDAsync_v2#3=error:999");
+    progress = start(NULL);
+    CHECK(sire_progress_wait(progress, NULL, 0, INFINITY, &ready) != SIRE_STATUS_OK);
+    CHECK(sire_progress_report(progress, &report) != SIRE_STATUS_OK);
+    OK(sire_progress_close(progress));
+    device_fault("");
+    OK(sire_resume("a", NULL, NULL));
+    for (int i = 0; i < COUNT; i++) CHECK(holds(ours[i], SIZE, i));
+
+    /* The process ends while a resume is under way. */
+    OK(sire_pause("a", NULL, NULL));
+    OK(sire_progress_close(start(NULL)));
+    return 0;
+}
