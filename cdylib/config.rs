@@ -112,6 +112,8 @@ fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {
     config.host_policy =
         parsed(variables, "SIRE_HOST_POLICY", "retain, shrink or release", parse_policy)?.unwrap_or_default();
     config.disk_dir = variables("SIRE_DISK_DIR").or_else(|| variables("TMS_DISK_BACKUP_DIR")).map(PathBuf::from);
+    config.shared_backups = flag(variables, "SIRE_SHARED_BACKUPS")?;
+    config.shared_dir = variables("SIRE_SHARED_DIR").map(PathBuf::from);
     Ok(config)
 }
 
