@@ -202,6 +202,7 @@ fn shared_tier(machine: &Machine) -> Option<TierStats> {
         tier: machine.tiers.shared.name().to_owned(),
         used_bytes: own + borrowed,
         reserved_bytes: own,
+        present_bytes: own,
         registered_bytes: 0,
         limit_bytes: machine.tiers.shared.limit(),
     })
