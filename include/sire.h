@@ -68,7 +68,8 @@ typedef struct sire_progress sire_progress;
 typedef struct sire_region_options {
   // `sizeof(sire_region_options)`.
   size_t struct_size;
-  // Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk.
+  // Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk, 3 a file that was
+  // attached (host memory for the rest), 4 chosen by the engine: host memory, the disk for what it has no room for.
   int32_t backup;
   // Bytes that were not backed up read as zero after resume.
   bool zero_fill;

@@ -14,7 +14,8 @@ use std::ffi::c_char;
 pub struct sire_region_options {
     /// `sizeof(sire_region_options)`.
     pub struct_size: usize,
-    /// Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk.
+    /// Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk, 3 a file that was
+    /// attached (host memory for the rest), 4 chosen by the engine: host memory, the disk for what it has no room for.
     pub backup: i32,
     /// Bytes that were not backed up read as zero after resume.
     pub zero_fill: bool,
@@ -40,7 +41,13 @@ unsafe fn policy(options: *const sire_region_options) -> Result<Policy> {
         0 => Backup::None,
         1 => Backup::Host,
         2 => Backup::Disk,
-        other => return Err(invalid(format!("backup is {other}; it must be 0 (none), 1 (host) or 2 (disk)"))),
+        3 => Backup::File,
+        4 => Backup::Auto,
+        other => {
+            return Err(invalid(format!(
+                "backup is {other}; it must be 0 (none), 1 (host), 2 (disk), 3 (file) or 4 (auto)"
+            )));
+        }
     };
     // Read as bytes: C may have left any value in a bool.
     let zero_fill = sized_field!(options, size, sire_region_options, zero_fill: u8).unwrap_or(0) != 0;

@@ -340,7 +340,7 @@ pub unsafe extern "C" fn sire_switch(
     call(|| {
         // SAFETY: the caller's promises.
         let (pause, resume, asked, places) = unsafe {
-            let tag = |text: *const c_char| Ok(Selection::Tag(boundary::string("the tag", text)?.to_owned()));
+            let tag = |text| boundary::string("the tag", text).map(|tag| Selection::Tag(tag.to_owned()));
             (tag(pause)?, tag(resume)?, Asked::of(options)?, (Place::at(out_pause)?, Place::at(out_resume)?))
         };
         let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
@@ -363,13 +363,14 @@ pub unsafe extern "C" fn sire_switch(
     })
 }
 
+/// Addresses and lengths.
+type Ranges = Vec<(Addr, u64)>;
+
 /// How long to wait, and for what first.
 ///
 /// # Safety
 /// `options` is NULL or a sized struct, whose `order` is NULL or `order_count` ranges.
-pub(super) unsafe fn resume_options(
-    options: *const sire_resume_options,
-) -> Result<(Duration, Option<Vec<(Addr, u64)>>)> {
+pub(super) unsafe fn resume_options(options: *const sire_resume_options) -> Result<(Duration, Option<Ranges>)> {
     /// "For ever", about 30 years, which no clock arithmetic overflows.
     const LONGEST: f64 = 1e9;
     if options.is_null() {

@@ -19,6 +19,8 @@ PROCESSES = 4
 # In two parts: an older library does not have the variable, and its documentation does not name it.
 SHARED = "SIRE_" + "SHARED_BACKUPS"
 DEVICE = "sire-sim"
+# Shared backups are files in memory that nobody maps; a process has them open under this name.
+STORE = "/memfd:sire-shared"
 
 
 def run(shop: Workshop, sizes: Sizes, kind: str) -> dict[str, Any]:
@@ -94,12 +96,29 @@ class Sharer:
                 total += int(words[1]) * 1024
         return total
 
+    def files(self) -> dict[int, int]:
+        """The shared files in memory that it has open: bytes by inode."""
+        found = {}
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            if str(entry.readlink()).startswith(STORE):
+                status = entry.stat()
+                found[status.st_ino] = status.st_blocks * 512
+        return found
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream:
                 stream.close()
+
+
+def held(sharers: list[Sharer]) -> int:
+    """Host memory of all of them in bytes: what they map by proportional share, and each shared file once."""
+    files: dict[int, int] = {}
+    for sharer in sharers:
+        files |= sharer.files()
+    return sum(sharer.held() for sharer in sharers) + sum(files.values())
 
 
 def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
@@ -111,12 +130,12 @@ def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
         for _ in range(PROCESSES):
             sharers.append(Sharer(shop, sizes.shared, folder))
             sharers[-1].done("filled")
-        before = sum(sharer.held() for sharer in sharers)
+        before = held(sharers)
         shares = []
         for sharer in sharers:
             sharer.go_on()
             sharer.done("paused")
-            shares.append((sum(each.held() for each in sharers) - before) / sizes.shared)
+            shares.append((held(sharers) - before) / sizes.shared)
         for sharer in sharers:
             sharer.go_on()
             sharer.done("compared")
@@ -125,5 +144,5 @@ def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
             sharer.end()
     figure = Figure("shared_backup.share", "copies", [shares[-1]], [1.0], target=Target("value", at_most=1.05))
     grown = ", ".join(f"{share:.2f}" for share in shares)
-    figure.notes.append(f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other: {grown}; proportional memory (PSS)")
+    figure.notes.append(f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other: {grown}; proportional memory (PSS), and files in memory once each")
     return [figure]

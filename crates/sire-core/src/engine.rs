@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::terms::{
-    Backup, BackupView, Clean, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
-    ResumeOptions, Retention, Selection, State, SwitchOptions,
+    Backup, BackupView, Clean, Compress, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
+    ResumeOptions, Retention, Selection, State, SwitchOptions, Tended,
 };
 
 /// The engine: one per process. All functions may be called from any thread.
@@ -53,6 +53,8 @@ impl Engine {
             hashing: Mutex::default(),
             cancels: AtomicU64::new(0),
             running: Mutex::default(),
+            tending: Mutex::default(),
+            untended: AtomicU64::new(0),
         });
         Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0), trace: Tracer::default() }
     }
@@ -189,7 +191,26 @@ impl Engine {
     pub fn pause(&self, selection: &Selection, options: PauseOptions<'_>) -> Result<Report> {
         refuse_capture(options.capturing, "pause")?;
         let pause = || self.machine.pause(self.machine.regions.select(selection)?, options);
-        self.trace.timed(Verb::Pause, selection, Duration::ZERO, pause)
+        let outcome = self.trace.timed(Verb::Pause, selection, Duration::ZERO, pause);
+        if outcome.is_ok() {
+            self.machine.tend_later();
+        }
+        outcome
+    }
+
+    /// Does now, on this thread, what else is done in the background after a pause: moves automatic backups out of scarce host
+    /// memory, compresses what is on the disk (if `disk_compress` says so). What fails stays as it is.
+    pub fn tend(&self) -> Tended {
+        self.machine.tend()
+    }
+
+    /// Brings the automatic backups of what `selection` means from the disk back into host memory, as far as there is room, so that a
+    /// resume is fast; returns how many bytes.
+    ///
+    /// # Errors
+    /// `UnknownTag`; `OutOfBackupSpace` or `BackupIo`: what has not moved stays where it is.
+    pub fn promote(&self, selection: &Selection) -> Result<u64> {
+        self.machine.promote(&self.machine.regions.select(selection)?)
     }
 
     /// Resumes what `selection` means: all of it, or nothing.

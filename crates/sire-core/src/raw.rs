@@ -19,7 +19,7 @@ use crate::sync::{Mutex, lock};
 use memmap2::{Advice, MmapMut, MmapRaw};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -425,6 +425,36 @@ pub(crate) fn preallocate(file: &std::fs::File, len: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// An anonymous file in memory. It is gone with the last descriptor, whoever holds that and however it dies.
+pub(crate) fn memory_file() -> io::Result<std::fs::File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is a string constant with its NUL; the call touches no other memory of ours.
+    let fd = unsafe { libc::memfd_create(c"sire-shared".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}
+
+/// Fixes the length of a file that [`memory_file`] made, for everybody and for ever.
+pub(crate) fn seal_length(file: &std::fs::File) -> io::Result<()> {
+    let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+    // SAFETY: the descriptor is open (`file` is borrowed); the call touches no memory of ours.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives the blocks of `[at, at + len)` back to the file system; the bytes read as zero from now on.
+pub(crate) fn punch(file: &std::fs::File, at: u64, len: u64) -> io::Result<()> {
+    let whole = |n: u64| libc::off_t::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let (at, len) = (whole(at)?, whole(len)?);
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the descriptor is open (`file` is borrowed); the call touches no memory of ours.
+    let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, at, len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A driver that counts its calls.

@@ -53,6 +53,16 @@ pub(crate) struct History {
     pub(crate) seconds_paused_last: f64,
     pub(crate) seconds_resumed_last: f64,
     pub(crate) last_error: Option<String>,
+    /// When it was paused or resumed last, in an order of the process's own.
+    pub(crate) used: u64,
+}
+
+impl History {
+    /// It is being used now.
+    pub(crate) fn touch(&mut self) {
+        static NOW: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        self.used = NOW.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// One (tag, policy).

@@ -1,7 +1,7 @@
 //! The engine's settings as it uses them: sizes are fixed at the start, limits may change at any time.
 
 use crate::sync::{Mutex, lock};
-use crate::terms::{Config, Retention};
+use crate::terms::{Compress, Config, Retention};
 use std::path::PathBuf;
 
 /// Larger sizes mean "all of it"; they are cut so that rounding them up cannot overflow.
@@ -69,6 +69,26 @@ impl Settings {
     /// Most bytes of disk backups.
     pub(crate) fn disk_limit(&self) -> Option<u64> {
         lock(&self.config).disk_limit
+    }
+
+    /// Whether a thread tends backups.
+    pub(crate) fn tends(&self) -> bool {
+        lock(&self.config).tends
+    }
+
+    /// Whether disk backups are compressed.
+    pub(crate) fn compress(&self) -> Compress {
+        lock(&self.config).disk_compress
+    }
+
+    /// Whether clean host backups are shared between processes.
+    pub(crate) fn shares(&self) -> bool {
+        lock(&self.config).shared_backups
+    }
+
+    /// Where processes that share find each other.
+    pub(crate) fn shared_dir(&self) -> Option<PathBuf> {
+        lock(&self.config).shared_dir.clone()
     }
 
     /// Where disk backups go.

@@ -3,6 +3,8 @@
 use crate::extent::Figures;
 use crate::region::Region;
 use crate::terms::{RegionId, State};
+use crate::tier::Tier;
+use crate::tier::shared::SharedUse;
 use crate::transition::Machine;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -189,5 +191,19 @@ fn tiers(machine: &Machine) -> Vec<TierStats> {
         machine.tiers.all().iter().map(|tier| stored(tier.name(), tier.used(), tier.limit())).collect();
     all.splice(0..0, [host]);
     all.insert(2, TierStats { reserved_bytes: 0, ..stored("file", machine.tiers.files.used(), None) });
+    all.extend(shared_tier(machine));
     all
+}
+
+/// Of memory that is shared, `reserved_bytes` counts what this process has made: over all processes, each byte once.
+fn shared_tier(machine: &Machine) -> Option<TierStats> {
+    let SharedUse { own, borrowed } = machine.tiers.shared.usage();
+    (machine.settings.shares() || own + borrowed > 0).then(|| TierStats {
+        tier: machine.tiers.shared.name().to_owned(),
+        used_bytes: own + borrowed,
+        reserved_bytes: own,
+        present_bytes: own,
+        registered_bytes: 0,
+        limit_bytes: machine.tiers.shared.limit(),
+    })
 }

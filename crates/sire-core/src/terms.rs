@@ -24,6 +24,8 @@ pub enum Backup {
     Disk,
     /// A file of the program's that holds the bytes already, where that was said and proven; host memory for the rest.
     File,
+    /// Host memory, as long as there is room; then the disk, for what was used least recently.
+    Auto,
     /// A tier from outside, as [`Engine::add_tier`](crate::engine::Engine::add_tier) numbered it.
     Tier(u8),
 }
@@ -57,6 +59,29 @@ pub struct Policy {
     pub retain: bool,
     /// Whether the retained backup may stand for content that has not changed; anything but `No` retains it.
     pub clean: Clean,
+}
+
+/// Whether backups on the disk are compressed, in the background after a pause.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Compress {
+    /// Never.
+    #[default]
+    No,
+    /// Where a read then takes no longer: bytes and times of a few records decide.
+    IfItPays,
+    /// Wherever bytes are saved.
+    Always,
+}
+
+/// What was done in the background. Bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Tended {
+    /// Moved from host memory to the disk.
+    pub bytes_demoted: u64,
+    /// Compressed, as they were before.
+    pub bytes_compressed: u64,
+    /// Room on the disk that is free for it.
+    pub bytes_saved: u64,
 }
 
 /// What entering a paused region does.
@@ -105,6 +130,15 @@ pub struct Config {
     pub disk_limit: Option<u64>,
     /// Directory of disk backups (default: `sire-<uid>` in the system's temporary directory, mode 0700).
     pub disk_dir: Option<PathBuf>,
+    /// Whether host backups of clean regions are kept once for all processes of this user that say so, too (default: no).
+    pub shared_backups: bool,
+    /// Directory in which such processes find each other (default: `sire-<uid>` in `/dev/shm`, mode 0700). It holds no backup.
+    pub shared_dir: Option<PathBuf>,
+    /// Whether a thread of the engine's own tends backups after a pause (default: yes): moves automatic ones out of scarce host
+    /// memory, compresses those on the disk. If not, [`Engine::tend`](crate::engine::Engine::tend) does it when it is called.
+    pub tends: bool,
+    /// Whether disk backups are compressed after the pause (default: no).
+    pub disk_compress: Compress,
     /// Largest copy that is queued at once (default 4 MiB); two are in flight.
     pub copy_piece: u64,
     /// Bytes of device memory that pause/resume/allocate leave free (default 0).
@@ -123,6 +157,10 @@ impl Default for Config {
             host_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
             disk_limit: None,
             disk_dir: None,
+            shared_backups: false,
+            shared_dir: None,
+            tends: true,
+            disk_compress: Compress::No,
             copy_piece: 4 << 20,
             margin: 0,
         }

@@ -208,6 +208,32 @@ fn short_behind(life: &mut Life) {
     life.resume(&tag("host"));
 }
 
+/// Automatic backups: one finds host memory full; then one makes way, is compressed, and comes back into host memory.
+fn short_auto(life: &mut Life) {
+    let host_limit = |life: &mut Life, limit| life.world.engine.configure(&move |config| config.host_limit = limit);
+    life.world.engine.configure(&|config| config.disk_compress = Compress::Always);
+    for tag_of in ["auto/a", "auto/b"] {
+        let region = life.world.region(tag_of, policy(Backup::Auto));
+        life.allocate(region, CHUNK + GRANULARITY);
+    }
+    host_limit(life, Some(CHUNK + 4 * GRANULARITY));
+    life.pause(&tag("auto"));
+    life.world.engine.tend();
+    host_limit(life, None);
+    life.step("promote", |world| world.engine.promote(&Selection::All));
+    host_limit(life, Some(GRANULARITY));
+    life.world.engine.tend();
+    host_limit(life, None);
+    life.resume(&tag("auto"));
+    life.world.check();
+}
+
+/// Backups in memory that processes share.
+fn short_between_processes(life: &mut Life) {
+    life.world.engine.configure(&|config| (config.shared_backups, config.shared_dir) = (true, config.disk_dir.clone()));
+    clean(life, Clean::Declared, Backup::Host);
+}
+
 /// A pool of which the program holds a part free.
 fn short_dead(life: &mut Life) {
     const HOLE: u64 = 2 * GRANULARITY;
@@ -276,6 +302,8 @@ fn every_call_of_the_short_lives_fails_once() {
         short_shared,
         short_dead,
         short_behind,
+        short_auto,
+        short_between_processes,
     ]
     .into_iter()
     .for_each(every_call);
@@ -289,6 +317,16 @@ fn every_pair_of_calls_fails_in_host_memory() {
 #[test]
 fn every_pair_of_calls_fails_on_disk() {
     every_pair(short_disk, DriverErrorKind::Other, 1);
+}
+
+#[test]
+fn every_pair_of_calls_fails_in_automatic_backups() {
+    every_pair(short_auto, DriverErrorKind::Other, 7);
+}
+
+#[test]
+fn every_pair_of_calls_fails_in_shared_memory() {
+    every_pair(short_between_processes, DriverErrorKind::Other, 7);
 }
 
 #[test]

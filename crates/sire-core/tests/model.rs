@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::GRANULARITY;
 use common::world::{CHUNK, World, tag};
 use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, DriverErrorKind, ProgramStream};
@@ -61,6 +62,10 @@ enum Step {
     Trim,
     Backup(usize),
     Peer(u32),
+    /// What is done in the background.
+    Tend,
+    Promote(usize),
+    HostLimit(Option<u64>),
     Enter(usize),
     /// Whether the driver can hash.
     Hashing(bool),
@@ -70,8 +75,8 @@ const TAGS: [&str; 10] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g", "a/h", "d/i
 const SELECTIONS: [Option<&str>; 6] = [None, Some("a"), Some("a/b"), Some("d"), Some("e"), Some("g")];
 
 fn policy(index: usize) -> Policy {
-    use Backup::{Disk, Host, None};
-    let backup = [Host, None, Disk, Host, None, Host, Disk, Host, Disk, Host][index];
+    use Backup::{Auto, Disk, Host, None};
+    let backup = [Host, None, Disk, Auto, None, Host, Disk, Host, Disk, Host][index];
     let clean = match index {
         0..5 => Clean::No,
         5 | 6 => Clean::Declared,
@@ -108,6 +113,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Trim),
         1 => any::<usize>().prop_map(Step::Backup),
         1 => (0..2_u32).prop_map(Step::Peer),
+        2 => Just(Step::Tend),
+        1 => (0..SELECTIONS.len()).prop_map(Step::Promote),
+        1 => prop::option::of(0..8_u64).prop_map(|chunks| Step::HostLimit(chunks.map(|chunks| chunks * CHUNK))),
         1 => (0..TAGS.len()).prop_map(Step::Enter),
     ]
 }
@@ -122,8 +130,14 @@ struct Life {
 }
 
 impl Life {
-    fn new() -> Life {
-        let mut world = World::new(8 * CHUNK);
+    /// With `shares`, clean host backups are in shared memory.
+    fn new(shares: bool) -> Life {
+        let mut world = World::with(8 * CHUNK, 2 * GRANULARITY);
+        world.engine.configure(&|config| {
+            config.disk_compress = Compress::Always;
+            config.shared_backups = shares;
+            config.shared_dir = config.disk_dir.clone();
+        });
         let regions = TAGS.iter().enumerate().map(|(i, tag)| world.region(tag, policy(i))).collect();
         Life { world, regions }
     }
@@ -194,6 +208,9 @@ impl Life {
             Step::Capacity(bytes) => self.world.driver.set_capacity(bytes),
             Step::Trim => drop(self.world.engine.trim()),
             Step::Backup(which) => self.read_backup(which),
+            Step::Tend => drop(self.world.engine.tend()),
+            Step::Promote(index) => drop(self.world.engine.promote(&selection(index))),
+            Step::HostLimit(limit) => self.world.engine.configure(&|config| config.host_limit = limit),
             Step::Peer(device) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),
             Step::Enter(index) => {
                 let region = self.regions[index];
@@ -246,8 +263,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_life_equals_the_oracle(steps in prop::collection::vec(step(), 1..60)) {
-        let mut life = Life::new();
+    fn any_life_equals_the_oracle(shares in prop::bool::weighted(0.3), steps in prop::collection::vec(step(), 1..60)) {
+        let mut life = Life::new(shares);
         for step in steps {
             life.take(step);
             life.world.check();

@@ -5,23 +5,28 @@
 //! that a file of the program's has them already; others come from outside ([`conformance`] asks whether they keep the bargain).
 //! [`memory`] knows how much the machine has left.
 
+pub(crate) mod compress;
 pub mod conformance;
 pub(crate) mod direct;
 pub(crate) mod disk;
 pub(crate) mod file;
 pub(crate) mod host;
 pub(crate) mod memory;
+pub(crate) mod packed;
 pub(crate) mod queue;
 pub(crate) mod record;
+pub(crate) mod shared;
 mod slab;
+pub(crate) mod spill;
 pub(crate) mod staging;
 
 use crate::error::{Error, Result, Status};
 use crate::raw::Span;
 use crate::settings::Settings;
 use crate::sync::{Mutex, lock};
-use crate::terms::Backup;
+use crate::terms::{Backup, Clean, Policy};
 use record::{Record, Sum};
+use shared::SharedTier;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -95,6 +100,11 @@ pub trait Room: Send + Sync + Debug {
     /// # Errors
     /// `BackupIo`, also for a range that is not inside the room; the content of `into` is then undefined.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<()>;
+
+    /// Whether bytes that have been there may be replaced by others. If not, others get room of their own.
+    fn is_rewritable(&self) -> bool {
+        true
+    }
 }
 
 /// Where one segment of a backup is.
@@ -170,6 +180,27 @@ impl Segment {
     /// Whether its bytes are outside host memory.
     pub(crate) fn is_stored(&self) -> bool {
         matches!(self.place, Place::Stored { .. })
+    }
+
+    /// Notes that somebody may read it from now on: no pause writes there any more.
+    pub(crate) fn lend(&self) {
+        if let Place::Host(span) = &self.place {
+            span.keeper().lend();
+        }
+    }
+
+    /// Whether both are the same bytes in the same place.
+    pub(crate) fn is_same(&self, other: &Segment) -> bool {
+        let same_place = match (&self.place, &other.place) {
+            (Place::Host(one), Place::Host(other)) => one.ptr() == other.ptr(),
+            (Place::Constant(one), Place::Constant(other)) => one == other,
+            (Place::Stored { room, at, sum }, Place::Stored { room: other, at: other_at, sum: other_sum }) => {
+                // The sum, too: a record may have been written again where it was.
+                Arc::ptr_eq(room, other) && (at, sum) == (other_at, other_sum)
+            }
+            _ => false,
+        };
+        same_place && self.range() == other.range()
     }
 
     /// `range` of it as a segment of its own, with what is known if that is a whole page; `None` if it is not inside, or cannot be had apart.
@@ -263,8 +294,11 @@ impl Promised {
 /// The tiers behind the trait: the engine's own, then those from outside.
 #[derive(Debug)]
 pub(crate) struct Tiers {
+    settings: Arc<Settings>,
     disk: Arc<dyn Tier>,
     pub(crate) files: file::FileTier,
+    /// Host memory that processes share.
+    pub(crate) shared: Arc<SharedTier>,
     others: Mutex<Vec<Arc<dyn Tier>>>,
 }
 
@@ -272,8 +306,10 @@ impl Tiers {
     /// The engine's own.
     pub(crate) fn new(settings: Arc<Settings>) -> Tiers {
         Tiers {
-            disk: Arc::new(disk::DiskTier::new(settings)),
+            disk: Arc::new(disk::DiskTier::new(Arc::clone(&settings))),
+            shared: Arc::new(SharedTier::new(Arc::clone(&settings))),
             files: file::FileTier::default(),
+            settings,
             others: Mutex::default(),
         }
     }
@@ -288,12 +324,23 @@ impl Tiers {
         Ok(Backup::Tier(number))
     }
 
+    /// The tier behind the trait that takes the backups of a policy, if any does.
+    pub(crate) fn for_policy(&self, policy: &Policy) -> Result<Option<Arc<dyn Tier>>> {
+        match policy.backup {
+            Backup::Disk | Backup::Tier(_) => self.of(policy.backup).map(Some),
+            Backup::Host if policy.clean != Clean::No && self.settings.shares() => {
+                Ok(Some(Arc::clone(&self.shared) as Arc<dyn Tier>))
+            }
+            Backup::None | Backup::Host | Backup::File | Backup::Auto => Ok(None),
+        }
+    }
+
     /// The tier that a policy sends backups to.
     pub(crate) fn of(&self, backup: Backup) -> Result<Arc<dyn Tier>> {
         let found = match backup {
             Backup::Disk => Some(Arc::clone(&self.disk)),
             Backup::Tier(number) => lock(&self.others).get(usize::from(number)).cloned(),
-            Backup::None | Backup::Host | Backup::File => None,
+            Backup::None | Backup::Host | Backup::File | Backup::Auto => None,
         };
         found.ok_or_else(|| {
             Error::new(Status::InvalidArgument, format!("no tier was added for {backup:?}; use Engine::add_tier"))
@@ -304,6 +351,8 @@ impl Tiers {
     pub(crate) fn depth(&self, backup: Backup) -> usize {
         match backup {
             Backup::File => file::DEPTH,
+            Backup::Auto => self.disk.depth(),
+            Backup::Host if self.settings.shares() => self.shared.depth(),
             _ => self.of(backup).map_or(1, |tier| tier.depth()),
         }
     }
@@ -314,6 +363,7 @@ impl Tiers {
             Backup::None => "none".to_owned(),
             Backup::Host => "host".to_owned(),
             Backup::File => "file".to_owned(),
+            Backup::Auto => "auto".to_owned(),
             Backup::Disk | Backup::Tier(_) => {
                 self.of(backup).map_or_else(|_| "unknown".to_owned(), |tier| tier.name().to_owned())
             }

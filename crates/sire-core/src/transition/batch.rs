@@ -138,6 +138,7 @@ impl Batch {
         for (id, (region, _)) in &self.closed {
             region.history(|history| {
                 history.last_error = None;
+                history.touch();
                 if target == Phase::Paused {
                     history.pauses += 1;
                     history.bytes_copied += self.pending.get(id).copied().unwrap_or(0);

@@ -125,7 +125,7 @@ impl Drafter<'_> {
     fn may_write(&self, old: &Segment) -> bool {
         match &old.place {
             Place::Host(span) => self.known.withdraw(old.pages.first().copied().flatten(), span),
-            Place::Stored { .. } => true,
+            Place::Stored { room, .. } => room.is_rewritable(),
             Place::Constant(_) => false,
         }
     }

@@ -24,6 +24,7 @@ mod seam;
 mod survey;
 mod switch;
 mod team;
+mod tend;
 
 use crate::clock;
 use crate::driver::Device;
@@ -62,6 +63,10 @@ pub(crate) struct Machine {
     pub(crate) pages: Pages,
     /// Devices that were told to make ready what hashing needs.
     pub(crate) hashing: Mutex<BTreeSet<Device>>,
+    /// Held by whoever tends backups.
+    pub(crate) tending: Mutex<()>,
+    /// Pauses since whose end backups were not tended; 0: nobody is to.
+    pub(crate) untended: AtomicU64,
     /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.
     pub(crate) cancels: AtomicU64,
     /// Resumes in the background that somebody may still wait for.
@@ -274,6 +279,7 @@ impl Machine {
             self.heap.put_back(claim);
         }
         batch.open(phase, &leftover);
+        self.tiers.shared.settle();
     }
 }
 

@@ -55,29 +55,76 @@ impl Machine {
 
     /// Finds room for all drafts, and only then gives the chunks their new segments.
     fn carry_out(&self, batch: &Batch, claims: &mut [Claim], drafts: &mut [Planned]) -> Result<()> {
-        let goes = |planned: &&Planned| batch.region(planned.region).is_some_and(|r| is_stored(r.policy.backup));
-        let in_host: Vec<&Planned> = drafts.iter().filter(|planned| !goes(planned) && planned.missing() > 0).collect();
-        let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
-        let ranges = self.host.reserve(&lens, self.settings.host_limit())?;
-        let spaces = in_host.iter().zip(ranges).map(|(planned, range)| (planned.index, Space::Host(range, 0)));
-        let mut spaces: BTreeMap<usize, Space> = spaces.collect();
-        let mut needs: BTreeMap<RegionId, u64> = BTreeMap::new();
-        for planned in drafts.iter().filter(goes) {
-            *needs.entry(planned.region).or_default() += planned.padded(&self.settings);
-        }
-        let mut stored = BTreeMap::new();
-        for (id, need) in needs.into_iter().filter(|(_, need)| *need > 0) {
-            if let Some(region) = batch.region(id) {
-                let tier = self.tiers.of(region.policy.backup)?;
-                stored.insert(id, Space::Tier(room_for(region, &*tier, need)?, 0));
+        let mut stored = self.rooms(batch, drafts)?;
+        let mut spaces = match self.host_spaces(drafts, &stored) {
+            Err(error) if error.status == Status::OutOfBackupSpace => {
+                // There was less than it seemed: what may go to the disk does.
+                let spilled = self.disk_rooms(batch, drafts, &stored)?;
+                if spilled.is_empty() {
+                    return Err(error);
+                }
+                stored.extend(spilled);
+                self.host_spaces(drafts, &stored)
             }
-        }
+            outcome => outcome,
+        }?;
         for planned in drafts.iter_mut() {
             let mut space = spaces.remove(&planned.index);
             let space = space.as_mut().or_else(|| stored.get_mut(&planned.region));
             self.settle(&mut claims[planned.index], std::mem::take(&mut planned.draft), space)?;
         }
         Ok(())
+    }
+
+    /// Room in host memory for every draft whose region has none elsewhere.
+    fn host_spaces(&self, drafts: &[Planned], stored: &BTreeMap<RegionId, Space>) -> Result<BTreeMap<usize, Space>> {
+        let stays = |planned: &&Planned| !stored.contains_key(&planned.region) && planned.missing() > 0;
+        let in_host: Vec<&Planned> = drafts.iter().filter(stays).collect();
+        let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
+        let ranges = self.host.reserve(&lens, self.settings.host_limit())?;
+        Ok(in_host.iter().zip(ranges).map(|(planned, range)| (planned.index, Space::Host(range, 0))).collect())
+    }
+
+    /// Bytes of room behind the trait that each region would need.
+    fn needs(&self, drafts: &[Planned]) -> BTreeMap<RegionId, u64> {
+        let mut needs = BTreeMap::new();
+        for planned in drafts {
+            *needs.entry(planned.region).or_insert(0) += planned.padded(&self.settings);
+        }
+        needs.retain(|_, need| *need > 0);
+        needs
+    }
+
+    /// Room on the disk for automatic backups that have none yet.
+    fn disk_rooms(
+        &self,
+        batch: &Batch,
+        drafts: &[Planned],
+        stored: &BTreeMap<RegionId, Space>,
+    ) -> Result<BTreeMap<RegionId, Space>> {
+        let is_auto = |id| batch.region(id).is_some_and(|region| region.policy.backup == Backup::Auto);
+        let wanting = self.needs(drafts).into_iter().filter(|(id, _)| is_auto(*id) && !stored.contains_key(id));
+        let disk = self.tiers.of(Backup::Disk)?;
+        wanting.map(|(id, need)| Ok((id, Space::Tier(disk.reserve(need)?, 0)))).collect()
+    }
+
+    /// Room for each region whose backups go to a tier behind the trait. Where sharing does not work out, host memory does.
+    fn rooms(&self, batch: &Batch, drafts: &[Planned]) -> Result<BTreeMap<RegionId, Space>> {
+        let mut rooms = BTreeMap::new();
+        let mut taken = 0;
+        for (id, need) in self.needs(drafts) {
+            let Some(region) = batch.region(id) else { continue };
+            let is_auto = region.policy.backup == Backup::Auto;
+            let tier =
+                if is_auto { self.choose(region, need, &mut taken) } else { self.tiers.for_policy(&region.policy) };
+            let Some(tier) = tier? else { continue };
+            let room = if is_auto { tier.reserve(need) } else { room_for(region, &*tier, need) };
+            match room {
+                Err(error) if is_auto || region.policy.backup == Backup::Host => self.heap.notices.add(error.message),
+                room => drop(rooms.insert(id, Space::Tier(room?, 0))),
+            }
+        }
+        Ok(rooms)
     }
 
     /// Gives the chunks of a claim the segments that the draft says, with places in `space` for those that have none.
@@ -100,18 +147,13 @@ impl Machine {
     }
 }
 
-/// Whether a policy sends backups to a tier other than host memory.
-fn is_stored(backup: Backup) -> bool {
-    matches!(backup, Backup::Disk | Backup::Tier(_))
-}
-
 /// The region's retained room if it is large enough and no chunk's bytes are in it, else new room.
 fn room_for(region: &Region, tier: &dyn Tier, need: u64) -> Result<Arc<dyn Room>> {
     // Segments that are to be written anew are gone by now: whoever else holds the room has its bytes there.
     let unused = |room: &Arc<dyn Room>| room.len() >= need && Arc::strong_count(room) == 1;
     let kept = lock(&region.room).take().filter(unused);
     let room = kept.map_or_else(|| guarded(|| tier.reserve(need)), Ok)?;
-    if region.policy.retain {
+    if region.policy.retain && room.is_rewritable() {
         *lock(&region.room) = Some(Arc::clone(&room));
     }
     Ok(room)
@@ -237,7 +279,10 @@ impl Machine {
     }
 
     /// Makes the pages of these chunks findable. A page that another backup has as well (both were made by the same pause) is kept once.
+    /// Before that, what may be shared with other processes is.
     pub(super) fn share(&self, claims: &mut [Claim], chunks: &[(usize, usize)], report: &mut Report) {
+        let saved = claims.iter_mut().flat_map(|claim| &mut claim.chunks).flat_map(|chunk| &mut chunk.segments);
+        report.bytes_shared += self.tiers.shared.share(saved);
         let page = self.settings.page();
         for &(claim, chunk) in chunks {
             let mut shared: Vec<Segment> = Vec::new();

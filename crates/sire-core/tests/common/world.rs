@@ -128,6 +128,8 @@ impl World {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let config = Config {
             chunk: CHUNK,
+            // Tests decide when.
+            tends: false,
             small: 4096,
             copy_piece,
             host_unit: CHUNK,

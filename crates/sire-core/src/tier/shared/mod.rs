@@ -1,0 +1,325 @@
+//! The shared tier: host backups of several processes of one user, kept once.
+//!
+//! # The bargain
+//!
+//! *What is shared.* Content, in pieces of any length, found by its [`Address`]: a 128-bit hash and the length. The hash only
+//! proposes; before a process relies on another's piece it compares every byte with its own.
+//!
+//! *Where the bytes are.* In [`pack`]s: anonymous files in memory, one for each reservation, of fixed length. They are
+//! ordinary memory to the kernel: when the last process that holds a descriptor dies, however it dies, they
+//! are gone. Nothing has to be cleaned up, and no quota of `/dev/shm` applies. A range of a pack is
+//! written by its creator, once, before anybody is told of it, and never again: no range is used twice.
+//!
+//! *How it is found.* Each process that takes part is a *member* and has one small file, its [`roster`], in a directory that is the
+//! user's alone. The roster lists the pieces that the member relies on, its own and others', and under which
+//! of its descriptors they can be had (`/proc/PID/fd`). Only the member writes to it, so no process can leave
+//! a table half-changed for the others; a torn entry fails its checksum and is not there.
+//!
+//! *Who is alive.* A member holds the lock on its roster as long as it lives; the kernel drops it. (A forked child
+//! inherits the lock, so a member also counts as dead when its process is gone or another has its number.) Members in
+//! different PID namespaces do not share, and leave each other alone.
+//!
+//! *The gate.* Whoever reads the rosters of others in order to rely on something, or takes an entry back, holds the lock on
+//! the file `gate` meanwhile. The kernel drops that too. Nobody waits for it longer than two seconds: a process that was
+//! stopped inside costs the others the sharing, not the pause. No copy or comparison is made inside.
+//!
+//! *Taking back.* A piece that is no longer needed is struck from the roster; whoever strikes the last entry gives its pages back. For a
+//! dead member, the next one that comes through the gate does so: it *buries* it.
+//!
+//! *What a reader may trust.* A pack says in its first bytes whose it is; anything else found under the descriptor is
+//! refused, as is a roster of another version. Content is verified against its checksum by the engine before it reaches a
+//! device. Members trust each other as far as processes of one user must: any of them could write to the memory of any other.
+
+pub(super) mod pack;
+pub(super) mod roster;
+mod store;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
+
+use crate::error::{Error, Result, Status};
+use crate::ranges::Ranges;
+use crate::settings::Settings;
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::tier::{Place, Room, Segment, Tier, memory};
+use pack::Pack;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use store::{Store, Struck};
+
+/// Which content: its 128-bit hash (xxh3) and its length.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Address {
+    pub(crate) hash: u128,
+    pub(crate) len: u64,
+}
+
+impl Address {
+    /// The address of `bytes`.
+    pub(crate) fn of(bytes: &[u8]) -> Address {
+        Address { hash: twox_hash::XxHash3_128::oneshot(bytes), len: bytes.len() as u64 }
+    }
+}
+
+/// Figures of this process, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SharedUse {
+    /// Memory in packs that this process made. Over all living members this counts each byte at most once.
+    pub(crate) own: u64,
+    /// Bytes it relies on in packs that others made.
+    pub(crate) borrowed: u64,
+}
+
+/// The tier as one engine sees it. It becomes a member with its first reservation.
+#[derive(Debug)]
+pub(crate) struct SharedTier {
+    settings: Arc<Settings>,
+    store: Mutex<Option<Arc<Store>>>,
+    /// Drafts that may still be shared.
+    drafts: Mutex<Vec<Weak<Draft>>>,
+}
+
+impl SharedTier {
+    /// No member yet.
+    pub(crate) fn new(settings: Arc<Settings>) -> SharedTier {
+        SharedTier { settings, store: Mutex::default(), drafts: Mutex::default() }
+    }
+
+    /// Room for `len` bytes, present from now on.
+    ///
+    /// # Errors
+    /// `OutOfBackupSpace` if there is not as much memory; `BackupIo` if the directory cannot be used.
+    pub(crate) fn draft(&self, len: u64) -> Result<Arc<Draft>> {
+        let store = self.store()?;
+        let left = self.limit().map(|limit| limit.saturating_sub(store.usage().own));
+        let room = memory::room();
+        if let Some(left) = left.filter(|&left| left < len) {
+            return Err(no_room(len, &format!("the host limit leaves {left}")));
+        }
+        if room.bytes < len {
+            return Err(no_room(len, &format!("{} leaves {}", room.set_by, room.bytes)));
+        }
+        let pack = store.create_pack(len).map_err(|e| no_room(len, &format!("the system refuses it ({e})")))?;
+        let draft = Draft { store, pack, len, pieces: Mutex::default(), is_shared: AtomicBool::new(false) };
+        let draft = Arc::new(draft);
+        let mut drafts = lock(&self.drafts);
+        drafts.retain(|draft| draft.strong_count() > 0);
+        drafts.push(Arc::downgrade(&draft));
+        Ok(draft)
+    }
+
+    fn store(&self) -> Result<Arc<Store>> {
+        let mut slot = lock(&self.store);
+        if let Some(store) = &*slot {
+            return Ok(Arc::clone(store));
+        }
+        let store = Store::open(self.settings.shared_dir().as_deref()).map_err(|e| {
+            let message = format!("backups cannot be shared between processes: {e}; they are kept by this one alone");
+            Error::new(Status::BackupIo, message)
+        })?;
+        Ok(Arc::clone(slot.insert(store)))
+    }
+
+    /// Shares what was saved in drafts; returns the bytes that others had already. What cannot be shared stays where it is.
+    pub(crate) fn share<'a>(&self, segments: impl Iterator<Item = &'a mut Segment>) -> u64 {
+        let drafts: Vec<Arc<Draft>> = lock(&self.drafts).drain(..).filter_map(|draft| draft.upgrade()).collect();
+        if drafts.is_empty() {
+            return 0;
+        }
+        let mut found: Vec<_> = drafts.iter().map(|draft| (Arc::as_ptr(draft).cast::<()>(), draft.share())).collect();
+        let mut saved = 0;
+        for segment in segments {
+            let Place::Stored { room, at, .. } = &mut segment.place else { continue };
+            let draft = found.iter_mut().find(|(draft, _)| *draft == Arc::as_ptr(room).cast::<()>());
+            let piece = draft.and_then(|(_, pieces)| pieces.remove(at)).filter(|piece| piece.len() == segment.len);
+            if let Some(piece) = piece {
+                saved += if piece.is_own() { 0 } else { piece.len() };
+                (*room, *at) = (piece, 0);
+            }
+        }
+        saved
+    }
+
+    /// Strikes what was dropped since. Cheap if nothing was.
+    pub(crate) fn settle(&self) {
+        let store = lock(&self.store).clone();
+        if let Some(store) = store {
+            store.settle();
+        }
+    }
+
+    /// Figures.
+    pub(crate) fn usage(&self) -> SharedUse {
+        lock(&self.store).as_ref().map(|store| store.usage()).unwrap_or_default()
+    }
+}
+
+impl Tier for SharedTier {
+    fn name(&self) -> &'static str {
+        "shared"
+    }
+
+    fn reserve(&self, len: u64) -> Result<Arc<dyn Room>> {
+        Ok(self.draft(len)?)
+    }
+
+    fn used(&self) -> u64 {
+        let SharedUse { own, borrowed } = self.usage();
+        own + borrowed
+    }
+
+    fn limit(&self) -> Option<u64> {
+        self.settings.host_limit()
+    }
+}
+
+fn no_room(bytes: u64, why: &str) -> Error {
+    let message =
+        format!("no room for {bytes} bytes of shared backup in host memory: {why}; raise it, or use the disk tier");
+    Error::new(Status::OutOfBackupSpace, message)
+}
+
+/// Room that only this process knows: written first, then [shared](Draft::share).
+pub(crate) struct Draft {
+    store: Arc<Store>,
+    pack: Arc<Pack>,
+    len: u64,
+    /// What was written, by where it starts.
+    pieces: Mutex<BTreeMap<u64, Address>>,
+    is_shared: AtomicBool,
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a backup of {} bytes in memory that is to be shared", self.len)
+    }
+}
+
+impl Room for Draft {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.check(at, bytes.len() as u64)?;
+        if self.is_shared.load(Ordering::Acquire) {
+            return Err(Error::new(Status::BackupIo, "a shared backup cannot be written again"));
+        }
+        self.pack.write(at, bytes).map_err(|e| failed("write", at, bytes.len(), &e))?;
+        lock(&self.pieces).insert(at, Address::of(bytes));
+        Ok(())
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        self.check(at, into.len() as u64)?;
+        self.pack.read(at, into).map_err(|e| failed("read", at, into.len(), &e))
+    }
+
+    fn is_rewritable(&self) -> bool {
+        false
+    }
+}
+
+impl Draft {
+    fn check(&self, at: u64, len: u64) -> Result<()> {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
+        let message = || format!("{len} bytes at {at} are not inside a shared backup of {} bytes", self.len);
+        if inside { Ok(()) } else { Err(Error::new(Status::BackupIo, message())) }
+    }
+
+    /// Shares what was written: by where it started in the draft, each piece with its place among all members' pieces. Room
+    /// that is not needed any more is given back. A piece that is missing in the answer stays in the draft, for this process alone.
+    pub(crate) fn share(&self) -> BTreeMap<u64, Arc<Piece>> {
+        self.is_shared.store(true, Ordering::Release);
+        let pieces = std::mem::take(&mut *lock(&self.pieces));
+        let Ok(found) = self.store.find(&self.pack, &pieces) else { return BTreeMap::new() };
+        let mut shared = BTreeMap::new();
+        let mut needed = Ranges::new();
+        for (at, piece) in found {
+            let len = piece.address.len;
+            let same_place = Arc::ptr_eq(&piece.pack, &self.pack) && piece.at == at;
+            if same_place || self.equals(at, &piece) {
+                shared.insert(at, piece);
+            } else {
+                needed.add(at..at + len);
+            }
+        }
+        let others = pieces.iter().filter(|(at, _)| !shared.contains_key(at));
+        others.for_each(|(&at, address)| needed.add(at..at + address.len));
+        let own = shared.values().filter(|piece| Arc::ptr_eq(&piece.pack, &self.pack));
+        own.for_each(|piece| needed.add(piece.at..piece.at + piece.address.len));
+        for gap in needed.gaps(&(0..self.len)).iter() {
+            // Best effort: what stays costs memory, not bytes.
+            let _ = self.pack.punch(gap);
+        }
+        shared
+    }
+
+    fn equals(&self, at: u64, piece: &Piece) -> bool {
+        const STEP: usize = 256 << 10;
+        let (mut ours, mut theirs) = (vec![0; STEP], vec![0; STEP]);
+        (0..piece.address.len).step_by(STEP).all(|from| {
+            let len = STEP.min((piece.address.len - from) as usize);
+            let (ours, theirs) = (&mut ours[..len], &mut theirs[..len]);
+            let read = self.pack.read(at + from, ours).and_then(|()| piece.pack.read(piece.at + from, theirs));
+            read.is_ok() && ours == theirs
+        })
+    }
+}
+
+/// A piece that this process relies on. Nobody changes it, and it is there until this value is dropped.
+pub(crate) struct Piece {
+    store: Arc<Store>,
+    pack: Arc<Pack>,
+    at: u64,
+    address: Address,
+    /// Its entry in the roster.
+    slot: u32,
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whose = if self.is_own() { "of this process" } else { "of another process" };
+        write!(f, "{} bytes of shared memory {whose}", self.address.len)
+    }
+}
+
+impl Room for Piece {
+    fn len(&self) -> u64 {
+        self.address.len
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+        Err(Error::new(Status::BackupIo, "a shared backup cannot be written again"))
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        let len = into.len() as u64;
+        if at.checked_add(len).is_none_or(|end| end > self.address.len) {
+            let message = format!("{len} bytes at {at} are not inside a piece of {} bytes", self.address.len);
+            return Err(Error::new(Status::BackupIo, message));
+        }
+        self.pack.read(self.at + at, into).map_err(|e| failed("read", at, into.len(), &e))
+    }
+
+    fn is_rewritable(&self) -> bool {
+        false
+    }
+}
+
+impl Piece {
+    fn is_own(&self) -> bool {
+        self.pack.id.member == self.store.me()
+    }
+}
+
+impl Drop for Piece {
+    /// Noted only: this may be a free, which must not wait for other processes.
+    fn drop(&mut self) {
+        self.store.strike(Struck { slot: self.slot, pack: Arc::clone(&self.pack), at: self.at, len: self.address.len });
+    }
+}
+
+fn failed(doing: &str, at: u64, len: usize, error: &std::io::Error) -> Error {
+    Error::new(Status::BackupIo, format!("cannot {doing} {len} bytes at {at} of a shared backup: {error}"))
+}

@@ -1,0 +1,129 @@
+//! Backups that several processes keep once. Here the processes are engines of one process, which share nothing but a directory;
+//! processes that die are in the store's own tests.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::GRANULARITY;
+use common::world::{CHUNK, World, tag};
+use sire_core::driver::Addr;
+use sire_core::engine::*;
+use std::path::Path;
+
+const SIZE: u64 = 3 * CHUNK;
+
+fn shared() -> Policy {
+    Policy { backup: Backup::Host, clean: Clean::Declared, ..Policy::default() }
+}
+
+/// A process with one region, whose backups are shared.
+fn member(dir: &Path) -> (World, RegionId) {
+    let mut world = World::new(1 << 24);
+    let dir = dir.to_path_buf();
+    world.engine.configure(&move |config| {
+        config.shared_backups = true;
+        config.shared_dir = Some(dir.clone());
+    });
+    let region = world.region("weights", shared());
+    (world, region)
+}
+
+/// (`used_bytes`, `reserved_bytes`) of a tier.
+fn figures(world: &World, tier: &str) -> (u64, u64) {
+    let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
+    let found = stats["tiers"].as_array().unwrap().iter().find(|t| t["tier"] == tier).unwrap();
+    (found["used_bytes"].as_u64().unwrap(), found["reserved_bytes"].as_u64().unwrap())
+}
+
+/// An allocation with the same content in every process.
+fn weights(world: &mut World, region: RegionId) -> Addr {
+    let addr = world.allocate(region, SIZE).unwrap();
+    // Every world's first write is the same.
+    world.write(addr);
+    addr
+}
+
+#[test]
+fn any_number_of_processes_keep_one_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut members: Vec<(World, RegionId)> = (0..4).map(|_| member(dir.path())).collect();
+    for (world, region) in &mut members {
+        weights(world, *region);
+        let report = world.pause(&Selection::All).unwrap();
+        assert_eq!(report.bytes_copied, SIZE);
+    }
+    let memory: u64 = members.iter().map(|(world, _)| figures(world, "shared").1).sum();
+    // Each process has one page of its own, which says whose its memory is.
+    assert!(memory <= SIZE + 4 * GRANULARITY && memory * 20 <= SIZE * 21 + 4 * 20 * GRANULARITY, "{memory}");
+    assert!(members.iter().all(|(world, _)| figures(world, "shared").0 >= SIZE && figures(world, "host").0 == 0));
+    for (world, _) in &mut members {
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        let report = world.pause(&Selection::All).unwrap();
+        assert_eq!((report.bytes_copied, report.bytes_clean), (0, SIZE), "the shared backup is clean");
+        world.resume(&Selection::All).unwrap();
+        world.check();
+    }
+}
+
+#[test]
+fn the_one_who_came_first_may_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut first, region) = member(dir.path());
+    weights(&mut first, region);
+    first.pause(&Selection::All).unwrap();
+    let (mut second, region) = member(dir.path());
+    weights(&mut second, region);
+    assert_eq!(second.pause(&Selection::All).unwrap().bytes_shared, SIZE);
+    drop(first);
+    second.resume(&Selection::All).unwrap();
+    second.check();
+}
+
+#[test]
+fn what_one_process_changes_is_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut members: Vec<(World, RegionId)> = (0..2).map(|_| member(dir.path())).collect();
+    let mut addrs = Vec::new();
+    for (world, region) in &mut members {
+        addrs.push(weights(world, *region));
+        world.pause(&Selection::All).unwrap();
+        world.resume(&Selection::All).unwrap();
+    }
+    members[1].0.write_part(addrs[1], CHUNK + 5, 100);
+    let report = members[1].0.pause(&Selection::All).unwrap();
+    assert!(report.bytes_copied < SIZE && report.bytes_copied > 0, "{report:?}");
+    let (used, own) = figures(&members[1].0, "shared");
+    assert!(used >= SIZE && own < SIZE, "{used} {own}");
+    for (world, _) in &mut members {
+        world.pause(&Selection::All).unwrap();
+        world.resume(&Selection::All).unwrap();
+        world.check();
+    }
+}
+
+#[test]
+fn freed_memory_is_given_back_though_others_paused_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut world, region) = member(dir.path());
+    let addr = weights(&mut world, region);
+    world.pause(&tag("weights")).unwrap();
+    assert!(figures(&world, "shared").0 >= SIZE);
+    world.free(addr).unwrap();
+    world.resume(&Selection::All).unwrap();
+    assert_eq!(figures(&world, "shared"), (0, 0));
+    world.check_no_leak();
+}
+
+#[test]
+fn where_sharing_does_not_work_host_memory_does() {
+    let (mut world, region) = member(Path::new("/proc/no/such/place"));
+    weights(&mut world, region);
+    world.pause(&Selection::All).unwrap();
+    assert!(figures(&world, "host").0 >= SIZE);
+    let notices = world.engine.take_notices();
+    assert!(notices.iter().any(|n| n.contains("cannot be shared")), "{notices:?}");
+    world.resume(&Selection::All).unwrap();
+    world.check();
+}

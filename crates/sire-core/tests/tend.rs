@@ -1,0 +1,138 @@
+//! Backups that move from tier to tier: automatic ones when host memory becomes scarce, compressed ones, promoted ones. Wherever they are, every
+//! byte comes back.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::world::{CHUNK, World, policy, tag};
+use sire_core::driver::Addr;
+use sire_core::engine::*;
+
+const SIZE: u64 = 4 * CHUNK;
+
+fn used(world: &World, tier: &str) -> u64 {
+    let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
+    let found = stats["tiers"].as_array().unwrap().iter().find(|t| t["tier"] == tier).unwrap();
+    found["used_bytes"].as_u64().unwrap()
+}
+
+/// A world with one written allocation in each of some regions with automatic backup.
+fn automatic(tags: &[&str], policy: Policy) -> (World, Vec<Addr>) {
+    // Records of four pages, so that smaller ones take less.
+    let mut world = World::with(1 << 24, CHUNK);
+    let regions: Vec<RegionId> = tags.iter().map(|tag| world.region(tag, policy)).collect();
+    let addrs = regions.iter().map(|&region| world.allocate(region, SIZE).unwrap()).collect();
+    for &addr in &addrs {
+        world.write(addr);
+    }
+    (world, addrs)
+}
+
+fn compressed(how: Compress, policy: Policy) -> World {
+    let (mut world, _) = automatic(&["disk"], policy);
+    world.engine.configure(&move |config| config.disk_compress = how);
+    world.pause(&Selection::All).unwrap();
+    world
+}
+
+#[test]
+fn what_is_on_the_disk_is_compressed_where_bytes_are_saved() {
+    for clean in [Clean::No, Clean::Declared] {
+        let mut world = compressed(Compress::Always, Policy { clean, ..policy(Backup::Disk) });
+        let before = used(&world, "disk");
+        let tended = world.engine.tend();
+        assert_eq!(tended.bytes_compressed, SIZE);
+        let after = used(&world, "disk");
+        assert!(after < before && before - after >= tended.bytes_saved.min(1), "{before} {after} {tended:?}");
+        assert_eq!(world.engine.tend(), Tended::default(), "it is done");
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        let report = world.pause(&Selection::All).unwrap();
+        assert_eq!(report.bytes_copied, if clean == Clean::No { SIZE } else { 0 });
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn nothing_is_compressed_unasked_or_for_room_that_is_written_again() {
+    let world = compressed(Compress::No, policy(Backup::Disk));
+    assert_eq!(world.engine.tend(), Tended::default());
+    let world = compressed(Compress::Always, Policy { retain: true, ..policy(Backup::Disk) });
+    assert_eq!(world.engine.tend(), Tended::default());
+    let world = compressed(Compress::Always, policy(Backup::Host));
+    assert_eq!(world.engine.tend(), Tended::default());
+}
+
+#[test]
+fn only_what_changed_is_written_beside_a_compressed_backup() {
+    let declared = Policy { clean: Clean::Declared, ..policy(Backup::Disk) };
+    let (mut world, addrs) = automatic(&["disk"], declared);
+    world.engine.configure(&|config| config.disk_compress = Compress::Always);
+    world.pause(&Selection::All).unwrap();
+    world.engine.tend();
+    for round in 0..3 {
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        world.write_part(addrs[0], round * CHUNK + 7, 100);
+        let report = world.pause(&Selection::All).unwrap();
+        assert!(report.bytes_copied > 0 && report.bytes_copied < SIZE, "{report:?}");
+        world.engine.tend();
+    }
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn automatic_backups_go_to_the_disk_when_host_memory_is_full() {
+    let (mut world, _) = automatic(&["a", "b"], policy(Backup::Auto));
+    world.engine.configure(&|config| config.host_limit = Some(SIZE + CHUNK));
+    world.pause(&tag("a")).unwrap();
+    assert!(used(&world, "host") >= SIZE && used(&world, "disk") == 0);
+    world.pause(&tag("b")).unwrap();
+    assert!(used(&world, "disk") >= SIZE);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn the_least_recently_used_make_way_and_come_back() {
+    let (mut world, _) = automatic(&["a", "b", "c"], policy(Backup::Auto));
+    for tag_of in ["b", "c", "a"] {
+        world.pause(&tag(tag_of)).unwrap();
+    }
+    assert_eq!((used(&world, "disk"), world.engine.tend().bytes_demoted), (0, 0));
+    // Now the limit falls: below 75 % of it only one of the three may stay.
+    world.engine.configure(&|config| config.host_limit = Some(2 * SIZE));
+    assert_eq!(world.engine.tend().bytes_demoted, 2 * SIZE);
+    assert!(used(&world, "disk") >= 2 * SIZE && used(&world, "host") < 2 * SIZE);
+    // The last one that was used is the one that stays.
+    assert_eq!(world.engine.promote(&tag("a")), Ok(0));
+    world.engine.configure(&|config| config.host_limit = Some(SIZE + CHUNK));
+    assert_eq!(world.engine.promote(&tag("b")), Ok(0), "there is no room");
+    world.engine.configure(&|config| config.host_limit = None);
+    assert_eq!(world.engine.promote(&tag("b")), Ok(SIZE));
+    assert!(used(&world, "disk") < 2 * SIZE);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn a_thread_tends_backups_after_a_pause() {
+    let (mut world, _) = automatic(&["disk"], policy(Backup::Disk));
+    world.engine.configure(&|config| (config.disk_compress, config.tends) = (Compress::Always, true));
+    world.pause(&Selection::All).unwrap();
+    let full = SIZE;
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while used(&world, "disk") >= full && std::time::Instant::now() < until {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(used(&world, "disk") < full);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+}
