@@ -28,12 +28,13 @@ SABOTAGES = ("unmap-only", "skip-copy", "move-address")
 
 @dataclass
 class Show:
-    """What the scenes need, and what they have shown so far."""
+    """What the scenes need, and what they have shown so far. `out` is for the user, `scratch` for this run alone."""
 
     library: Path
     software: bool
     memory: str
     out: Path
+    scratch: Path
     sabotage: str | None
     failures: list[str] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class Show:
                 "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
         if self.software:
             # Fresh device memory is poisoned at the start of each frame only: filling all of it would be most of the time.
-            env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.out / "device"),
+            env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.scratch / "device"),
                     "SIRE_SIM_POISON": "sample"}
         if mode is not None:
             env["SIRE_HOOK_MODE"] = mode
@@ -59,7 +60,7 @@ class Show:
     def saboteur(self) -> Path:
         """Compiles the driver that lies (see saboteur.c)."""
         assert self.sabotage is not None
-        target = self.out / f"libsaboteur-{self.sabotage}.so"
+        target = self.scratch / f"libsaboteur-{self.sabotage}.so"
         define = self.sabotage.replace("-", "_").upper()
         libcuda = os.environ.get("SIRE_DEMO_LIBCUDA", "libcuda.so.1")
         subprocess.run(
@@ -72,15 +73,13 @@ class Show:
     def play(self, *scenes: str, mode: str | None = None, must: bool = True) -> None:
         """Runs scenes in one process; records a failure if one did not show what it must."""
         names = {scene: f"{scene}-{mode}" if mode and scene != "baseline" else scene for scene in scenes}
-        for name in names.values():
-            (self.out / f"{name}.json").unlink(missing_ok=True)
-        command = [sys.executable, str(HERE / "scenario.py"), str(self.out), *scenes]
+        command = [sys.executable, str(HERE / "scenario.py"), str(self.scratch), *scenes]
         if self.sabotage is not None:
             command += ["--sabotage", self.sabotage]
         done = subprocess.run(command, env=self.environment(mode), check=False)
         missing = []
         for scene, name in names.items():
-            result = self.out / f"{name}.json"
+            result = self.scratch / f"{name}.json"
             if result.exists():
                 self.results[name] = json.loads(result.read_text())
             else:
@@ -125,7 +124,7 @@ def introduce(show: Show) -> None:
 
 def picture(show: Show, mode: str) -> None:
     target = show.out / "memory.png"
-    subprocess.run([sys.executable, str(HERE / "picture.py"), str(show.out / f"turns-{mode}.json"), str(target)], check=True)
+    subprocess.run([sys.executable, str(HERE / "picture.py"), str(show.scratch / f"turns-{mode}.json"), str(target)], check=True)
     print(f"\n    picture of device memory over time: {target}")
 
 
@@ -157,7 +156,7 @@ def main() -> int:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
-        show = Show(options.library, options.software, options.memory, options.out, options.sabotage)
+        show = Show(options.library, options.software, options.memory, options.out, Path(scratch), options.sabotage)
         os.environ["TMPDIR"] = scratch
         started = time.monotonic()
         introduce(show)

@@ -22,13 +22,10 @@ step_clippy() {
         cargo clippy --release --locked -p sire-core --features shuttle --all-targets -- -D warnings
 }
 
-# The packages of the products first, by themselves: together with the test tools of the others they would be built, and put
-# into target/release, with other features than `scripts/build` gives them. The real driver runs on the stand-in.
+# All packages at once: only then are the crates that the products use taken as `scripts/build` has built them (by itself, a test
+# tool's package would have them built again, with other features). The real driver runs on the stand-in.
 step_rust() {
-    local status=0
-    SIRE_SIM_LIBRARY=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-alloc -p sire-sim-cuda -p sire-cli || status=1
-    SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast -p sire-core -p sire-cuda -p sire-sim -p sire-ledger || status=1
-    return $status
+    SIRE_SIM_LIBRARY=$SIRE_SIM_SO SIRE_LIBCUDA=$SIRE_SIM_SO cargo test --release --locked --no-fail-fast --workspace
 }
 
 # The kernel that hashes, through NVIDIA's assembler for each generation of GPUs. What it computes is among the tests of sire-cuda.
@@ -78,22 +75,26 @@ step_python_lint() {
 pytest_with() {
     local interpreter=$1
     shift
-    timeout 1500 "$interpreter" -m pytest -q -p no:cacheprovider -rfE "$@"
+    timeout 1500 "$interpreter" -m pytest -q -p no:cacheprovider -rfE --durations=8 "$@"
 }
+
+# The same, two tests at a time; who has none left takes over from the other.
+pytest_pairs() { pytest_with "$@" -n 2 --dist "${DIST:-worksteal}"; }
 
 env_python() { printf '%s' "$state/env-$torch/bin/python"; }
 
 # The documentation against the sources: links, variables, statuses, quoted messages, nothing private.
-step_docs() { pytest_with "$lint_venv/bin/python" tests/docs; }
+step_docs() { pytest_with "$lint_venv/bin/python" tests/docs tests/scripts; }
 
-step_preload() { pytest_with "$lint_venv/bin/python" tests/preload; }
+step_preload() { pytest_pairs "$lint_venv/bin/python" tests/preload; }
 
 # Tiny sizes: that scripts/bench measures, checks and reports. How fast anything is says only scripts/bench itself.
 step_bench() { pytest_with "$lint_venv/bin/python" tests/bench; }
 
 step_gpu_suite_parts() { pytest_with "$lint_venv/bin/python" tests/gpu_suite; }
 
-step_cli() { SIRE_TEST_ENV=$state/env-$torch pytest_with "$lint_venv/bin/python" tests/cli; }
+# By file: the tests of one file may build on what an earlier one installed.
+step_cli() { SIRE_TEST_ENV=$state/env-$torch DIST=loadfile pytest_pairs "$lint_venv/bin/python" tests/cli; }
 
 step_demo_quick() { scripts/demo --quick; }
 
@@ -107,8 +108,8 @@ step_env() {
 # PyTorch on the software device: by itself, and with the op layer.
 step_aten() {
     local status=0
-    pytest_with "$(env_python)" -n 2 crates/sire-sim-cuda/tests || status=1
-    SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB OMP_NUM_THREADS=1 pytest_with "$(env_python)" -n 2 tests/aten || status=1
+    pytest_pairs "$(env_python)" crates/sire-sim-cuda/tests || status=1
+    SIRE_SIM_DEVICES=2 SIRE_SIM_MEMORY=2GiB OMP_NUM_THREADS=1 pytest_pairs "$(env_python)" tests/aten || status=1
     return $status
 }
 
@@ -116,10 +117,10 @@ step_aten() {
 # these tests fill whole devices again and again.
 step_python() {
     SIRE_TEST_REQUIRE_DEVICE=1 SIRE_LIBRARY=$SIRE_ALLOC_SO SIRE_SIM_POISON=sample OMP_NUM_THREADS=1 \
-        pytest_with "$(env_python)" -n 2 tests/python
+        pytest_pairs "$(env_python)" tests/python
 }
 
-step_demo() { SIRE_DEMO_TORCH=$torch pytest_with "$(env_python)" tests/demo; }
+step_demo() { SIRE_DEMO_TORCH=$torch pytest_pairs "$(env_python)" tests/demo; }
 
 step_gpu_suite() {
     scripts/gpu-suite --device cuda --library "$SIRE_ALLOC_SO" --python "$python" --out "$state/gpu-result.json"

@@ -125,6 +125,20 @@ def test_bad_arguments_are_refused_before_anything_happens(library: FakeLibrary,
     assert library.regions == []
 
 
+def test_two_tags_change_places(library: FakeLibrary) -> None:
+    for tag in ("a", "a/b", "c"):
+        with sire.region(tag, backup="cpu"):
+            pass
+    sire.pause("c")
+    paused, resumed = sire.switch(pause="a", resume="c")
+    assert (paused.action, paused.tag, paused.regions_changed) == ("pause", "a", 2)
+    assert (resumed.action, resumed.tag, resumed.regions_changed) == ("resume", "c", 1)
+    with pytest.raises(sire.InvalidArgumentError, match="to be paused and to be resumed"):
+        sire.switch(pause="a", resume="a/b")
+    with pytest.raises(sire.UnknownTagError):
+        sire.switch(pause="c", resume="nobody")
+
+
 def test_pause_and_resume_by_hierarchical_tag(library: FakeLibrary) -> None:
     for tag in ("model/weights", "model/cache", "modelling"):
         with sire.region(tag):

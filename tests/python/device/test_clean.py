@@ -32,12 +32,13 @@ def test_what_is_told_to_have_changed_is_copied_again(tag: str) -> None:
         weight = full(1)
     sire.pause(tag)
     sire.resume(tag)
-    weight[: 4 * MIB] = 7
+    new = torch.randint(256, (4 * MIB,), dtype=torch.uint8)
+    weight[: 4 * MIB] = new.cuda()
     sire.changed(weight[: 4 * MIB])
     report = sire.pause(tag)
     assert 4 * MIB <= report.bytes_copied < 16 * MIB
     sire.resume(tag)
-    assert bool((weight[: 4 * MIB] == 7).all())
+    assert torch.equal(weight[: 4 * MIB].cpu(), new)
     assert bool((weight[4 * MIB :] == 1).all())
 
 
