@@ -19,7 +19,7 @@ step_build() { scripts/build; }
 
 step_clippy() {
     cargo clippy --release --locked --workspace --all-targets -- -D warnings &&
-        cargo clippy --release --locked -p sire-core --features shuttle --all-targets -- -D warnings
+        cargo clippy --release --locked -p sire-core --features shuttle --lib --test concurrency -- -D warnings
 }
 
 # All packages at once: only then are the crates that the products use taken as `scripts/build` has built them (by itself, a test

@@ -303,8 +303,8 @@ fn private(dir: &Path, user: u32) -> io::Result<PathBuf> {
 }
 
 /// A point at which tests let the process die.
-#[cfg(not(test))]
+#[cfg(not(all(test, not(feature = "shuttle"))))]
 pub(super) fn step() {}
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 pub(super) use super::tests::step;
