@@ -415,6 +415,7 @@ impl Engine {
         for region in machine.regions.all() {
             drop(lock(&region.room).take());
         }
+        machine.tiers.shared.settle();
         (device, machine.host.tidy(0))
     }
 

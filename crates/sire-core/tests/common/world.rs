@@ -5,7 +5,7 @@ use super::{GRANULARITY, MemDriver};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Physical chunks of the tests: four granules.
@@ -339,21 +339,23 @@ impl World {
         }
     }
 
-    /// Changes the first byte of every backup file.
+    /// Changes the first byte of every backup file; a file may be open more than once.
     pub fn damage_files(&self) {
-        use std::os::unix::fs::FileExt;
-        let mut damaged = 0;
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let mut damaged = BTreeSet::new();
         for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
             let target = std::fs::read_link(entry.path()).unwrap_or_default();
             if target.starts_with(self._dir.path()) {
                 let file = std::fs::OpenOptions::new().read(true).write(true).open(entry.path()).unwrap();
+                if !damaged.insert(file.metadata().unwrap().ino()) {
+                    continue;
+                }
                 let mut byte = [0];
                 file.read_exact_at(&mut byte, 0).unwrap();
                 file.write_all_at(&[byte[0] ^ 1], 0).unwrap();
-                damaged += 1;
             }
         }
-        assert!(damaged > 0, "there is no backup file");
+        assert!(!damaged.is_empty(), "there is no backup file");
     }
 
     /// Frees everything; afterwards the driver must have nothing left.

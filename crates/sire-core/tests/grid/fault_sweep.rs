@@ -2,13 +2,9 @@
 //! every byte that had a backup is compared with the oracle, every failed step has been repeated, and
 //! nothing is left in the driver. A sweep over pairs is a few ten thousand lives, so the script is short and its
 //! memory tiny; `SIRE_SWEEP=full` runs all pairs of the long script too.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};

@@ -1,13 +1,9 @@
 //! Tiers that lie: they refuse, cut short, damage, forget and panic, at every call in turn, one at a time and in pairs. Whatever
 //! happens, no byte that had a backup is lost: a pause that fails leaves everything on the device or in host memory, a resume that
 //! fails leaves everything paused, and both can be repeated.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::Addr;
 use sire_core::engine::*;
 use sire_core::error::{Error, Result, Status};

@@ -1,11 +1,7 @@
 //! The program's own map of its blocks: what it holds free is neither copied nor restored, everything else is.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::Addr;
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
@@ -75,7 +71,7 @@ fn neighbours_overlaps_and_strangers_are_understood() {
     let report = world.pause_without(&tag("pool"), &dead[1..5]).unwrap();
     assert_eq!(report.bytes_dead, GAP, "another region's memory is not this one's");
     world.resume(&tag("pool")).unwrap();
-    let report = world.engine.pause(&tag("pool"), with(&common::world::Dead(dead.to_vec()))).unwrap();
+    let report = world.engine.pause(&tag("pool"), with(&crate::common::world::Dead(dead.to_vec()))).unwrap();
     assert_eq!(report.bytes_dead, 2 * GAP);
     world.engine.pause(&tag("other"), PauseOptions::default()).unwrap();
     world.engine.resume(&Selection::All, ResumeOptions::default()).unwrap();

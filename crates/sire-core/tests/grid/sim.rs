@@ -1,8 +1,6 @@
 //! The engine on the software device: real worker threads, real device memory behind real mappings. Every driver call of
 //! a short life fails once, with every kind of failure that a device recovers from; the bytes are read back by
 //! the device itself, and at the end all of its memory is free again.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use sire_core::driver::{Addr, Device, Driver, DriverErrorKind, ProgramStream};
 use sire_core::engine::*;

@@ -1,12 +1,8 @@
 //! Files of the program's as backups: what they are proven to hold takes no room, what they do not hold is kept elsewhere, and a file
 //! that was changed is noticed before a wrong byte reaches the device.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::Addr;
 use sire_core::engine::*;
 use sire_core::error::Status;

@@ -1,11 +1,7 @@
 //! Mistakes that the engine once made. Each test begins with its story.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::MemDriver;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::MemDriver;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;

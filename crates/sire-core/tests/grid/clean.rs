@@ -1,11 +1,7 @@
 //! Clean backups: what an earlier pause backed up and what has not changed since is not copied again, and everything else is.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, tag};
 use sire_core::driver::{Addr, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;
@@ -94,7 +90,7 @@ fn a_slot_that_was_freed_and_given_out_again_is_copied() {
     world.driver.poke(world.twins[&again].device, again, &[7; 600]).unwrap();
     let twin = world.twins.get_mut(&again).unwrap();
     twin.bytes.fill(7);
-    twin.promised = common::world::Which::All;
+    twin.promised = crate::common::world::Which::All;
     assert!(cycle(&mut world).bytes_copied > 0, "{again:?} was {:?}", slots[1]);
     assert_eq!(cycle(&mut world).bytes_copied, 0);
     world.check_no_leak();
@@ -351,7 +347,7 @@ fn what_one_pause_finds_twice_is_kept_once_afterwards() {
 #[test]
 fn content_of_which_nothing_is_promised_is_neither_hashed_nor_shared() {
     let mut world = World::new(1 << 22);
-    let region = world.region("r", common::world::policy(Backup::Host));
+    let region = world.region("r", crate::common::world::policy(Backup::Host));
     let addr = world.allocate(region, CHUNK).unwrap();
     world.write_repeated(addr, &[0]);
     let report = cycle(&mut world);

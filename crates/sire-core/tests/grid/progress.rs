@@ -1,12 +1,8 @@
 //! Resumes in the background: what is told to be ready is there and stays, in the order that was asked for, and whoever waits
 //! for the rest hears how it ended.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;

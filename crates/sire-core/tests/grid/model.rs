@@ -1,12 +1,8 @@
 //! Random lives against the oracle: any sequence of allocate, write, free, keep, discard, pause, resume, trim, backup, new
 //! peers, over tags, devices, streams, policies and sizes, with a device that is often full and calls that fail.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, tag};
 use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, DriverErrorKind, ProgramStream};
 use sire_core::engine::*;

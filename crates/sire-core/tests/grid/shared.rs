@@ -1,12 +1,8 @@
 //! Backups that several processes keep once. Here the processes are engines of one process, which share nothing but a directory;
 //! processes that die are in the store's own tests.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, tag};
 use sire_core::driver::Addr;
 use sire_core::engine::*;
 use std::path::Path;

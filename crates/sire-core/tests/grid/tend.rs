@@ -1,11 +1,7 @@
 //! Backups that move from tier to tier: automatic ones when host memory becomes scarce, compressed ones, promoted ones. Wherever they are, every
 //! byte comes back.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::Addr;
 use sire_core::engine::*;
 

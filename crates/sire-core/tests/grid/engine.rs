@@ -1,11 +1,7 @@
 //! What the engine does when nothing goes wrong, and what it says when it is asked for something it cannot do.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::world::{CHUNK, World, policy, tag};
-use common::{GRANULARITY, MemDriver};
+use crate::common::world::{CHUNK, World, policy, tag};
+use crate::common::{GRANULARITY, MemDriver};
 use sire_core::driver::{Addr, Device, DriverErrorKind, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::Status;

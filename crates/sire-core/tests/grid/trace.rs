@@ -1,11 +1,7 @@
 //! Traces: what is written is read back, whatever a file holds the reader survives it, and an engine that records nothing behaves the same.
 //! The naive twin of the reader's promise: of a file cut off anywhere, exactly the whole records are read.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::world::{World, policy, tag};
+use crate::common::world::{World, policy, tag};
 use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;

@@ -1,12 +1,8 @@
 //! Switches: two sets of regions change places in one call. What must hold besides the bytes: the device never needs more than it
 //! has, memory that fits changes hands, and a failure leaves either everything as it was or everything paused.
-#![cfg(not(feature = "shuttle"))]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
-use common::GRANULARITY;
-use common::world::{CHUNK, World, policy, tag};
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;

@@ -1,0 +1,22 @@
+//! Every suite of the engine that runs on ordinary threads, as one program: compiled together they take a third of the
+//! time. What measures its whole process (`arena.rs`) and what needs the model checker (`concurrency.rs`) are programs of their own.
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod clean;
+mod engine;
+mod fault_sweep;
+mod files;
+mod live_map;
+mod model;
+mod progress;
+mod regressions;
+mod shared;
+mod sim;
+mod switch;
+mod tend;
+mod tiers;
+mod trace;
