@@ -1,4 +1,4 @@
-"""The reader of safetensors headers: what is right is read, everything else is refused with a reason, and nothing crashes.
+"""The reader of safetensors headers: what is right is read, everything else is refused with a reason.
 
 The twin is the format's own package, where it is installed.
 """
@@ -170,9 +170,9 @@ def twin(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
 
 
 def test_whatever_a_file_holds_it_is_read_rightly_or_refused() -> None:
-    chance = random.Random(7)
+    chance = random.Random(7)  # noqa: S311
     accepted = 0
-    for _ in range(3000):
+    for _ in range(1500):
         data = some_file(chance)
         if chance.random() < 0.8:
             data = broken(chance, data)
@@ -187,4 +187,4 @@ def test_whatever_a_file_holds_it_is_read_rightly_or_refused() -> None:
         if theirs is not None:
             ours = {e.name: (e.dtype, list(e.shape), data[e.start : e.start + e.size]) for e in found.values()}
             assert ours == theirs
-    assert 300 < accepted < 2700
+    assert 200 < accepted < 1300

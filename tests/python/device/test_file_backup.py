@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def make(tag: str, path: Path) -> tuple[Model, dict[str, bytes]]:
-    """A model in a region, its weights in a file, and what its bytes are. As models are saved, tied weights are there once."""
+    """A model in a region, its weights in a file, and what its bytes are. Tied weights are saved once, as usual."""
     with sire.region(tag, backup="file"):
         model = Model().to("cuda")
     state = model.state_dict()
