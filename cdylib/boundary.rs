@@ -3,8 +3,10 @@
 use crate::status::sire_status;
 use sire_core::error::{Error, Result, Status};
 use std::cell::{Cell, UnsafeCell};
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, OsStr, c_char};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 /// Longest tag or path that is looked at, in bytes. Tags may have 255, paths `PATH_MAX`.
 const LONGEST_STRING: usize = 4096;
@@ -92,6 +94,14 @@ pub(crate) unsafe fn put_text(text: &[u8], buf: *mut c_char, cap: usize) {
 /// # Safety
 /// `text` is NULL, or a NUL-terminated string that lives for `'a`.
 pub(crate) unsafe fn optional_string<'a>(what: &str, text: *const c_char) -> Result<Option<&'a str>> {
+    // SAFETY: the caller's promise.
+    let Some(bytes) = unsafe { optional_bytes(what, text) }? else { return Ok(None) };
+    bytes.to_str().map(Some).map_err(|_| invalid(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
+}
+
+/// # Safety
+/// As for [`optional_string`].
+unsafe fn optional_bytes<'a>(what: &str, text: *const c_char) -> Result<Option<&'a CStr>> {
     if text.is_null() {
         return Ok(None);
     }
@@ -100,8 +110,20 @@ pub(crate) unsafe fn optional_string<'a>(what: &str, text: *const c_char) -> Res
         return Err(invalid(format!("{what} is longer than {LONGEST_STRING} bytes; the longest tag has 255")));
     }
     // SAFETY: the string is NUL-terminated, as the caller promised.
-    let bytes = unsafe { CStr::from_ptr(text) };
-    bytes.to_str().map(Some).map_err(|_| invalid(format!("{what} is not UTF-8: {}", bytes.to_string_lossy())))
+    Ok(Some(unsafe { CStr::from_ptr(text) }))
+}
+
+/// The path at `text`, which must be there and not empty. Paths need not be UTF-8.
+///
+/// # Safety
+/// As for [`optional_string`].
+pub(crate) unsafe fn path<'a>(what: &str, text: *const c_char) -> Result<&'a Path> {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { optional_bytes(what, text) }?.map_or(&[][..], CStr::to_bytes);
+    if bytes.is_empty() {
+        return Err(invalid(format!("{what} is NULL or empty, but is needed")));
+    }
+    Ok(Path::new(OsStr::from_bytes(bytes)))
 }
 
 /// The string at `text`, which must be there.

@@ -85,7 +85,7 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
         disabled: flag(variables, "SIRE_DISABLE")?,
         hooks: mode.unwrap_or(true),
         region: variables("SIRE_REGION"),
-        backup: parsed(variables, "SIRE_BACKUP", "none, cpu, disk or auto", parse_backup)?,
+        backup: parsed(variables, "SIRE_BACKUP", "none, cpu, disk, file or auto", parse_backup)?,
         libcuda: variables("SIRE_LIBCUDA").map(PathBuf::from),
         exportable: flag(variables, "SIRE_EXPORTABLE")?,
         trace: variables("SIRE_TRACE").map(PathBuf::from),
@@ -112,10 +112,10 @@ fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {
     config.host_policy =
         parsed(variables, "SIRE_HOST_POLICY", "retain, shrink or release", parse_policy)?.unwrap_or_default();
     config.disk_dir = variables("SIRE_DISK_DIR").or_else(|| variables("TMS_DISK_BACKUP_DIR")).map(PathBuf::from);
+    config.disk_limit = size("SIRE_DISK_LIMIT")?;
     config.shared_backups = flag(variables, "SIRE_SHARED_BACKUPS")?;
-    if flag(variables, "SIRE_DISK_COMPRESS")? {
-        config.disk_compress = Compress::IfItPays;
-    }
+    config.disk_compress =
+        parsed(variables, "SIRE_DISK_COMPRESS", "1, 0 or always", parse_compress)?.unwrap_or_default();
     config.shared_dir = variables("SIRE_SHARED_DIR").map(PathBuf::from);
     Ok(config)
 }
@@ -164,12 +164,22 @@ fn parsed<T>(
 }
 
 fn flag(variables: Variables<'_>, name: &str) -> std::result::Result<bool, String> {
-    let value = parsed(variables, name, "1 or 0", |text| match text.to_ascii_lowercase().as_str() {
+    Ok(parsed(variables, name, "1 or 0", parse_flag)?.unwrap_or(false))
+}
+
+fn parse_flag(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Some(true),
         "0" | "false" | "no" | "off" => Some(false),
         _ => None,
-    })?;
-    Ok(value.unwrap_or(false))
+    }
+}
+
+fn parse_compress(text: &str) -> Option<Compress> {
+    if text == "always" {
+        return Some(Compress::Always);
+    }
+    parse_flag(text).map(|pays| if pays { Compress::IfItPays } else { Compress::No })
 }
 
 fn parse_backup(text: &str) -> Option<Backup> {
@@ -177,6 +187,7 @@ fn parse_backup(text: &str) -> Option<Backup> {
         "none" => Some(Backup::None),
         "cpu" => Some(Backup::Host),
         "disk" => Some(Backup::Disk),
+        "file" => Some(Backup::File),
         "auto" => Some(Backup::Auto),
         _ => None,
     }

@@ -255,6 +255,18 @@ sire_status sire_discard(const void *ptr, size_t bytes);
 sire_status sire_changed(const void *ptr,
                          size_t bytes);
 
+// The file at `path` holds these bytes, from byte `offset` on. The next pause compares them: what is equal is backed up nowhere else, and
+// read from the file by the resume; the rest goes to host memory. The range lies inside one allocation of a region with `backup` 3.
+// The file may be renamed or removed afterwards, but must not be written to while the region is paused: a resume that meets other bytes fails, with the
+// region paused as before, and works again when the file is as it was.
+//
+// What the caller sees to:
+// `path` is NULL or NUL-terminated.
+sire_status sire_attach_file(const void *ptr,
+                             size_t bytes,
+                             const char *path,
+                             uint64_t offset);
+
 // The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be
 // read until `sire_backup_put(*out_token)`.
 //
@@ -267,6 +279,14 @@ sire_status sire_backup_get(const void *ptr, size_t bytes, const void **out_data
 // What the caller sees to:
 // `token` is NULL or came from `sire_backup_get` and was not given back yet.
 sire_status sire_backup_put(void *token);
+
+// Brings automatic backups (`backup` 4) of the tag and what is under it (NULL: everything) from the disk back into host memory, as far as
+// there is room, so that a resume is fast. Changes nothing else. Output: bytes that moved.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated; `out_bytes` is NULL or writable.
+sire_status sire_promote(const char *tag,
+                         size_t *out_bytes);
 
 // Pauses the tag and what is under it (NULL: everything): content goes where the regions' policies say, physical memory goes
 // back to the driver, addresses stay. All or nothing. Pausing what is paused changes nothing.

@@ -7,7 +7,7 @@ use crate::region;
 use crate::status::sire_status;
 use sire_core::engine::BackupView;
 use sire_core::error::{Error, Status};
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 
 /// Allocates in this thread's region; an error outside one. `stream`: where the memory will first be used.
 ///
@@ -94,6 +94,27 @@ pub extern "C" fn sire_discard(ptr: *const c_void, bytes: usize) -> sire_status 
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_changed(ptr: *const c_void, bytes: usize) -> sire_status {
     call(|| process::get()?.engine.changed(allocate::address(ptr), bytes as u64))
+}
+
+/// The file at `path` holds these bytes, from byte `offset` on. The next pause compares them: what is equal is backed up nowhere else, and
+/// read from the file by the resume; the rest goes to host memory. The range lies inside one allocation of a region with `backup` 3.
+/// The file may be renamed or removed afterwards, but must not be written to while the region is paused: a resume that meets other bytes fails, with the
+/// region paused as before, and works again when the file is as it was.
+///
+/// # Safety
+/// `path` is NULL or NUL-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_attach_file(
+    ptr: *const c_void,
+    bytes: usize,
+    path: *const c_char,
+    offset: u64,
+) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        let path = unsafe { boundary::path("the path", path) }?;
+        process::get()?.engine.attach_file(allocate::address(ptr), bytes as u64, path, offset)
+    })
 }
 
 /// The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be

@@ -23,6 +23,9 @@ static void nulls(void) {
     CHECK(sire_keep(NULL, 1) != SIRE_STATUS_OK);
     CHECK(sire_discard(NULL, 1) != SIRE_STATUS_OK);
     EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_changed(NULL, 1));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_attach_file(NULL, 1, NULL, 0));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_attach_file(NULL, 1, "", 0));
+    EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_attach_file(NULL, 1, "/dev/null", 0));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_backup_get(NULL, 1, NULL, NULL));
     OK(sire_backup_put(NULL));
     OK(sire_region_current(NULL));
@@ -158,6 +161,12 @@ static void pointers(void) {
     CHECK(cudaFree((char *)ours + 4096) != 0);
     fill(ours, 3 * MiB, 5);
     CHECK(sire_keep(ours, 4 * MiB) != SIRE_STATUS_OK);
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_attach_file(ours, MiB, "/bin/true", 0));
+    SAYS("file");
+    size_t moved = 1;
+    OK(sire_promote("bad", &moved));
+    CHECK(moved == 0);
+    EXPECT(SIRE_STATUS_UNKNOWN_TAG, sire_promote("never opened", NULL));
     CHECK(sire_discard((char *)ours + 1, (size_t)-1) != SIRE_STATUS_OK);
     OK(sire_pause("bad", NULL, NULL));
     OK(sire_pause("bad", NULL, NULL));

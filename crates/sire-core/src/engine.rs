@@ -241,7 +241,11 @@ impl Engine {
         refuse_capture(options.capturing, "switch")?;
         let regions = &self.machine.regions;
         let switch = || self.machine.switch(regions.select(pause)?, regions.select(resume)?, options);
-        self.trace.timed_switch([pause, resume], Duration::ZERO, switch)
+        let outcome = self.trace.timed_switch([pause, resume], Duration::ZERO, switch);
+        if outcome.is_ok() {
+            self.machine.tend_later();
+        }
+        outcome
     }
 
     /// Starts to resume what `selection` means, and returns; the progress tells which memory can be used already, and what came of

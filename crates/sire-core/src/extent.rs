@@ -186,6 +186,7 @@ pub(crate) struct Extent {
     inner: Mutex<Inner>,
     resident: AtomicU64,
     backed_up: AtomicU64,
+    stored: AtomicU64,
 }
 
 /// How a free found the extent.
@@ -238,6 +239,7 @@ impl Extent {
             inner: Mutex::new(inner),
             resident: AtomicU64::new(0),
             backed_up: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
         });
         let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
         (extent, claim)
@@ -395,15 +397,19 @@ impl Extent {
             None if self.is_freed() => (0, 0),
             None => (1, self.requested),
         };
-        let resident = self.resident.load(Ordering::Relaxed);
-        Figures { allocations, requested, resident, backed_up: self.backed_up.load(Ordering::Relaxed) }
+        let [resident, backed_up, stored] =
+            [&self.resident, &self.backed_up, &self.stored].map(|figure| figure.load(Ordering::Relaxed));
+        Figures { allocations, requested, resident, backed_up, stored }
     }
 
     fn note(&self, chunks: &[Chunk]) {
         let resident = chunks.iter().filter(|c| c.physical.is_some()).map(|c| c.size).sum();
-        let backed_up = chunks.iter().flat_map(|c| &c.segments).map(|s| s.len).sum();
+        let segments = || chunks.iter().flat_map(|c| &c.segments);
+        let backed_up = segments().map(|s| s.len).sum();
+        let stored = segments().filter(|s| s.is_stored()).map(|s| s.len).sum();
         self.resident.store(resident, Ordering::Relaxed);
         self.backed_up.store(backed_up, Ordering::Relaxed);
+        self.stored.store(stored, Ordering::Relaxed);
     }
 }
 
@@ -418,6 +424,8 @@ pub(crate) struct Figures {
     pub(crate) requested: u64,
     pub(crate) resident: u64,
     pub(crate) backed_up: u64,
+    /// Of what is backed up, the bytes that are in a tier behind the trait.
+    pub(crate) stored: u64,
 }
 
 /// The right to change an extent's chunks, and the chunks.

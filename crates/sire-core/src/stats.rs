@@ -39,6 +39,8 @@ struct RegionStats {
     resident_bytes: u64,
     paused_bytes: u64,
     backup_bytes: u64,
+    /// Of those, what is outside this process's host memory: in files, on the disk, shared, in a tier from outside.
+    stored_bytes: u64,
     pauses: u64,
     resumes: u64,
     bytes_copied: u64,
@@ -93,6 +95,7 @@ impl Sum {
         self.figures.requested += figures.requested;
         self.figures.resident += figures.resident;
         self.figures.backed_up += figures.backed_up;
+        self.figures.stored += figures.stored;
         self.size += size;
         self.slab += if is_slab { figures.resident } else { 0 };
     }
@@ -156,6 +159,7 @@ fn region_stats(machine: &Machine, region: &Region, sum: Sum) -> RegionStats {
         resident_bytes: sum.figures.resident,
         paused_bytes: sum.away(),
         backup_bytes: sum.figures.backed_up,
+        stored_bytes: sum.figures.stored,
         pauses: history.pauses,
         resumes: history.resumes,
         bytes_copied: history.bytes_copied,

@@ -41,6 +41,7 @@ from ._errors import (
     UnsupportedError,
     VersionMismatchError,
 )
+from ._files import FileBackup, file_backup
 from ._graphs import cuda_graph
 from ._library import library_path
 from ._memory import (
@@ -60,7 +61,7 @@ from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
 from ._torch import use_allocator
-from ._transitions import pause, paused, prefetch, resume, switch
+from ._transitions import pause, paused, prefetch, promote, resume, switch
 from ._version import __version__
 
 version = __version__
@@ -72,6 +73,7 @@ __all__ = [
     "CapturingError",
     "DeviceLostError",
     "DriverError",
+    "FileBackup",
     "InactiveError",
     "InternalError",
     "InvalidArgumentError",
@@ -97,6 +99,7 @@ __all__ = [
     "cuda_graph",
     "disable",
     "discard",
+    "file_backup",
     "format_size",
     "get_cpu_backup",
     "hook_mode",
@@ -107,6 +110,7 @@ __all__ = [
     "pause",
     "paused",
     "prefetch",
+    "promote",
     "region",
     "resume",
     "set_disk_directory",

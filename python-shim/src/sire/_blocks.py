@@ -7,7 +7,8 @@ free go back to the driver: their pool is dropped and a new one takes its place,
 behind than it gives back.
 
 Taking the map costs about 4 microseconds per block. Where that is more than the copies it can save, it is
-not taken, and the report says so.
+not taken, and the report says so. In regions whose content is in files every free byte counts, down to what PyTorch
+rounds up: each would be all that needs host memory.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ class BlockMap:
 
     def _taken(self, regions: list[int]) -> Ranges:
         shelves = _saving_shelves(regions)
-        if not shelves or not self._is_worth_it(sorted({key[-1] for key, _ in shelves})):
-            return []
+        in_files = [(key, shelf) for key, shelf in shelves if key[1].in_files]
+        others = [(key, shelf) for key, shelf in shelves if not key[1].in_files]
+        if others and not self._is_worth_it(sorted({key[-1] for key, _ in others})):
+            others = []
         dead: Ranges = []
-        for key, shelf in shelves:
+        for key, shelf in others + in_files:
             self._return_free_segments(key, shelf)
-            dead += self._free_blocks(shelf)
+            dead += self._free_blocks(shelf, exact=key[1].in_files)
         return dead
 
     def _is_worth_it(self, devices: list[int]) -> bool:
@@ -79,7 +82,7 @@ class BlockMap:
             if wholly >= _WORTH_RETURNING and wholly >= partly:
                 _torch.retire(self.torch, key, pool)
 
-    def _free_blocks(self, shelf: _torch.Shelf) -> Ranges:
+    def _free_blocks(self, shelf: _torch.Shelf, exact: bool) -> Ranges:
         identities = [pool.mem_pool.id for pool in shelf.all] + list(shelf.retired)
         dead: Ranges = []
         for identity in identities:
@@ -87,7 +90,7 @@ class BlockMap:
             if not segments and identity in shelf.retired:
                 shelf.retired.remove(identity)
             for segment in segments:
-                dead += _holes(segment)
+                dead += _every_hole(segment) if exact else _holes(segment)
         return dead
 
 
@@ -122,6 +125,20 @@ def _holes(segment: dict[str, Any]) -> Ranges:
                 holes.append((at, size))
         at += size
     return [hole for hole in holes if hole[1] >= _SMALLEST_HOLE]
+
+
+def _every_hole(segment: dict[str, Any]) -> Ranges:
+    """Free blocks, and what lies between the end of a tensor and the end of its block."""
+    holes: Ranges = []
+    at = int(segment["address"])
+    for block in segment["blocks"]:
+        size = int(block["size"])
+        used = int(block.get("requested_size", size)) if block["state"] == "active_allocated" else size
+        used = 0 if block["state"] == "inactive" else used
+        if used < size:
+            holes.append((at + used, size - used))
+        at += size
+    return holes
 
 
 def block_map() -> BlockMap | None:

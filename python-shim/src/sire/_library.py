@@ -126,6 +126,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_keep": [c_void_p, c_size_t],
     "sire_discard": [c_void_p, c_size_t],
     "sire_changed": [c_void_p, c_size_t],
+    "sire_attach_file": [c_void_p, c_size_t, c_char_p, c_uint64],
     "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
@@ -138,6 +139,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_progress_bytes": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
     "sire_progress_cancel": [c_void_p],
     "sire_progress_close": [c_void_p],
+    "sire_promote": [c_char_p, POINTER(c_size_t)],
     "sire_cancel": [],
     "sire_allow_peer": [c_int32, c_int32],
     "sire_set_margin": [c_size_t],
@@ -296,6 +298,10 @@ class Library:
         """The range of a region that is declared not to change was written to."""
         self._call("sire_changed", pointer, size)
 
+    def attach_file(self, pointer: int, size: int, path: bytes, offset: int) -> None:
+        """The file holds the range from ``offset`` on."""
+        self._call("sire_attach_file", pointer, size, path, offset)
+
     def backup_get(self, pointer: int, size: int) -> tuple[int, int] | None:
         """(address of the backup, token to give back); None if there is no backup."""
         data, token = c_void_p(), c_void_p()
@@ -384,6 +390,12 @@ class Library:
     def progress_close(self, progress: int) -> None:
         """Ends the handle."""
         self._call("sire_progress_close", progress)
+
+    def promote(self, tag: bytes | None) -> int:
+        """Brings automatic backups back into host memory; the bytes that moved."""
+        moved = c_size_t()
+        self._call("sire_promote", tag, byref(moved))
+        return moved.value
 
     def cancel(self) -> None:
         """Makes a running pause or resume stop and roll back."""

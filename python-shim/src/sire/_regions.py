@@ -20,11 +20,12 @@ from . import _hooks, _library, _torch
 from ._errors import InvalidArgumentError, UnsupportedError
 from ._tags import encode_tag
 
-Backup = Literal["cpu", "disk", "auto"]
+Backup = Literal["cpu", "disk", "file", "auto"]
 Verify = Literal["hash", "bytes"]
 OnPaused = Literal["refuse", "resume"]
 
-_BACKUPS: dict[object, int] = {None: 0, "none": 0, "cpu": 1, "disk": 2, "auto": 4}
+FILE = 3
+_BACKUPS: dict[object, int] = {None: 0, "none": 0, "cpu": 1, "disk": 2, "file": FILE, "auto": 4}
 _VERIFIES: dict[object, int] = {None: 0, "hash": 2, "bytes": 3}
 _DECLARED = 1
 _ON_PAUSED: dict[object, bool] = {"refuse": False, "resume": True}
@@ -47,6 +48,11 @@ class Policy:
         return (self.backup, self.zero_fill, self.retain, self.clean)
 
     @property
+    def in_files(self) -> bool:
+        """Whether files of the program's hold the content."""
+        return self.backup == FILE
+
+    @property
     def declared(self) -> bool:
         """Whether the content is taken not to change, on trust."""
         return self.clean == _DECLARED
@@ -57,7 +63,7 @@ def make_policy(
 ) -> Policy:
     """The policy, or `InvalidArgumentError`."""
     if not isinstance(backup, str | None) or backup not in _BACKUPS:
-        raise InvalidArgumentError(f"backup is None, 'cpu', 'disk' or 'auto', not {backup!r}")
+        raise InvalidArgumentError(f"backup is None, 'cpu', 'disk', 'file' or 'auto', not {backup!r}")
     if not isinstance(verify, str | None) or verify not in _VERIFIES:
         raise InvalidArgumentError(f"verify is None, 'hash' or 'bytes', not {verify!r}")
     clean = _VERIFIES[verify] or (_DECLARED if immutable else 0)
@@ -206,8 +212,10 @@ def region(
     """Memory that the calling thread allocates inside can be paused by its tag.
 
     ``tag`` is a path: pausing ``"model"`` also pauses ``"model/weights"``. ``backup`` says where the content
-    goes during a pause: ``None`` throws it away, ``"cpu"`` keeps it in host memory, ``"disk"`` in a private file, ``"auto"``
-    in host memory as long as there is room and then in a file; what was used least recently makes way in the background.
+    goes during a pause: ``None`` throws it away, ``"cpu"`` keeps it in host memory, ``"disk"`` in a private file,
+    ``"auto"`` in host memory as long as there is room and then in a file; what was used least recently makes way in the
+    background. ``"file"``: files that the program has hold it already (`sire.file_backup` says which), host memory the
+    rest.
     ``zero_fill`` makes memory without backup read as zero after resume; otherwise it is undefined. ``retain``
     keeps the backup's space for the next pause.
 

@@ -81,6 +81,15 @@ def prefetch(tag: str | None = None, *, order: object = None) -> Progress:
     return resume(tag, order=order, non_blocking=True)
 
 
+def promote(tag: str | None = None) -> int:
+    """Brings backups of ``backup="auto"`` from the disk back into host memory, as far as there is room there.
+
+    For a tag that will be resumed soon, but not yet: its memory on the device stays away. Returns the bytes that moved.
+    """
+    encoded = encode_selection(tag)
+    return _ready("promote").promote(encoded)
+
+
 def switch(*, pause: str, resume: str, live_only: bool = True) -> tuple[Report, Report]:
     """Pauses one tag and resumes another in one call: both, or neither. Returns both reports.
 

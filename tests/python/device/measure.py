@@ -87,5 +87,5 @@ def region_bytes(tag: str) -> dict[str, int]:
     import sire
 
     found = [each for each in sire.stats()["regions"] if each["tag"] == tag]
-    names = ("allocations", "requested_bytes", "resident_bytes", "paused_bytes", "backup_bytes")
+    names = ("allocations", "requested_bytes", "resident_bytes", "paused_bytes", "backup_bytes", "stored_bytes")
     return {name: sum(int(each[name]) for each in found) for name in names}

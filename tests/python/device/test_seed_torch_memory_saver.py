@@ -119,7 +119,7 @@ def test_hook_modes(mode: str) -> None:
         torch_memory_saver.hook_mode = "torch" if mode == "preload" else "preload"
 
 
-@pytest.mark.parametrize("name", ["simple.py", "cpu_backup.py", "rl_example.py"])
+@pytest.mark.parametrize("name", ["simple.py", "cpu_backup.py", "rl_example.py", "file_backup.py"])
 def test_commands(name: str, mode: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "SIRE_HOOK_MODE")}
     environment |= {"SIRE_EXAMPLE_BYTES": str(64 * MIB)}

@@ -1,13 +1,16 @@
 //! The disk tier: private files for backups. A file is readable by its owner alone and has no name (so that a
 //! crash leaves nothing behind); all its blocks exist before the first page is released. Bytes pass the page cache by
 //! where the file system can.
+//!
+//! Where a file system cannot make files without a name, a file has one for a moment, which says whose it is. Who dies in that moment
+//! leaves it behind, empty; the next process that uses the directory removes it. A name that goes early harms nobody: the file is open.
 
 use super::direct::{BLOCK, DirectFile};
 use super::{Room, Tier, memory};
 use crate::error::{Error, Result, Status};
 use crate::raw::{file_system, preallocate};
 use crate::settings::Settings;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -31,12 +34,16 @@ struct DiskFile {
 pub(crate) struct DiskTier {
     settings: Arc<Settings>,
     used: Arc<AtomicU64>,
+    /// How a file without a name is made.
+    make: fn(&Path) -> io::Result<File>,
+    /// The directory that was looked through last for what dead processes left.
+    swept: Mutex<Option<PathBuf>>,
 }
 
 impl DiskTier {
     /// No files yet.
     pub(crate) fn new(settings: Arc<Settings>) -> DiskTier {
-        DiskTier { settings, used: Arc::default() }
+        DiskTier { settings, used: Arc::default(), make: nameless, swept: Mutex::default() }
     }
 
     fn create(&self, len: u64) -> Result<DiskFile> {
@@ -46,10 +53,22 @@ impl DiskTier {
         };
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|e| failed("use the backup directory", &dir, &e))?;
-        let file = nameless(&dir).map_err(|e| failed("create a backup file", &dir, &e))?;
+        self.sweep_once(&dir);
+        step();
+        let file = (self.make)(&dir).map_err(|e| failed("create a backup file", &dir, &e))?;
+        step();
         check_room(&file, &dir, len)?;
         preallocate(&file, len).map_err(|e| failed(&format!("preallocate {len} bytes"), &dir, &e))?;
+        step();
         Ok(DiskFile { file: DirectFile::new(file, true), dir, len, used: Arc::clone(&self.used) })
+    }
+
+    fn sweep_once(&self, dir: &Path) {
+        let mut swept = lock(&self.swept);
+        if swept.as_deref() != Some(dir) {
+            sweep(dir);
+            *swept = Some(dir.to_path_buf());
+        }
     }
 
     /// Counts bytes that are about to be taken, unless they pass the quota.
@@ -135,7 +154,10 @@ impl Room for DiskFile {
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
         self.check("write", at, bytes.len())?;
-        self.file.write(bytes, at).map_err(|error| self.failed("write", at, bytes.len(), &error))
+        step();
+        let written = self.file.write(bytes, at).map_err(|error| self.failed("write", at, bytes.len(), &error));
+        step();
+        written
     }
 
     fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
@@ -210,54 +232,65 @@ fn nameless(dir: &Path) -> io::Result<File> {
     }
 }
 
+/// How the names of such files begin; the process's number and a count follow.
+const PREFIX: &str = "sire-backup-";
+/// Names of an earlier process with our number are passed over; there are never many.
+const NAMES: usize = 1000;
+
 fn unlinked(dir: &Path, options: &OpenOptions) -> io::Result<File> {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let path = dir.join(format!("backup-{}-{number}", std::process::id()));
-    let file = options.clone().create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
+    for _ in 0..NAMES {
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = dir.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        let file = match options.clone().create_new(true).open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            outcome => outcome?,
+        };
+        step();
+        match fs::remove_file(&path) {
+            // A process that does not see this one (in another container) has swept it away.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => return Ok(file),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
+
+/// Removes what processes have left that died before a file had lost its name.
+fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let owner = entry.file_name().to_str().and_then(owner);
+        if owner.is_some_and(is_gone) && entry.metadata().is_ok_and(|found| is_private(&found)) {
+            // Whoever was quicker did the same.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The number of the process that a name says.
+fn owner(name: &str) -> Option<u32> {
+    let (process, number) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    number.parse::<u64>().ok()?;
+    process.parse().ok()
+}
+
+/// Whether a process has ended. One with our own number has: this one has made no file yet.
+fn is_gone(process: u32) -> bool {
+    process == std::process::id() || !Path::new("/proc").join(process.to_string()).exists()
+}
+
+/// Whether a file is what this tier makes, and this user's.
+fn is_private(found: &fs::Metadata) -> bool {
+    let me = fs::metadata("/proc/self").map(|process| process.uid());
+    found.is_file() && found.mode() & 0o777 == 0o600 && me.is_ok_and(|me| me == found.uid())
+}
+
+/// A point at which tests let the process die.
+#[cfg(not(all(test, not(feature = "shuttle"))))]
+fn step() {}
 
 #[cfg(all(test, not(feature = "shuttle")))]
-mod tests {
-    use super::super::conformance;
-    use super::*;
-    use crate::terms::Config;
-
-    /// A tier in a directory, with a quota.
-    fn tier(dir: &Path, disk_limit: Option<u64>) -> DiskTier {
-        let config = Config { disk_dir: Some(dir.to_path_buf()), disk_limit, ..Config::default() };
-        DiskTier::new(Arc::new(Settings::new(config)))
-    }
-
-    fn here() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap_or_else(|e| unreachable!("{e}"))
-    }
-
-    #[test]
-    fn keeps_the_bargain() {
-        let dir = here();
-        conformance::suite(|| Arc::new(tier(dir.path(), None)));
-        let left = fs::read_dir(dir.path()).map(Iterator::count);
-        assert!(matches!(left, Ok(0)), "files have no name");
-    }
-
-    #[test]
-    fn keeps_the_bargain_where_the_page_cache_cannot_be_passed_by() {
-        conformance::suite(|| Arc::new(tier(Path::new("/dev/shm/sire-tests"), None)));
-        let _ = fs::remove_dir("/dev/shm/sire-tests");
-    }
-
-    #[test]
-    fn a_quota_is_kept() {
-        let dir = here();
-        let tier = tier(dir.path(), Some(3 * BLOCK));
-        let held = tier.reserve(BLOCK + 1);
-        let refused = tier.reserve(BLOCK + 1).map(drop).map_err(|error| (error.status, error.message));
-        let Err((Status::OutOfBackupSpace, message)) = refused else { unreachable!("{refused:?}") };
-        assert!(message.contains("disk limit of 12288 bytes leaves 4096"), "{message}");
-        drop(held);
-        assert!(tier.reserve(3 * BLOCK).is_ok());
-    }
-}
+use tests::step;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -103,8 +103,11 @@ impl Machine {
         self.heap.exhume();
         let dead = dead.map_or(Ok(Ranges::new()), |map| batch.dead_ranges(map))?;
         let mut claims = batch.claim(&self.heap);
-        let gap = plan::SLOT_GAP.min(self.settings.copy_piece);
-        report.bytes_dead = claims.iter_mut().map(|claim| claim.mark_dead(&dead, gap)).sum();
+        let gap = |claim: &Claim| {
+            let region = batch.region(claim.extent.region);
+            region.map_or(0, |region| plan::slot_gap(region).min(self.settings.copy_piece))
+        };
+        report.bytes_dead = claims.iter_mut().map(|claim| claim.mark_dead(&dead, gap(claim))).sum();
         batch.count(&mut claims, report);
         Ok(claims)
     }

@@ -20,7 +20,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What is live and less than this far apart is saved in one copy.
-pub(super) const SLOT_GAP: u64 = 64 << 10;
+const SLOT_GAP: u64 = 64 << 10;
+
+/// That gap in a region. Where files hold what is live, what lies between would be all that needs host memory.
+pub(super) fn slot_gap(region: &Region) -> u64 {
+    if region.policy.backup == Backup::File { 0 } else { SLOT_GAP }
+}
 
 impl Machine {
     /// Gives every chunk that is on the device its segments, with room, after what the surveys found. If that fails, no chunk has any but

@@ -5,7 +5,7 @@
 //! Who is looked at: `Verified` content always; what is new in `Declared` content once, because it is copied anyway and a hash is cheap beside
 //! that; `Paranoid` content is compared. Content of which nothing is promised is copied unseen.
 
-use super::plan::SLOT_GAP;
+use super::plan;
 use super::team::Call;
 use super::{Machine, batch::Batch, devices};
 use crate::digest::Digest;
@@ -106,7 +106,7 @@ impl Survey {
 }
 
 fn want(region: &Region, claim: &Claim) -> Wanted {
-    let mut save = claim.extent.ranges_to_save(region.keeps(), SLOT_GAP);
+    let mut save = claim.extent.ranges_to_save(region.keeps(), plan::slot_gap(region));
     claim.dead.iter().for_each(|dead| save.remove(dead));
     let on_device = |chunk: &Chunk| chunk.truth == Truth::Device;
     let part = |chunk: &Chunk| if on_device(chunk) { save.clip(&chunk.range()) } else { Ranges::new() };

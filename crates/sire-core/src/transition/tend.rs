@@ -174,6 +174,9 @@ impl Machine {
     fn squeeze(&self, region: &Region) -> Result<(u64, u64)> {
         let found = self.find(region, is_plain);
         let segments: Vec<&Segment> = found.iter().flat_map(|found| &found.segments).collect();
+        if segments.is_empty() {
+            return Ok((0, 0));
+        }
         let buffer = self.buffer()?;
         let Some(share) = self.share_of(&segments, &buffer)? else { return Ok((0, 0)) };
         let pad = |bytes: f64| (bytes as u64).next_multiple_of(LARGEST_ALIGN) + LARGEST_ALIGN;

@@ -5,7 +5,10 @@ use super::{GRANULARITY, MemDriver};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Physical chunks of the tests: four granules.
@@ -95,7 +98,30 @@ pub struct World {
     pub policies: BTreeMap<RegionId, Policy>,
     /// Makes every write different.
     seed: u8,
-    _dir: tempfile::TempDir,
+    /// How many files were attached.
+    attached: usize,
+    dir: tempfile::TempDir,
+}
+
+/// The files open in this process whose names (without "(deleted)" and the like, so to begin with) are wanted, each once.
+pub fn open_files(wanted: impl Fn(&Path) -> bool) -> Vec<File> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        // Another thread may have closed it meanwhile.
+        let file = wanted(&target).then(|| OpenOptions::new().read(true).write(true).open(entry.path()).ok()).flatten();
+        if let Some(file) = file {
+            found.insert(file.metadata().unwrap().ino(), file);
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Changes one bit of a file; twice, and it is as before.
+pub fn flip(file: &File, at: u64) {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
 }
 
 /// Memory that the program holds free.
@@ -139,7 +165,7 @@ impl World {
             ..Config::default()
         };
         let engine = Engine::new(driver.clone(), config);
-        World { driver, engine, twins: BTreeMap::new(), policies: BTreeMap::new(), seed: 0, _dir: dir }
+        World { driver, engine, twins: BTreeMap::new(), policies: BTreeMap::new(), seed: 0, attached: 0, dir }
     }
 
     pub fn region(&mut self, tag: &str, policy: Policy) -> RegionId {
@@ -339,23 +365,35 @@ impl World {
         }
     }
 
-    /// Changes the first byte of every backup file; a file may be open more than once.
+    /// The directory of disk backups.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Every backup file that is open, each once.
+    pub fn files(&self) -> Vec<File> {
+        open_files(|target| target.starts_with(self.dir.path()))
+    }
+
+    /// Changes the first byte of every backup file.
     pub fn damage_files(&self) {
-        use std::os::unix::fs::{FileExt, MetadataExt};
-        let mut damaged = BTreeSet::new();
-        for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
-            let target = std::fs::read_link(entry.path()).unwrap_or_default();
-            if target.starts_with(self._dir.path()) {
-                let file = std::fs::OpenOptions::new().read(true).write(true).open(entry.path()).unwrap();
-                if !damaged.insert(file.metadata().unwrap().ino()) {
-                    continue;
-                }
-                let mut byte = [0];
-                file.read_exact_at(&mut byte, 0).unwrap();
-                file.write_all_at(&[byte[0] ^ 1], 0).unwrap();
-            }
-        }
-        assert!(!damaged.is_empty(), "there is no backup file");
+        let files = self.files();
+        assert!(!files.is_empty(), "there is no backup file");
+        files.iter().for_each(|file| flip(file, 0));
+    }
+
+    /// Writes a part of an allocation to a file of its own, behind something else, and says that the file holds it. With
+    /// `stale`, one byte there is another one. Returns the file's path.
+    pub fn attach(&mut self, addr: Addr, from: u64, len: u64, stale: bool) -> Result<PathBuf, Error> {
+        const AT: usize = 1237;
+        let range = from as usize..(from + len) as usize;
+        let mut bytes = [vec![0xAA; AT], self.twins[&addr].bytes[range].to_vec()].concat();
+        bytes[AT + len as usize / 2] ^= u8::from(stale);
+        self.attached += 1;
+        let path = self.dir.path().join(format!("attached-{}", self.attached));
+        std::fs::write(&path, bytes).unwrap();
+        self.engine.attach_file(addr.offset(from), len, &path, AT as u64)?;
+        Ok(path)
     }
 
     /// Frees everything; afterwards the driver must have nothing left.

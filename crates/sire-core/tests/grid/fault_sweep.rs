@@ -230,6 +230,30 @@ fn short_between_processes(life: &mut Life) {
     clean(life, Clean::Declared, Backup::Host);
 }
 
+/// A file that holds a part of an allocation, and another that holds other bytes than it is said to.
+fn in_files(life: &mut Life, clean: Clean) {
+    let region = life.world.region("file", Policy { clean, ..policy(Backup::File) });
+    let addr = life.allocate(region, CHUNK + 2 * GRANULARITY);
+    let slot = life.allocate(region, 600);
+    life.world.attach(addr, 100, CHUNK, false).unwrap();
+    life.world.attach(slot, 0, 600, true).unwrap();
+    life.pause(&tag("file"));
+    life.resume(&tag("file"));
+    life.world.write_part(addr, GRANULARITY + 1, 10);
+    life.pause(&tag("file"));
+    life.step("free", |world| world.free(slot));
+    life.resume(&tag("file"));
+    life.world.check();
+}
+
+fn short_file(life: &mut Life) {
+    in_files(life, Clean::No);
+}
+
+fn short_declared_file(life: &mut Life) {
+    in_files(life, Clean::Declared);
+}
+
 /// A pool of which the program holds a part free.
 fn short_dead(life: &mut Life) {
     const HOLE: u64 = 2 * GRANULARITY;
@@ -300,6 +324,8 @@ fn every_call_of_the_short_lives_fails_once() {
         short_behind,
         short_auto,
         short_between_processes,
+        short_file,
+        short_declared_file,
     ]
     .into_iter()
     .for_each(every_call);
@@ -323,6 +349,13 @@ fn every_pair_of_calls_fails_in_automatic_backups() {
 #[test]
 fn every_pair_of_calls_fails_in_shared_memory() {
     every_pair(short_between_processes, DriverErrorKind::Other, 7);
+}
+
+#[test]
+fn pairs_of_calls_fail_with_files() {
+    [short_file, short_declared_file].into_iter().for_each(|script| {
+        every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 13 });
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod common;
 
 mod clean;
+mod damage;
 mod engine;
 mod fault_sweep;
 mod files;

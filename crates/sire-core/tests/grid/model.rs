@@ -2,11 +2,13 @@
 //! peers, over tags, devices, streams, policies and sizes, with a device that is often full and calls that fail.
 
 use crate::common::GRANULARITY;
-use crate::common::world::{CHUNK, World, tag};
+use crate::common::world::{CHUNK, World, flip, tag};
 use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, DriverErrorKind, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::Status;
+use std::fs::OpenOptions;
+use std::path::PathBuf;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -58,6 +60,15 @@ enum Step {
     Trim,
     Backup(usize),
     Peer(u32),
+    /// A file is said to hold a part of an allocation, rightly or not.
+    Attach {
+        which: usize,
+        from: u64,
+        len: u64,
+        stale: bool,
+    },
+    /// Somebody writes to a file while nothing depends on it.
+    Harm(usize),
     /// What is done in the background.
     Tend,
     Promote(usize),
@@ -67,15 +78,15 @@ enum Step {
     Hashing(bool),
 }
 
-const TAGS: [&str; 10] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g", "a/h", "d/i", "g/j"];
+const TAGS: [&str; 12] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g", "a/h", "d/i", "g/j", "a/k", "d/l"];
 const SELECTIONS: [Option<&str>; 6] = [None, Some("a"), Some("a/b"), Some("d"), Some("e"), Some("g")];
 
 fn policy(index: usize) -> Policy {
-    use Backup::{Auto, Disk, Host, None};
-    let backup = [Host, None, Disk, Auto, None, Host, Disk, Host, Disk, Host][index];
+    use Backup::{Auto, Disk, File, Host, None};
+    let backup = [Host, None, Disk, Auto, None, Host, Disk, Host, Disk, Host, File, File][index];
     let clean = match index {
-        0..5 => Clean::No,
-        5 | 6 => Clean::Declared,
+        0..5 | 10 => Clean::No,
+        5 | 6 | 11 => Clean::Declared,
         7 | 8 => Clean::Verified,
         _ => Clean::Paranoid,
     };
@@ -98,6 +109,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(which, capturing)| Step::Free { which, capturing }),
         1 => (any::<usize>(), 0..3 * CHUNK, 1..CHUNK, any::<bool>())
             .prop_map(|(which, from, len, keep)| Step::Override { which, from, len, keep }),
+        3 => (any::<usize>(), 0..3 * CHUNK, 1..3 * CHUNK, prop::bool::weighted(0.2))
+            .prop_map(|(which, from, len, stale)| Step::Attach { which, from, len, stale }),
+        1 => any::<usize>().prop_map(Step::Harm),
         4 => (0..SELECTIONS.len()).prop_map(Step::Pause),
         1 => (0..SELECTIONS.len(), any::<usize>(), 0..3 * CHUNK, 1..2 * CHUNK)
             .prop_map(|(selection, which, from, len)| Step::PauseWithout { selection, which, from, len }),
@@ -123,6 +137,7 @@ fn selection(index: usize) -> Selection {
 struct Life {
     world: World,
     regions: Vec<RegionId>,
+    attached: Vec<PathBuf>,
 }
 
 impl Life {
@@ -135,7 +150,7 @@ impl Life {
             config.shared_dir = config.disk_dir.clone();
         });
         let regions = TAGS.iter().enumerate().map(|(i, tag)| world.region(tag, policy(i))).collect();
-        Life { world, regions }
+        Life { world, regions, attached: Vec::new() }
     }
 
     fn pick(&self, which: usize) -> Option<Addr> {
@@ -186,6 +201,8 @@ impl Life {
                     assert_eq!(self.world.engine.free(addr, true).unwrap_err().status, Status::UnknownAddress);
                 }
             }
+            Step::Attach { which, from, len, stale } => self.attach(which, from, len, stale),
+            Step::Harm(which) => self.harm(which),
             Step::Override { which, from, len, keep } => self.set_override(which, from, len, keep),
             Step::Pause(index) => drop(self.world.pause(&selection(index))),
             Step::PauseWithout { selection: index, which, from, len } => {
@@ -225,6 +242,33 @@ impl Life {
         let size = self.world.twins[&addr].bytes.len() as u64;
         let from = from % size;
         self.world.set_override(addr, from, len.min(size - from), keep);
+    }
+
+    /// The file is as the memory is now, also if that is written to afterwards.
+    fn attach(&mut self, which: usize, from: u64, len: u64, stale: bool) {
+        let Some(addr) = self.pick(which) else { return };
+        let twin = &self.world.twins[&addr];
+        let (size, backup) = (twin.bytes.len() as u64, self.world.policies[&twin.region].backup);
+        let from = from % size;
+        match self.world.attach(addr, from, len.min(size - from), stale) {
+            Ok(path) => self.attached.push(path),
+            Err(e) => assert_eq!((e.status, backup == Backup::File), (Status::InvalidArgument, false), "{e}"),
+        }
+    }
+
+    /// While regions with files are resident, what happens to files is of no consequence.
+    fn harm(&mut self, which: usize) {
+        let in_files = |region: &&RegionId| self.world.policies[*region].backup == Backup::File;
+        let depends = self.regions.iter().filter(in_files).any(|region| self.is_paused(*region));
+        if let Some(path) = self.attached.get(which % self.attached.len().max(1)).filter(|_| !depends) {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            let len = file.metadata().unwrap().len();
+            if which.is_multiple_of(3) {
+                file.set_len(len / 2).unwrap()
+            } else if len > 0 {
+                flip(&file, len - 1)
+            }
+        }
     }
 
     /// A backup that can be read holds the promised bytes.

@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex};
 enum Lie {
     /// It says so.
     Refuse,
+    /// It says that there is no room, in spite of what it promised.
+    Full,
     /// A write keeps, or a read brings, only half, and nobody says so.
     Short,
     /// One bit is another.
@@ -26,7 +28,7 @@ enum Lie {
     Panic,
 }
 
-const LIES: [Lie; 5] = [Lie::Refuse, Lie::Short, Lie::Damage, Lie::Forget, Lie::Panic];
+const LIES: [Lie; 6] = [Lie::Refuse, Lie::Full, Lie::Short, Lie::Damage, Lie::Forget, Lie::Panic];
 
 #[derive(Debug, Default)]
 struct Plan {
@@ -96,6 +98,7 @@ impl Bytes {
 fn copy(lie: Option<Lie>, from: &[u8], to: &mut [u8]) -> Result<()> {
     match lie {
         Some(Lie::Refuse) => return Err(refused("copy")),
+        Some(Lie::Full) => return Err(Error::new(Status::OutOfBackupSpace, "the liar has no room, it says")),
         Some(Lie::Forget | Lie::Panic) => {}
         Some(Lie::Short) => to[..from.len() / 2].copy_from_slice(&from[..from.len() / 2]),
         Some(Lie::Damage) => {
@@ -239,14 +242,15 @@ fn settle(life: &mut Life, lie: Lie, outcome: &Result<()>) {
         let _ = life.cycle();
     } else {
         let status = outcome.as_ref().unwrap_err().status;
-        assert!(matches!(status, Status::BackupIo | Status::Internal), "{status:?}");
+        let full = lie == Lie::Full && status == Status::OutOfBackupSpace;
+        assert!(full || matches!(status, Status::BackupIo | Status::Internal), "{status:?}");
     }
     let mut again = || life.world.resume(&tag("liar"));
     match again().or_else(|_| again()).or_else(|_| again()) {
         Ok(_) => life.world.check(),
         // Only a write that was reported as done, and was not, can end here.
         Err(error) => {
-            assert!(lie != Lie::Refuse, "{error}");
+            assert!(!matches!(lie, Lie::Refuse | Lie::Full), "{error}");
             assert_eq!(error.status, Status::BackupIo, "{error}");
             assert!(error.message.contains("damaged"), "{error}");
             assert_eq!(life.world.resume(&tag("liar")).unwrap_err().status, Status::BackupIo, "it says so every time");
@@ -273,6 +277,34 @@ fn what_a_tier_refuses_goes_to_host_memory() {
     assert_eq!(stats["tiers"][0]["used_bytes"].as_u64().unwrap() / GRANULARITY, 1, "{}", stats["tiers"]);
     life.world.resume(&tag("liar")).unwrap();
     life.world.check();
+}
+
+/// The tier is full in the middle of a pause, and so is host memory.
+#[test]
+fn where_nobody_takes_a_byte_nothing_is_given_up() {
+    for lie in [Lie::Full, Lie::Refuse] {
+        let mut number = 2;
+        loop {
+            let mut life = Life::new();
+            life.world.engine.configure(&|config| config.host_limit = Some(0));
+            life.lie(number, lie);
+            let outcome = life.world.pause(&tag("liar"));
+            life.world.check();
+            if life.lies_left() > 0 {
+                outcome.unwrap();
+                break;
+            }
+            let error = outcome.unwrap_err();
+            assert_eq!(error.status, if lie == Lie::Full { Status::OutOfBackupSpace } else { Status::BackupIo });
+            assert!(error.message.contains("the liar"), "{error}");
+            assert!(life.world.states().values().all(|state| *state == State::Resident));
+            life.cycle().unwrap();
+            life.world.check();
+            life.world.check_no_leak();
+            number += 1;
+        }
+        assert!(number > 8, "only {number} calls");
+    }
 }
 
 #[test]

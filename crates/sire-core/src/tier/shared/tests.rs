@@ -244,17 +244,17 @@ fn life(dir: &Path, seed: u64, rounds: u64) {
 #[test]
 #[ignore = "a part of other tests"]
 fn child() {
-    let Some(dir) = std::env::var_os("SIRE_SHARED_CHILD") else { return };
+    let Some(dir) = std::env::var_os("SIRE_TEST_SHARED_CHILD") else { return };
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    DIE_AT.store(number("SIRE_SHARED_DIE_AT"), Ordering::SeqCst);
-    life(Path::new(&dir), number("SIRE_SHARED_SEED"), number("SIRE_SHARED_ROUNDS"));
+    DIE_AT.store(number("SIRE_TEST_SHARED_DIE_AT"), Ordering::SeqCst);
+    life(Path::new(&dir), number("SIRE_TEST_SHARED_SEED"), number("SIRE_TEST_SHARED_ROUNDS"));
 }
 
 fn spawn(dir: &Path, seed: u64, rounds: u64, die_at: u64) -> Child {
     let mut command = Command::new(must(std::env::current_exe()));
     command.args(["--exact", "tier::shared::tests::child", "--ignored", "--quiet", "--test-threads", "1"]);
-    command.env("SIRE_SHARED_CHILD", dir).env("SIRE_SHARED_SEED", seed.to_string());
-    command.env("SIRE_SHARED_ROUNDS", rounds.to_string()).env("SIRE_SHARED_DIE_AT", die_at.to_string());
+    command.env("SIRE_TEST_SHARED_CHILD", dir).env("SIRE_TEST_SHARED_SEED", seed.to_string());
+    command.env("SIRE_TEST_SHARED_ROUNDS", rounds.to_string()).env("SIRE_TEST_SHARED_DIE_AT", die_at.to_string());
     must(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn())
 }
 
