@@ -103,7 +103,9 @@ def product_sources() -> list[Path]:
     return [
         path
         for path in SOURCES
-        if relative(path).split("/")[0] not in {"tests", "fuzz"} and "/tests/" not in relative(path)
+        if relative(path).split("/")[0] not in {"tests", "fuzz"}
+        and "/tests/" not in relative(path)
+        and path.name != "tests.rs"
     ]
 
 

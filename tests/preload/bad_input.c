@@ -23,6 +23,7 @@ static void nulls(void) {
     CHECK(sire_keep(NULL, 1) != SIRE_STATUS_OK);
     CHECK(sire_discard(NULL, 1) != SIRE_STATUS_OK);
     EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_changed(NULL, 1));
+    EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_keep_resident(NULL, NULL));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_backup_get(NULL, 1, NULL, NULL));
     OK(sire_backup_put(NULL));
     OK(sire_region_current(NULL));

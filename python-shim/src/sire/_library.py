@@ -39,6 +39,7 @@ class RegionOptions(ctypes.Structure):
         ("zero_fill", c_bool),
         ("retain", c_bool),
         ("clean", c_int32),
+        ("pageable", c_bool),
     ]
 
 
@@ -126,6 +127,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_keep": [c_void_p, c_size_t],
     "sire_discard": [c_void_p, c_size_t],
     "sire_changed": [c_void_p, c_size_t],
+    "sire_keep_resident": [c_void_p, POINTER(c_size_t)],
     "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
@@ -229,9 +231,11 @@ class Library:
         self._c.sire_last_error(buffer, length + 1)
         return buffer.value.decode(errors="replace")
 
-    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0) -> int:
+    def region_open(
+        self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0, pageable: bool = False
+    ) -> int:
         """The region of this tag and policy, made if there is none."""
-        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain, clean)
+        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain, clean, pageable)
         region = c_uint32()
         self._call("sire_region_open", tag, byref(options), byref(region))
         return region.value
@@ -295,6 +299,12 @@ class Library:
     def changed(self, pointer: int, size: int) -> None:
         """The range of a region that is declared not to change was written to."""
         self._call("sire_changed", pointer, size)
+
+    def keep_resident(self, pointer: int) -> int:
+        """No pause takes the allocation that holds the address; its bytes."""
+        size = c_size_t()
+        self._call("sire_keep_resident", pointer, byref(size))
+        return size.value
 
     def backup_get(self, pointer: int, size: int) -> tuple[int, int] | None:
         """(address of the backup, token to give back); None if there is no backup."""
