@@ -15,8 +15,7 @@ static void *another_thread(void *unused) {
 static unsigned long long registered(void) {
     char json[8192];
     OK(sire_stats_json(json, sizeof json, NULL));
-    const char *host = strstr(json, "\"tier\":\"host\"");
-    const char *at = host ? strstr(host, "\"registered_bytes\":") : NULL;
+    const char *at = strstr(json, "\"registered_bytes\":"); /* the host tier is the first */
     unsigned long long bytes = 0;
     CHECK(at != NULL && sscanf(at, "\"registered_bytes\":%llu", &bytes) == 1);
     return bytes;
