@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 pub(crate) struct Settings {
     /// `SIRE_DISABLE`: hooks pass everything through, `sire_*` answer `Inactive`.
     pub disabled: bool,
-    /// Whether hooks serve regions (`SIRE_HOOK_MODE` is not `torch`).
+    /// Whether hooks serve regions (`SIRE_HOOK_MODE`, or else `TMS_HOOK_MODE`, is not `torch`).
     pub hooks: bool,
     /// `SIRE_REGION`: tag of the process-wide region.
     pub region: Option<String>,
@@ -44,7 +44,7 @@ pub(crate) struct TmsSettings {
     pub retain: bool,
 }
 
-/// torch_memory_saver's two kinds of host backup. Sire keeps its own arena for both.
+/// torch_memory_saver's two kinds of host backup: registered with the driver, or pageable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum TmsBackend {
     #[default]
@@ -76,11 +76,7 @@ type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
     parsed(variables, "SIRE_LOG", "off, error, warn, info or debug", Level::parse)?;
-    let mode = parsed(variables, "SIRE_HOOK_MODE", "preload or torch", |text| match text {
-        "preload" => Some(true),
-        "torch" => Some(false),
-        _ => None,
-    })?;
+    let mode = hook_mode(variables, "SIRE_HOOK_MODE")?.or(hook_mode(variables, "TMS_HOOK_MODE")?);
     Ok(Settings {
         disabled: flag(variables, "SIRE_DISABLE")?,
         hooks: mode.unwrap_or(true),
@@ -92,6 +88,15 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
         engine: engine(variables)?,
         expandable_segments: expandable_segments(variables),
         tms: tms(variables)?,
+    })
+}
+
+/// Whether a mode was chosen in which hooks serve regions.
+fn hook_mode(variables: Variables<'_>, name: &str) -> std::result::Result<Option<bool>, String> {
+    parsed(variables, name, "preload or torch", |text| match text {
+        "preload" => Some(true),
+        "torch" => Some(false),
+        _ => None,
     })
 }
 

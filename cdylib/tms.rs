@@ -84,7 +84,12 @@ fn policy(thread: &Thread) -> Result<Policy> {
         (false, true) => Backup::Disk,
         (false, false) => Backup::None,
     };
-    Ok(Policy { backup, retain: retain()?, ..Policy::default() })
+    let pageable = cpu && backend(thread)? == TmsBackend::Mmap;
+    Ok(Policy { backup, retain: retain()?, pageable, ..Policy::default() })
+}
+
+fn backend(thread: &Thread) -> Result<TmsBackend> {
+    thread.backend.get().map_or_else(|| Ok(config::get()?.tms.backend), Ok)
 }
 
 fn retain() -> Result<bool> {
@@ -194,7 +199,8 @@ pub extern "C" fn tms_get_enable_cpu_backup() -> bool {
     reads_on(|thread| &thread.cpu_backup, |settings| settings.tms.cpu_backup)
 }
 
-/// "pinned" or "mmap". Checked and remembered; Sire keeps both in the same arena, registered where the driver allows.
+/// "pinned" or "mmap": whether this thread's next allocations are backed up in memory that is registered with the driver (where that
+/// allows it), or in pageable memory.
 ///
 /// # Safety
 /// `backend` is NULL or a NUL-terminated string.
@@ -205,7 +211,10 @@ pub unsafe extern "C" fn tms_set_cpu_backup_backend(backend: *const c_char) {
         let text = unsafe { boundary::string("the backend", backend) }?;
         let parsed = TmsBackend::parse(text)
             .ok_or_else(|| invalid(format!("the backend is {text:?}; it must be pinned or mmap")))?;
-        THREAD.with(|thread| thread.backend.set(Some(parsed)));
+        THREAD.with(|thread| {
+            thread.backend.set(Some(parsed));
+            thread.region.set(region::NONE);
+        });
         Ok(())
     });
     complain("tms_set_cpu_backup_backend", set);
@@ -214,9 +223,7 @@ pub unsafe extern "C" fn tms_set_cpu_backup_backend(backend: *const c_char) {
 /// What was set, or `TMS_INIT_CPU_BACKUP_BACKEND`, or "pinned".
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_cpu_backup_backend() -> *const c_char {
-    let backend = THREAD.with(|thread| thread.backend.get());
-    let backend = backend.unwrap_or_else(|| config::get().map_or(TmsBackend::Pinned, |settings| settings.tms.backend));
-    match backend {
+    match THREAD.with(backend).unwrap_or_default() {
         TmsBackend::Pinned => c"pinned".as_ptr(),
         TmsBackend::Mmap => c"mmap".as_ptr(),
     }
@@ -309,6 +316,22 @@ fn finish(doing: &str, status: sire_status) -> c_int {
 unsafe fn or_everything(tag: *const c_char) -> *const c_char {
     // SAFETY: a string has at least its NUL.
     if tag.is_null() || unsafe { *tag } == 0 { ptr::null() } else { tag }
+}
+
+/// No pause takes the allocation that holds `gpu_ptr` until it is freed. Its bytes; 0 if it is none of Sire's, or is paused.
+#[unsafe(no_mangle)]
+pub extern "C" fn tms_keep_resident(gpu_ptr: *const c_void) -> u64 {
+    let kept = catch(|| {
+        let Some(process) = process::started() else { return Ok(0) };
+        process.engine.keep_resident(allocate::address(gpu_ptr))
+    });
+    kept.unwrap_or_else(|error| {
+        boundary::remember(&error);
+        if error.status != Status::UnknownAddress {
+            log::error!("tms_keep_resident: {error}");
+        }
+        0
+    })
 }
 
 // ---- backups --------------------------------------------------------------------------------------------------------

@@ -79,6 +79,8 @@ typedef struct sire_region_options {
   // 1 declared: the program does not write to what was backed up, or says so with `sire_changed`; 2 verified: a 128-bit hash of
   // each page decides; 3 paranoid: each page is compared. Anything but 0 needs a backup, and retains it.
   int32_t clean;
+  // The backup's host memory is left pageable: it does not count against what the process may lock, but copies are slower.
+  bool pageable;
 } sire_region_options;
 
 // Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
@@ -267,6 +269,14 @@ sire_status sire_attach_file(const void *ptr,
                              const char *path,
                              uint64_t offset);
 
+// From now on no pause takes the allocation that holds `ptr`, until it is freed: it stays on the device while the rest of its region
+// goes. A small one takes its neighbours with it. Its bytes go to `out_bytes`.
+//
+// What the caller sees to:
+// `out_bytes` is NULL or writable.
+sire_status sire_keep_resident(const void *ptr,
+                               size_t *out_bytes);
+
 // The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be
 // read until `sire_backup_put(*out_token)`.
 //
@@ -452,7 +462,8 @@ void tms_set_enable_cpu_backup(bool enable_cpu_backup);
 // What was set, or `TMS_INIT_ENABLE_CPU_BACKUP`.
 bool tms_get_enable_cpu_backup(void);
 
-// "pinned" or "mmap". Checked and remembered; Sire keeps both in the same arena, registered where the driver allows.
+// "pinned" or "mmap": whether this thread's next allocations are backed up in memory that is registered with the driver (where that
+// allows it), or in pageable memory.
 //
 // What the caller sees to:
 // `backend` is NULL or a NUL-terminated string.
@@ -493,6 +504,9 @@ int tms_pause(const char *tag);
 // What the caller sees to:
 // `tag` is NULL or a NUL-terminated string.
 int tms_resume(const char *tag);
+
+// No pause takes the allocation that holds `gpu_ptr` until it is freed. Its bytes; 0 if it is none of Sire's, or is paused.
+uint64_t tms_keep_resident(const void *gpu_ptr);
 
 // The host backup of `[gpu_ptr, gpu_ptr + size)`, valid until the next resume; NULL if there is none.
 uint8_t *tms_get_cpu_backup_pointer(const uint8_t *gpu_ptr, uint64_t size);

@@ -117,6 +117,21 @@ pub unsafe extern "C" fn sire_attach_file(
     })
 }
 
+/// From now on no pause takes the allocation that holds `ptr`, until it is freed: it stays on the device while the rest of its region
+/// goes. A small one takes its neighbours with it. Its bytes go to `out_bytes`.
+///
+/// # Safety
+/// `out_bytes` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_keep_resident(ptr: *const c_void, out_bytes: *mut usize) -> sire_status {
+    call(|| {
+        let bytes = process::get()?.engine.keep_resident(allocate::address(ptr))?;
+        // SAFETY: the caller's promise.
+        unsafe { boundary::put(out_bytes, bytes as usize) };
+        Ok(())
+    })
+}
+
 /// The host backup of a range inside one allocation; `SIRE_STATUS_UNKNOWN_ADDRESS` if there is none. `*out_data` can be
 /// read until `sire_backup_put(*out_token)`.
 ///

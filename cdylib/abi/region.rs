@@ -25,6 +25,8 @@ pub struct sire_region_options {
     /// 1 declared: the program does not write to what was backed up, or says so with `sire_changed`; 2 verified: a 128-bit hash of
     /// each page decides; 3 paranoid: each page is compared. Anything but 0 needs a backup, and retains it.
     pub clean: i32,
+    /// The backup's host memory is left pageable: it does not count against what the process may lock, but copies are slower.
+    pub pageable: bool,
 }
 
 /// # Safety
@@ -66,7 +68,8 @@ unsafe fn policy(options: *const sire_region_options) -> Result<Policy> {
     if clean != Clean::No && backup == Backup::None {
         return Err(invalid("clean is set, but backup is 0 (none): there is nothing that could stand for the content"));
     }
-    Ok(Policy { backup, zero_fill, retain, clean })
+    let pageable = sized_field!(options, size, sire_region_options, pageable: u8).unwrap_or(0) != 0;
+    Ok(Policy { backup, zero_fill, retain, clean, pageable })
 }
 
 /// The region of (tag, options), made if there is none. Tags are paths of `/`-separated segments, at most 255 bytes:

@@ -144,5 +144,6 @@ def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
             sharer.end()
     figure = Figure("shared_backup.share", "copies", [shares[-1]], [1.0], target=Target("value", at_most=1.05))
     grown = ", ".join(f"{share:.2f}" for share in shares)
-    figure.notes.append(f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other: {grown}; proportional memory (PSS), and files in memory once each")
+    who = f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other"
+    figure.notes.append(f"{who}: {grown}; proportional memory (PSS), and files in memory once each")
     return [figure]

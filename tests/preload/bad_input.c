@@ -26,6 +26,7 @@ static void nulls(void) {
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_attach_file(NULL, 1, NULL, 0));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_attach_file(NULL, 1, "", 0));
     EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_attach_file(NULL, 1, "/dev/null", 0));
+    EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_keep_resident(NULL, NULL));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_backup_get(NULL, 1, NULL, NULL));
     OK(sire_backup_put(NULL));
     OK(sire_region_current(NULL));
@@ -82,7 +83,7 @@ static void structs(void) {
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_region_open("sized", &options, &out));
     CHECK(out == 123);
     /* An older header's struct ends before `backup`: the default, whatever lies behind it in memory. */
-    options = (sire_region_options){offsetof(sire_region_options, backup), 99, true, true, 99};
+    options = (sire_region_options){offsetof(sire_region_options, backup), 99, true, true, 99, true};
     OK(sire_region_open("sized", &options, &out));
     uint32_t plain = 0;
     OK(sire_region_open("sized", NULL, &plain));

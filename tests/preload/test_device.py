@@ -72,6 +72,16 @@ def test_only_the_devices_in_use_get_a_context(workshop: Workshop, sim_dir: Path
     check(workshop.run(program, folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize("question", ["cuMemGetAllocationGranularity", "cuDeviceGetAttribute"])
+def test_a_broken_device_leaves_the_others_alone(workshop: Workshop, sim_dir: Path, broken: int, question: str) -> None:
+    # Two attributes are asked of each device.
+    nth = 1 + broken * (2 if question == "cuDeviceGetAttribute" else 1)
+    settings = {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_DEVICES": "2", "SIRE_SIM_FAULTS": f"{question}#{nth}=error:999"}
+    program = workshop.program("broken_device.c")
+    check(workshop.run(program, str(broken), f"device {broken} cannot be used", folders=(sim_dir,), extra=settings))
+
+
 @pytest.mark.parametrize("function", ["cuMemUnmap", "cuMemRelease", "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemcpyDtoHAsync_v2"])
 def test_one_driver_call_fails(workshop: Workshop, sim_dir: Path, function: str) -> None:
     done = check(workshop.run(workshop.program("faults.c"), function, folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
@@ -168,6 +178,23 @@ def test_process_wide_region(workshop: Workshop, sim_dir: Path, tmp_path: Path, 
     if backup:
         settings["SIRE_BACKUP"] = backup
     check(workshop.run(workshop.program("process_wide.c"), "whole/program", folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize(
+    ("variables", "owned"),
+    [
+        ({"SIRE_HOOK_MODE": "torch"}, False),
+        ({"TMS_HOOK_MODE": "torch"}, False),
+        ({"TMS_HOOK_MODE": "torch", "SIRE_HOOK_MODE": "preload"}, True),
+    ],
+)
+def test_hooks_serve_regions_only_in_their_mode(
+    workshop: Workshop, sim_dir: Path, variables: dict[str, str], owned: bool
+) -> None:
+    settings = variables | {"SIRE_REGION": "whole", "SIRE_SIM_MEMORY": "512MiB"}
+    done = workshop.run(workshop.program("process_wide.c"), "whole", folders=(sim_dir,), extra=settings)
+    assert (done.returncode == 0) == owned
+    assert owned or "sire_owns(ours)" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])

@@ -11,7 +11,54 @@ static void *another_thread(void *unused) {
     return NULL;
 }
 
+/* What the arena's memory that is registered with the driver amounts to. */
+static unsigned long long registered(void) {
+    char json[8192];
+    OK(sire_stats_json(json, sizeof json, NULL));
+    const char *at = strstr(json, "\"registered_bytes\":"); /* the host tier is the first */
+    unsigned long long bytes = 0;
+    CHECK(at != NULL && sscanf(at, "\"registered_bytes\":%llu", &bytes) == 1);
+    return bytes;
+}
+
+/* Of two allocations of a tag one stays on the device; "mmap" is memory that the driver does not know. */
+static void residency(void) {
+    void *stays = NULL, *goes = NULL, *pinned = NULL;
+    tms_set_interesting_region(true);
+    tms_set_current_tag("mixed");
+    tms_set_enable_cpu_backup(true);
+    tms_set_cpu_backup_backend("mmap");
+    CUDA(0, cudaMalloc(&stays, 4 * MiB));
+    CUDA(0, cudaMalloc(&goes, 6 * MiB));
+    tms_set_cpu_backup_backend("pinned");
+    CUDA(0, cudaMalloc(&pinned, 2 * MiB));
+    tms_set_enable_cpu_backup(false);
+    tms_set_interesting_region(false);
+    fill(goes, 6 * MiB, 5);
+    CHECK(tms_keep_resident((char *)stays + 100) == 4 * MiB && tms_keep_resident(stays) == 4 * MiB);
+    CHECK(tms_keep_resident(&stays) == 0 && tms_keep_resident(NULL) == 0);
+    unsigned long long known = registered();
+    uint64_t used = device_used(0);
+    CHECK(tms_pause("mixed") == 0 && used - device_used(0) == 8 * MiB);
+    fill(stays, 4 * MiB, 6);
+    unsigned long long now = registered();
+    CHECK(now - known >= 2 * MiB && now - known < 8 * MiB);
+    CHECK(tms_keep_resident(stays) == 4 * MiB);
+    CHECK(tms_keep_resident(goes) == 0);
+    SAYS("it is paused");
+    EXPECT(SIRE_STATUS_PAUSED, sire_keep_resident(goes, NULL));
+    CHECK(tms_resume("mixed") == 0 && device_used(0) == used);
+    CHECK(holds(stays, 4 * MiB, 6) && holds(goes, 6 * MiB, 5));
+    CUDA(0, cudaFree(stays));
+    CHECK(tms_keep_resident(stays) == 0);
+    CUDA(0, cudaFree(goes));
+    CUDA(0, cudaFree(pinned));
+}
+
 static void api(void) {
+    residency();
+    tms_set_current_tag("default");
+
     CHECK(!tms_get_interesting_region() && !tms_get_enable_cpu_backup() && !tms_get_enable_disk_backup());
     CHECK(!strcmp(tms_get_current_tag(), "default") && !strcmp(tms_get_cpu_backup_backend(), "pinned"));
     CHECK(!tms_get_retain_cpu_backup());

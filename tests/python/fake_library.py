@@ -19,7 +19,7 @@ class FakeLibrary:
 
     def __init__(self) -> None:
         self.live = False
-        self.regions: list[tuple[str, int, bool, bool, int]] = []
+        self.regions: list[tuple[str, int, bool, bool, int, bool]] = []
         self.paused: set[int] = set()
         self.inside: dict[int, list[int]] = {}
         self.suspended: dict[int, int] = {}
@@ -31,11 +31,14 @@ class FakeLibrary:
         self.cancelled = threading.Event()
         self.rollback_seconds = 0.0
         self.settings: dict[str, Any] = {}
+        self.allocations: dict[int, int] = {}
 
     # --- regions -----------------------------------------------------------------------------------------
 
-    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0) -> int:
-        key = (tag.decode(), backup, zero_fill, retain, clean)
+    def region_open(
+        self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0, pageable: bool = False
+    ) -> int:
+        key = (tag.decode(), backup, zero_fill, retain, clean, pageable)
         if key not in self.regions:
             self.regions.append(key)
         return self.regions.index(key)
@@ -74,6 +77,16 @@ class FakeLibrary:
     def _stack(self) -> list[int]:
         return self.inside.setdefault(threading.get_ident(), [])
 
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def owns(self, pointer: int) -> bool:
+        return any(base <= pointer < base + size for base, size in self.allocations.items())
+
+    def keep_resident(self, pointer: int) -> int:
+        base, size = next((base, size) for base, size in self.allocations.items() if base <= pointer < base + size)
+        self.settings.setdefault("kept_resident", set()).add(base)
+        return size
+
     # --- transitions -------------------------------------------------------------------------------------
 
     def _selected(self, tag: bytes | None) -> list[int]:
@@ -108,6 +121,10 @@ class FakeLibrary:
         return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
 
     def switch(self, pause: bytes, resume: bytes, dead_ranges: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        both = set(self._selected(pause)) & set(self._selected(resume))
+        if both:
+            tag = self.regions[both.pop()][0]
+            raise error_for(1, f"cannot switch: region {tag!r} is to be paused and to be resumed")
         return self.pause(pause, dead_ranges), self.resume(resume, 0.0)
 
     def _long_call(self, name: str) -> None:

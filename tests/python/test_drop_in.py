@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,28 @@ from fake_library import FakeLibrary
 
 SOURCE = Path(sire.__file__).resolve().parents[1]
 COMPAT = SOURCE.parent / "compat" / "src"
+
+
+@dataclass
+class Tensor:
+    """As much of a CUDA tensor of bytes as is looked at."""
+
+    address: int
+    count: int
+    is_cuda = True
+    shape = property(lambda self: (self.count,))
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def stride(self) -> tuple[int]:
+        return (1,)
+
+    def numel(self) -> int:
+        return self.count
+
+    def element_size(self) -> int:
+        return 1
 
 
 @pytest.fixture
@@ -41,6 +64,35 @@ def test_contradictions_are_refused(saver: TorchMemorySaver) -> None:
     ):
         with pytest.raises(ValueError, match="backup"):
             saver.region("a", **options)  # type: ignore[arg-type]
+
+
+def test_the_backend_is_the_kind_of_host_memory(
+    library: FakeLibrary, saver: TorchMemorySaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pageable(**options: object) -> bool:
+        with saver.region("w", **options):  # type: ignore[arg-type]
+            return library.regions[library.region_current() or 0][5]
+
+    assert not pageable(enable_cpu_backup=True)
+    assert pageable(enable_cpu_backup=True, cpu_backup_backend="mmap")
+    monkeypatch.setenv("TMS_INIT_CPU_BACKUP_BACKEND", "mmap")
+    assert pageable(enable_cpu_backup=True)
+    assert not pageable(enable_cpu_backup=True, cpu_backup_backend="pinned")
+    assert not pageable(enable_disk_backup=True)
+    assert not pageable()
+    monkeypatch.setenv("TMS_INIT_CPU_BACKUP_BACKEND", "tape")
+    with pytest.raises(ValueError, match="TMS_INIT_CPU_BACKUP_BACKEND"):
+        saver.region("w", enable_cpu_backup=True)
+
+
+def test_only_memory_of_regions_is_kept_resident(library: FakeLibrary, saver: TorchMemorySaver) -> None:
+    library.allocations = {0x1000: 4096}
+    assert saver.keep_resident(Tensor(0x1100, 10)) == 4096
+    assert library.settings["kept_resident"] == {0x1000}
+    assert saver.keep_resident(Tensor(0x1100, 0)) == 0
+    assert saver.keep_resident(Tensor(0x9000, 10)) == 0
+    with pytest.raises(sire.InvalidArgumentError, match="keep_resident takes a tensor"):
+        saver.keep_resident(None)
 
 
 def test_unused_tags_and_repetition_are_not_errors(library: FakeLibrary, saver: TorchMemorySaver) -> None:
@@ -70,11 +122,9 @@ def test_settings(
     assert saver.retain_cpu_backup is True
     with saver.region("kept", enable_cpu_backup=True):
         pass
-    assert library.regions[-1] == ("kept", 1, False, True, 0)
+    assert library.regions[-1] == ("kept", 1, False, True, 0, False)
     saver.hook_mode = "torch"
     assert saver.hook_mode == "torch"
-    with pytest.raises(sire.UnsupportedError, match="keep_resident"):
-        saver.keep_resident(None)
 
 
 def test_the_module_answers_to_the_same_verbs(library: FakeLibrary) -> None:

@@ -91,10 +91,10 @@ def test_policies_are_told_to_the_library(library: FakeLibrary) -> None:
         with sire.region("b", backup="cpu", **settings):
             pass
     assert library.regions == [
-        ("a", 2, True, True, 0),
-        ("b", 1, False, False, 1),
-        ("b", 1, False, False, 2),
-        ("b", 1, False, False, 3),
+        ("a", 2, True, True, 0, False),
+        ("b", 1, False, False, 1, False),
+        ("b", 1, False, False, 2, False),
+        ("b", 1, False, False, 3, False),
     ]
 
 

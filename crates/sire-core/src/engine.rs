@@ -139,7 +139,7 @@ impl Engine {
             return Err(Error::new(Status::InvalidArgument, "an allocation of 0 bytes was asked for"));
         }
         let region = self.machine.regions.get(request.region)?;
-        let _admission = region.admit()?;
+        let _admission = region.admit("allocate in")?;
         let addr = self.machine.heap.allocate(request, &region)?;
         if !request.capturing {
             self.machine.host.prepare();
@@ -302,6 +302,36 @@ impl Engine {
         outcome
     }
 
+    /// From now on no pause takes the memory of the allocation that holds `addr`, until it is freed: it stays on the device, at the cost
+    /// of its bytes, while the rest of its region goes. A small allocation takes its neighbours in the same slab with it. Returns the
+    /// allocation's bytes; saying it again changes nothing.
+    ///
+    /// # Errors
+    /// `UnknownAddress` if no live allocation holds it; `Paused` or `Busy` if its region is not resident.
+    pub fn keep_resident(&self, addr: Addr) -> Result<u64> {
+        let outcome = self.hold(addr);
+        self.trace.record(|| Event::KeepResident { addr: addr.0, status: trace::status(&outcome) });
+        outcome
+    }
+
+    fn hold(&self, addr: Addr) -> Result<u64> {
+        let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, 1))?;
+        let whole = base.0 - extent.base.0..base.0 - extent.base.0 + size;
+        if extent.stays_resident(&whole) {
+            return Ok(size);
+        }
+        let region = self.machine.regions.get(extent.region)?;
+        // A pause that was waiting for this finds the extent marked.
+        let _admission = region.admit("keep memory resident in")?;
+        extent.keep_resident(whole.clone());
+        if extent.allocation(addr) != Some((base, size)) {
+            extent.clear_override(&whole);
+            return Err(outside(addr, 1));
+        }
+        self.machine.drop_backups(&extent);
+        Ok(size)
+    }
+
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
         let outcome = self.range(addr, len).map(|(extent, range)| extent.set_override(&range, keep));
         self.trace.record(|| Event::Override { addr: addr.0, len, keep, status: trace::status(&outcome) });
@@ -310,12 +340,8 @@ impl Engine {
 
     /// `[addr, addr + len)` as offsets of its extent.
     fn range(&self, addr: Addr, len: u64) -> Result<(Arc<Extent>, std::ops::Range<u64>)> {
-        let outside = || {
-            let message = format!("{len} bytes at {addr:?} do not lie inside one live allocation of Sire's");
-            Error::new(Status::UnknownAddress, message)
-        };
-        let (extent, base, size) = self.find(addr).ok_or_else(outside)?;
-        let end = addr.0.checked_add(len).filter(|&end| end <= base.0 + size).ok_or_else(outside)?;
+        let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, len))?;
+        let end = addr.0.checked_add(len).filter(|&end| end <= base.0 + size).ok_or_else(|| outside(addr, len))?;
         let offset = extent.base.0;
         Ok((extent, addr.0 - offset..end - offset))
     }
@@ -430,6 +456,11 @@ impl Engine {
         notices.extend(self.trace.notices.take());
         notices
     }
+}
+
+fn outside(addr: Addr, len: u64) -> Error {
+    let message = format!("{len} bytes at {addr:?} do not lie inside one live allocation of Sire's");
+    Error::new(Status::UnknownAddress, message)
 }
 
 fn refuse_capture(capturing: bool, what: &str) -> Result<()> {

@@ -156,6 +156,8 @@ impl Slab {
 struct Overrides {
     keep: Ranges,
     discard: Ranges,
+    /// Allocations that no pause takes; with one of them, the whole extent stays.
+    resident: Ranges,
 }
 
 #[derive(Debug)]
@@ -305,15 +307,26 @@ impl Extent {
     /// Overrides the policy for offsets.
     pub(crate) fn set_override(&self, range: &Range<u64>, keep: bool) {
         let mut inner = lock(&self.inner);
-        let Overrides { keep: kept, discard } = &mut inner.overrides;
+        let Overrides { keep: kept, discard, .. } = &mut inner.overrides;
         let (to, from) = if keep { (kept, discard) } else { (discard, kept) };
         to.add(range.clone());
         from.remove(range);
     }
 
+    /// No pause takes the extent while the allocation in `range` lives.
+    pub(crate) fn keep_resident(&self, range: Range<u64>) {
+        lock(&self.inner).overrides.resident.add(range);
+    }
+
+    /// Whether `range` holds something that no pause takes.
+    pub(crate) fn stays_resident(&self, range: &Range<u64>) -> bool {
+        lock(&self.inner).overrides.resident.clip(range).total() > 0
+    }
+
     /// Forgets overrides and files in `range`.
     pub(crate) fn clear_override(&self, range: &Range<u64>) {
         let mut inner = lock(&self.inner);
+        inner.overrides.resident.remove(range);
         inner.overrides.keep.remove(range);
         inner.overrides.discard.remove(range);
         inner.attached = without(&inner.attached, range);

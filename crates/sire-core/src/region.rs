@@ -37,7 +37,7 @@ struct Gate {
     phase: Phase,
     /// How often each thread is inside.
     inside: HashMap<ThreadId, usize>,
-    /// Allocations under way.
+    /// Allocations, and what else [`Region::admit`] let in, under way.
     admitted: usize,
     /// A paused region still holds physical memory that an earlier call could not release.
     leftover: bool,
@@ -112,10 +112,10 @@ impl Region {
         }
     }
 
-    /// Admits one allocation: until the result is dropped, no transition begins.
-    pub(crate) fn admit(self: &Arc<Self>) -> Result<Admission> {
+    /// Admits one allocation, or what else needs the region to be resident: until the result is dropped, no transition begins.
+    pub(crate) fn admit(self: &Arc<Self>, doing: &str) -> Result<Admission> {
         let mut gate = lock(&self.gate);
-        self.require_resident(&gate, "allocate in")?;
+        self.require_resident(&gate, doing)?;
         gate.admitted += 1;
         Ok(Admission(Arc::clone(self)))
     }
@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(status(region.close(Phase::Paused)), Status::Busy);
         region.open(Phase::Paused, false);
         assert_eq!(region.close(Phase::Paused)?, None);
-        assert_eq!(status(region.admit()), Status::Paused);
+        assert_eq!(status(region.admit("allocate in")), Status::Paused);
         Ok(())
     }
 }

@@ -59,6 +59,8 @@ pub struct Policy {
     pub retain: bool,
     /// Whether the retained backup may stand for content that has not changed; anything but `No` retains it.
     pub clean: Clean,
+    /// Whether the backup's host memory is left pageable: it does not count against what a process may lock, but copies are slower.
+    pub pageable: bool,
 }
 
 /// Whether backups on the disk are compressed, in the background after a pause.

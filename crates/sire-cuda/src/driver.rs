@@ -48,7 +48,8 @@ pub struct CudaDriver {
     loaded: Loaded,
     version: i32,
     exportable: bool,
-    devices: Vec<DeviceFacts>,
+    /// By ordinal; or why a device cannot be used: the others can.
+    devices: Vec<DriverResult<DeviceFacts>>,
     /// The streams and events that are open, and their devices: the driver does not check stale handles.
     streams: RwLock<HashMap<u64, Device>>,
     events: RwLock<HashMap<u64, Device>>,
@@ -147,8 +148,7 @@ impl CudaDriver {
             return Err(unavailable("open", format!("{origin} sees no device; is CUDA_VISIBLE_DEVICES empty?")));
         }
         for ordinal in 0..count {
-            let facts = self.look_at(ordinal)?;
-            self.devices.push(facts);
+            self.devices.push(self.look_at(ordinal));
         }
         Ok(())
     }
@@ -158,17 +158,23 @@ impl CudaDriver {
         call!(self, "open", device_get(&raw mut handle, ordinal), "opening device {ordinal}")?;
         let attribute = |which: CUdevice_attribute| {
             let mut value = 0;
-            let code = self.raw(|table| {
-                // SAFETY: writes one int; an attribute that the driver does not know is an error, not a fault.
-                unsafe { (table.device_get_attribute)(&raw mut value, which as c_int, handle) }
-            });
-            code == SUCCESS && value != 0
+            let asked = call!(
+                self,
+                "open",
+                device_get_attribute(&raw mut value, which as c_int, handle),
+                "asking what device {ordinal} can do"
+            );
+            match asked {
+                // An attribute that an old driver does not know is something that the device cannot do.
+                Err(error) if error.kind == DriverErrorKind::Invalid => Ok(false),
+                asked => asked.map(|()| value != 0),
+            }
         };
         let mut facts = DeviceFacts {
             handle,
             context: PrimaryContext::new(handle),
-            rdma: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED),
-            virtual_memory: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED),
+            rdma: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED)?,
+            virtual_memory: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)?,
             granularity: 0,
         };
         if facts.virtual_memory {
@@ -204,8 +210,12 @@ impl CudaDriver {
     }
 
     fn device(&self, verb: &'static str, device: Device) -> DriverResult<&DeviceFacts> {
-        self.devices.get(device.0 as usize).ok_or_else(|| {
+        let known = self.devices.get(device.0 as usize).ok_or_else(|| {
             invalid(verb, format!("{device} was asked for; the process sees {} of them", self.devices.len()))
+        })?;
+        known.as_ref().map_err(|broken| {
+            let message = format!("{device} cannot be used since it failed at the start ({broken}); others can");
+            DriverError { kind: DriverErrorKind::Unavailable, verb, code: broken.code, message }
         })
     }
 
@@ -225,8 +235,11 @@ impl CudaDriver {
     /// exists is taken, because a context costs hundreds of megabytes of its device.
     fn enter_for_host(&self, verb: &'static str) -> DriverResult<Current<'_>> {
         let device = self.host_device.get_or_init(|| {
-            let active = self.devices.iter().position(|facts| facts.context.is_active(&self.loaded.table));
-            Device(active.and_then(|ordinal| u32::try_from(ordinal).ok()).unwrap_or(0))
+            let usable =
+                || self.devices.iter().enumerate().filter_map(|(ordinal, facts)| Some((ordinal, facts.as_ref().ok()?)));
+            let active = usable().find(|(_, facts)| facts.context.is_active(&self.loaded.table));
+            let found = active.or_else(|| usable().next()).and_then(|(ordinal, _)| u32::try_from(ordinal).ok());
+            Device(found.unwrap_or(0))
         });
         self.enter(verb, *device)
     }
@@ -523,7 +536,7 @@ impl Driver for CudaDriver {
 impl Drop for CudaDriver {
     fn drop(&mut self) {
         let table = self.loaded.table;
-        for facts in &mut self.devices {
+        for facts in self.devices.iter_mut().flatten() {
             facts.context.release(&table);
         }
     }

@@ -1,68 +1,31 @@
 //! The ledger's file: made whole or not at all, opened without following what others may have put in its place, and locked byte by byte
-//! through locks of the *open file description*, which the kernel drops with its last holder. A forked child shares its parent's
-//! descriptions, and would keep the locks of a dead parent alive: so in a child every description of ours is replaced
-//! by an empty one.
+//! through locks of the *open file description*, which the kernel drops with its last holder. What that means for forked children is
+//! the concern of [`forks`].
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
+use crate::forks::{self, Description};
 use crate::layout;
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The byte whose lock belongs to whoever changes more than its own slot.
 const DESK: i64 = 0;
 /// The byte whose lock says that slot 0 is in use; the others follow. Locks may lie beyond a file's end.
 const FIRST_SLOT: i64 = 1 << 20;
 
-/// Descriptions that a forked child must not keep: how many are possible, and their descriptors (-1: none).
-const MOST: usize = 1024;
-static OURS: [AtomicI32; MOST] = [const { AtomicI32::new(-1) }; MOST];
-
 /// One open description of a ledger's file.
 #[derive(Debug)]
 pub(crate) struct Desk {
-    file: File,
+    file: Description,
     path: PathBuf,
-    /// Where its descriptor is noted in `OURS`.
-    noted: usize,
     /// The process that opened it.
     pid: u32,
-}
-
-/// In a forked child: the parent's locks must not live on with us.
-extern "C" fn forget_all() {
-    for noted in &OURS {
-        let fd = noted.load(Ordering::Relaxed);
-        if fd < 0 {
-            continue;
-        }
-        // SAFETY: open and dup2 are async-signal-safe and take a literal and plain numbers; `fd` is one of ours, open as
-        // long as it is noted, so nothing of anybody else is replaced.
-        unsafe {
-            let empty = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-            if empty >= 0 {
-                libc::dup3(empty, fd, libc::O_CLOEXEC);
-                libc::close(empty);
-            } else {
-                libc::close(fd);
-            }
-        }
-    }
-}
-
-fn note(fd: i32) -> io::Result<usize> {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        // SAFETY: forget_all is an extern "C" function without arguments that calls only what is allowed in a forked child.
-        unsafe { libc::pthread_atfork(None, None, Some(forget_all)) };
-    });
-    let free = |at: &AtomicI32| at.compare_exchange(-1, fd, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    OURS.iter().position(free).ok_or_else(|| io::Error::other("this process has too many ledgers open"))
 }
 
 impl Desk {
@@ -92,7 +55,7 @@ impl Desk {
         }
     }
 
-    fn checked(file: File, path: &Path) -> Result<Desk> {
+    fn checked(file: Description, path: &Path) -> Result<Desk> {
         let foreign = |found: String| Error::Foreign { path: path.to_owned(), found };
         let info = file.metadata().map_err(|error| Error::io("look at the ledger", path, error))?;
         if !info.is_file() {
@@ -105,8 +68,7 @@ impl Desk {
         let mut header = [0; layout::HEADER_USED];
         file.read_exact_at(&mut header, 0).map_err(|error| Error::io("read the ledger", path, error))?;
         layout::check_header(&header).map_err(foreign)?;
-        let noted = note(file.as_raw_fd()).map_err(|error| Error::io("open the ledger", path, error))?;
-        Ok(Desk { file, path: path.to_owned(), noted, pid: std::process::id() })
+        Ok(Desk { file, path: path.to_owned(), pid: std::process::id() })
     }
 
     /// Whether this is the process that opened it.
@@ -171,7 +133,7 @@ impl Desk {
 }
 
 impl Drop for Desk {
-    /// Gives every lock back by name: closing alone would leave them to a child that was forked a moment ago and has not yet run `forget_all`.
+    /// Gives every lock back by name: closing alone would leave them to a child that was forked a moment ago and has not run its handler yet.
     fn drop(&mut self) {
         if self.is_ours().is_ok() {
             let mut lock = range(0, libc::F_UNLCK);
@@ -179,7 +141,6 @@ impl Drop for Desk {
             // SAFETY: as in `is_taken`; a length of 0 means all bytes. It cannot fail on an open descriptor.
             unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &mut lock) };
         }
-        OURS[self.noted].store(-1, Ordering::Relaxed);
     }
 }
 
@@ -201,9 +162,9 @@ fn range(byte: i64, kind: i32) -> libc::flock {
     lock
 }
 
-fn open_existing(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+fn open_existing(path: &Path) -> io::Result<Description> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    forks::open(&name, libc::O_NOFOLLOW | libc::O_NONBLOCK)
 }
 
 /// Makes the file under another name, whole and with all its blocks, and gives it its name only then; whoever is first wins.

@@ -7,13 +7,15 @@
 //!
 //! * [`layout`]: the bytes of the file; pure, and suspicious of all it reads.
 //! * [`turn`]: whose turn it is and whether there is room; a pure function.
-//! * [`mod@file`]: the file itself: creating, opening, locks. The only module with unsafe code.
+//! * [`mod@file`]: the file itself: creating, opening, locks.
+//! * [`forks`]: what a forked child must not keep. Only these two modules have unsafe code.
 //! * [`Ledger`] and [`Member`]: what callers use.
 //!
 //! Shared records carry only uid, pid, start time and bytes: what a process calls its memory stays its own.
 
 mod error;
 mod file;
+mod forks;
 pub mod layout;
 mod ledger;
 pub mod turn;

@@ -7,6 +7,7 @@ use sire_ledger::{Error, Ledger, Memory, Patience};
 use sire_sim::{Machine, Options, Poison};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -205,4 +206,50 @@ fn fork_and_leave() -> Outcome {
     }
     assert_eq!(libc::WEXITSTATUS(status), 0, "the child could use its parent's reservation");
     Ok(())
+}
+
+/// One thread joins and leaves, another forks: no child, whenever it was forked, has a description of the ledger. One that was open but
+/// not noted at the fork would keep the lock that its parent takes a moment later, after the parent's death too.
+#[test]
+fn a_fork_meets_no_description_that_is_only_half_opened() -> Outcome {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let file = std::fs::metadata(dir.path().join("sire-ledger-GPU-1"))?;
+    let (stop, joined) = (AtomicBool::new(false), AtomicU64::new(0));
+    let found = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                joined.fetch_add(u64::from(ledger.join().is_ok()), Ordering::Relaxed);
+            }
+        });
+        let found = (0..400).find(|_| fork_and_count(file.dev(), file.ino()) != 0);
+        stop.store(true, Ordering::Relaxed);
+        found
+    });
+    assert!(joined.load(Ordering::Relaxed) > 100, "nothing was opened meanwhile");
+    assert_eq!(found, None, "a child had a description of the ledger");
+    Ok(())
+}
+
+/// How many descriptors of a forked child are of that file.
+fn fork_and_count(device: u64, inode: u64) -> i32 {
+    // SAFETY: the child calls only fstat and _exit, which are allowed there.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let mut count = 0;
+        for fd in 0..256 {
+            // SAFETY: an all-zero stat is a valid value; fstat writes it or fails.
+            let mut info: libc::stat = unsafe { std::mem::zeroed() };
+            // SAFETY: as above.
+            let known = unsafe { libc::fstat(fd, &raw mut info) } == 0;
+            count += i32::from(known && info.st_dev == device && info.st_ino == inode);
+        }
+        // SAFETY: ends the child without running the parent's handlers.
+        unsafe { libc::_exit(count.min(100)) };
+    }
+    let mut status = -1;
+    // SAFETY: a child of ours; `status` is a live local.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    libc::WEXITSTATUS(status)
 }

@@ -19,6 +19,7 @@ def cuda_graph(
     backup: Backup | None = None,
     zero_fill: bool = False,
     retain: bool = False,
+    pageable: bool = False,
     pool: Any = None,
     stream: Any = None,
     capture_error_mode: str = "global",
@@ -30,7 +31,7 @@ def cuda_graph(
     without ``backup`` their content is gone after a pause, until the next replay writes them. Graphs that
     shall share memory name the same ``pool``. Other options are passed to `torch.cuda.graph`.
     """
-    region = Region(tag, make_policy(backup, zero_fill, retain), False, None)
+    region = Region(tag, make_policy(backup, zero_fill, retain, pageable=pageable), False, None)
     torch = _torch.ready_torch()
     if torch is None:
         raise UnsupportedError("cuda_graph captures a torch.cuda.CUDAGraph: import torch first")

@@ -39,6 +39,7 @@ class RegionOptions(ctypes.Structure):
         ("zero_fill", c_bool),
         ("retain", c_bool),
         ("clean", c_int32),
+        ("pageable", c_bool),
     ]
 
 
@@ -127,6 +128,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_discard": [c_void_p, c_size_t],
     "sire_changed": [c_void_p, c_size_t],
     "sire_attach_file": [c_void_p, c_size_t, c_char_p, c_uint64],
+    "sire_keep_resident": [c_void_p, POINTER(c_size_t)],
     "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
@@ -231,9 +233,11 @@ class Library:
         self._c.sire_last_error(buffer, length + 1)
         return buffer.value.decode(errors="replace")
 
-    def region_open(self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0) -> int:
+    def region_open(
+        self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0, pageable: bool = False
+    ) -> int:
         """The region of this tag and policy, made if there is none."""
-        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain, clean)
+        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain, clean, pageable)
         region = c_uint32()
         self._call("sire_region_open", tag, byref(options), byref(region))
         return region.value
@@ -301,6 +305,12 @@ class Library:
     def attach_file(self, pointer: int, size: int, path: bytes, offset: int) -> None:
         """The file holds the range from ``offset`` on."""
         self._call("sire_attach_file", pointer, size, path, offset)
+
+    def keep_resident(self, pointer: int) -> int:
+        """No pause takes the allocation that holds the address; its bytes."""
+        size = c_size_t()
+        self._call("sire_keep_resident", pointer, byref(size))
+        return size.value
 
     def backup_get(self, pointer: int, size: int) -> tuple[int, int] | None:
         """(address of the backup, token to give back); None if there is no backup."""

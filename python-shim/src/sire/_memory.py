@@ -45,6 +45,20 @@ def discard(tensor: Any) -> None:
         _library.load().discard(*where)
 
 
+def keep_resident(tensor: Any) -> int:
+    """The allocation that holds the tensor stays on the device at every pause, until it is freed; the rest of its
+    region goes. Returns how many bytes stay: 0 for a tensor outside of every region, which no pause takes anyway.
+
+    With PyTorch that is the whole segment that the tensor was cut from (2 MiB at least), other tensors included.
+    Refused while the tensor's region is paused.
+    """
+    where, _ = span(tensor, "keep_resident")
+    library = _library.load()
+    if not where.size or not library.owns(where.pointer):
+        return 0
+    return library.keep_resident(where.pointer)
+
+
 def changed(tensor: Any) -> None:
     """The tensor, in a region that is ``immutable``, was written to: the next pause copies it again.
 

@@ -42,10 +42,11 @@ class Policy:
     zero_fill: bool = False
     retain: bool = False
     clean: int = 0
+    pageable: bool = False
 
-    def fields(self) -> tuple[int, bool, bool, int]:
+    def fields(self) -> tuple[int, bool, bool, int, bool]:
         """What the library takes beside the tag."""
-        return (self.backup, self.zero_fill, self.retain, self.clean)
+        return (self.backup, self.zero_fill, self.retain, self.clean, self.pageable)
 
     @property
     def in_files(self) -> bool:
@@ -59,7 +60,12 @@ class Policy:
 
 
 def make_policy(
-    backup: object, zero_fill: bool, retain: bool, immutable: bool = False, verify: object = None
+    backup: object,
+    zero_fill: bool,
+    retain: bool,
+    immutable: bool = False,
+    verify: object = None,
+    pageable: bool = False,
 ) -> Policy:
     """The policy, or `InvalidArgumentError`."""
     if not isinstance(backup, str | None) or backup not in _BACKUPS:
@@ -69,7 +75,7 @@ def make_policy(
     clean = _VERIFIES[verify] or (_DECLARED if immutable else 0)
     if clean and not _BACKUPS[backup]:
         raise InvalidArgumentError("immutable and verify are about a backup that can be used again; name a backup too")
-    return Policy(_BACKUPS[backup], bool(zero_fill), bool(retain), clean)
+    return Policy(_BACKUPS[backup], bool(zero_fill), bool(retain), clean, bool(pageable))
 
 
 class Region:
@@ -206,6 +212,7 @@ def region(
     retain: bool = False,
     immutable: bool = False,
     verify: Verify | None = None,
+    pageable: bool = False,
     on_paused: OnPaused = "refuse",
     device: Any = None,
 ) -> Region:
@@ -224,13 +231,17 @@ def region(
     compares a 128-bit hash of each page with the one of the backup, ``"bytes"`` the bytes themselves, and what
     differs is copied. Both keep the backup after a resume.
 
+    ``pageable`` leaves the backup's host memory pageable instead of registering it with the driver: it does not count
+    against what the process may lock, and copies are slower.
+
     Entering a paused region is an error, or with
     ``on_paused="resume"`` resumes it. With PyTorch, the region holds tensors of one ``device``: the current one
     unless given.
     """
     if on_paused not in _ON_PAUSED:
         raise InvalidArgumentError(f"on_paused is 'refuse' or 'resume', not {on_paused!r}")
-    return Region(tag, make_policy(backup, zero_fill, retain, immutable, verify), _ON_PAUSED[on_paused], device)
+    policy = make_policy(backup, zero_fill, retain, immutable, verify, pageable)
+    return Region(tag, policy, _ON_PAUSED[on_paused], device)
 
 
 @contextmanager

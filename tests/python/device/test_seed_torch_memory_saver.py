@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sire
 import torch
 from measure import MIB, device_used
 from sire.torch_memory_saver import torch_memory_saver
@@ -135,3 +136,27 @@ def test_commands_explain_themselves() -> None:
     done = subprocess.run([sys.executable, str(EXAMPLES / "simple.py")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "preload|torch" in done.stderr
+
+
+def test_one_tensor_of_a_region_can_stay() -> None:
+    size = 64 * MIB
+    with torch_memory_saver.region(tag="mixed", enable_cpu_backup=True, cpu_backup_backend="mmap"):
+        stays = torch.full((size,), 17, dtype=torch.uint8, device="cuda")
+        goes = torch.full_like(stays, 29)
+    kept = torch_memory_saver.keep_resident(stays[1024:2048])
+    assert kept >= size
+    assert torch_memory_saver.keep_resident(stays) == kept
+    assert torch_memory_saver.keep_resident(stays[:0]) == 0
+    assert torch_memory_saver.keep_resident(torch.empty(1, device="cuda")) == 0
+    for cycle, tag in enumerate(("mixed", None, "mixed")):
+        torch.cuda.synchronize()
+        before = device_used()
+        torch_memory_saver.pause(tag)
+        assert size <= before - device_used() < 2 * size
+        stays.add_(1)
+        with pytest.raises(sire.PausedError, match="keep memory resident"):
+            torch_memory_saver.keep_resident(goes)
+        torch_memory_saver.resume(tag)
+        assert device_used() == before
+        assert bool((stays == 18 + cycle).all())
+        assert bool((goes == 29).all())

@@ -155,6 +155,7 @@ impl Player<'_> {
             Event::Free { addr } => self.free(*addr),
             Event::Override { addr, len, keep, status: 0 } => self.set_override(*addr, *len, *keep),
             Event::Changed { addr, len, status: 0 } => self.changed(*addr, *len),
+            Event::KeepResident { addr, status: 0 } => self.keep_resident(*addr),
             Event::Peer { device, peer, status: 0 } => self.allow_peer(*device, *peer),
             Event::Transition(done) if done.status == 0 || ended_paused(done.status) => return self.transition(done),
             Event::Trim => {
@@ -256,6 +257,11 @@ impl Player<'_> {
     fn changed(&mut self, name: u64, len: u64) {
         let Some(addr) = self.find(name).map(|(allocation, offset)| allocation.addr.offset(offset)) else { return };
         self.timed("changed", |engine| engine.changed(addr, len));
+    }
+
+    fn keep_resident(&mut self, name: u64) {
+        let Some(addr) = self.find(name).map(|(allocation, offset)| allocation.addr.offset(offset)) else { return };
+        self.timed("keep_resident", |engine| engine.keep_resident(addr));
     }
 
     fn allow_peer(&mut self, device: u32, peer: u32) {

@@ -53,14 +53,16 @@ pub(super) struct HostSlab {
     changed: Condvar,
     /// Units that are not in yet.
     missing: AtomicU64,
+    /// Nothing in it is to be registered.
+    plain: bool,
     /// The driver refused one unit: it is not asked again.
-    pageable: AtomicBool,
+    refused: AtomicBool,
     holes: Mutex<Ranges>,
 }
 
 impl HostSlab {
-    /// A slab of `size` bytes, all free, none of them there yet.
-    pub(super) fn new(common: &Arc<Common>, size: u64, unit: u64) -> io::Result<HostSlab> {
+    /// A slab of `size` bytes, all free, none of them there yet; if it is `plain`, the driver will not know its memory.
+    pub(super) fn new(common: &Arc<Common>, size: u64, unit: u64, plain: bool) -> io::Result<HostSlab> {
         let count = size.div_ceil(unit);
         Ok(HostSlab {
             common: Arc::clone(common),
@@ -69,7 +71,8 @@ impl HostSlab {
             units: Mutex::new(vec![Unit::Out; count as usize]),
             changed: Condvar::new(),
             missing: AtomicU64::new(count),
-            pageable: AtomicBool::new(false),
+            plain,
+            refused: AtomicBool::new(false),
             holes: Mutex::new(Ranges::of(0..size)),
         })
     }
@@ -81,6 +84,11 @@ impl HostSlab {
     /// Bytes of its mapping.
     pub(super) fn len(&self) -> u64 {
         self.pages.len()
+    }
+
+    /// Whether the driver is not to know its memory.
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Bytes in no range.
@@ -190,11 +198,11 @@ impl HostSlab {
     }
 
     fn register(&self, index: usize) {
-        if self.pageable.load(Ordering::Relaxed) {
+        if self.plain || self.refused.load(Ordering::Relaxed) {
             return;
         }
         let Err(error) = self.pages.register(&self.common.driver, self.part(index)) else { return };
-        self.pageable.store(true, Ordering::Relaxed);
+        self.refused.store(true, Ordering::Relaxed);
         if !self.common.warned.swap(true, Ordering::Relaxed) {
             *lock(&self.common.refused) = Some(error.to_string());
         }

@@ -27,6 +27,7 @@ const TRANSITION: u8 = 8;
 const TRIM: u8 = 9;
 const CUT: u8 = 10;
 const CHANGED: u8 = 11;
+const KEEP_RESIDENT: u8 = 12;
 
 // ---- writing -------------------------------------------------------------------------------------------------------------
 
@@ -69,6 +70,7 @@ fn kind(event: &Event) -> u8 {
         Event::Free { .. } => FREE,
         Event::Override { .. } => OVERRIDE,
         Event::Changed { .. } => CHANGED,
+        Event::KeepResident { .. } => KEEP_RESIDENT,
         Event::Peer { .. } => PEER,
         Event::Transition(_) => TRANSITION,
         Event::Trim => TRIM,
@@ -96,6 +98,7 @@ fn fields(out: &mut Vec<u8>, event: &Event) {
             numbers(out, [*addr, *len, u64::from(*keep), outcome(*status)]);
         }
         Event::Changed { addr, len, status } => numbers(out, [*addr, *len, outcome(*status)]),
+        Event::KeepResident { addr, status } => numbers(out, [*addr, outcome(*status)]),
         Event::Peer { device, peer, status } => numbers(out, [(*device).into(), (*peer).into(), outcome(*status)]),
         Event::Transition(done) => {
             out.push(done.verb as u8);
@@ -267,6 +270,7 @@ impl<'a> Fields<'a> {
                 status: self.status()?,
             },
             CHANGED => Event::Changed { addr: self.number()?, len: self.number()?, status: self.status()? },
+            KEEP_RESIDENT => Event::KeepResident { addr: self.number()?, status: self.status()? },
             PEER => Event::Peer { device: self.small()?, peer: self.small()?, status: self.status()? },
             TRANSITION => return self.transition(),
             TRIM => Event::Trim,

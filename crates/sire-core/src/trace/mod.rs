@@ -127,6 +127,13 @@ pub enum Event {
         /// The outcome.
         status: i32,
     },
+    /// The allocation that holds an address is to stay on the device.
+    KeepResident {
+        /// The address.
+        addr: u64,
+        /// The outcome.
+        status: i32,
+    },
     /// A device got access to another's memory.
     Peer {
         /// Whose memory.

@@ -60,11 +60,12 @@ impl Batch {
         Ok(dead)
     }
 
-    /// Claims every live extent of the regions.
+    /// Claims every live extent of the regions, but for those that are to stay on the device: nobody can add to these now.
     pub(super) fn claim(&self, heap: &Heap) -> Vec<Claim> {
         let extents = heap.registry.extents_of(self.closed.keys().copied());
         extents
             .iter()
+            .filter(|extent| !extent.stays_resident(&(0..extent.size)))
             .filter_map(|extent| {
                 loop {
                     match extent.claim() {

@@ -29,7 +29,7 @@ mod tend;
 use crate::clock;
 use crate::driver::Device;
 use crate::error::{Error, Result, Status};
-use crate::extent::{Claim, Truth};
+use crate::extent::{Claim, Extent, Truth};
 use crate::heap::Heap;
 use crate::pages::Pages;
 use crate::progress::Progress;
@@ -265,12 +265,15 @@ impl Machine {
 
     /// Drops the retained backups of what is resident.
     pub(crate) fn drop_retained(&self) {
-        for extent in self.heap.registry.extents(|_| true) {
-            if let Some(claim) = extent.claim() {
-                let mut claims = [claim];
-                forget_backups(&mut claims, |_| false);
-                claims.into_iter().for_each(|claim| self.heap.put_back(claim));
-            }
+        self.heap.registry.extents(|_| true).iter().for_each(|extent| self.drop_backups(extent));
+    }
+
+    /// Drops the retained backups of an extent that is resident and that nobody is working on.
+    pub(crate) fn drop_backups(&self, extent: &Arc<Extent>) {
+        if let Some(claim) = extent.claim() {
+            let mut claims = [claim];
+            forget_backups(&mut claims, |_| false);
+            claims.into_iter().for_each(|claim| self.heap.put_back(claim));
         }
     }
 

@@ -61,7 +61,7 @@ impl Machine {
     /// Finds room for all drafts, and only then gives the chunks their new segments.
     fn carry_out(&self, batch: &Batch, claims: &mut [Claim], drafts: &mut [Planned]) -> Result<()> {
         let mut stored = self.rooms(batch, drafts)?;
-        let mut spaces = match self.host_spaces(drafts, &stored) {
+        let mut spaces = match self.host_spaces(batch, drafts, &stored) {
             Err(error) if error.status == Status::OutOfBackupSpace => {
                 // There was less than it seemed: what may go to the disk does.
                 let spilled = self.disk_rooms(batch, drafts, &stored)?;
@@ -69,7 +69,7 @@ impl Machine {
                     return Err(error);
                 }
                 stored.extend(spilled);
-                self.host_spaces(drafts, &stored)
+                self.host_spaces(batch, drafts, &stored)
             }
             outcome => outcome,
         }?;
@@ -82,12 +82,22 @@ impl Machine {
     }
 
     /// Room in host memory for every draft whose region has none elsewhere.
-    fn host_spaces(&self, drafts: &[Planned], stored: &BTreeMap<RegionId, Space>) -> Result<BTreeMap<usize, Space>> {
+    fn host_spaces(
+        &self,
+        batch: &Batch,
+        drafts: &[Planned],
+        stored: &BTreeMap<RegionId, Space>,
+    ) -> Result<BTreeMap<usize, Space>> {
         let stays = |planned: &&Planned| !stored.contains_key(&planned.region) && planned.missing() > 0;
-        let in_host: Vec<&Planned> = drafts.iter().filter(stays).collect();
-        let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
-        let ranges = self.host.reserve(&lens, self.settings.host_limit())?;
-        Ok(in_host.iter().zip(ranges).map(|(planned, range)| (planned.index, Space::Host(range, 0))).collect())
+        let is_plain = |planned: &&Planned| batch.region(planned.region).is_some_and(|region| region.policy.pageable);
+        let (plain, pinned): (Vec<&Planned>, Vec<&Planned>) = drafts.iter().filter(stays).partition(is_plain);
+        let mut spaces = BTreeMap::new();
+        for (in_host, plain) in [(pinned, false), (plain, true)] {
+            let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
+            let ranges = self.host.reserve_kind(&lens, self.settings.host_limit(), plain)?;
+            spaces.extend(in_host.iter().zip(ranges).map(|(planned, range)| (planned.index, Space::Host(range, 0))));
+        }
+        Ok(spaces)
     }
 
     /// Bytes of room behind the trait that each region would need.

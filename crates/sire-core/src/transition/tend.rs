@@ -154,7 +154,7 @@ impl Machine {
             if need == 0 || need > self.host_left() {
                 continue;
             }
-            let ranges = self.host.reserve(&[need], self.settings.host_limit())?;
+            let ranges = self.host.reserve_kind(&[need], self.settings.host_limit(), region.policy.pageable)?;
             let whole = ranges.first().and_then(|range| range.span(0, need)).ok_or_else(too_short)?;
             whole.bring_in()?;
             let buffer = self.buffer()?;

@@ -60,11 +60,16 @@ pub struct Twin {
     pub promised: Which,
     /// Bytes that a pause keeps.
     pub kept: Which,
+    /// No pause takes it.
+    pub resident: bool,
 }
 
 impl Twin {
     /// A pause has thrown away what is not kept; with `zero`, those bytes are zero afterwards.
     fn forget(&mut self, zero: bool) {
+        if self.resident {
+            return;
+        }
         if !zero {
             self.promised = self.promised.and(&self.kept);
         } else if matches!(self.kept, Which::None) {
@@ -189,7 +194,7 @@ impl World {
         assert!(overlap.is_none_or(|(a, t)| a.0 + t.bytes.len() as u64 <= addr.0), "{addr:?} is handed out twice");
         let kept = Which::of(self.policies[&request.region].backup != Backup::None);
         let (device, region) = (request.device, request.region);
-        let twin = Twin { device, region, bytes: vec![0; size], promised: Which::None, kept };
+        let twin = Twin { device, region, bytes: vec![0; size], promised: Which::None, kept, resident: false };
         self.twins.insert(addr, twin);
         Ok(addr)
     }
@@ -257,6 +262,15 @@ impl World {
         twin.kept.set(twin.bytes.len(), from as usize..(from + len) as usize, keep);
     }
 
+    /// Nothing takes the allocation from now on.
+    pub fn keep_resident(&mut self, addr: Addr) -> Result<(), Error> {
+        let size = self.engine.keep_resident(addr)?;
+        let twin = self.twins.get_mut(&addr).unwrap();
+        assert_eq!(size, twin.bytes.len() as u64);
+        twin.resident = true;
+        Ok(())
+    }
+
     /// A pause that may have happened: bytes that nobody keeps are not promised any more.
     fn forget(&mut self, states_before: &BTreeMap<RegionId, State>) {
         for twin in self.twins.values_mut().filter(|t| states_before[&t.region] == State::Resident) {
@@ -280,7 +294,10 @@ impl World {
         for &(start, bytes) in dead {
             let end = start.0 + bytes;
             let touched = self.twins.iter_mut().filter(|(addr, twin)| {
-                addr.0 < end && start.0 < addr.0 + twin.bytes.len() as u64 && resident[&twin.region] == State::Resident
+                !twin.resident
+                    && addr.0 < end
+                    && start.0 < addr.0 + twin.bytes.len() as u64
+                    && resident[&twin.region] == State::Resident
             });
             for (addr, twin) in touched {
                 let len = twin.bytes.len();
@@ -356,7 +373,7 @@ impl World {
             let size = twin.bytes.len() as u64;
             assert!(self.engine.owns(addr) && self.engine.owns(addr.offset(size - 1)));
             assert_eq!(self.engine.allocation(addr.offset(size - 1)), Some((addr, size, twin.device, twin.region)));
-            if states[&twin.region] == State::Paused {
+            if states[&twin.region] == State::Paused && !twin.resident {
                 continue;
             }
             let found =

@@ -525,3 +525,63 @@ fn work_that_the_program_has_queued_is_waited_for() {
     world.driver.close_stream(stream).unwrap();
     world.check_no_leak();
 }
+
+#[test]
+fn what_is_kept_resident_stays_until_it_is_freed() {
+    let mut world = World::new(MANY);
+    let region = world.region("mixed", policy(Backup::None));
+    let [stays, goes] = [0, 0].map(|_| world.allocate(region, 2 * CHUNK).unwrap());
+    world.write(stays);
+    world.keep_resident(stays).unwrap();
+    assert_eq!(world.engine.keep_resident(stays.offset(CHUNK + 7)), Ok(2 * CHUNK));
+    assert_eq!(status(world.engine.keep_resident(stays.offset(2 * CHUNK))), Status::UnknownAddress);
+    for selection in [tag("mixed"), Selection::All] {
+        let report = world.pause(&selection).unwrap();
+        assert_eq!((report.bytes_moved, report.allocations), (2 * CHUNK, 1));
+        assert_eq!(world.driver.used_bytes(), 2 * CHUNK);
+        assert_eq!(status(world.engine.keep_resident(goes)), Status::Paused);
+        world.keep_resident(stays).unwrap();
+        world.check();
+        world.write(stays);
+        world.resume(&selection).unwrap();
+        world.check();
+    }
+    world.free(stays).unwrap();
+    assert_eq!(status(world.engine.keep_resident(stays)), Status::UnknownAddress);
+    world.allocate(region, 2 * CHUNK).unwrap();
+    world.pause(&tag("mixed")).unwrap();
+    assert_eq!(world.driver.used_bytes(), 0, "new memory at the old address is taken like any other");
+    world.check_no_leak();
+}
+
+#[test]
+fn a_slot_that_is_kept_resident_takes_its_slab_with_it() {
+    let mut world = World::new(MANY);
+    let region = world.region("small", policy(Backup::Host));
+    let slots = [600, 700].map(|size| world.allocate(region, size).unwrap());
+    slots.iter().for_each(|&slot| world.write(slot));
+    world.keep_resident(slots[0]).unwrap();
+    assert_eq!(world.pause(&tag("small")).unwrap().bytes_moved, 0);
+    world.resume(&tag("small")).unwrap();
+    world.free(slots[0]).unwrap();
+    assert!(world.pause(&tag("small")).unwrap().bytes_moved > 0);
+    world.resume(&tag("small")).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn pageable_backups_are_not_registered() {
+    let mut world = World::new(MANY);
+    let registered = |world: &World| stats(world)["tiers"][0]["registered_bytes"].as_u64().unwrap();
+    for (pageable, expected) in [(true, 0), (false, CHUNK)] {
+        let region = world.region("model", Policy { pageable, ..policy(Backup::Host) });
+        let addr = world.allocate(region, CHUNK).unwrap();
+        world.write(addr);
+        world.pause(&tag("model")).unwrap();
+        assert_eq!((registered(&world), world.engine.take_notices()), (expected, vec![]));
+        world.resume(&tag("model")).unwrap();
+        world.check();
+    }
+    world.check_no_leak();
+}

@@ -264,6 +264,25 @@ fn short_dead(life: &mut Life) {
     life.step("free", |world| world.free(addr));
 }
 
+/// Of two allocations one stays, of a slab's two slots both; one that stayed is freed while the rest is paused.
+fn short_resident(life: &mut Life) {
+    let region = life.world.region("mixed", Policy { pageable: true, ..policy(Backup::Host) });
+    let stays = life.allocate(region, CHUNK + 1);
+    let goes = life.allocate(region, CHUNK);
+    let slots = [600, 600].map(|size| life.allocate(region, size));
+    for addr in [stays, slots[0]] {
+        life.step("keep resident", |world| world.keep_resident(addr));
+    }
+    life.pause(&tag("mixed"));
+    life.world.write(stays);
+    life.step("free", |world| world.free(slots[0]));
+    life.resume(&tag("mixed"));
+    life.pause(&tag("mixed"));
+    life.step("free", |world| world.free(stays));
+    life.step("free", |world| world.free(goes));
+    life.resume(&tag("mixed"));
+}
+
 /// Runs the script with faults at `faults`; returns the calls it made, and how many faults did not come to pass.
 fn live(script: Script, faults: &[(u64, DriverErrorKind)]) -> (u64, usize) {
     let mut life = Life::new();
@@ -322,6 +341,7 @@ fn every_call_of_the_short_lives_fails_once() {
         short_shared,
         short_dead,
         short_behind,
+        short_resident,
         short_auto,
         short_between_processes,
         short_file,

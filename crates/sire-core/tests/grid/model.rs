@@ -37,6 +37,8 @@ enum Step {
         len: u64,
         keep: bool,
     },
+    /// Of an allocation that shares no slab.
+    KeepResident(usize),
     Pause(usize),
     /// The program holds part of an allocation free.
     PauseWithout {
@@ -90,7 +92,7 @@ fn policy(index: usize) -> Policy {
         7 | 8 => Clean::Verified,
         _ => Clean::Paranoid,
     };
-    Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2, clean }
+    Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2, clean, pageable: index == 5 }
 }
 
 fn size() -> impl Strategy<Value = u64> {
@@ -112,6 +114,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<usize>(), 0..3 * CHUNK, 1..3 * CHUNK, prop::bool::weighted(0.2))
             .prop_map(|(which, from, len, stale)| Step::Attach { which, from, len, stale }),
         1 => any::<usize>().prop_map(Step::Harm),
+        1 => any::<usize>().prop_map(Step::KeepResident),
         4 => (0..SELECTIONS.len()).prop_map(Step::Pause),
         1 => (0..SELECTIONS.len(), any::<usize>(), 0..3 * CHUNK, 1..2 * CHUNK)
             .prop_map(|(selection, which, from, len)| Step::PauseWithout { selection, which, from, len }),
@@ -158,6 +161,11 @@ impl Life {
         (count > 0).then(|| *self.world.twins.keys().nth(which % count).unwrap())
     }
 
+    fn is_there(&self, addr: Addr) -> bool {
+        let twin = &self.world.twins[&addr];
+        twin.resident || !self.is_paused(twin.region)
+    }
+
     fn is_paused(&self, region: RegionId) -> bool {
         self.world.engine.state(region) == Ok(State::Paused)
     }
@@ -175,19 +183,19 @@ impl Life {
                 }
             }
             Step::Write(which) => {
-                if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
+                if let Some(addr) = self.pick(which).filter(|a| self.is_there(*a)) {
                     self.world.write(addr);
                 }
             }
             Step::WriteAlike(which, constant) => {
-                if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
+                if let Some(addr) = self.pick(which).filter(|a| self.is_there(*a)) {
                     let common: Vec<u8> = (0..6007_u32).map(|i| (i / 23) as u8).collect();
                     self.world.write_repeated(addr, if constant { b"\x00\x3c" } else { &common });
                 }
             }
             Step::Hashing(hashing) => self.world.driver.set_hashing(hashing),
             Step::WritePart { which, from, len } => {
-                if let Some(addr) = self.pick(which).filter(|a| !self.is_paused(self.world.twins[a].region)) {
+                if let Some(addr) = self.pick(which).filter(|a| self.is_there(*a)) {
                     let size = self.world.twins[&addr].bytes.len() as u64;
                     let from = from % size;
                     self.world.write_part(addr, from, len.min(size - from));
@@ -204,6 +212,7 @@ impl Life {
             Step::Attach { which, from, len, stale } => self.attach(which, from, len, stale),
             Step::Harm(which) => self.harm(which),
             Step::Override { which, from, len, keep } => self.set_override(which, from, len, keep),
+            Step::KeepResident(which) => self.keep_resident(which),
             Step::Pause(index) => drop(self.world.pause(&selection(index))),
             Step::PauseWithout { selection: index, which, from, len } => {
                 let Some(addr) = self.pick(which) else { return };
@@ -271,14 +280,27 @@ impl Life {
         }
     }
 
+    fn keep_resident(&mut self, which: usize) {
+        let Some(addr) = self.pick(which).filter(|addr| self.world.twins[addr].bytes.len() >= 4096) else { return };
+        let twin = &self.world.twins[&addr];
+        let (known, paused) = (twin.resident, self.is_paused(twin.region));
+        let outcome = self.world.keep_resident(addr);
+        assert_eq!(outcome.err().map(|e| e.status), (paused && !known).then_some(Status::Paused));
+    }
+
     /// A backup that can be read holds the promised bytes.
     fn read_backup(&self, which: usize) {
         let Some(addr) = self.pick(which) else { return };
         let twin = &self.world.twins[&addr];
-        if !self.is_paused(twin.region) {
+        if self.is_there(addr) {
             return;
         }
-        if let Some(view) = self.world.engine.backup(addr, twin.bytes.len() as u64).unwrap() {
+        let view = match self.world.engine.backup(addr, twin.bytes.len() as u64) {
+            // Pages that have no room of their own have to be put together, for which the limit may leave none.
+            Err(e) if e.status == Status::OutOfBackupSpace => return,
+            found => found.unwrap(),
+        };
+        if let Some(view) = view {
             // SAFETY: the view keeps `len` bytes at `ptr` valid.
             let bytes = unsafe { std::slice::from_raw_parts(view.ptr, view.len as usize) };
             twin.assert_equal(addr, bytes);

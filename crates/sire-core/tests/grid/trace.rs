@@ -31,6 +31,7 @@ fn live(engine: &Engine) -> Addr {
     engine.keep(large, 4096).unwrap();
     assert!(engine.discard(Addr(12), 1).is_err());
     engine.changed(large.offset(8), 9).unwrap();
+    assert!(engine.keep_resident(Addr(12)).is_err());
     engine.pause(&tag("model"), PauseOptions::default()).unwrap();
     assert!(engine.enter(region, OnPaused::Refuse).is_err());
     assert!(engine.pause(&tag("nobody"), PauseOptions::default()).is_err());
@@ -65,6 +66,8 @@ fn a_life_is_recorded_call_by_call() {
     assert_eq!(*next(), Event::Override { addr: large.0, len: 4096, keep: true, status: 0 });
     assert!(matches!(next(), Event::Override { keep: false, status, .. } if *status == Status::UnknownAddress as i32));
     assert_eq!(*next(), Event::Changed { addr: large.0 + 8, len: 9, status: 0 });
+    let refused = Status::UnknownAddress as i32;
+    assert!(matches!(next(), Event::KeepResident { addr: 12, status } if *status == refused));
     let Event::Transition(pause) = next() else { panic!() };
     assert_eq!((pause.verb, pause.tags.as_slice(), pause.status), (Verb::Pause, &["model".to_owned()][..], 0));
     assert!(pause.copied >= 40_000 && pause.moved >= pause.copied && !pause.took.is_zero());

@@ -58,13 +58,14 @@ class TorchMemorySaver:
     ) -> AbstractContextManager[Any]:
         """Tensors created inside can be paused; with a backup their content is kept.
 
-        Sire's host backup is pinned where the driver allows, and pageable otherwise, so ``cpu_backup_backend`` is
-        checked and otherwise without effect.
+        ``cpu_backup_backend`` says what kind of host memory that is: ``"pinned"`` (where the driver allows) or
+        ``"mmap"``, pageable memory. By default it is what ``TMS_INIT_CPU_BACKUP_BACKEND`` says, else pinned.
         """
         if (custom := self._implementation()) is not None:
             return _context(custom.region(tag=tag, enable_cpu_backup=enable_cpu_backup))
         backup = _backup(enable_cpu_backup, enable_disk_backup, cpu_backup_backend)
-        return sire.region(tag, backup=backup, retain=self.retain_cpu_backup)
+        pageable = _is_pageable(backup, cpu_backup_backend)
+        return sire.region(tag, backup=backup, retain=self.retain_cpu_backup, pageable=pageable)
 
     @contextmanager
     def cuda_graph(
@@ -89,11 +90,13 @@ class TorchMemorySaver:
             ):
                 yield
             return
+        backup = _backup(enable_cpu_backup, False, cpu_backup_backend)
         with sire.cuda_graph(
             cuda_graph,
             tag=tag,
-            backup=_backup(enable_cpu_backup, False, cpu_backup_backend),
+            backup=backup,
             retain=self.retain_cpu_backup,
+            pageable=_is_pageable(backup, cpu_backup_backend),
             pool=pool,
             stream=stream,
             capture_error_mode=capture_error_mode,
@@ -191,11 +194,14 @@ class TorchMemorySaver:
         sire.set_disk_directory(path)
 
     def keep_resident(self, x: Any) -> int:
-        """Memory that no pause releases. Not offered: allocate it outside of regions instead."""
-        raise UnsupportedError(
-            "keep_resident is not offered by Sire: what shall stay during a pause is allocated outside of the "
-            "region, or within torch_memory_saver.disable()"
-        )
+        """The allocation that holds the tensor stays on the device at every pause, until it is freed.
+
+        Returns its bytes; 0 for an empty tensor or one outside of regions. An error while the tensor is paused.
+        """
+        if (custom := self._implementation()) is not None:
+            kept: int = custom.keep_resident(x)
+            return kept
+        return sire.keep_resident(x)
 
     def _implementation(self) -> Any | None:
         """The custom hook mode's object; None for Sire itself."""
@@ -214,6 +220,16 @@ def _backup(cpu: bool, disk: bool, backend: object) -> Literal["cpu", "disk"] | 
     if backend not in (None, "mmap", "pinned"):
         raise InvalidArgumentError(f"cpu_backup_backend is 'mmap' or 'pinned', not {backend!r}")
     return "cpu" if cpu else "disk" if disk else None
+
+
+def _is_pageable(backup: str | None, backend: object) -> bool:
+    """Whether host memory for the backup is not to be pinned."""
+    if backup != "cpu":
+        return False
+    wanted = backend or os.environ.get("TMS_INIT_CPU_BACKUP_BACKEND") or "pinned"
+    if wanted not in ("mmap", "pinned"):
+        raise InvalidArgumentError(f"TMS_INIT_CPU_BACKUP_BACKEND is 'mmap' or 'pinned', not {wanted!r}")
+    return wanted == "mmap"
 
 
 def _context(manager: Any) -> AbstractContextManager[Any]:
