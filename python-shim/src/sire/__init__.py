@@ -60,7 +60,7 @@ from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
 from ._torch import use_allocator
-from ._transitions import pause, paused, prefetch, resume, switch
+from ._transitions import pause, paused, pre_copy, prefetch, resume, switch
 from ._version import __version__
 
 version = __version__
@@ -106,6 +106,7 @@ __all__ = [
     "parse_size",
     "pause",
     "paused",
+    "pre_copy",
     "prefetch",
     "region",
     "resume",
