@@ -1,4 +1,4 @@
-//! Transitions: pause, resume, cancel.
+//! Transitions: pause, pre-copy, resume, cancel.
 
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::capture;
@@ -310,6 +310,35 @@ pub unsafe extern "C" fn sire_pause(
     })
 }
 
+/// Backs up what the tag and what is under it (NULL: everything) hold, while the program goes on using it: a later pause copies only what has
+/// changed since. For regions opened with a `clean` policy; a region that keeps its content without one is refused
+/// (`SIRE_STATUS_INVALID_ARGUMENT`), because nothing would tell what has changed. Regions that are paused, and those that keep nothing, are left out.
+///
+/// Each device is waited for once, before the first copy: all work that it was given before this call is in the backup. What is written
+/// afterwards is found by the pause; where the content is declared not to change, the backup made here counts as the first one, and later
+/// writes must be told with `sire_changed`. Memory may be allocated and freed meanwhile; a pause that comes meanwhile goes first.
+/// `regions_changed` counts the regions that were looked at. If the call fails (no room, cancelled), what was copied before stays.
+///
+/// # Safety
+/// `tag` is NULL or NUL-terminated; `out` is NULL or a sized struct.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_pre_copy(tag: *const c_char, out: *mut sire_report) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promises.
+        let (selection, place) = unsafe { (selection(tag)?, Place::at(out)?) };
+        let report = carry_out(|engine| engine.pre_copy(&selection, capture::in_progress()))?;
+        log::info!(
+            "pre-copied {}: {} bytes copied to backups, {} had not changed",
+            Named(&selection),
+            report.bytes_copied,
+            report.bytes_clean
+        );
+        // SAFETY: the caller's promise.
+        unsafe { place.put(&report) };
+        Ok(())
+    })
+}
+
 /// Resumes the tag and what is under it (NULL: everything): memory and content come back to the same addresses. All or
 /// nothing; after a failure every backup is still there, and the call can be repeated.
 ///
@@ -408,7 +437,7 @@ pub(super) unsafe fn resume_options(options: *const sire_resume_options) -> Resu
     Ok((Duration::from_secs_f64(seconds.min(LONGEST)), Some(order)))
 }
 
-/// Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.
+/// Makes a running pause, resume or pre-copy stop at the next chunk and roll back. Async-signal-safe.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_cancel() -> sire_status {
     if let Some(process) = process::started() {

@@ -56,7 +56,7 @@ NOTHING(sire_backup_put) NOTHING(sire_resume) NOTHING(sire_cancel) NOTHING(sire_
 NOTHING(sire_set_disk_directory) NOTHING(sire_trim) NOTHING(sire_capture_begin) NOTHING(sire_changed) NOTHING(sire_attach_file) NOTHING(sire_promote) NOTHING(sire_keep_resident)
 NOTHING(sire_switch)
 NOTHING(sire_resume_start) NOTHING(sire_progress_bytes) NOTHING(sire_progress_cancel) NOTHING(sire_progress_close)
-NOTHING(sire_progress_ready) NOTHING(sire_progress_report) NOTHING(sire_progress_wait)
+NOTHING(sire_progress_ready) NOTHING(sire_progress_report) NOTHING(sire_progress_wait) NOTHING(sire_pre_copy)
 #ifndef INCOMPLETE
 NOTHING(sire_capture_end)
 #endif

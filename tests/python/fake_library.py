@@ -120,6 +120,15 @@ class FakeLibrary:
         self.paused.difference_update(changed)
         return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
 
+    def pre_copy(self, tag: bytes | None) -> dict[str, Any]:
+        selected = self._selected(tag)
+        self._long_call("pre_copy")
+        for number in selected:
+            if not self.regions[number][4]:
+                raise error_for(1, f"cannot pre-copy region {self.regions[number][0]!r}")
+        open_now = [number for number in selected if number not in self.paused]
+        return {"regions_changed": len(open_now), "regions_unchanged": len(selected) - len(open_now)}
+
     def switch(self, pause: bytes, resume: bytes, dead_ranges: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         both = set(self._selected(pause)) & set(self._selected(resume))
         if both:

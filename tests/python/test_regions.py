@@ -139,6 +139,22 @@ def test_two_tags_change_places(library: FakeLibrary) -> None:
         sire.switch(pause="c", resume="nobody")
 
 
+def test_backups_ahead_of_a_pause(library: FakeLibrary) -> None:
+    with sire.region("a", backup="cpu", immutable=True), sire.region("b", backup="cpu"):
+        pass
+    report = sire.pre_copy("a")
+    assert (report.action, report.tag, report.regions_changed) == ("pre_copy", "a", 1)
+    assert "nothing moved" in str(report)
+    with pytest.raises(sire.InvalidArgumentError, match="pre-copy"):
+        sire.pre_copy("b")
+    with pytest.raises(sire.UnknownTagError):
+        sire.pre_copy("nobody")
+    with pytest.raises(sire.InvalidArgumentError):
+        sire.pre_copy("")
+    sire.pause("a")
+    assert sire.pre_copy("a").regions_unchanged == 1
+
+
 def test_pause_and_resume_by_hierarchical_tag(library: FakeLibrary) -> None:
     for tag in ("model/weights", "model/cache", "modelling"):
         with sire.region(tag):

@@ -198,6 +198,23 @@ impl Engine {
         outcome
     }
 
+    /// Backs up what `selection` means while the program goes on using it; a later pause copies only what has changed since. Each device is
+    /// waited for once, before the first copy: all work that was given to it before this call is in the backup. What the program
+    /// writes afterwards is found by the pause, or, in a region whose content is declared not to change, must be told with
+    /// [`Engine::changed`]. Regions stay open: memory may be allocated and freed meanwhile. A pause that comes meanwhile goes first, and
+    /// takes over what has been copied. Regions that are paused, and those that keep nothing, are left out. In the report `regions_changed`
+    /// counts the regions that were looked at.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a region has no policy that could tell at a pause what has changed ([`Clean::No`]): then nothing was copied.
+    /// `Capturing`, `UnknownTag`, `Busy` (a transition or another pre-copy of a region is under way), `OutOfBackupSpace`, `Cancelled`, or
+    /// the driver's: what was copied before stays.
+    pub fn pre_copy(&self, selection: &Selection, capturing: bool) -> Result<Report> {
+        refuse_capture(capturing, "pre-copy")?;
+        let copy = || self.machine.pre_copy(&self.machine.regions.select(selection)?);
+        self.trace.timed(Verb::PreCopy, selection, Duration::ZERO, copy)
+    }
+
     /// Does now, on this thread, what else is done in the background after a pause: moves automatic backups out of scarce host
     /// memory, compresses what is on the disk (if `disk_compress` says so). What fails stays as it is.
     pub fn tend(&self) -> Tended {

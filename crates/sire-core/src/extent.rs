@@ -6,6 +6,8 @@
 //! lives, so no lock is held while the driver works; what arrives meanwhile (a free, a new peer) is
 //! noted and handed to the claimant when it puts the chunks back.
 
+mod reading;
+
 use crate::driver::{Addr, Device, Physical, ProgramStream};
 use crate::ranges::Ranges;
 use crate::raw::Span;
@@ -165,11 +167,15 @@ struct Inner {
     chunks: Vec<Chunk>,
     claimed: bool,
     freed: bool,
+    /// Whoever reads the memory while it is the program's, see [`reading`].
+    readers: usize,
     /// Access rights changed while the extent was claimed.
     access_stale: bool,
     overrides: Overrides,
     /// Offsets that the program says it has written to.
     changed: Ranges,
+    /// The same, from before the device was synchronised for whoever reads: it finds what was written.
+    settling: Ranges,
     /// Offsets that files are said to hold; no two overlap.
     attached: Vec<Attached>,
 }
@@ -196,7 +202,7 @@ pub(crate) struct Extent {
 pub(crate) enum Freed {
     /// The caller is to give its memory back.
     Claimed(Claim),
-    /// Whoever has claimed it will do so.
+    /// Whoever has claimed it, or reads it, will do so.
     Deferred,
     /// It was freed before.
     Already,
@@ -226,9 +232,11 @@ impl Extent {
             chunks: Vec::new(),
             claimed: true,
             freed: false,
+            readers: 0,
             access_stale: false,
             overrides: Overrides::default(),
             changed: Ranges::new(),
+            settling: Ranges::new(),
             attached: Vec::new(),
         };
         let extent = Arc::new(Extent {
@@ -247,19 +255,23 @@ impl Extent {
         (extent, claim)
     }
 
-    /// Claims a live extent; `None` if it is claimed or freed.
+    /// Claims a live extent; `None` if it is claimed, freed or being read.
     pub(crate) fn claim(self: &Arc<Self>) -> Option<Claim> {
         let mut inner = lock(&self.inner);
         (!inner.freed).then(|| self.claimed(&mut inner)).flatten()
     }
 
-    /// Claims a freed extent; `None` if it is claimed.
+    /// Claims a freed extent; `None` if it is claimed or being read.
     pub(crate) fn claim_freed(self: &Arc<Self>) -> Option<Claim> {
         let mut inner = lock(&self.inner);
         inner.freed.then(|| self.claimed(&mut inner)).flatten()
     }
 
     fn claimed(self: &Arc<Self>, inner: &mut Inner) -> Option<Claim> {
+        if inner.readers > 0 { None } else { self.claimed_beside_readers(inner) }
+    }
+
+    fn claimed_beside_readers(self: &Arc<Self>, inner: &mut Inner) -> Option<Claim> {
         if std::mem::replace(&mut inner.claimed, true) {
             return None;
         }
@@ -292,7 +304,7 @@ impl Extent {
             inner.access_stale = true;
             return None;
         }
-        (!inner.freed).then(|| self.claimed(&mut inner)).flatten()
+        (!inner.freed).then(|| self.claimed_beside_readers(&mut inner)).flatten()
     }
 
     /// The allocation that holds `addr`: its base and size.
@@ -352,7 +364,9 @@ impl Extent {
 
     /// A backup is known to have these offsets as they are.
     pub(crate) fn forget_changed(&self, range: &Range<u64>) {
-        lock(&self.inner).changed.remove(range);
+        let mut inner = lock(&self.inner);
+        inner.changed.remove(range);
+        inner.settling.remove(range);
     }
 
     /// The content of these offsets is not what a backup may have of them.
@@ -363,10 +377,16 @@ impl Extent {
 
     /// Offsets that were given out or noted as changed since this was last asked.
     pub(crate) fn take_changed(&self) -> Ranges {
-        let mut changed = std::mem::take(&mut lock(&self.inner).changed);
+        let mut inner = lock(&self.inner);
+        self.settle_changed(&mut inner);
+        std::mem::take(&mut inner.settling)
+    }
+
+    /// Everything that has changed until now is settling.
+    fn settle_changed(&self, inner: &mut Inner) {
+        let changed = std::mem::take(&mut inner.changed);
         let fresh = self.slab.as_ref().map(Slab::take_fresh).unwrap_or_default();
-        fresh.iter().for_each(|range| changed.add(range.clone()));
-        changed
+        changed.iter().chain(fresh.iter()).for_each(|range| inner.settling.add(range.clone()));
     }
 
     /// Offsets that hold allocations.
@@ -456,10 +476,11 @@ impl Claim {
     pub(crate) fn put_back(mut self) -> Result<(), Unfinished> {
         let extent = Arc::clone(&self.extent);
         let mut inner = lock(&extent.inner);
-        if inner.freed {
+        // Whoever reads a freed extent last gives it back.
+        if inner.freed && inner.readers == 0 {
             return Err(Unfinished::Freed(self));
         }
-        if std::mem::take(&mut inner.access_stale) {
+        if std::mem::take(&mut inner.access_stale) && !inner.freed {
             return Err(Unfinished::AccessStale(self));
         }
         self.store(&mut inner);
@@ -483,6 +504,11 @@ impl Claim {
         inner.chunks = std::mem::take(&mut self.chunks);
         inner.claimed = false;
         self.held = false;
+    }
+
+    /// Whether this is a claim indeed, and not a shadow for a reader.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Notes which of `addresses` hold nothing; holes below `gap` bytes count as live: one longer copy is cheaper than two.

@@ -39,6 +39,8 @@ struct Gate {
     inside: HashMap<ThreadId, usize>,
     /// Allocations, and what else [`Region::admit`] let in, under way.
     admitted: usize,
+    /// Somebody makes backups ahead of a pause.
+    copied_ahead: bool,
     /// A paused region still holds physical memory that an earlier call could not release.
     leftover: bool,
 }
@@ -80,7 +82,8 @@ pub(crate) struct Region {
 
 impl Region {
     fn new(id: RegionId, tag: &str, policy: Policy) -> Region {
-        let gate = Gate { phase: Phase::Resident, inside: HashMap::new(), admitted: 0, leftover: false };
+        let gate =
+            Gate { phase: Phase::Resident, inside: HashMap::new(), admitted: 0, copied_ahead: false, leftover: false };
         Region {
             id,
             tag: tag.to_owned(),
@@ -216,6 +219,41 @@ impl Region {
         with(&mut lock(&self.history))
     }
 
+    /// Begins to make backups while the region stays open, until the result is dropped; `None` if it is paused. A transition does not wait
+    /// for that: whoever copies asks [`Region::is_resident`].
+    ///
+    /// # Errors
+    /// `Busy` while a transition is under way, or somebody else does the same.
+    pub(crate) fn copy_ahead(self: &Arc<Self>) -> Result<Option<Ahead>> {
+        let mut gate = lock(&self.gate);
+        let busy = match gate.phase {
+            Phase::Paused => return Ok(None),
+            Phase::Resident if gate.copied_ahead => "pre-copied",
+            Phase::Resident => {
+                gate.copied_ahead = true;
+                return Ok(Some(Ahead(Arc::clone(self))));
+            }
+            Phase::Pausing => "paused",
+            Phase::Resuming => "resumed",
+        };
+        let message = format!("region '{}' is being {busy} by another thread; try again when it is done", self.tag);
+        Err(Error::new(Status::Busy, message))
+    }
+
+    /// Whether it is resident, and no transition has begun.
+    pub(crate) fn is_resident(&self) -> bool {
+        lock(&self.gate).phase == Phase::Resident
+    }
+
+    /// Whether what is backed up now can still be trusted at a pause.
+    pub(crate) fn may_copy_ahead(&self) -> bool {
+        match self.policy.backup {
+            // What no file has, such a region writes anew unless it is declared not to change.
+            Backup::File => self.policy.clean == Clean::Declared,
+            _ => self.policy.clean != Clean::No,
+        }
+    }
+
     /// Whether a backup outlasts a resume.
     pub(crate) fn retains(&self) -> bool {
         self.policy.retain || self.may_be_clean()
@@ -250,6 +288,16 @@ impl Drop for Admission {
         if last {
             self.0.changed.notify_all();
         }
+    }
+}
+
+/// Backups are being made while the region stays open.
+#[derive(Debug)]
+pub(crate) struct Ahead(pub(crate) Arc<Region>);
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        lock(&self.0.gate).copied_ahead = false;
     }
 }
 

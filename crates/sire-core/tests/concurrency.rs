@@ -34,11 +34,20 @@ impl Shared {
         Shared::with_reserve(paused, 0)
     }
 
+    /// As `new`, with a region whose content is declared not to change.
+    fn clean() -> Shared {
+        Shared::with_policy(false, 0, Policy { clean: Clean::Declared, ..policy(Backup::Host) })
+    }
+
     /// As `new`; the first allocation starts a thread that brings `reserve` bytes of host memory in.
     fn with_reserve(paused: bool, reserve: u64) -> Shared {
+        Shared::with_policy(paused, reserve, policy(Backup::Host))
+    }
+
+    fn with_policy(paused: bool, reserve: u64, kept: Policy) -> Shared {
         let mut world = World::new(64 * CHUNK);
         world.engine.configure(&|config| config.host_reserve = reserve);
-        let region = world.region("a", policy(Backup::Host));
+        let region = world.region("a", kept);
         let other = world.region("a/b", policy(Backup::None));
         let away = world.region("c", policy(Backup::Host));
         let [large, small] = [CHUNK + 1, 600].map(|size| world.allocate(region, size).unwrap());
@@ -173,6 +182,8 @@ impl Shared {
     }
 }
 
+const PRE_COPY: Operation = ("pre-copy", |s| s.world.engine.pre_copy(&tag("a"), false).map(drop));
+
 type Operation = (&'static str, fn(&Shared) -> Result<(), Error>);
 
 const OPERATIONS: [Operation; 16] = [
@@ -281,6 +292,48 @@ fn host_memory_comes_in_once() {
     }
 }
 
+/// A runner for operations that hash, which needs more stack than shuttle's threads have without being asked.
+fn check_with_stack(once: impl Fn() + Send + Sync + 'static, schedules: usize) {
+    let mut config = shuttle::Config::new();
+    config.stack_size = 1 << 18;
+    shuttle::Runner::new(shuttle::scheduler::RandomScheduler::new(schedules), config).run(once);
+}
+
+/// A backup is made ahead while the program, or a pause, does what it wants with the memory.
+#[test]
+fn a_backup_that_is_made_ahead_is_in_nobodys_way() {
+    for second in OPERATIONS.into_iter().chain([PRE_COPY]) {
+        let once = move || {
+            let shared = Arc::new(Shared::clean());
+            let other = Arc::clone(&shared);
+            let thread = shuttle::thread::spawn(move || run(&other, PRE_COPY));
+            run(&shared, second);
+            thread.join().unwrap();
+            Arc::into_inner(shared).unwrap().check();
+        };
+        println!("pre-copy || {}", second.0);
+        check_with_stack(once, 3 * schedules());
+    }
+}
+
+/// A free while somebody reads the memory, and a peer that comes just then; or a pause between.
+#[test]
+fn three_at_once_with_a_backup_ahead() {
+    for [b, c] in [[5, 10], [0, 5], [0, 2], [5, 3]] {
+        let once = move || {
+            let shared = Arc::new(Shared::clean());
+            let threads = [PRE_COPY, OPERATIONS[b]].map(|operation| {
+                let shared = Arc::clone(&shared);
+                shuttle::thread::spawn(move || run(&shared, operation))
+            });
+            run(&shared, OPERATIONS[c]);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            Arc::into_inner(shared).unwrap().check();
+        };
+        check_with_stack(once, 8 * schedules());
+    }
+}
+
 /// One region writes a page again of which the other, meanwhile, finds that it has the same: whoever comes first, neither sees the
 /// other's bytes afterwards.
 #[test]
@@ -315,8 +368,5 @@ fn pages_in_common_never_change() {
         world.check();
         world.check_no_leak();
     };
-    // Hashing needs more stack than shuttle's threads have without being asked.
-    let mut config = shuttle::Config::new();
-    config.stack_size = 1 << 18;
-    shuttle::Runner::new(shuttle::scheduler::RandomScheduler::new(8 * schedules()), config).run(once);
+    check_with_stack(once, 8 * schedules());
 }

@@ -62,7 +62,7 @@ from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
 from ._torch import use_allocator
-from ._transitions import pause, paused, prefetch, promote, resume, switch
+from ._transitions import pause, paused, pre_copy, prefetch, promote, resume, switch
 from ._version import __version__
 
 version = __version__
@@ -111,6 +111,7 @@ __all__ = [
     "parse_size",
     "pause",
     "paused",
+    "pre_copy",
     "prefetch",
     "promote",
     "region",

@@ -132,6 +132,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
     "sire_backup_put": [c_void_p],
     "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
+    "sire_pre_copy": [c_char_p, POINTER(_Report)],
     "sire_resume": [c_char_p, POINTER(_ResumeOptions), POINTER(_Report)],
     "sire_switch": [c_char_p, c_char_p, POINTER(_PauseOptions), POINTER(_Report), POINTER(_Report)],
     "sire_resume_start": [c_char_p, POINTER(_ResumeOptions), POINTER(c_void_p)],
@@ -333,6 +334,12 @@ class Library:
         """
         report = _Report(ctypes.sizeof(_Report))
         self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)))
+        return _fields(report)
+
+    def pre_copy(self, tag: bytes | None) -> dict[str, Any]:
+        """Backs up what stays in use; the fields of ``sire_report``."""
+        report = _Report(ctypes.sizeof(_Report))
+        self._call("sire_pre_copy", tag, byref(report))
         return _fields(report)
 
     def switch(

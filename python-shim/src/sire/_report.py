@@ -12,11 +12,11 @@ class Report:
     """The result of one pause or resume. Bytes are device bytes, times are wall-clock seconds."""
 
     action: str
-    """``"pause"`` or ``"resume"``."""
+    """``"pause"``, ``"resume"`` or ``"pre_copy"``."""
     tag: str | None
     """The tag that was asked for; None for everything."""
     regions_changed: int = 0
-    """Regions whose state the call changed."""
+    """Regions whose state the call changed; of a pre-copy, those that it looked at."""
     regions_unchanged: int = 0
     """Regions that were already in the wanted state."""
     allocations: int = 0
@@ -42,7 +42,7 @@ class Report:
     bytes_dead: int = 0
     """Bytes that PyTorch's cache holds free: neither copied nor counted as discarded (pause)."""
     bytes_clean: int = 0
-    """Bytes that an earlier pause had backed up and that had not changed: nothing was copied (pause)."""
+    """Bytes that an earlier pause or pre-copy had backed up and that had not changed: nothing was copied."""
     bytes_hashed: int = 0
     """Bytes that were hashed or compared to find out (pause)."""
     bytes_constant: int = 0
@@ -70,6 +70,8 @@ class Report:
             return f"{self.action} of {what}: already so, nothing to do"
         if self.empty:
             return f"{self.action} of {what}: no memory was allocated there, nothing moved"
+        if self.action == "pre_copy":
+            return f"{self._copied_ahead(what)}, {self.seconds_total * 1000:.1f} ms"
         verb = "released" if self.action == "pause" else "taken back"
         text = (
             f"{self.action} of {what}: {format_size(self.bytes_moved)} of "
@@ -85,3 +87,9 @@ class Report:
         if self.bytes_dead:
             text += f", {format_size(self.bytes_dead)} free in PyTorch's cache"
         return f"{text}, {self.seconds_total * 1000:.1f} ms"
+
+    def _copied_ahead(self, what: str) -> str:
+        return (
+            f"pre_copy of {what}: {format_size(self.bytes_copied)} of {format_size(self.bytes_expected)} copied in "
+            f"{self.allocations} allocations, {format_size(self.bytes_clean)} unchanged"
+        )

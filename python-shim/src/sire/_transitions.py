@@ -1,4 +1,4 @@
-"""Pause and resume."""
+"""Pause, pre-copy and resume."""
 
 from __future__ import annotations
 
@@ -34,6 +34,22 @@ def pause(tag: str | None = None, *, live_only: bool = True) -> Report:
     blocks = _blocks.block_map() if live_only else None
     fields = _interrupt.run(lambda: library.pause(encoded, blocks), library.cancel)
     return Report("pause", tag, **fields, notes=tuple(blocks.notes) if blocks else ())
+
+
+def pre_copy(tag: str | None = None) -> Report:
+    """Backs up a tag, and the tags under it, while the program goes on using the memory.
+
+    A later pause copies only what has changed since, so most of its copying is done before anybody waits for it. For
+    regions opened with ``immutable`` or ``verify``: others are refused, because nothing would tell what has changed.
+
+    The device is waited for once, before the first copy: all work that was given to it before this call is in the
+    backup. What is written later is found by the pause (``verify``), or must not happen (``immutable``: this backup
+    counts as the first one; `sire.changed` tells of exceptions). The regions stay open, also for other threads. A pause
+    that comes meanwhile goes first. Ctrl-C, or a lack of host memory, ends the call; what was copied stays.
+    """
+    encoded = encode_selection(tag)
+    library = _ready("pre-copy")
+    return Report("pre_copy", tag, **_interrupt.run(lambda: library.pre_copy(encoded), library.cancel))
 
 
 @overload

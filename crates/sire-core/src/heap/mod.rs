@@ -2,6 +2,7 @@
 //! slabs ([`slabs`]). What cannot be given back at once (a capture is running, or the driver refused) waits in
 //! the graveyard and is finished by a later call.
 
+pub(crate) mod reading;
 mod slabs;
 
 use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical};
@@ -40,6 +41,8 @@ pub(crate) struct Heap {
     pub(crate) notices: Notices,
     bins: Bins,
     graveyard: Mutex<Vec<Arc<Extent>>>,
+    /// Extents that are being read, see [`Reading`].
+    reading: Mutex<Vec<Arc<Extent>>>,
     /// Physical memory of no chunk, which the driver refused to take back.
     orphans: Mutex<Vec<Physical>>,
     granularities: DashMap<Device, u64>,
@@ -58,6 +61,7 @@ impl Heap {
             notices: Notices::default(),
             bins: Bins::default(),
             graveyard: Mutex::new(Vec::new()),
+            reading: Mutex::default(),
             orphans: Mutex::default(),
             granularities: DashMap::new(),
             peers: Mutex::new(HashMap::new()),
@@ -66,7 +70,7 @@ impl Heap {
     }
 
     /// Whether a capture is in progress now, whatever was so when the call was made.
-    fn is_capturing(&self) -> bool {
+    pub(crate) fn is_capturing(&self) -> bool {
         self.captures.get().is_some_and(|in_progress| in_progress())
     }
 
@@ -371,6 +375,7 @@ impl Heap {
         if self.is_capturing() {
             return 0;
         }
+        self.await_readers_of_freed();
         let bytes = self.exhume();
         for device in self.bins.quarantined_devices() {
             // A device that cannot be synchronised keeps its quarantine; its slabs are not empty then.

@@ -39,7 +39,7 @@ pub(super) fn draft(survey: &Survey, claim: &Claim, known: &Pages, page: u64, re
         return unproven(claim, &survey.wanted);
     }
     let shares = matches!(survey.region.policy.backup, Backup::None | Backup::Host | Backup::File);
-    let mut drafter = Drafter { known, shares, page, report };
+    let mut drafter = Drafter { known, shares, page, in_place: claim.is_held(), report };
     survey.chunks.iter().map(|pieces| Some(drafter.draft(pieces.as_ref()?))).collect()
 }
 
@@ -74,6 +74,8 @@ struct Drafter<'a> {
     /// Whether pages in host memory will do.
     shares: bool,
     page: u64,
+    /// Whether old room may be written again: not while others may come to rely on what it has.
+    in_place: bool,
     report: &'a mut Report,
 }
 
@@ -104,7 +106,9 @@ impl Drafter<'_> {
             return Part::Has(Segment { filled: true, pages: vec![id], ..Segment::new(&piece.range, place) });
         }
         match &piece.old {
-            Some(old) if self.may_write(old) => Part::Has(Segment { filled: false, pages: vec![id], ..old.clone() }),
+            Some(old) if self.in_place && self.may_write(old) => {
+                Part::Has(Segment { filled: false, pages: vec![id], ..old.clone() })
+            }
             _ => needs(piece, id),
         }
     }

@@ -8,8 +8,10 @@
 //!
 //! Both passes cut segments into [`pieces`] and move them through a pipe per device; [`seam`] is where a piece's bytes meet a tier. The parts
 //! of a transition that work at the same time (devices, and the [`maker`] ahead of the copy in) are a [`team`], whose
-//! memory goes through a [`pool`]. A [`switch`] is both passes at once, over different regions and one pool.
+//! memory goes through a [`pool`]. A [`switch`] is both passes at once, over different regions and one pool. What can be saved before a pause is
+//! copied [`ahead`].
 
+mod ahead;
 mod background;
 mod batch;
 mod draft;

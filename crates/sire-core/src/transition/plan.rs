@@ -37,14 +37,14 @@ impl Machine {
         surveys: Vec<Survey>,
         report: &mut Report,
     ) -> Result<Staging> {
-        let room = self.make_room(batch, claims, &surveys, report).and_then(|()| self.staging(&*claims));
+        let room = self.make_room(claims, &surveys, report).and_then(|()| self.staging(&*claims));
         if room.is_err() {
             give_up(claims, surveys, batch);
         }
         room
     }
 
-    fn make_room(&self, batch: &Batch, claims: &mut [Claim], surveys: &[Survey], report: &mut Report) -> Result<()> {
+    fn make_room(&self, claims: &mut [Claim], surveys: &[Survey], report: &mut Report) -> Result<()> {
         let mut drafts = Vec::new();
         for survey in surveys {
             let claim = &mut claims[survey.index];
@@ -55,21 +55,30 @@ impl Machine {
             }
             drafts.push(Planned { index: survey.index, region: survey.region.id, draft });
         }
-        self.carry_out(batch, claims, &mut drafts)
+        self.carry_out(claims, &mut drafts)
+    }
+
+    /// As [`Machine::prepare`], for a shadow of chunks that stay the program's. What fails changes nothing.
+    pub(super) fn prepare_ahead(&self, shadow: &mut Claim, survey: &Survey, report: &mut Report) -> Result<Staging> {
+        let draft = draft::draft(survey, shadow, &self.pages, self.settings.page(), report);
+        let mut planned = Planned { index: 0, region: survey.region.id, draft };
+        let claims = std::slice::from_mut(shadow);
+        self.carry_out(claims, std::slice::from_mut(&mut planned))?;
+        self.staging(&*claims)
     }
 
     /// Finds room for all drafts, and only then gives the chunks their new segments.
-    fn carry_out(&self, batch: &Batch, claims: &mut [Claim], drafts: &mut [Planned]) -> Result<()> {
-        let mut stored = self.rooms(batch, drafts)?;
-        let mut spaces = match self.host_spaces(batch, drafts, &stored) {
+    fn carry_out(&self, claims: &mut [Claim], drafts: &mut [Planned]) -> Result<()> {
+        let mut stored = self.rooms(drafts)?;
+        let mut spaces = match self.host_spaces(drafts, &stored) {
             Err(error) if error.status == Status::OutOfBackupSpace => {
                 // There was less than it seemed: what may go to the disk does.
-                let spilled = self.disk_rooms(batch, drafts, &stored)?;
+                let spilled = self.disk_rooms(drafts, &stored)?;
                 if spilled.is_empty() {
                     return Err(error);
                 }
                 stored.extend(spilled);
-                self.host_spaces(batch, drafts, &stored)
+                self.host_spaces(drafts, &stored)
             }
             outcome => outcome,
         }?;
@@ -82,14 +91,9 @@ impl Machine {
     }
 
     /// Room in host memory for every draft whose region has none elsewhere.
-    fn host_spaces(
-        &self,
-        batch: &Batch,
-        drafts: &[Planned],
-        stored: &BTreeMap<RegionId, Space>,
-    ) -> Result<BTreeMap<usize, Space>> {
+    fn host_spaces(&self, drafts: &[Planned], stored: &BTreeMap<RegionId, Space>) -> Result<BTreeMap<usize, Space>> {
         let stays = |planned: &&Planned| !stored.contains_key(&planned.region) && planned.missing() > 0;
-        let is_plain = |planned: &&Planned| batch.region(planned.region).is_some_and(|region| region.policy.pageable);
+        let is_plain = |planned: &&Planned| self.regions.get(planned.region).is_ok_and(|region| region.policy.pageable);
         let (plain, pinned): (Vec<&Planned>, Vec<&Planned>) = drafts.iter().filter(stays).partition(is_plain);
         let mut spaces = BTreeMap::new();
         for (in_host, plain) in [(pinned, false), (plain, true)] {
@@ -111,29 +115,24 @@ impl Machine {
     }
 
     /// Room on the disk for automatic backups that have none yet.
-    fn disk_rooms(
-        &self,
-        batch: &Batch,
-        drafts: &[Planned],
-        stored: &BTreeMap<RegionId, Space>,
-    ) -> Result<BTreeMap<RegionId, Space>> {
-        let is_auto = |id| batch.region(id).is_some_and(|region| region.policy.backup == Backup::Auto);
+    fn disk_rooms(&self, drafts: &[Planned], stored: &BTreeMap<RegionId, Space>) -> Result<BTreeMap<RegionId, Space>> {
+        let is_auto = |id| self.regions.get(id).is_ok_and(|region| region.policy.backup == Backup::Auto);
         let wanting = self.needs(drafts).into_iter().filter(|(id, _)| is_auto(*id) && !stored.contains_key(id));
         let disk = self.tiers.of(Backup::Disk)?;
         wanting.map(|(id, need)| Ok((id, Space::Tier(disk.reserve(need)?, 0)))).collect()
     }
 
     /// Room for each region whose backups go to a tier behind the trait. Where sharing does not work out, host memory does.
-    fn rooms(&self, batch: &Batch, drafts: &[Planned]) -> Result<BTreeMap<RegionId, Space>> {
+    fn rooms(&self, drafts: &[Planned]) -> Result<BTreeMap<RegionId, Space>> {
         let mut rooms = BTreeMap::new();
         let mut taken = 0;
         for (id, need) in self.needs(drafts) {
-            let Some(region) = batch.region(id) else { continue };
+            let region = self.regions.get(id)?;
             let is_auto = region.policy.backup == Backup::Auto;
             let tier =
-                if is_auto { self.choose(region, need, &mut taken) } else { self.tiers.for_policy(&region.policy) };
+                if is_auto { self.choose(&region, need, &mut taken) } else { self.tiers.for_policy(&region.policy) };
             let Some(tier) = tier? else { continue };
-            let room = if is_auto { tier.reserve(need) } else { room_for(region, &*tier, need) };
+            let room = if is_auto { tier.reserve(need) } else { room_for(&region, &*tier, need) };
             match room {
                 Err(error) if is_auto || region.policy.backup == Backup::Host => self.heap.notices.add(error.message),
                 room => drop(rooms.insert(id, Space::Tier(room?, 0))),

@@ -64,9 +64,8 @@ pub(super) struct Survey {
 type At = (usize, usize, usize);
 
 impl Survey {
-    fn new(index: usize, region: &Arc<Region>, claim: &Claim, page: u64) -> Survey {
+    pub(super) fn new(index: usize, region: &Arc<Region>, claim: &Claim, changed: Ranges, page: u64) -> Survey {
         let wanted = want(region, claim);
-        let changed = claim.extent.take_changed();
         let declared = match region.judged() {
             Clean::No => None,
             Clean::Declared => Some(true),
@@ -96,7 +95,7 @@ impl Survey {
         chunks.flat_map(|(i, pieces)| pieces.iter().enumerate().map(move |(j, piece)| ((i, j), piece)))
     }
 
-    fn is_hashed(&self) -> bool {
+    pub(super) fn is_hashed(&self) -> bool {
         matches!(self.region.judged(), Clean::Declared | Clean::Verified)
     }
 
@@ -154,7 +153,7 @@ impl Machine {
     pub(super) fn survey(&self, batch: &Batch, claims: &[Claim]) -> Vec<Survey> {
         let each = claims.iter().enumerate().filter_map(|(index, claim)| {
             let region = batch.region(claim.extent.region)?;
-            Some(Survey::new(index, region, claim, self.settings.page()))
+            Some(Survey::new(index, region, claim, claim.extent.take_changed(), self.settings.page()))
         });
         each.collect()
     }

@@ -6,7 +6,9 @@ use super::background::Order;
 use super::pool::Pool;
 use crate::clock;
 use crate::error::{Error, Result, Status};
+use crate::extent::Extent;
 use crate::progress::Progress;
+use crate::region::Region;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,21 @@ pub(super) struct Call<'a> {
     pub(super) order: Option<&'a Order>,
     /// Who is told what has arrived, and cancels the call instead.
     pub(super) progress: Option<&'a Progress>,
+    /// At what the call stops.
+    pub(super) watch: Option<Watch<'a>>,
+}
+
+/// What is read while the program goes on using it: it may close, or go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch<'a> {
+    pub(super) region: &'a Region,
+    pub(super) extent: &'a Extent,
+}
+
+impl Watch<'_> {
+    pub(super) fn is_over(&self) -> bool {
+        self.extent.is_freed() || !self.region.is_resident()
+    }
 }
 
 impl<'a> Call<'a> {
@@ -28,7 +45,7 @@ impl<'a> Call<'a> {
         let began = clock::now();
         let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
         let cancels = Some(machine.cancels.load(Ordering::SeqCst));
-        Call { began, wait_until, cancels, order: None, progress: None }
+        Call { began, wait_until, cancels, order: None, progress: None, watch: None }
     }
 
     /// The same call, which brings memory back in this order.
@@ -36,17 +53,27 @@ impl<'a> Call<'a> {
         Call { order: Some(order), ..self }
     }
 
+    /// The same call, about one extent, which others may use meanwhile.
+    pub(super) fn watching(self, region: &'a Region, extent: &'a Extent) -> Call<'a> {
+        Call { watch: Some(Watch { region, extent }), ..self }
+    }
+
     /// A call that goes on after its function has returned: cancelled only by its progress.
     pub(super) fn in_background(wait: Duration, order: &'a Order, progress: &'a Progress) -> Call<'a> {
         let began = clock::now();
         let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
-        Call { began, wait_until, cancels: Some(0), order: Some(order), progress: Some(progress) }
+        Call { began, wait_until, cancels: Some(0), order: Some(order), progress: Some(progress), watch: None }
     }
 
     /// An undo: does not wait, cannot be cancelled.
     pub(super) fn undo() -> Call<'a> {
         let began = clock::now();
-        Call { began, wait_until: began, cancels: None, order: None, progress: None }
+        Call { began, wait_until: began, cancels: None, order: None, progress: None, watch: None }
+    }
+
+    /// Whether what the call watches has closed or gone.
+    pub(super) fn is_over(&self) -> bool {
+        self.watch.is_some_and(|watch| watch.is_over())
     }
 
     /// Whether this is the undo of something else.
@@ -62,6 +89,12 @@ impl<'a> Call<'a> {
     pub(super) fn check_cancelled(&self, machine: &Machine) -> Result<()> {
         if let Some(progress) = self.progress {
             return progress.check_cancelled();
+        }
+        if let Some(watch) = self.watch {
+            if watch.is_over() {
+                return Err(stopped());
+            }
+            machine.heap.refuse_capture()?;
         }
         match self.cancels {
             Some(cancels) if cancels != machine.cancels.load(Ordering::SeqCst) => {

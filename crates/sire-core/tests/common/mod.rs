@@ -70,7 +70,7 @@ struct State {
 type Surprise = Box<dyn FnOnce() + Send>;
 
 /// A driver in plain memory.
-pub struct MemDriver(Mutex<State>, Mutex<Option<(&'static str, Surprise)>>);
+pub struct MemDriver(Mutex<State>, Mutex<Option<(&'static str, u64, Surprise)>>);
 
 impl std::fmt::Debug for MemDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -207,8 +207,13 @@ impl MemDriver {
     fn begin(&self, verb: &'static str) -> DriverResult<MutexGuard<'_, State>> {
         #[cfg(feature = "shuttle")]
         shuttle::thread::yield_now();
-        let surprise = self.1.lock().unwrap().take_if(|(awaited, _)| *awaited == verb);
-        if let Some((_, surprise)) = surprise {
+        let is_due = |(awaited, before, _): &mut (&'static str, u64, Surprise)| {
+            let due = *awaited == verb && *before == 0;
+            *before -= u64::from(*awaited == verb && !due);
+            due
+        };
+        let surprise = self.1.lock().unwrap().take_if(is_due);
+        if let Some((.., surprise)) = surprise {
             surprise();
         }
         while !self.may_pass(verb) {
@@ -247,7 +252,12 @@ impl MemDriver {
 
     /// At the next call of `verb`, before it does anything.
     pub fn at_next(&self, verb: &'static str, surprise: impl FnOnce() + Send + 'static) {
-        *self.1.lock().unwrap() = Some((verb, Box::new(surprise)));
+        self.at_later(verb, 0, surprise);
+    }
+
+    /// The same, once `before` calls of it have passed.
+    pub fn at_later(&self, verb: &'static str, before: u64, surprise: impl FnOnce() + Send + 'static) {
+        *self.1.lock().unwrap() = Some((verb, before, Box::new(surprise)));
     }
 
     pub fn set_capturing(&self, capturing: bool) {

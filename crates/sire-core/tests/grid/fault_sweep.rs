@@ -254,6 +254,34 @@ fn short_declared_file(life: &mut Life) {
     in_files(life, Clean::Declared);
 }
 
+/// Backups made ahead, of which a part changes before the next, and before the pause.
+fn ahead(life: &mut Life, clean: Clean, backup: Backup) {
+    let region = life.world.region("ahead", Policy { backup, clean, ..Policy::default() });
+    let addr = life.allocate(region, 5 * CHUNK);
+    let slot = life.allocate(region, 600);
+    life.world.write_constant(addr, 2 * CHUNK, 3 * CHUNK - GRANULARITY, [9; 8]);
+    life.step("pre-copy", |world| world.engine.pre_copy(&tag("ahead"), false));
+    life.world.write_part(addr, GRANULARITY + 1, 10);
+    life.step("pre-copy", |world| world.engine.pre_copy(&tag("ahead"), false));
+    life.world.write_part(addr, 5 * CHUNK - 9, 9);
+    life.step("free", |world| world.free(slot));
+    life.pause(&tag("ahead"));
+    life.resume(&tag("ahead"));
+    life.world.check();
+}
+
+fn short_ahead_declared(life: &mut Life) {
+    ahead(life, Clean::Declared, Backup::Host);
+}
+
+fn short_ahead_verified(life: &mut Life) {
+    ahead(life, Clean::Verified, Backup::Host);
+}
+
+fn short_ahead_on_disk(life: &mut Life) {
+    ahead(life, Clean::Paranoid, Backup::Disk);
+}
+
 /// A pool of which the program holds a part free.
 fn short_dead(life: &mut Life) {
     const HOLE: u64 = 2 * GRANULARITY;
@@ -346,6 +374,9 @@ fn every_call_of_the_short_lives_fails_once() {
         short_between_processes,
         short_file,
         short_declared_file,
+        short_ahead_declared,
+        short_ahead_verified,
+        short_ahead_on_disk,
     ]
     .into_iter()
     .for_each(every_call);
@@ -396,7 +427,15 @@ fn pairs_of_calls_of_a_switch_fail() {
 
 #[test]
 fn pairs_of_calls_fail_with_clean_backups() {
-    for script in [short_declared, short_verified, short_verified_on_disk, short_paranoid, short_shared] {
+    for script in [
+        short_declared,
+        short_verified,
+        short_verified_on_disk,
+        short_paranoid,
+        short_shared,
+        short_ahead_declared,
+        short_ahead_verified,
+    ] {
         every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 61 });
     }
 }

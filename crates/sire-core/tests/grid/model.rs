@@ -1,4 +1,4 @@
-//! Random lives against the oracle: any sequence of allocate, write, free, keep, discard, pause, resume, trim, backup, new
+//! Random lives against the oracle: any sequence of allocate, write, free, keep, discard, pre-copy, pause, resume, trim, backup, new
 //! peers, over tags, devices, streams, policies and sizes, with a device that is often full and calls that fail.
 
 use crate::common::GRANULARITY;
@@ -74,6 +74,7 @@ enum Step {
     /// What is done in the background.
     Tend,
     Promote(usize),
+    PreCopy(usize),
     HostLimit(Option<u64>),
     Enter(usize),
     /// Whether the driver can hash.
@@ -128,6 +129,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..2_u32).prop_map(Step::Peer),
         2 => Just(Step::Tend),
         1 => (0..SELECTIONS.len()).prop_map(Step::Promote),
+        2 => (0..TAGS.len()).prop_map(Step::PreCopy),
         1 => prop::option::of(0..8_u64).prop_map(|chunks| Step::HostLimit(chunks.map(|chunks| chunks * CHUNK))),
         1 => (0..TAGS.len()).prop_map(Step::Enter),
     ]
@@ -232,6 +234,7 @@ impl Life {
             Step::Backup(which) => self.read_backup(which),
             Step::Tend => drop(self.world.engine.tend()),
             Step::Promote(index) => drop(self.world.engine.promote(&selection(index))),
+            Step::PreCopy(index) => drop(self.world.engine.pre_copy(&tag(TAGS[index]), false)),
             Step::HostLimit(limit) => self.world.engine.configure(&|config| config.host_limit = limit),
             Step::Peer(device) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),
             Step::Enter(index) => {

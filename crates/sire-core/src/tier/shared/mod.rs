@@ -42,7 +42,7 @@ use crate::settings::Settings;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use crate::tier::{Place, Room, Segment, Tier, memory};
 use pack::Pack;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Weak};
 use store::{Store, Struck};
@@ -120,24 +120,40 @@ impl SharedTier {
         Ok(Arc::clone(slot.insert(store)))
     }
 
-    /// Shares what was saved in drafts; returns the bytes that others had already. What cannot be shared stays where it is.
+    /// Shares what these segments have in drafts, all of it saved; returns the bytes that others had already. What cannot be shared stays
+    /// where it is.
     pub(crate) fn share<'a>(&self, segments: impl Iterator<Item = &'a mut Segment>) -> u64 {
-        let drafts: Vec<Arc<Draft>> = lock(&self.drafts).drain(..).filter_map(|draft| draft.upgrade()).collect();
+        let stored = segments.filter_map(|segment| match &mut segment.place {
+            Place::Stored { room, at, .. } => Some((room, at, segment.len)),
+            Place::Host(_) | Place::Constant(_) => None,
+        });
+        let mut stored: Vec<(&mut Arc<dyn Room>, &mut u64, u64)> = stored.collect();
+        let own: BTreeSet<*const ()> = stored.iter().map(|(room, ..)| Arc::as_ptr(room).cast()).collect();
+        let drafts = self.take_drafts(&own);
         if drafts.is_empty() {
             return 0;
         }
         let mut found: Vec<_> = drafts.iter().map(|draft| (Arc::as_ptr(draft).cast::<()>(), draft.share())).collect();
         let mut saved = 0;
-        for segment in segments {
-            let Place::Stored { room, at, .. } = &mut segment.place else { continue };
+        for (room, at, len) in &mut stored {
             let draft = found.iter_mut().find(|(draft, _)| *draft == Arc::as_ptr(room).cast::<()>());
-            let piece = draft.and_then(|(_, pieces)| pieces.remove(at)).filter(|piece| piece.len() == segment.len);
+            let piece = draft.and_then(|(_, pieces)| pieces.remove(at)).filter(|piece| piece.len() == *len);
             if let Some(piece) = piece {
                 saved += if piece.is_own() { 0 } else { piece.len() };
-                (*room, *at) = (piece, 0);
+                (**room, **at) = (piece, 0);
             }
         }
         saved
+    }
+
+    /// The drafts among `own`. Others are still being written, by somebody else.
+    fn take_drafts(&self, own: &BTreeSet<*const ()>) -> Vec<Arc<Draft>> {
+        let mut drafts = lock(&self.drafts);
+        let living = drafts.drain(..).filter_map(|draft| draft.upgrade());
+        let (taken, others): (Vec<_>, Vec<_>) = living.partition(|draft| own.contains(&Arc::as_ptr(draft).cast()));
+        drafts.extend(others.iter().map(Arc::downgrade));
+        drop(drafts);
+        taken
     }
 
     /// Strikes what was dropped since. Cheap if nothing was.
