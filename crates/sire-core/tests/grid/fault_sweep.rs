@@ -405,7 +405,7 @@ fn every_pair_of_calls_fails_in_shared_memory() {
 #[test]
 fn pairs_of_calls_fail_with_files() {
     [short_file, short_declared_file].into_iter().for_each(|script| {
-        every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 13 });
+        every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 29 });
     });
 }
 

@@ -123,3 +123,23 @@ fn where_sharing_does_not_work_host_memory_does() {
     world.resume(&Selection::All).unwrap();
     world.check();
 }
+
+#[test]
+fn regions_that_are_paused_at_the_same_time_do_not_share_each_others_drafts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut world, first) = member(dir.path());
+    let second = world.region("other", shared());
+    let addrs = [first, second].map(|region| world.allocate(region, SIZE).unwrap());
+    for _ in 0..20 {
+        addrs.iter().for_each(|&addr| world.write(addr));
+        std::thread::scope(|scope| {
+            for name in ["weights", "other"] {
+                let engine = &world.engine;
+                scope.spawn(move || engine.pause(&tag(name), PauseOptions::default()).unwrap());
+            }
+        });
+        world.resume(&Selection::All).unwrap();
+        world.check();
+    }
+    world.check_no_leak();
+}

@@ -42,7 +42,7 @@ use crate::settings::Settings;
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use crate::tier::{Place, Room, Segment, Tier, memory};
 use pack::Pack;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use store::{Store, Struck};
@@ -120,40 +120,34 @@ impl SharedTier {
         Ok(Arc::clone(slot.insert(store)))
     }
 
-    /// Shares what these segments have in drafts, all of it saved; returns the bytes that others had already. What cannot be shared stays
-    /// where it is.
+    /// Shares those of these segments that were saved in drafts; returns the bytes that others had already. What cannot be shared stays
+    /// where it is, and so does what other segments have in the same drafts or in others: another pause may be writing there.
     pub(crate) fn share<'a>(&self, segments: impl Iterator<Item = &'a mut Segment>) -> u64 {
-        let stored = segments.filter_map(|segment| match &mut segment.place {
-            Place::Stored { room, at, .. } => Some((room, at, segment.len)),
-            Place::Host(_) | Place::Constant(_) => None,
-        });
-        let mut stored: Vec<(&mut Arc<dyn Room>, &mut u64, u64)> = stored.collect();
-        let own: BTreeSet<*const ()> = stored.iter().map(|(room, ..)| Arc::as_ptr(room).cast()).collect();
-        let drafts = self.take_drafts(&own);
-        if drafts.is_empty() {
-            return 0;
+        let mut wanted: BTreeMap<*const (), BTreeMap<u64, &'a mut Segment>> = BTreeMap::new();
+        for segment in segments.filter(|segment| segment.filled) {
+            if let Place::Stored { room, at, .. } = &segment.place {
+                wanted.entry(Arc::as_ptr(room).cast()).or_default().insert(*at, segment);
+            }
         }
-        let mut found: Vec<_> = drafts.iter().map(|draft| (Arc::as_ptr(draft).cast::<()>(), draft.share())).collect();
         let mut saved = 0;
-        for (room, at, len) in &mut stored {
-            let draft = found.iter_mut().find(|(draft, _)| *draft == Arc::as_ptr(room).cast::<()>());
-            let piece = draft.and_then(|(_, pieces)| pieces.remove(at)).filter(|piece| piece.len() == *len);
-            if let Some(piece) = piece {
+        for draft in self.drafts() {
+            let Some(mut segments) = wanted.remove(&Arc::as_ptr(&draft).cast()) else { continue };
+            for (at, piece) in draft.share(|at| segments.contains_key(&at)) {
+                let Some(segment) = segments.remove(&at) else { continue };
                 saved += if piece.is_own() { 0 } else { piece.len() };
-                (**room, **at) = (piece, 0);
+                if let Place::Stored { room, at, .. } = &mut segment.place {
+                    (*room, *at) = (piece, 0);
+                }
             }
         }
         saved
     }
 
-    /// The drafts among `own`. Others are still being written, by somebody else.
-    fn take_drafts(&self, own: &BTreeSet<*const ()>) -> Vec<Arc<Draft>> {
+    /// Those that live.
+    fn drafts(&self) -> Vec<Arc<Draft>> {
         let mut drafts = lock(&self.drafts);
-        let living = drafts.drain(..).filter_map(|draft| draft.upgrade());
-        let (taken, others): (Vec<_>, Vec<_>) = living.partition(|draft| own.contains(&Arc::as_ptr(draft).cast()));
-        drafts.extend(others.iter().map(Arc::downgrade));
-        drop(drafts);
-        taken
+        drafts.retain(|draft| draft.strong_count() > 0);
+        drafts.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Strikes what was dropped since. Cheap if nothing was.
@@ -243,14 +237,18 @@ impl Draft {
         if inside { Ok(()) } else { Err(Error::new(Status::BackupIo, message())) }
     }
 
-    /// Shares what was written: by where it started in the draft, each piece with its place among all members' pieces. Room
-    /// that is not needed any more is given back. A piece that is missing in the answer stays in the draft, for this process alone.
-    pub(crate) fn share(&self) -> BTreeMap<u64, Arc<Piece>> {
+    /// Shares what was written and is `wanted`: by where it started in the draft, each piece with its place among all members' pieces. Room
+    /// that is not needed any more is given back. A piece that is missing in the answer stays in the draft, for this process alone. Whoever
+    /// has an answer reads the piece, and not the draft any more.
+    pub(crate) fn share(&self, wanted: impl Fn(u64) -> bool) -> BTreeMap<u64, Arc<Piece>> {
         self.is_shared.store(true, Ordering::Release);
-        let pieces = std::mem::take(&mut *lock(&self.pieces));
+        let all = std::mem::take(&mut *lock(&self.pieces));
+        let (pieces, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(at, _)| wanted(*at));
+        let mut needed = Ranges::new();
+        rest.iter().for_each(|(&at, address)| needed.add(at..at + address.len));
+        *lock(&self.pieces) = rest;
         let Ok(found) = self.store.find(&self.pack, &pieces) else { return BTreeMap::new() };
         let mut shared = BTreeMap::new();
-        let mut needed = Ranges::new();
         for (at, piece) in found {
             let len = piece.address.len;
             let same_place = Arc::ptr_eq(&piece.pack, &self.pack) && piece.at == at;
