@@ -255,6 +255,11 @@ impl Extent {
         (extent, claim)
     }
 
+    /// Whether no pause takes it.
+    pub(crate) fn always_stays(&self) -> bool {
+        self.stays_resident(&(0..self.size))
+    }
+
     /// Claims a live extent; `None` if it is claimed, freed or being read.
     pub(crate) fn claim(self: &Arc<Self>) -> Option<Claim> {
         let mut inner = lock(&self.inner);

@@ -120,7 +120,7 @@ pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
     let lazy: Vec<bool> = regions.iter().map(|region| region.is_lazy()).collect();
     for extent in machine.heap.registry.extents(|_| true) {
         bookkeeping += extent.bookkeeping();
-        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false);
+        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false) && !extent.always_stays();
         let (figures, kind) = (extent.figures(), (extent.slab.is_some(), is_lazy));
         by_device.entry(extent.device.0).or_default().add(figures, extent.size, kind);
         by_region.entry(extent.region).or_default().add(figures, extent.size, kind);

@@ -320,7 +320,7 @@ fn a_backup_that_is_made_ahead_is_in_nobodys_way() {
             Arc::into_inner(shared).unwrap().check();
         };
         println!("pre-copy || {}", second.0);
-        check_with_stack(once, 3 * schedules());
+        check_with_stack(once, 2 * schedules());
     }
 }
 

@@ -75,7 +75,7 @@ impl Batch {
         let extents = heap.registry.extents_of(self.closed.keys().copied());
         extents
             .iter()
-            .filter(|extent| !extent.stays_resident(&(0..extent.size)))
+            .filter(|extent| !extent.always_stays())
             .filter_map(|extent| {
                 loop {
                     match extent.claim() {

@@ -11,7 +11,7 @@ use super::seam::Staging;
 use super::team::Call;
 use crate::driver::Device;
 use crate::error::Result;
-use crate::extent::{Claim, Truth};
+use crate::extent::{Claim, Extent, Truth};
 use crate::region::{Left, Phase, Region};
 use crate::terms::{RegionId, Report};
 use std::collections::BTreeMap;
@@ -64,8 +64,9 @@ impl Machine {
             return 0;
         }
         let holds = |region: &Arc<Region>| {
-            let extents = self.heap.registry.extents_of(std::iter::once(region.id));
-            extents.iter().any(|extent| need.contains_key(&extent.device) && extent.figures().resident > 0)
+            let mut extents = self.heap.registry.extents_of(std::iter::once(region.id)).into_iter();
+            let is_there = |extent: &Extent| extent.figures().resident > 0 && !extent.always_stays();
+            extents.any(|extent| need.contains_key(&extent.device) && is_there(&extent))
         };
         let mut released = 0;
         for region in self.lazy_regions().iter().filter(|region| holds(region)) {
