@@ -110,6 +110,10 @@ typedef struct sire_pause_options {
   sire_dead_ranges dead_ranges;
   // Passed to `dead_ranges`.
   void *dead_ranges_context;
+  // When physical memory goes back to the driver. 0: now. 1: when somebody needs it, that is when an allocation or a resume of this process
+  // finds no room, with `sire_trim`, or when the tag is paused again with 0; a resume before that copies nothing and calls no driver. Other
+  // processes cannot have the memory until then.
+  int32_t release;
 } sire_pause_options;
 
 // What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
@@ -152,6 +156,8 @@ typedef struct sire_report {
   uint64_t bytes_shared;
   // Physical bytes that changed hands within a switch, without the driver.
   uint64_t bytes_recycled;
+  // Physical bytes that stay until somebody needs them (`sire_pause_options.release`).
+  uint64_t bytes_lazy;
 } sire_report;
 
 // Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
@@ -310,6 +316,20 @@ sire_status sire_pause(const char *tag,
                        const struct sire_pause_options *options,
                        struct sire_report *out);
 
+// Backs up what the tag and what is under it (NULL: everything) hold, while the program goes on using it: a later pause copies only what has
+// changed since. For regions opened with a `clean` policy; a region that keeps its content without one is refused
+// (`SIRE_STATUS_INVALID_ARGUMENT`), because nothing would tell what has changed. Regions that are paused, and those that keep nothing, are left out.
+//
+// Each device is waited for once, before the first copy: all work that it was given before this call is in the backup. What is written
+// afterwards is found by the pause; where the content is declared not to change, the backup made here counts as the first one, and later
+// writes must be told with `sire_changed`. Memory may be allocated and freed meanwhile; a pause that comes meanwhile goes first.
+// `regions_changed` counts the regions that were looked at. If the call fails (no room, cancelled), what was copied before stays.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated; `out` is NULL or a sized struct.
+sire_status sire_pre_copy(const char *tag,
+                          struct sire_report *out);
+
 // Resumes the tag and what is under it (NULL: everything): memory and content come back to the same addresses. All or
 // nothing; after a failure every backup is still there, and the call can be repeated.
 //
@@ -318,7 +338,7 @@ sire_status sire_pause(const char *tag,
 sire_status sire_resume(const char *tag, const struct sire_resume_options *options, struct sire_report *out);
 
 // Pauses one tag and resumes another, in one call: both, or neither. Content travels in both directions at once, and memory goes from the
-// one to the other, so that the device never needs more than it has. `options`: about what is paused. If the undo of a failure fails too,
+// one to the other, so that the device never needs more than it has. `options`: about what is paused; its memory goes now. If the undo of a failure fails too,
 // both are paused (`SIRE_STATUS_PAUSED_AFTER_FAILURE`), and nothing is lost.
 //
 // What the caller sees to:
@@ -329,7 +349,7 @@ sire_status sire_switch(const char *pause,
                         struct sire_report *out_pause,
                         struct sire_report *out_resume);
 
-// Makes a running pause or resume stop at the next chunk and roll back. Async-signal-safe.
+// Makes a running pause, resume or pre-copy stop at the next chunk and roll back. Async-signal-safe.
 sire_status sire_cancel(void);
 
 // Starts to resume the tag and what is under it (NULL: everything), and returns. What can be refused at once is; everything else

@@ -23,6 +23,10 @@ pub struct sire_pause_options {
     pub dead_ranges: sire_dead_ranges,
     /// Passed to `dead_ranges`.
     pub dead_ranges_context: *mut c_void,
+    /// When physical memory goes back to the driver. 0: now. 1: when somebody needs it, that is when an allocation or a resume of this process
+    /// finds no room, with `sire_trim`, or when the tag is paused again with 0; a resume before that copies nothing and calls no driver. Other
+    /// processes cannot have the memory until then.
+    pub release: i32,
 }
 
 /// Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
@@ -106,6 +110,8 @@ pub struct sire_report {
     pub bytes_shared: u64,
     /// Physical bytes that changed hands within a switch, without the driver.
     pub bytes_recycled: u64,
+    /// Physical bytes that stay until somebody needs them (`sire_pause_options.release`).
+    pub bytes_lazy: u64,
 }
 
 impl sire_report {
@@ -130,6 +136,7 @@ impl sire_report {
             bytes_constant: report.bytes_constant,
             bytes_shared: report.bytes_shared,
             bytes_recycled: report.bytes_recycled,
+            bytes_lazy: report.bytes_lazy,
         }
     }
 }
@@ -227,6 +234,23 @@ impl Asked {
     }
 }
 
+/// Whether memory is to stay until somebody needs it.
+///
+/// # Safety
+/// `options` is NULL or a sized struct.
+unsafe fn is_lazy(options: *const sire_pause_options) -> Result<bool> {
+    if options.is_null() {
+        return Ok(false);
+    }
+    // SAFETY: the caller's promise.
+    let size = unsafe { boundary::struct_size("sire_pause_options", options) }?;
+    match sized_field!(options, size, sire_pause_options, release: i32).unwrap_or(0) {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(invalid(format!("release is {other}; it must be 0 (now) or 1 (when somebody needs the memory)"))),
+    }
+}
+
 impl DeadRanges for Asked {
     fn dead_ranges(&self, regions: &[RegionId]) -> Result<Vec<(Addr, u64)>> {
         let numbers: Vec<u32> = regions.iter().map(|region| region.0).collect();
@@ -294,13 +318,16 @@ pub unsafe extern "C" fn sire_pause(
         // SAFETY: the caller's promise.
         let asked = unsafe { Asked::of(options) }?;
         let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
-        let options = PauseOptions { capturing: capture::in_progress(), dead };
+        // SAFETY: the caller's promise.
+        let lazy = unsafe { is_lazy(options) }?;
+        let options = PauseOptions { capturing: capture::in_progress(), dead, lazy };
         let report = carry_out(|engine| engine.pause(&selection, options))?;
         log::info!(
-            "paused {}: {} regions changed, {} bytes given back, {} copied to backups, {} discarded",
+            "paused {}: {} regions changed, {} bytes given back, {} held until somebody needs them, {} copied to backups, {} discarded",
             Named(&selection),
             report.regions_changed,
             report.bytes_moved,
+            report.bytes_lazy,
             report.bytes_copied,
             report.bytes_discarded
         );
@@ -370,7 +397,7 @@ pub unsafe extern "C" fn sire_resume(
 }
 
 /// Pauses one tag and resumes another, in one call: both, or neither. Content travels in both directions at once, and memory goes from the
-/// one to the other, so that the device never needs more than it has. `options`: about what is paused. If the undo of a failure fails too,
+/// one to the other, so that the device never needs more than it has. `options`: about what is paused; its memory goes now. If the undo of a failure fails too,
 /// both are paused (`SIRE_STATUS_PAUSED_AFTER_FAILURE`), and nothing is lost.
 ///
 /// # Safety
@@ -387,6 +414,9 @@ pub unsafe extern "C" fn sire_switch(
         // SAFETY: the caller's promises.
         let (pause, resume, asked, places) = unsafe {
             let tag = |text| boundary::string("the tag", text).map(|tag| Selection::Tag(tag.to_owned()));
+            if is_lazy(options)? {
+                return Err(invalid("a switch gives memory back now: release must be 0"));
+            }
             (tag(pause)?, tag(resume)?, Asked::of(options)?, (Place::at(out_pause)?, Place::at(out_resume)?))
         };
         let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);

@@ -79,6 +79,7 @@ originals! {
     driver_entry_point_by_version = c"cudaGetDriverEntryPointByVersion" (symbol: *const c_char, out: *mut *mut c_void,
         version: c_uint, flags: c_ulonglong, status: *mut c_int);
     get_device = c"cudaGetDevice" (device: *mut c_int);
+    get_last_error = c"cudaGetLastError" ();
 }
 
 impl Runtime {

@@ -13,6 +13,7 @@ use crate::config;
 use crate::log;
 use crate::process::{self, Process};
 use crate::region;
+use sire_core::driver::Device;
 use sire_core::engine::RegionId;
 use sire_core::error::{Error, Result, Status};
 use std::cell::Cell;
@@ -21,6 +22,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const SUCCESS: cudaError = 0;
+const MEMORY_ALLOCATION: cudaError = 2;
 const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
 const CAPTURE_WRONG_THREAD: cudaError = 908;
 
@@ -39,9 +41,33 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
     let served = unsafe { serve(out, bytes, ptr::null_mut(), caller) };
     served.unwrap_or_else(|| {
         FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+        let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
-        unsafe { original::runtime(caller).malloc(out, bytes) }
+        let ask = || unsafe { runtime.malloc(out, bytes) };
+        ask_again(ask, bytes, runtime)
     })
+}
+
+/// Makes an allocation outside regions. Where memory is short, what paused regions hold until somebody needs it makes way, and the runtime is
+/// asked again.
+fn ask_again(ask: impl Fn() -> cudaError, bytes: usize, runtime: &Runtime) -> cudaError {
+    let mut code = ask();
+    while code == MEMORY_ALLOCATION && make_way(bytes, runtime) {
+        // SAFETY: takes nothing. The program is not to hear of the failure, in case the next attempt succeeds.
+        let _ = unsafe { runtime.get_last_error() };
+        code = ask();
+    }
+    code
+}
+
+fn make_way(bytes: usize, runtime: &Runtime) -> bool {
+    let Some(process) = process::started().filter(|_| !capture::in_progress()) else { return false };
+    let Some(_guard) = Guard::enter() else { return false };
+    let made = boundary::catch(|| {
+        let device = u32::try_from(current_device(runtime)?).map_err(|_| boundary::invalid("no device is current"))?;
+        Ok(process.engine.make_way(Device(device), bytes as u64))
+    });
+    made.unwrap_or(false)
 }
 
 pub(super) unsafe extern "C" fn malloc_async(
@@ -54,8 +80,10 @@ pub(super) unsafe extern "C" fn malloc_async(
     let served = unsafe { serve(out, bytes, stream, caller) };
     served.unwrap_or_else(|| {
         FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+        let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
-        unsafe { original::runtime(caller).malloc_async(out, bytes, stream) }
+        let ask = || unsafe { runtime.malloc_async(out, bytes, stream) };
+        ask_again(ask, bytes, runtime)
     })
 }
 
@@ -167,8 +195,11 @@ fn owner(ptr: *const c_void) -> Option<&'static Process> {
 pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
     let mut out = ptr::null_mut();
     FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+    let runtime = original::runtime(caller);
+    let place = &raw mut out;
     // SAFETY: writes one pointer.
-    let code = unsafe { original::runtime(caller).malloc(&raw mut out, bytes) };
+    let ask = || unsafe { runtime.malloc(place, bytes) };
+    let code = ask_again(ask, bytes, runtime);
     if code == SUCCESS { out } else { ptr::null_mut() }
 }
 

@@ -139,6 +139,17 @@ def test_two_tags_change_places(library: FakeLibrary) -> None:
         sire.switch(pause="c", resume="nobody")
 
 
+def test_memory_that_stays_until_somebody_needs_it(library: FakeLibrary) -> None:
+    with sire.region("a", backup="cpu"):
+        pass
+    assert sire.pause("a", release="lazy").changed
+    assert library.settings["lazy"] is True
+    sire.pause("a")
+    assert library.settings["lazy"] is False
+    with pytest.raises(sire.InvalidArgumentError, match="lazy"):
+        sire.pause("a", release="later")  # type: ignore[arg-type]
+
+
 def test_backups_ahead_of_a_pause(library: FakeLibrary) -> None:
     with sire.region("a", backup="cpu", immutable=True), sire.region("b", backup="cpu"):
         pass

@@ -3,12 +3,12 @@
 use crate::driver::{Addr, Device, Driver};
 use crate::error::{Error, Result, Status};
 use crate::extent::{self, Extent};
-use crate::heap::Heap;
+use crate::heap::{Heap, LARGEST};
 use crate::pages::Pages;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::raw::Counted;
-use crate::region::Regions;
+use crate::region::{Region, Regions};
 use crate::settings::Settings;
 use crate::stats;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -16,6 +16,7 @@ use crate::tier::{Tier, Tiers, file::Attached, host::HostTier};
 use crate::trace::{self, Event, Tracer, Verb};
 use crate::transfer::Lanes;
 use crate::transition::Machine;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,7 +141,7 @@ impl Engine {
         }
         let region = self.machine.regions.get(request.region)?;
         let _admission = region.admit("allocate in")?;
-        let addr = self.machine.heap.allocate(request, &region)?;
+        let addr = self.find_memory(request, &region)?;
         if !request.capturing {
             self.machine.host.prepare();
             if matches!(region.policy.clean, Clean::Declared | Clean::Verified) {
@@ -149,6 +150,26 @@ impl Engine {
         }
         self.allocated.fetch_add(1, Ordering::Relaxed);
         Ok(addr)
+    }
+
+    /// Where memory is short, what paused regions hold lazily makes way.
+    fn find_memory(&self, request: &Request, region: &Region) -> Result<Addr> {
+        loop {
+            let outcome = self.machine.heap.allocate(request, region);
+            let Err(error) = &outcome else { return outcome };
+            let can_be = request.size < LARGEST && !request.capturing;
+            let short = error.status == Status::OutOfDeviceMemory && can_be;
+            if !short || !self.make_way(request.device, request.size) {
+                return outcome;
+            }
+        }
+    }
+
+    /// Gives physical memory of `device` back that paused regions hold until somebody needs it ([`PauseOptions::lazy`]), until `bytes`
+    /// are free, or nothing is held any more. False if nothing was given back. For allocations outside the engine that have failed.
+    #[must_use]
+    pub fn make_way(&self, device: Device, bytes: u64) -> bool {
+        self.machine.release_for(&BTreeMap::from([(device, bytes)])) > 0
     }
 
     /// Whether the address lies in memory of ours, to 2 MiB. Wait-free, never a lock.
@@ -182,7 +203,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Pauses what `selection` means: all of it, or nothing.
+    /// Pauses what `selection` means: all of it, or nothing. With `options.lazy` the regions are paused and backed up, but their physical
+    /// memory stays until an allocation or a resume finds no room, [`Engine::trim`], or a pause that is not lazy; a resume before that
+    /// copies nothing and calls no driver. Other processes cannot have that memory.
     ///
     /// # Errors
     /// `Capturing`, `UnknownTag`, `Busy` (a thread is inside, or another transition runs), `OutOfBackupSpace`,
@@ -453,11 +476,11 @@ impl Engine {
         stats::json(&self.machine, counters)
     }
 
-    /// Frees what is only cached: retained backups, arena slack, empty slabs. Returns (device bytes, host bytes).
+    /// Frees what is only cached: memory that paused regions hold lazily, retained backups, arena slack, empty slabs. Returns (device bytes, host bytes).
     pub fn trim(&self) -> (u64, u64) {
         self.trace.record(|| Event::Trim);
         let machine = &self.machine;
-        let device = machine.heap.reclaim();
+        let device = machine.release_all() + machine.heap.reclaim();
         machine.drop_retained();
         for region in machine.regions.all() {
             drop(lock(&region.room).take());

@@ -255,6 +255,11 @@ impl Extent {
         (extent, claim)
     }
 
+    /// Whether no pause takes it.
+    pub(crate) fn always_stays(&self) -> bool {
+        self.stays_resident(&(0..self.size))
+    }
+
     /// Claims a live extent; `None` if it is claimed, freed or being read.
     pub(crate) fn claim(self: &Arc<Self>) -> Option<Claim> {
         let mut inner = lock(&self.inner);
@@ -546,9 +551,16 @@ impl Claim {
         self.chunks.iter().any(|chunk| chunk.mapped)
     }
 
-    /// Whether a chunk of a live extent holds memory: of a paused region, one that could not be released yet.
-    pub(crate) fn holds_memory(&self) -> bool {
-        !self.extent.is_freed() && self.chunks.iter().any(|chunk| chunk.mapped || chunk.physical.is_some())
+    /// Whether a chunk of a live extent holds memory, with its bytes where `wanted` says.
+    pub(crate) fn holds_memory(&self, wanted: impl Fn(Truth) -> bool) -> bool {
+        let holds = |chunk: &Chunk| wanted(chunk.truth) && (chunk.mapped || chunk.physical.is_some());
+        !self.extent.is_freed() && self.chunks.iter().any(holds)
+    }
+
+    /// Physical bytes of chunks whose bytes are on the device.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let resident = |chunk: &&Chunk| chunk.truth == Truth::Device && chunk.physical.is_some();
+        self.chunks.iter().filter(resident).map(|chunk| chunk.size).sum()
     }
 }
 

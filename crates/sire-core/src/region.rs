@@ -3,7 +3,7 @@
 //! it against both. A gate is locked for a few instructions, never across a driver call.
 
 use crate::error::{Error, Result, Status};
-use crate::sync::{Condvar, Mutex, RwLock, ThreadId, lock, this_thread, wait};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, ThreadId, lock, this_thread, wait};
 use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
 use crate::tier::Room;
 use std::collections::{BTreeMap, HashMap};
@@ -12,13 +12,15 @@ use std::sync::{Arc, PoisonError};
 /// The longest tag, in bytes.
 const LONGEST_TAG: usize = 255;
 
-/// What a region is doing. The middle two never outlast a call.
+/// What a region is doing. `Pausing`, `Resuming` and `Releasing` never outlast a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
     Resident,
     Pausing,
     Paused,
     Resuming,
+    /// Paused, and memory that was left there goes now.
+    Releasing,
 }
 
 impl Phase {
@@ -26,7 +28,7 @@ impl Phase {
         match self {
             Phase::Resident => "resident",
             Phase::Pausing => "being paused",
-            Phase::Paused => "paused",
+            Phase::Paused | Phase::Releasing => "paused",
             Phase::Resuming => "being resumed",
         }
     }
@@ -41,8 +43,16 @@ struct Gate {
     admitted: usize,
     /// Somebody makes backups ahead of a pause.
     copied_ahead: bool,
-    /// A paused region still holds physical memory that an earlier call could not release.
-    leftover: bool,
+    left: Left,
+}
+
+/// Physical memory that a paused region still holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Left {
+    /// An earlier call could not release it.
+    pub(crate) over: bool,
+    /// It stays until somebody needs it, with the content; what is to be kept of that is in backups.
+    pub(crate) lazy: bool,
 }
 
 /// What a region has been through.
@@ -82,8 +92,13 @@ pub(crate) struct Region {
 
 impl Region {
     fn new(id: RegionId, tag: &str, policy: Policy) -> Region {
-        let gate =
-            Gate { phase: Phase::Resident, inside: HashMap::new(), admitted: 0, copied_ahead: false, leftover: false };
+        let gate = Gate {
+            phase: Phase::Resident,
+            inside: HashMap::new(),
+            admitted: 0,
+            copied_ahead: false,
+            left: Left::default(),
+        };
         Region {
             id,
             tag: tag.to_owned(),
@@ -126,7 +141,7 @@ impl Region {
     fn require_resident(&self, gate: &Gate, doing: &str) -> Result<()> {
         let status = match gate.phase {
             Phase::Resident => return Ok(()),
-            Phase::Pausing | Phase::Paused => Status::Paused,
+            Phase::Pausing | Phase::Paused | Phase::Releasing => Status::Paused,
             Phase::Resuming => Status::Busy,
         };
         let phase = gate.phase.doing();
@@ -139,7 +154,7 @@ impl Region {
         loop {
             match gate.phase {
                 Phase::Resident => return State::Resident,
-                Phase::Paused => return State::Paused,
+                Phase::Paused | Phase::Releasing => return State::Paused,
                 Phase::Pausing | Phase::Resuming => gate = wait(&self.changed, gate),
             }
         }
@@ -149,19 +164,44 @@ impl Region {
     pub(crate) fn state(&self) -> State {
         match lock(&self.gate).phase {
             Phase::Resident | Phase::Pausing => State::Resident,
-            Phase::Paused | Phase::Resuming => State::Paused,
+            Phase::Paused | Phase::Resuming | Phase::Releasing => State::Paused,
         }
     }
 
     /// Closes the gate for a transition to `target` (`Paused` or `Resident`). Returns the phase it had, or
     /// `None` if there is nothing to do.
     pub(crate) fn close(&self, target: Phase) -> Result<Option<Phase>> {
-        let mut gate = lock(&self.gate);
+        let mut gate = self.when_released();
         if !self.would_close(&gate, target)? {
             return Ok(None);
         }
         let next = if target == Phase::Paused { Phase::Pausing } else { Phase::Resuming };
         Ok(Some(std::mem::replace(&mut gate.phase, next)))
+    }
+
+    /// The gate, once nobody is giving lazily held memory back: a few driver calls.
+    fn when_released(&self) -> MutexGuard<'_, Gate> {
+        let mut gate = lock(&self.gate);
+        while gate.phase == Phase::Releasing {
+            gate = wait(&self.changed, gate);
+        }
+        gate
+    }
+
+    /// Begins to give lazily held memory back; false if there is none (any more).
+    pub(crate) fn begin_release(&self) -> bool {
+        let mut gate = self.when_released();
+        let begins = gate.phase == Phase::Paused && gate.left.lazy;
+        if begins {
+            gate.phase = Phase::Releasing;
+        }
+        begins
+    }
+
+    /// Whether it is paused, and its memory is still there until somebody needs it.
+    pub(crate) fn is_lazy(&self) -> bool {
+        let gate = lock(&self.gate);
+        gate.left.lazy && matches!(gate.phase, Phase::Paused | Phase::Releasing)
     }
 
     /// Fails where [`Region::close`] would fail now. The gate stays as it is.
@@ -170,13 +210,13 @@ impl Region {
     }
 
     fn would_close(&self, gate: &Gate, target: Phase) -> Result<bool> {
-        let was = gate.phase;
+        let was = if gate.phase == Phase::Releasing { Phase::Paused } else { gate.phase };
         if matches!(was, Phase::Pausing | Phase::Resuming) {
             let message =
                 format!("region '{}' is {} by another thread; try again when it is done", self.tag, was.doing());
             return Err(Error::new(Status::Busy, message));
         }
-        if was == target && !(target == Phase::Paused && gate.leftover) {
+        if was == target && !(target == Phase::Paused && gate.left.over) {
             return Ok(false);
         }
         if target == Phase::Paused && !gate.inside.is_empty() {
@@ -200,18 +240,18 @@ impl Region {
     }
 
     /// Ends the transition.
-    pub(crate) fn open(&self, phase: Phase, leftover: bool) {
+    pub(crate) fn open(&self, phase: Phase, left: Left) {
         let mut gate = lock(&self.gate);
         gate.phase = phase;
-        gate.leftover = leftover;
+        gate.left = left;
         drop(gate);
         self.changed.notify_all();
     }
 
     /// Ends a transition that came to nothing: the region is as it was. What a panic left behind may still hold memory.
     pub(crate) fn reopen(&self, phase: Phase) {
-        let leftover = lock(&self.gate).leftover;
-        self.open(phase, leftover || std::thread::panicking());
+        let left = lock(&self.gate).left;
+        self.open(phase, Left { over: left.over || std::thread::panicking(), ..left });
     }
 
     /// Reads or changes the region's history.
@@ -227,7 +267,7 @@ impl Region {
     pub(crate) fn copy_ahead(self: &Arc<Self>) -> Result<Option<Ahead>> {
         let mut gate = lock(&self.gate);
         let busy = match gate.phase {
-            Phase::Paused => return Ok(None),
+            Phase::Paused | Phase::Releasing => return Ok(None),
             Phase::Resident if gate.copied_ahead => "pre-copied",
             Phase::Resident => {
                 gate.copied_ahead = true;
@@ -468,7 +508,7 @@ mod tests {
         assert_eq!(region.close(Phase::Paused)?, Some(Phase::Resident));
         assert_eq!(status(region.enter()), Status::Paused);
         assert_eq!(status(region.close(Phase::Paused)), Status::Busy);
-        region.open(Phase::Paused, false);
+        region.open(Phase::Paused, Left::default());
         assert_eq!(region.close(Phase::Paused)?, None);
         assert_eq!(status(region.admit("allocate in")), Status::Paused);
         Ok(())

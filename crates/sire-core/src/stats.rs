@@ -24,6 +24,8 @@ struct DeviceStats {
     device: u32,
     resident_bytes: u64,
     paused_bytes: u64,
+    /// Resident, of paused regions: they stay until somebody needs them.
+    lazy_bytes: u64,
     slab_bytes: u64,
     allocations: u64,
 }
@@ -38,6 +40,8 @@ struct RegionStats {
     requested_bytes: u64,
     resident_bytes: u64,
     paused_bytes: u64,
+    /// Resident though the region is paused: they stay until somebody needs them.
+    lazy_bytes: u64,
     backup_bytes: u64,
     /// Of those, what is outside this process's host memory: in files, on the disk, shared, in a tier from outside.
     stored_bytes: u64,
@@ -87,10 +91,11 @@ struct Sum {
     figures: Figures,
     size: u64,
     slab: u64,
+    lazy: u64,
 }
 
 impl Sum {
-    fn add(&mut self, figures: Figures, size: u64, is_slab: bool) {
+    fn add(&mut self, figures: Figures, size: u64, (is_slab, is_lazy): (bool, bool)) {
         self.figures.allocations += figures.allocations;
         self.figures.requested += figures.requested;
         self.figures.resident += figures.resident;
@@ -98,6 +103,7 @@ impl Sum {
         self.figures.stored += figures.stored;
         self.size += size;
         self.slab += if is_slab { figures.resident } else { 0 };
+        self.lazy += if is_lazy { figures.resident } else { 0 };
     }
 
     fn away(&self) -> u64 {
@@ -110,13 +116,15 @@ pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
     let mut by_device: BTreeMap<u32, Sum> = BTreeMap::new();
     let mut by_region: BTreeMap<RegionId, Sum> = BTreeMap::new();
     let mut bookkeeping = machine.heap.bookkeeping();
+    let regions = machine.regions.all();
+    let lazy: Vec<bool> = regions.iter().map(|region| region.is_lazy()).collect();
     for extent in machine.heap.registry.extents(|_| true) {
         bookkeeping += extent.bookkeeping();
-        let (figures, is_slab) = (extent.figures(), extent.slab.is_some());
-        by_device.entry(extent.device.0).or_default().add(figures, extent.size, is_slab);
-        by_region.entry(extent.region).or_default().add(figures, extent.size, is_slab);
+        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false) && !extent.always_stays();
+        let (figures, kind) = (extent.figures(), (extent.slab.is_some(), is_lazy));
+        by_device.entry(extent.device.0).or_default().add(figures, extent.size, kind);
+        by_region.entry(extent.region).or_default().add(figures, extent.size, kind);
     }
-    let regions = machine.regions.all();
     let allocations: u64 = by_device.values().map(|sum| sum.figures.allocations).sum();
     let stats = Stats {
         version: env!("CARGO_PKG_VERSION"),
@@ -142,6 +150,7 @@ fn device_stats(device: u32, sum: &Sum) -> DeviceStats {
         device,
         resident_bytes: sum.figures.resident,
         paused_bytes: sum.away(),
+        lazy_bytes: sum.lazy,
         slab_bytes: sum.slab,
         allocations: sum.figures.allocations,
     }
@@ -158,6 +167,7 @@ fn region_stats(machine: &Machine, region: &Region, sum: Sum) -> RegionStats {
         requested_bytes: sum.figures.requested,
         resident_bytes: sum.figures.resident,
         paused_bytes: sum.away(),
+        lazy_bytes: sum.lazy,
         backup_bytes: sum.figures.backed_up,
         stored_bytes: sum.figures.stored,
         pauses: history.pauses,

@@ -212,6 +212,8 @@ pub struct PauseOptions<'a> {
     pub capturing: bool,
     /// Who knows which memory of the regions holds nothing (default: all of it counts).
     pub dead: Option<&'a dyn DeadRanges>,
+    /// Whether physical memory stays until somebody needs it, so that a resume before that costs nothing (default: it goes at once).
+    pub lazy: bool,
 }
 
 /// Settings of one resume.
@@ -249,6 +251,8 @@ pub struct Report {
     pub bytes_moved: u64,
     /// Physical bytes that changed hands within a switch, without the driver.
     pub bytes_recycled: u64,
+    /// Physical bytes that stay until somebody needs them (lazy pause).
+    pub bytes_lazy: u64,
     /// Bytes copied to or from backups.
     pub bytes_copied: u64,
     /// Bytes whose content was thrown away (pause).

@@ -53,7 +53,12 @@ _DeadRanges = ctypes.CFUNCTYPE(
 
 
 class _PauseOptions(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("dead_ranges", _DeadRanges), ("dead_ranges_context", c_void_p)]
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dead_ranges", _DeadRanges),
+        ("dead_ranges_context", c_void_p),
+        ("release", c_int32),
+    ]
 
 
 class _ResumeOptions(ctypes.Structure):
@@ -91,6 +96,7 @@ class _Report(ctypes.Structure):
                 "bytes_constant",
                 "bytes_shared",
                 "bytes_recycled",
+                "bytes_lazy",
             )
         ),
     ]
@@ -326,14 +332,14 @@ class Library:
         """The backup of `backup_get` is not needed any more."""
         self._call("sire_backup_put", token)
 
-    def pause(self, tag: bytes | None, dead_ranges: DeadRanges | None = None) -> dict[str, Any]:
-        """Pauses; the fields of ``sire_report``.
+    def pause(self, tag: bytes | None, dead_ranges: DeadRanges | None = None, *, lazy: bool = False) -> dict[str, Any]:
+        """Pauses; the fields of ``sire_report``. With ``lazy``, physical memory stays until somebody needs it.
 
         ``dead_ranges`` is asked which memory of the regions that are paused, given by number, holds nothing; what it
         raises is raised here, and nothing is paused.
         """
         report = _Report(ctypes.sizeof(_Report))
-        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)))
+        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)), lazy)
         return _fields(report)
 
     def pre_copy(self, tag: bytes | None) -> dict[str, Any]:
@@ -353,10 +359,10 @@ class Library:
         )
         return _fields(left), _fields(came)
 
-    def _asking(self, dead_ranges: DeadRanges | None, call: Callable[[Any], None]) -> None:
+    def _asking(self, dead_ranges: DeadRanges | None, call: Callable[[Any], None], lazy: bool = False) -> None:
         """Makes a call whose options hold the question; raises what the answer raised."""
         asked = _Asked(dead_ranges)
-        options = _PauseOptions(ctypes.sizeof(_PauseOptions), asked.function, None)
+        options = _PauseOptions(ctypes.sizeof(_PauseOptions), asked.function, None, int(lazy))
         try:
             call(byref(options))
         except SireError:

@@ -51,6 +51,8 @@ class Report:
     """Bytes that another backup of this process has already, and that share its room (pause)."""
     bytes_recycled: int = 0
     """Physical bytes that changed hands within a switch, without the driver."""
+    bytes_lazy: int = 0
+    """Physical bytes that stay until somebody needs them (lazy pause)."""
     notes: tuple[str, ...] = ()
     """What was left undone, though nothing failed, and why."""
 
@@ -84,6 +86,8 @@ class Report:
             text += f", {format_size(self.bytes_zeroed)} zeroed"
         if self.bytes_clean:
             text += f", {format_size(self.bytes_clean)} unchanged"
+        if self.bytes_lazy:
+            text += f", {format_size(self.bytes_lazy)} kept until needed"
         if self.bytes_dead:
             text += f", {format_size(self.bytes_dead)} free in PyTorch's cache"
         return f"{text}, {self.seconds_total * 1000:.1f} ms"

@@ -13,8 +13,10 @@ from ._progress import Progress, order_ranges
 from ._report import Report
 from ._tags import encode_selection, encode_tag
 
+Release = Literal["now", "lazy"]
 
-def pause(tag: str | None = None, *, live_only: bool = True) -> Report:
+
+def pause(tag: str | None = None, *, live_only: bool = True, release: Release = "now") -> Report:
     """Releases the physical memory of a tag and of the tags under it; without a tag, of all regions.
 
     Addresses stay. What has a backup policy is saved first; the rest is thrown away, and the report counts it.
@@ -28,11 +30,17 @@ def pause(tag: str | None = None, *, live_only: bool = True) -> Report:
 
     Blocks that PyTorch's cache holds free in the regions' pools are neither copied nor restored, and segments that are
     wholly free go back to the driver, unless ``live_only`` is false.
+
+    ``release="lazy"`` backs everything up and pauses the tag, but its physical memory stays until somebody in this
+    process needs it: an allocation or a resume that finds no room, `sire.trim`, or a pause of the tag without it. A
+    resume before that costs nothing. Other processes cannot have the memory until then.
     """
+    if release not in ("now", "lazy"):
+        raise InvalidArgumentError(f"release is 'now' or 'lazy', not {release!r}")
     encoded = encode_selection(tag)
     library = _ready("pause")
     blocks = _blocks.block_map() if live_only else None
-    fields = _interrupt.run(lambda: library.pause(encoded, blocks), library.cancel)
+    fields = _interrupt.run(lambda: library.pause(encoded, blocks, lazy=release == "lazy"), library.cancel)
     return Report("pause", tag, **fields, notes=tuple(blocks.notes) if blocks else ())
 
 

@@ -20,7 +20,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 /// Larger requests are refused without asking the driver.
-const LARGEST: u64 = 1 << 44;
+pub(crate) const LARGEST: u64 = 1 << 44;
 
 /// What a new extent is to be.
 struct Plan<'a> {

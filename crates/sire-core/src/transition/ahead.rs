@@ -59,7 +59,11 @@ impl Machine {
     }
 
     fn copy_ahead(&self, regions: &[Ahead], call: &Call, report: &mut Report) -> Result<()> {
-        let extents = |region: &Region| self.heap.registry.extents_of(std::iter::once(region.id));
+        let extents = |region: &Region| {
+            let mut extents = self.heap.registry.extents_of(std::iter::once(region.id));
+            extents.retain(|extent| !extent.always_stays());
+            extents
+        };
         let found: Vec<(&Arc<Region>, Vec<Arc<Extent>>)> =
             regions.iter().map(|ahead| (&ahead.0, extents(&ahead.0))).collect();
         let all = || found.iter().flat_map(|(_, extents)| extents);

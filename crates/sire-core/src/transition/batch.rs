@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 use crate::extent::Claim;
 use crate::heap::Heap;
 use crate::ranges::Ranges;
-use crate::region::{Phase, Region};
+use crate::region::{Left, Phase, Region};
 use crate::terms::{DeadRanges, RegionId, Report};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,16 @@ impl Batch {
         Ok(batch)
     }
 
+    /// One paused region, to give back what it holds lazily; `None` if it holds nothing so.
+    pub(super) fn release(region: &Arc<Region>) -> Option<Batch> {
+        region.begin_release().then(|| Batch {
+            closed: BTreeMap::from([(region.id, (Arc::clone(region), Phase::Paused))]),
+            unchanged: 0,
+            pending: BTreeMap::new(),
+            opened: false,
+        })
+    }
+
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         self.closed.is_empty()
@@ -65,7 +75,7 @@ impl Batch {
         let extents = heap.registry.extents_of(self.closed.keys().copied());
         extents
             .iter()
-            .filter(|extent| !extent.stays_resident(&(0..extent.size)))
+            .filter(|extent| !extent.always_stays())
             .filter_map(|extent| {
                 loop {
                     match extent.claim() {
@@ -123,10 +133,10 @@ impl Batch {
     }
 
     /// Opens every region in the phase that `phase` makes of the one before.
-    pub(super) fn open(mut self, phase: impl Fn(Phase) -> Phase, leftover: &BTreeSet<RegionId>) {
+    pub(super) fn open(mut self, phase: impl Fn(Phase) -> Phase, left: &BTreeMap<RegionId, Left>) {
         self.opened = true;
         for (id, (region, before)) in &self.closed {
-            region.open(phase(*before), leftover.contains(id));
+            region.open(phase(*before), left.get(id).copied().unwrap_or_default());
         }
     }
 

@@ -9,12 +9,13 @@
 //! Both passes cut segments into [`pieces`] and move them through a pipe per device; [`seam`] is where a piece's bytes meet a tier. The parts
 //! of a transition that work at the same time (devices, and the [`maker`] ahead of the copy in) are a [`team`], whose
 //! memory goes through a [`pool`]. A [`switch`] is both passes at once, over different regions and one pool. What can be saved before a pause is
-//! copied [`ahead`].
+//! copied [`ahead`]; what nobody needs yet may stay where it is, [`lazy`].
 
 mod ahead;
 mod background;
 mod batch;
 mod draft;
+mod lazy;
 mod maker;
 mod pick_up;
 mod pieces;
@@ -36,10 +37,10 @@ use crate::heap::Heap;
 use crate::pages::Pages;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
-use crate::region::{Phase, Region, Regions};
+use crate::region::{Left, Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, lock};
-use crate::terms::{DeadRanges, PauseOptions, RegionId, Report, ResumeOptions};
+use crate::terms::{DeadRanges, PauseOptions, RegionId, Report, ResumeOptions, State};
 use crate::tier::Tiers;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
@@ -78,9 +79,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
-        let call = Call::new(self, Duration::ZERO);
-        let batch = Batch::close(regions, Phase::Paused)?;
-        self.pause_batch(batch, options.dead, &call)
+        let call = Call::new(self, Duration::ZERO).lazily(options.lazy);
+        let batch = Batch::close(regions.clone(), Phase::Paused)?;
+        let mut report = self.pause_batch(batch, options.dead, &call)?;
+        if !options.lazy {
+            self.release_now(&regions, &mut report)?;
+        }
+        Ok(report)
     }
 
     fn pause_batch(&self, mut batch: Batch, dead: Option<&dyn DeadRanges>, call: &Call) -> Result<Report> {
@@ -93,6 +98,7 @@ impl Machine {
         report.seconds_total = clock::seconds_since(call.began);
         match outcome {
             Ok(()) => {
+                report.bytes_lazy = claims.iter().map(Claim::resident_bytes).sum();
                 self.commit_pause(batch, claims, &report);
                 Ok(report)
             }
@@ -176,7 +182,7 @@ impl Machine {
 
     fn commit_pause(&self, batch: Batch, claims: Vec<Claim>, report: &Report) {
         batch.note_success(&claims, report, Phase::Paused);
-        self.end(batch, claims, |_| Phase::Paused);
+        self.end_holding(batch, claims);
     }
 
     /// Undoes a pause that failed with `error`, with memory from `pool`; if the undo fails too, what can be paused is, and
@@ -272,21 +278,33 @@ impl Machine {
 
     /// Drops the retained backups of an extent that is resident and that nobody is working on.
     pub(crate) fn drop_backups(&self, extent: &Arc<Extent>) {
+        // Asked of a claimed extent: no pause can have ended with it meanwhile. A paused region may hold what is on the device lazily.
+        let is_paused = |id: RegionId| self.regions.get(id).is_ok_and(|region| region.state() == State::Paused);
         if let Some(claim) = extent.claim() {
             let mut claims = [claim];
-            forget_backups(&mut claims, |_| false);
+            forget_backups(&mut claims, is_paused);
             claims.into_iter().for_each(|claim| self.heap.put_back(claim));
         }
     }
 
     /// Puts all claims back and opens the regions in the phase that `phase` makes of the one before.
     fn end(&self, batch: Batch, claims: Vec<Claim>, phase: impl Fn(Phase) -> Phase) {
-        let leftover: BTreeSet<RegionId> =
-            claims.iter().filter(|claim| claim.holds_memory()).map(|claim| claim.extent.region).collect();
+        let holding = claims.iter().filter(|claim| claim.holds_memory(|_| true));
+        let left = holding.map(|claim| (claim.extent.region, Left { over: true, lazy: false })).collect();
+        self.end_with(batch, claims, phase, &left);
+    }
+
+    fn end_with(
+        &self,
+        batch: Batch,
+        claims: Vec<Claim>,
+        phase: impl Fn(Phase) -> Phase,
+        left: &BTreeMap<RegionId, Left>,
+    ) {
         for claim in claims {
             self.heap.put_back(claim);
         }
-        batch.open(phase, &leftover);
+        batch.open(phase, left);
         self.tiers.shared.settle();
     }
 }

@@ -84,6 +84,7 @@ impl Machine {
             }
             if !std::mem::replace(&mut reclaimed, true) {
                 self.heap.reclaim();
+                self.release_for(&missing(claims.iter().map(|claim| &**claim)));
             } else if call.patience().is_zero() {
                 return Err(self.explain(claims, error));
             } else {
@@ -102,15 +103,16 @@ impl Machine {
             }
             clock::sleep(left.min(*sleep));
             *sleep = (*sleep * 2).min(SLEEP.1);
-            if missing(claims.iter().map(|claim| &**claim)).iter().all(|(&device, &bytes)| self.has_room(device, bytes))
-            {
+            let missing = missing(claims.iter().map(|claim| &**claim));
+            let is_room = || missing.iter().all(|(&device, &bytes)| self.has_room(device, bytes));
+            if is_room() || self.release_for(&missing) > 0 {
                 return Ok(());
             }
         }
     }
 
     /// A driver that does not say counts as having room: the attempt will show.
-    fn has_room(&self, device: Device, bytes: u64) -> bool {
+    pub(super) fn has_room(&self, device: Device, bytes: u64) -> bool {
         let needed = bytes.saturating_add(self.settings.margin());
         self.heap.driver.memory_info(device).map_or(true, |info| info.free >= needed)
     }

@@ -7,6 +7,7 @@ use super::survey::Survey;
 use super::{Machine, batch::Batch};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Held, Truth};
+use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::region::Region;
 use crate::settings::Settings;
@@ -274,13 +275,19 @@ pub(super) fn lost(claim: &Claim) -> u64 {
     unsaved(claim, Truth::Backup)
 }
 
+/// Whether one chunk has bytes of allocations that no segment will save.
+pub(super) fn is_discarded(claim: &Claim, chunk: usize) -> bool {
+    unsaved_of(&claim.live_ranges(), &claim.chunks[chunk]) > 0
+}
+
 fn unsaved(claim: &Claim, truth: Truth) -> u64 {
     let live = claim.live_ranges();
-    let lost = |chunk: &Chunk| {
-        let saved = |segment: &Segment| live.clip(&segment.range()).total();
-        live.clip(&chunk.range()).total() - chunk.segments.iter().map(saved).sum::<u64>()
-    };
-    claim.chunks.iter().filter(|chunk| chunk.truth == truth).map(lost).sum()
+    claim.chunks.iter().filter(|chunk| chunk.truth == truth).map(|chunk| unsaved_of(&live, chunk)).sum()
+}
+
+fn unsaved_of(live: &Ranges, chunk: &Chunk) -> u64 {
+    let saved = |segment: &Segment| live.clip(&segment.range()).total();
+    live.clip(&chunk.range()).total() - chunk.segments.iter().map(saved).sum::<u64>()
 }
 
 impl Machine {

@@ -7,7 +7,7 @@ use super::pieces::{At, Piece, chunks, pieces};
 use super::pool::Pool;
 use super::seam::{Safe, Sink, Staging};
 use super::team::{Call, Failure, Team};
-use super::{Machine, by_device};
+use super::{Machine, by_device, plan};
 use crate::driver::Device;
 use crate::error::{Error, Result};
 use crate::extent::{Chunk, Claim, Truth};
@@ -202,15 +202,26 @@ impl Part<'_, '_> {
 
     /// The chunk's bytes are safe: its memory goes. If the mapping stays, so do the bytes on the device.
     fn release(&mut self, at: At) -> Result<()> {
+        let stays = self.team.call.lazy && !self.must_be_zeroed(at)?;
         let chunk = self.chunk(at);
-        chunk.truth = Truth::Backup;
         chunk.segments.iter_mut().for_each(|segment| segment.filled = true);
+        if stays {
+            return Ok(());
+        }
+        chunk.truth = Truth::Backup;
         let given = self.give(at);
         let chunk = self.chunk(at);
         if given.is_err() && chunk.mapped {
             chunk.truth = Truth::Device;
         }
         given
+    }
+
+    /// Whether content of the chunk is thrown away that is promised to read as zero afterwards: a lazy pause cannot leave it there.
+    fn must_be_zeroed(&self, at: At) -> Result<bool> {
+        let claim = &self.claims[at.0];
+        let region = self.team.machine.regions.get(claim.extent.region)?;
+        Ok(region.policy.zero_fill && plan::is_discarded(claim, at.1))
     }
 
     fn give(&mut self, at: At) -> Result<()> {

@@ -44,10 +44,16 @@ impl Machine {
         let call = Call::new(self, Duration::ZERO);
         // Asked first, so that a call that is refused closes nothing.
         resume.iter().try_for_each(|region| region.check(Phase::Resident))?;
+        let lazy: Vec<Arc<Region>> = pause.iter().filter(|region| region.is_lazy()).cloned().collect();
         let leaving = Batch::close(pause, Phase::Paused)?;
         let coming = Batch::close(resume, Phase::Resident)?;
+        // Of what is paused already, memory that is held lazily goes now. What the driver refuses will be missed soon enough.
+        let mut released = Report::default();
+        let _ = self.release_now(&lazy, &mut released);
         if leaving.is_empty() {
-            return Ok((leaving.report(), self.resume_batch(coming, &call)?));
+            let mut report = leaving.report();
+            report.add(&released);
+            return Ok((report, self.resume_batch(coming, &call)?));
         }
         if coming.is_empty() {
             return Ok((self.pause_batch(leaving, options.dead, &call)?, coming.report()));
@@ -88,6 +94,7 @@ impl Machine {
         let fits = || self.check_fit(&leaving.claims, &coming.claims);
         fits().or_else(|_| {
             self.heap.reclaim();
+            self.release_for(&missing(&coming.claims));
             fits()
         })?;
         let (staging, new) = self.prepare_pause(&mut leaving.batch, &mut leaving.claims, call, &mut leaving.report)?;

@@ -23,6 +23,8 @@ pub(super) struct Call<'a> {
     pub(super) order: Option<&'a Order>,
     /// Who is told what has arrived, and cancels the call instead.
     pub(super) progress: Option<&'a Progress>,
+    /// Whether memory stays where it is once its bytes are safe.
+    pub(super) lazy: bool,
     /// At what the call stops.
     pub(super) watch: Option<Watch<'a>>,
 }
@@ -45,12 +47,17 @@ impl<'a> Call<'a> {
         let began = clock::now();
         let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
         let cancels = Some(machine.cancels.load(Ordering::SeqCst));
-        Call { began, wait_until, cancels, order: None, progress: None, watch: None }
+        Call { began, wait_until, cancels, order: None, progress: None, lazy: false, watch: None }
     }
 
     /// The same call, which brings memory back in this order.
     pub(super) fn ordered(self, order: &'a Order) -> Call<'a> {
         Call { order: Some(order), ..self }
+    }
+
+    /// The same call; whether memory stays where it is once its bytes are safe.
+    pub(super) fn lazily(self, lazy: bool) -> Call<'a> {
+        Call { lazy, ..self }
     }
 
     /// The same call, about one extent, which others may use meanwhile.
@@ -62,13 +69,21 @@ impl<'a> Call<'a> {
     pub(super) fn in_background(wait: Duration, order: &'a Order, progress: &'a Progress) -> Call<'a> {
         let began = clock::now();
         let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
-        Call { began, wait_until, cancels: Some(0), order: Some(order), progress: Some(progress), watch: None }
+        Call {
+            began,
+            wait_until,
+            cancels: Some(0),
+            order: Some(order),
+            progress: Some(progress),
+            lazy: false,
+            watch: None,
+        }
     }
 
     /// An undo: does not wait, cannot be cancelled.
     pub(super) fn undo() -> Call<'a> {
         let began = clock::now();
-        Call { began, wait_until: began, cancels: None, order: None, progress: None, watch: None }
+        Call { began, wait_until: began, cancels: None, order: None, progress: None, lazy: false, watch: None }
     }
 
     /// Whether what the call watches has closed or gone.

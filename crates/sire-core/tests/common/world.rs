@@ -308,6 +308,11 @@ impl World {
         outcome
     }
 
+    /// A pause after which physical memory stays until somebody needs it.
+    pub fn pause_lazily(&mut self, selection: &Selection) -> Result<Report, Error> {
+        self.pause_with(selection, PauseOptions { lazy: true, ..PauseOptions::default() })
+    }
+
     fn pause_with(&mut self, selection: &Selection, options: PauseOptions<'_>) -> Result<Report, Error> {
         let before = self.states();
         let outcome = self.engine.pause(selection, options);

@@ -282,6 +282,35 @@ fn short_ahead_on_disk(life: &mut Life) {
     ahead(life, Clean::Paranoid, Backup::Disk);
 }
 
+/// Memory that stays until somebody needs it: nobody does, an allocation does, a resume does, a pause says so. The device cannot hold both.
+fn lazy(life: &mut Life, backup: Backup) {
+    life.world.driver.set_capacity(3 * CHUNK);
+    let a = life.world.region("a", policy(backup));
+    let zeroed = life.world.region("a/zeroed", Policy { zero_fill: true, ..Policy::default() });
+    let b = life.world.region("b", policy(Backup::Host));
+    let addr = life.allocate(a, CHUNK + GRANULARITY);
+    life.allocate(zeroed, 2 * GRANULARITY);
+    life.step("lazy pause", |world| world.pause_lazily(&tag("a")));
+    life.resume(&tag("a"));
+    life.world.write(addr);
+    life.step("lazy pause", |world| world.pause_lazily(&tag("a")));
+    life.allocate(b, 2 * CHUNK);
+    life.step("lazy pause", |world| world.pause_lazily(&tag("b")));
+    life.resume(&tag("a"));
+    life.step("lazy pause", |world| world.pause_lazily(&tag("a")));
+    life.pause(&Selection::All);
+    life.resume(&tag("b"));
+    life.world.check();
+}
+
+fn short_lazy(life: &mut Life) {
+    lazy(life, Backup::Host);
+}
+
+fn short_lazy_on_disk(life: &mut Life) {
+    lazy(life, Backup::Disk);
+}
+
 /// A pool of which the program holds a part free.
 fn short_dead(life: &mut Life) {
     const HOLE: u64 = 2 * GRANULARITY;
@@ -377,6 +406,8 @@ fn every_call_of_the_short_lives_fails_once() {
         short_ahead_declared,
         short_ahead_verified,
         short_ahead_on_disk,
+        short_lazy,
+        short_lazy_on_disk,
     ]
     .into_iter()
     .for_each(every_call);
@@ -435,6 +466,7 @@ fn pairs_of_calls_fail_with_clean_backups() {
         short_shared,
         short_ahead_declared,
         short_ahead_verified,
+        short_lazy,
     ] {
         every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 61 });
     }

@@ -12,6 +12,7 @@ mod damage;
 mod engine;
 mod fault_sweep;
 mod files;
+mod lazy;
 mod live_map;
 mod model;
 mod progress;

@@ -75,6 +75,7 @@ enum Step {
     Tend,
     Promote(usize),
     PreCopy(usize),
+    PauseLazily(usize),
     HostLimit(Option<u64>),
     Enter(usize),
     /// Whether the driver can hash.
@@ -130,6 +131,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Tend),
         1 => (0..SELECTIONS.len()).prop_map(Step::Promote),
         2 => (0..TAGS.len()).prop_map(Step::PreCopy),
+        3 => (0..SELECTIONS.len()).prop_map(Step::PauseLazily),
         1 => prop::option::of(0..8_u64).prop_map(|chunks| Step::HostLimit(chunks.map(|chunks| chunks * CHUNK))),
         1 => (0..TAGS.len()).prop_map(Step::Enter),
     ]
@@ -234,6 +236,7 @@ impl Life {
             Step::Backup(which) => self.read_backup(which),
             Step::Tend => drop(self.world.engine.tend()),
             Step::Promote(index) => drop(self.world.engine.promote(&selection(index))),
+            Step::PauseLazily(index) => drop(self.world.pause_lazily(&selection(index))),
             Step::PreCopy(index) => drop(self.world.engine.pre_copy(&tag(TAGS[index]), false)),
             Step::HostLimit(limit) => self.world.engine.configure(&|config| config.host_limit = limit),
             Step::Peer(device) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),

@@ -1,0 +1,97 @@
+//! Memory that a lazy pause leaves where it is: the region is paused, what is to be kept of it is in backups, but its chunks stay mapped,
+//! with their content, until somebody needs the memory. A resume before that finds every byte on the device and has nothing to do.
+//!
+//! Who needs it: an allocation or a resume for which there is no room, a pause of the same tag that is not lazy, a trim. Then the region
+//! is *released*, which is the second half of a pause: nothing is copied, and no device waited for, since nothing was submitted on that
+//! memory after the pause. The least recently used region goes first. What the driver refuses to take stays held.
+
+use super::Machine;
+use super::batch::Batch;
+use super::seam::Staging;
+use super::team::Call;
+use crate::driver::Device;
+use crate::error::Result;
+use crate::extent::{Claim, Extent, Truth};
+use crate::region::{Left, Phase, Region};
+use crate::terms::{RegionId, Report};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl Machine {
+    /// Ends a pause, or a release: what is still on the device stays until somebody needs it.
+    pub(super) fn end_holding(&self, batch: Batch, claims: Vec<Claim>) {
+        let mut left: BTreeMap<RegionId, Left> = BTreeMap::new();
+        for claim in &claims {
+            let left = left.entry(claim.extent.region).or_default();
+            left.lazy |= claim.holds_memory(|truth| truth == Truth::Device);
+            left.over |= claim.holds_memory(|truth| truth == Truth::Backup);
+        }
+        self.end_with(batch, claims, |_| Phase::Paused, &left);
+    }
+
+    /// Gives back what the region holds lazily. Returns what was done, also if it failed half-way; `None` if it holds nothing so.
+    fn release(&self, region: &Arc<Region>) -> Option<(Report, Result<()>)> {
+        let batch = Batch::release(region)?;
+        let mut report = batch.report();
+        let mut claims = batch.claim(&self.heap);
+        batch.count(&mut claims, &mut report);
+        let outcome = self.put_down(&mut claims, Staging::default(), &Call::undo(), &mut report);
+        if let Err(error) = &outcome {
+            batch.note_error(error);
+        }
+        self.end_holding(batch, claims);
+        Some((report, outcome))
+    }
+
+    /// Gives back what these regions hold lazily, and reports it as part of a pause in which they counted as unchanged.
+    pub(super) fn release_now(&self, regions: &[Arc<Region>], report: &mut Report) -> Result<()> {
+        for region in regions {
+            let Some((released, outcome)) = self.release(region) else { continue };
+            report.regions_changed += 1;
+            report.regions_unchanged = report.regions_unchanged.saturating_sub(1);
+            report.allocations += released.allocations;
+            report.bytes_expected += released.bytes_expected;
+            report.add(&released);
+            outcome?;
+        }
+        Ok(())
+    }
+
+    /// Makes room on devices that need so many bytes: regions that hold memory there lazily give it back, one at least. Returns how
+    /// many bytes. Not during a capture, which does not survive it.
+    pub(crate) fn release_for(&self, need: &BTreeMap<Device, u64>) -> u64 {
+        if self.heap.is_capturing() {
+            return 0;
+        }
+        let holds = |region: &Arc<Region>| {
+            let mut extents = self.heap.registry.extents_of(std::iter::once(region.id)).into_iter();
+            let is_there = |extent: &Extent| extent.figures().resident > 0 && !extent.always_stays();
+            extents.any(|extent| need.contains_key(&extent.device) && is_there(&extent))
+        };
+        let mut released = 0;
+        for region in self.lazy_regions().iter().filter(|region| holds(region)) {
+            if released > 0 && need.iter().all(|(&device, &bytes)| self.has_room(device, bytes)) {
+                break;
+            }
+            released += self.release(region).map_or(0, |(report, _)| report.bytes_moved);
+        }
+        released
+    }
+
+    /// Gives back all that is held lazily, as far as the driver takes it; returns how many bytes.
+    pub(crate) fn release_all(&self) -> u64 {
+        if self.heap.is_capturing() {
+            return 0;
+        }
+        let released = |region: &Arc<Region>| self.release(region).map_or(0, |(report, _)| report.bytes_moved);
+        self.lazy_regions().iter().map(released).sum()
+    }
+
+    /// Regions that hold memory lazily, the least recently used first.
+    fn lazy_regions(&self) -> Vec<Arc<Region>> {
+        let mut lazy = self.regions.all();
+        lazy.retain(|region| region.is_lazy());
+        lazy.sort_by_cached_key(|region| region.history(|history| history.used));
+        lazy
+    }
+}

@@ -1,0 +1,219 @@
+//! Lazy pauses: the region is paused and backed up, its memory stays until somebody needs it.
+
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy, tag};
+use sire_core::driver::{Addr, Device, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::Status;
+
+const SIZE: u64 = 2 * CHUNK;
+
+/// A world whose device holds `room` bytes, with region `r` written and paused lazily.
+fn held(policy: Policy, room: u64) -> (World, RegionId, Addr) {
+    let mut world = World::new(room);
+    let region = world.region("r", policy);
+    let addr = world.allocate(region, SIZE).unwrap();
+    world.write(addr);
+    let report = world.pause_lazily(&tag("r")).unwrap();
+    assert_eq!((report.regions_changed, report.bytes_moved, report.bytes_lazy), (1, 0, SIZE));
+    (world, region, addr)
+}
+
+fn stats(world: &World) -> serde_json::Value {
+    serde_json::from_str(&world.engine.stats_json()).unwrap()
+}
+
+fn resume_and_check(mut world: World) {
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn a_resume_before_anybody_needs_it_calls_no_driver() {
+    for backup in [Backup::Host, Backup::Disk, Backup::None] {
+        for clean in [Clean::No, Clean::Declared, Clean::Verified] {
+            let (mut world, _, _) = held(Policy { clean, ..policy(backup) }, 1 << 22);
+            let calls = world.driver.calls();
+            let report = world.resume(&tag("r")).unwrap();
+            assert_eq!(world.driver.calls(), calls, "{backup:?} {clean:?}");
+            assert_eq!((report.regions_changed, report.bytes_moved, report.bytes_copied), (1, 0, 0));
+            world.check();
+            world.check_no_leak();
+        }
+    }
+}
+
+#[test]
+fn paused_means_paused() {
+    let (world, region, addr) = held(policy(Backup::Host), 1 << 22);
+    assert_eq!(world.engine.state(region), Ok(State::Paused));
+    assert_eq!(world.engine.enter(region, OnPaused::Refuse).unwrap_err().status, Status::Paused);
+    assert_eq!(world.engine.allocate(World::request(region, 600)).unwrap_err().status, Status::Paused);
+    let stats = stats(&world);
+    let region = &stats["regions"][0];
+    assert_eq!((&region["state"], &region["lazy_bytes"]), (&"paused".into(), &SIZE.into()));
+    assert_eq!(stats["devices"][0]["lazy_bytes"], SIZE);
+    let view = world.engine.backup(addr, SIZE).unwrap().expect("it has a backup");
+    // SAFETY: the view keeps `len` bytes at `ptr` valid.
+    world.twins[&addr].assert_equal(addr, unsafe { std::slice::from_raw_parts(view.ptr, view.len as usize) });
+    drop(view);
+    resume_and_check(world);
+}
+
+#[test]
+fn an_allocation_that_does_not_fit_gets_the_memory() {
+    let (mut world, _, _) = held(policy(Backup::Host), SIZE + CHUNK);
+    let other = world.region("other", policy(Backup::Host));
+    let fits = world.allocate(other, CHUNK).unwrap();
+    assert_eq!(stats(&world)["regions"][0]["lazy_bytes"], SIZE, "there was room");
+    let capturing = Request { capturing: true, ..World::request(other, CHUNK) };
+    assert_eq!(world.allocate_as(capturing).unwrap_err().status, Status::OutOfDeviceMemory);
+    assert_eq!(stats(&world)["regions"][0]["lazy_bytes"], SIZE, "a capture does not survive it");
+    let needs = world.allocate(other, CHUNK).unwrap();
+    assert_eq!(stats(&world)["regions"][0]["lazy_bytes"], 0);
+    assert_eq!(world.driver.used_bytes(), 2 * CHUNK);
+    world.free(fits).unwrap();
+    world.free(needs).unwrap();
+    resume_and_check(world);
+}
+
+#[test]
+fn the_least_recently_used_goes_first_and_no_more_than_is_needed() {
+    let mut world = World::new(3 * CHUNK);
+    let addrs = ["one", "two", "three"].map(|tag| {
+        let region = world.region(tag, policy(Backup::Host));
+        let addr = world.allocate(region, CHUNK).unwrap();
+        world.write(addr);
+        addr
+    });
+    for name in ["two", "one", "three"] {
+        world.pause_lazily(&tag(name)).unwrap();
+    }
+    let lazy = |world: &World| -> Vec<bool> {
+        stats(world)["regions"].as_array().unwrap().iter().take(3).map(|region| region["lazy_bytes"] != 0).collect()
+    };
+    let other = world.region("other", policy(Backup::None));
+    world.allocate(other, CHUNK).unwrap();
+    assert_eq!(lazy(&world), [true, false, true]);
+    assert!(world.engine.make_way(Device(0), CHUNK), "for an allocation that is none of ours");
+    assert_eq!(lazy(&world), [false, false, true]);
+    assert!(world.engine.make_way(Device(0), 2 * CHUNK) && !world.engine.make_way(Device(0), CHUNK));
+    assert!(!world.engine.make_way(Device(1), CHUNK));
+    world.driver.set_capacity(1 << 22);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    assert_eq!(addrs.len(), 3);
+    world.check_no_leak();
+}
+
+#[test]
+fn a_resume_that_does_not_fit_gets_the_memory() {
+    let (mut world, _, _) = held(policy(Backup::Host), SIZE + CHUNK);
+    let other = world.region("other", policy(Backup::Host));
+    world.resume(&tag("r")).unwrap();
+    world.pause(&tag("r")).unwrap();
+    let addr = world.allocate(other, SIZE).unwrap();
+    world.write(addr);
+    for name in ["r", "other", "r"] {
+        world.pause_lazily(&Selection::All).unwrap();
+        world.resume(&tag(name)).unwrap();
+        world.check();
+        assert!(world.driver.used_bytes() <= SIZE + CHUNK);
+    }
+    world.driver.set_capacity(1 << 22);
+    resume_and_check(world);
+}
+
+#[test]
+fn a_pause_a_switch_or_a_trim_says_now() {
+    let nows: [fn(&mut World); 4] = [
+        |world| {
+            let report = world.pause(&tag("r")).unwrap();
+            assert_eq!((report.regions_changed, report.regions_unchanged), (1, 0));
+            assert_eq!((report.bytes_moved, report.bytes_expected, report.allocations), (SIZE, SIZE, 1));
+            assert_eq!((report.bytes_copied, report.bytes_hashed), (0, 0));
+        },
+        |world| assert_eq!(world.pause(&Selection::All).unwrap().bytes_moved, SIZE),
+        |world| assert_eq!(world.engine.trim().0, SIZE),
+        |world| {
+            world.region("other", policy(Backup::Host));
+            world.switch(&tag("r"), &tag("other")).unwrap();
+        },
+    ];
+    for now in nows {
+        let (mut world, _, _) = held(Policy { clean: Clean::Verified, ..policy(Backup::Host) }, 1 << 22);
+        now(&mut world);
+        assert_eq!(world.driver.used_bytes(), 0);
+        assert_eq!(world.pause(&tag("r")).unwrap().regions_changed, 0, "once");
+        resume_and_check(world);
+    }
+}
+
+#[test]
+fn a_lazy_pause_of_what_is_paused_changes_nothing() {
+    let (mut world, _, _) = held(policy(Backup::Host), 1 << 22);
+    let calls = world.driver.calls();
+    let report = world.pause_lazily(&tag("r")).unwrap();
+    assert_eq!((report.regions_changed, report.regions_unchanged, world.driver.calls()), (0, 1, calls));
+    resume_and_check(world);
+}
+
+#[test]
+fn what_must_read_as_zero_does() {
+    let mut world = World::new(1 << 22);
+    let region = world.region("r", Policy { zero_fill: true, ..policy(Backup::None) });
+    let addr = world.allocate(region, SIZE).unwrap();
+    world.write(addr);
+    world.set_override(addr, 0, CHUNK, true);
+    let report = world.pause_lazily(&tag("r")).unwrap();
+    assert_eq!((report.bytes_lazy, report.bytes_moved), (CHUNK, CHUNK), "what is kept stays, the rest goes");
+    resume_and_check(world);
+}
+
+#[test]
+fn memory_is_freed_while_it_is_held() {
+    let (mut world, _, addr) = held(policy(Backup::Host), 1 << 22);
+    world.free(addr).unwrap();
+    assert_eq!(world.driver.used_bytes(), 0);
+    world.check_no_leak();
+}
+
+#[test]
+fn what_the_driver_refuses_to_take_stays_with_its_content() {
+    for verb in ["unmap", "release"] {
+        let (mut world, _, _) = held(policy(Backup::Host), 1 << 22);
+        world.driver.fail_always(Some((verb, DriverErrorKind::Other)));
+        world.pause(&tag("r")).unwrap_err();
+        world.engine.trim();
+        world.driver.fail_always(None);
+        assert_eq!(world.states().values().next(), Some(&State::Paused));
+        world.pause(&tag("r")).unwrap();
+        assert_eq!(world.driver.used_bytes(), 0, "{verb}");
+        resume_and_check(world);
+    }
+}
+
+#[test]
+fn a_failed_lazy_pause_leaves_the_region_resident() {
+    let mut world = World::new(1 << 22);
+    let region = world.region("r", policy(Backup::Host));
+    let addr = world.allocate(region, SIZE).unwrap();
+    world.write(addr);
+    world.driver.fail_always(Some(("copy_to_host", DriverErrorKind::Other)));
+    world.pause_lazily(&tag("r")).unwrap_err();
+    world.driver.fail_always(None);
+    world.check();
+    world.write_part(addr, GRANULARITY, 5);
+    world.pause_lazily(&tag("r")).unwrap();
+    resume_and_check(world);
+}
+
+#[test]
+fn a_peer_that_comes_meanwhile_has_access() {
+    let (mut world, _, addr) = held(policy(Backup::Host), 1 << 22);
+    world.engine.allow_peer(Device(0), Device(1)).unwrap();
+    world.resume(&tag("r")).unwrap();
+    assert!(world.driver.peek(Device(1), addr, 1).is_ok());
+    world.check_no_leak();
+}
