@@ -58,12 +58,12 @@ pub(super) fn make(team: &Team<'_>, jobs: &[Job], sender: &Sender<Made>) {
         let outcome = make_run(team, &left[..run_length(left, longest)], &mut made);
         left = &left[made.len()..];
         longest = (2 * longest).min(LONGEST_RUN);
-        if let (Ok(()), Some(progress)) = (&outcome, team.call.progress) {
+        if let (Ok(_), Some(progress)) = (&outcome, team.call.progress) {
             progress.made(made.len());
         }
         for one in made {
             // Whoever copies still takes what is in the channel after a failure.
-            let _ = sender.send(Made { ready: one.mapped && outcome.is_ok(), ..one });
+            let _ = sender.send(Made { ready: outcome == Ok(true), ..one });
         }
         if let Err(error) = outcome {
             return team.fail(error);
@@ -79,8 +79,9 @@ fn run_length(jobs: &[Job], longest: usize) -> usize {
     1 + jobs.windows(2).take(longest - 1).take_while(joined).count()
 }
 
-/// Makes as much of a run as there is memory for now, at least one chunk, and opens it.
-fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<()> {
+/// Makes as much of a run as there is memory for now, at least one chunk, and opens it. False if it was freed meanwhile: what is mapped of
+/// it, by this call or an earlier one, was not opened, and nobody may touch it.
+fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<bool> {
     for job in run {
         if !made.is_empty() && team.pool.would_wait(job.extent.device, job.size) {
             break;
@@ -92,13 +93,14 @@ fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<()> {
             if job.physical.is_none() {
                 team.pool.skip(job.extent.device, job.size);
             }
-            return Ok(());
+            return Ok(false);
         }
         let Some(one) = made.last_mut() else { continue };
         supply(team, job, one)?;
         map(team, job, one)?;
     }
-    open(team, &run[..made.len()])
+    open(team, &run[..made.len()])?;
+    Ok(true)
 }
 
 fn supply(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {

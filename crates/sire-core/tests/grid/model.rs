@@ -256,7 +256,15 @@ impl Life {
         let Some(addr) = self.pick(which) else { return };
         let size = self.world.twins[&addr].bytes.len() as u64;
         let from = from % size;
-        self.world.set_override(addr, from, len.min(size - from), keep);
+        let len = len.min(size - from);
+        self.world.set_override(addr, from, len, keep);
+        let twin = &self.world.twins[&addr];
+        if !keep && self.is_paused(twin.region) {
+            // A resume that fails may leave chunks on the device, and the next pause of them throws these bytes away.
+            let range = from as usize..(from + len) as usize;
+            let twin = self.world.twins.get_mut(&addr).unwrap();
+            twin.promised.set(twin.bytes.len(), range, false);
+        }
     }
 
     /// The file is as the memory is now, also if that is written to afterwards.

@@ -339,3 +339,21 @@ fn a_full_device_does_not_make_a_capture_unmap() {
     world.allocate(region, 2 * CHUNK).unwrap();
     world.check_no_leak();
 }
+
+/// The program freed paused memory while it was being resumed. Of a run of chunks some were mapped already, but access is set for the whole run at
+/// its end, which did not come any more; they counted as ready, and the copy into them lost the device's context.
+#[test]
+fn a_free_in_the_middle_of_a_run_of_maps_leaves_nothing_to_copy_into() {
+    for before in 0..6 {
+        let driver = Arc::new(MemDriver::new(MANY));
+        let engine = Arc::new(Engine::new(driver.clone(), Config { chunk: CHUNK, small: 4096, ..Config::default() }));
+        let region = engine.region("m", policy(Backup::Host)).unwrap();
+        let addr = engine.allocate(World::request(region, 6 * CHUNK)).unwrap();
+        engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+        let program = Arc::clone(&engine);
+        driver.at_later("map", before, move || program.free(addr, false).unwrap());
+        engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+        assert_eq!(driver.lost(), None, "freed at map {before}");
+        assert_eq!((engine.allocation(addr), driver.counts()), (None, (0, 0, 0)));
+    }
+}
