@@ -7,6 +7,7 @@ Tests in this directory need neither PyTorch nor a device: they use a stand-in f
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ SOURCE = ROOT / "python-shim" / "src"
 if str(SOURCE) not in sys.path and not os.environ.get("SIRE_TEST_INSTALLED"):
     sys.path.insert(0, str(SOURCE))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# A job that a script's shell starts in the background begins with SIGINT ignored, and Python leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not os.environ.get("SIRE_TEST_MODE"):
     collect_ignore = ["device"]

@@ -20,13 +20,15 @@ def run(context: Context, report: Report) -> None:
     if not folder.is_dir():
         report.check("python", False, "tests/python is not there")
         return
+    # The software device computes on the CPU.
+    seconds = 180 if context.software else 60
     # Every file in a process of its own, as these tests want it: what one leaves in PyTorch's pools stays there.
     for mode in ("preload", "torch"):
         named = {"SIRE_TEST_MODE": mode, "SIRE_HOOK_MODE": mode}
         for file in sorted((folder / "device").glob("test_*.py")):
             name = f"python.{mode}.{file.stem}"
-            pytest(context, report, name, file, seconds=60, named=named, preload=mode == "preload")
-    pytest(context, report, "python", folder, seconds=60, ignore=[folder / "device", folder / STARTER])
+            pytest(context, report, name, file, seconds=seconds, named=named, preload=mode == "preload")
+    pytest(context, report, "python", folder, seconds=seconds, ignore=[folder / "device", folder / STARTER])
 
 
 def pytest(
