@@ -33,7 +33,8 @@ def pause(tag: str | None = None, *, live_only: bool = True, release: Release = 
 
     ``release="lazy"`` backs everything up and pauses the tag, but its physical memory stays until somebody in this
     process needs it: an allocation or a resume that finds no room, `sire.trim`, or a pause of the tag without it. A
-    resume before that costs nothing. Other processes cannot have the memory until then.
+    resume before that costs nothing. Other processes cannot have the memory until then, nor can, in hook mode
+    ``"torch"``, tensors outside of regions.
     """
     if release not in ("now", "lazy"):
         raise InvalidArgumentError(f"release is 'now' or 'lazy', not {release!r}")

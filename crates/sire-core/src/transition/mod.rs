@@ -82,10 +82,19 @@ impl Machine {
         let call = Call::new(self, Duration::ZERO).lazily(options.lazy);
         let batch = Batch::close(regions.clone(), Phase::Paused)?;
         let mut report = self.pause_batch(batch, options.dead, &call)?;
-        if !options.lazy {
-            self.release_now(&regions, &mut report)?;
+        let paused = report.regions_changed;
+        if options.lazy {
+            return Ok(report);
         }
-        Ok(report)
+        match self.release_now(&regions, &mut report) {
+            Err(error) if paused == 0 => Err(error),
+            Err(error) => {
+                // The pause itself came to its end, which an error would deny.
+                self.heap.notices.add(format!("memory that was held lazily stays for now: {error}; pause it again"));
+                Ok(report)
+            }
+            Ok(()) => Ok(report),
+        }
     }
 
     fn pause_batch(&self, mut batch: Batch, dead: Option<&dyn DeadRanges>, call: &Call) -> Result<Report> {

@@ -403,14 +403,19 @@ fn every_call_of_the_short_lives_fails_once() {
         short_between_processes,
         short_file,
         short_declared_file,
-        short_ahead_declared,
-        short_ahead_verified,
-        short_ahead_on_disk,
-        short_lazy,
-        short_lazy_on_disk,
     ]
     .into_iter()
     .for_each(every_call);
+}
+
+#[test]
+fn every_call_of_a_backup_ahead_fails_once() {
+    [short_ahead_declared, short_ahead_verified, short_ahead_on_disk].into_iter().for_each(every_call);
+}
+
+#[test]
+fn every_call_of_a_lazy_pause_fails_once() {
+    [short_lazy, short_lazy_on_disk].into_iter().for_each(every_call);
 }
 
 #[test]

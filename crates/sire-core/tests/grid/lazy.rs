@@ -194,6 +194,22 @@ fn what_the_driver_refuses_to_take_stays_with_its_content() {
     }
 }
 
+/// A pause of everything paused one region, and then failed to release the other, which was held lazily: it answered with the driver's error, as
+/// if nothing had happened. (Found by the random lives.)
+#[test]
+fn a_pause_that_cannot_release_what_was_paused_before_is_a_pause_nevertheless() {
+    let (mut world, _, _) = held(policy(Backup::Host), 1 << 22);
+    let other = world.region("other", policy(Backup::None));
+    assert_eq!(world.engine.state(other), Ok(State::Resident));
+    world.driver.fail_always(Some(("unmap", DriverErrorKind::Other)));
+    assert_eq!(world.pause(&Selection::All).unwrap().bytes_moved, 0);
+    world.driver.fail_always(None);
+    assert!(world.engine.take_notices().iter().any(|notice| notice.contains("held lazily")));
+    assert_eq!(world.engine.state(other), Ok(State::Paused));
+    assert_eq!(world.pause(&Selection::All).unwrap().bytes_moved, SIZE);
+    resume_and_check(world);
+}
+
 #[test]
 fn a_failed_lazy_pause_leaves_the_region_resident() {
     let mut world = World::new(1 << 22);
