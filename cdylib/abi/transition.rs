@@ -323,13 +323,13 @@ pub unsafe extern "C" fn sire_pause(
         let options = PauseOptions { capturing: capture::in_progress(), dead, lazy };
         let report = carry_out(|engine| engine.pause(&selection, options))?;
         log::info!(
-            "paused {}: {} regions changed, {} bytes given back, {} held until somebody needs them, {} copied to backups, {} discarded",
+            "paused {}: {} regions changed, {} bytes given back, {} copied to backups, {} discarded, {} held until somebody needs them",
             Named(&selection),
             report.regions_changed,
             report.bytes_moved,
-            report.bytes_lazy,
             report.bytes_copied,
-            report.bytes_discarded
+            report.bytes_discarded,
+            report.bytes_lazy
         );
         // SAFETY: the caller's promise.
         unsafe { place.put(&report) };

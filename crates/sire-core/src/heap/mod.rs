@@ -41,7 +41,7 @@ pub(crate) struct Heap {
     pub(crate) notices: Notices,
     bins: Bins,
     graveyard: Mutex<Vec<Arc<Extent>>>,
-    /// Extents that are being read, see [`Reading`].
+    /// Extents that are being read, see [`reading`].
     reading: Mutex<Vec<Arc<Extent>>>,
     /// Physical memory of no chunk, which the driver refused to take back.
     orphans: Mutex<Vec<Physical>>,

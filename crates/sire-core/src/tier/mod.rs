@@ -1,7 +1,7 @@
 //! Where backups are. A *tier* lends room for bytes before anything is released, and keeps them until the room
 //! is dropped. Host memory ([`host`], in slabs, see [`slab`]) is the engine's own: the device copies straight into it. Every other tier is a
 //! [`Tier`]: the engine brings the bytes to it through buffers of its own and the threads of [`queue`], and
-//! gives none to a device before their checksum ([`record`]) was right. [`disk`] keeps them in private files, [`file`] knows
+//! gives none to a device before their checksum ([`record`]) was right. [`disk`] keeps them in private files, [`mod@file`] knows
 //! that a file of the program's has them already; others come from outside ([`conformance`] asks whether they keep the bargain).
 //! [`memory`] knows how much the machine has left.
 
@@ -41,7 +41,7 @@ use std::sync::Arc;
 /// * A read asks for exactly what one write kept last: same offset, same length.
 /// * Calls block. They come from several threads at once (about [`Tier::depth`]), never from an allocation hook, never
 ///   while the engine holds a lock. They must not use CUDA and must not call the engine.
-/// * Whatever goes wrong is an [`Error`](crate::error::Error): `OutOfBackupSpace` for want of space, else `BackupIo`, with a
+/// * Whatever goes wrong is an [`Error`]: `OutOfBackupSpace` for want of space, else `BackupIo`, with a
 ///   message that names the place and what to do. A panic is caught and counts as `Internal`.
 pub trait Tier: Send + Sync + Debug {
     /// A short name for messages and statistics.
