@@ -1,6 +1,6 @@
 //! An extent: one reservation, cut into chunks, and the truth about each chunk: which physical memory it has,
 //! whether that is mapped, and whether its bytes are on the device or in a backup. A large allocation is an
-//! extent; small ones are slots of an extent that is a slab.
+//! extent; small ones are slots of an extent that is a slab; a [`Mapping`] of the program's own is an extent of one chunk.
 //!
 //! Chunks are changed only by whoever has *claimed* the extent. A [`Claim`] owns the chunks while it
 //! lives, so no lock is held while the driver works; what arrives meanwhile (a free, a new peer) is
@@ -8,7 +8,8 @@
 
 mod reading;
 
-use crate::driver::{Addr, Device, Physical, ProgramStream};
+use crate::driver::{Access, Addr, Device, Physical, ProgramStream, Properties};
+use crate::mapping::Mapping;
 use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -33,6 +34,8 @@ pub(crate) struct Chunk {
     pub(crate) offset: u64,
     pub(crate) size: u64,
     pub(crate) physical: Option<Physical>,
+    /// What the program asked of its memory; `None`: nothing, it is the driver's choice.
+    pub(crate) properties: Option<Properties>,
     pub(crate) mapped: bool,
     pub(crate) truth: Truth,
     /// The backup, in the order of offsets. With `Truth::Device`: a retained, perhaps outdated one.
@@ -41,7 +44,8 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     fn new(offset: u64, size: u64) -> Chunk {
-        Chunk { offset, size, physical: None, mapped: false, truth: Truth::Device, segments: Vec::new() }
+        let (physical, properties, segments) = (None, None, Vec::new());
+        Chunk { offset, size, physical, properties, mapped: false, truth: Truth::Device, segments }
     }
 
     /// The offsets it covers in its extent.
@@ -191,6 +195,8 @@ pub(crate) struct Extent {
     pub(crate) device: Device,
     pub(crate) region: RegionId,
     pub(crate) slab: Option<Slab>,
+    /// Set where the program made the mapping itself: then the addresses are its own too.
+    pub(crate) mapping: Option<Mapping>,
     inner: Mutex<Inner>,
     resident: AtomicU64,
     backed_up: AtomicU64,
@@ -228,6 +234,32 @@ impl Extent {
     ) -> (Arc<Extent>, Claim) {
         let (size, requested, chunk) = sizes;
         let chunks = (0..size).step_by(chunk as usize).map(|at| Chunk::new(at, chunk.min(size - at))).collect();
+        let extent =
+            Extent { base, size, requested, device, region, slab, mapping: None, ..Extent::claimed_by_maker() };
+        let extent = Arc::new(extent);
+        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
+        (extent, claim)
+    }
+
+    /// A mapping that the program is making of `physical`, claimed by the caller; not mapped yet.
+    pub(crate) fn of_mapping(
+        (base, size): (Addr, u64),
+        device: Device,
+        region: RegionId,
+        (physical, properties): (Physical, Properties),
+        mapping: Mapping,
+    ) -> (Arc<Extent>, Claim) {
+        let mapping = Some(mapping);
+        let extent = Extent { base, size, requested: size, device, region, mapping, ..Extent::claimed_by_maker() };
+        let extent = Arc::new(extent);
+        let (physical, properties) = (Some(physical), Some(properties));
+        let chunks = vec![Chunk { physical, properties, ..Chunk::new(0, size) }];
+        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
+        (extent, claim)
+    }
+
+    /// Nothing yet, claimed.
+    fn claimed_by_maker() -> Extent {
         let inner = Inner {
             chunks: Vec::new(),
             claimed: true,
@@ -239,20 +271,42 @@ impl Extent {
             settling: Ranges::new(),
             attached: Vec::new(),
         };
-        let extent = Arc::new(Extent {
-            base,
-            size,
-            requested,
-            device,
-            region,
-            slab,
+        Extent {
+            base: Addr(0),
+            size: 0,
+            requested: 0,
+            device: Device(0),
+            region: RegionId(0),
+            slab: None,
+            mapping: None,
             inner: Mutex::new(inner),
             resident: AtomicU64::new(0),
             backed_up: AtomicU64::new(0),
             stored: AtomicU64::new(0),
-        });
-        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
-        (extent, claim)
+        }
+    }
+
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> Range<u64> {
+        self.base.0..self.base.0 + self.size
+    }
+
+    /// Whether its owner may touch it. Where the program maps memory itself, that takes a call of its own; before, there is no content.
+    pub(crate) fn is_open(&self) -> bool {
+        self.mapping.as_ref().is_none_or(|mapping| mapping.is_open_to(self.device))
+    }
+
+    /// Whether one call may give both access: who may touch them is the same.
+    pub(crate) fn opens_like(&self, other: &Extent) -> bool {
+        match (&self.mapping, &other.mapping) {
+            (Some(mine), Some(theirs)) => self.device == other.device && mine.access() == theirs.access(),
+            _ => false,
+        }
+    }
+
+    /// Who may touch it, as the program said; `None` where that is the engine's to say.
+    pub(crate) fn access(&self) -> Option<Vec<Access>> {
+        self.mapping.as_ref().map(Mapping::access)
     }
 
     /// Whether no pause takes it.
@@ -295,6 +349,12 @@ impl Extent {
             return Freed::Already;
         }
         self.claimed(&mut inner).map_or(Freed::Deferred, Freed::Claimed)
+    }
+
+    /// Whether somebody has claimed it, or reads it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.claimed || inner.readers > 0
     }
 
     /// Whether it was freed.
@@ -396,6 +456,9 @@ impl Extent {
 
     /// Offsets that hold allocations.
     pub(crate) fn live_ranges(&self) -> Ranges {
+        if !self.is_open() {
+            return Ranges::new();
+        }
         self.slab.as_ref().map_or_else(|| Ranges::of(0..self.requested), Slab::live_ranges)
     }
 
