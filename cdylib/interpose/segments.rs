@@ -9,6 +9,7 @@ use super::guard::Guard;
 use super::runtime::{report, wanted};
 use crate::boundary::catch;
 use crate::capture::{self, Relaxed};
+use crate::log;
 use crate::process::{self, Process};
 use sire_core::driver::{Access, Addr, Device, Physical, Properties};
 use sire_core::error::{Error, Result, Status};
@@ -143,10 +144,13 @@ fn create_ours(device: Device, size: u64, properties: Properties) -> Option<std:
 /// Out of memory is the one failure that PyTorch recovers from. Only where it asks for a fabric handle to see whether there is one, it
 /// is to hear that there is none.
 fn refusal(error: &Error, properties: Properties) -> Code {
-    report("making physical memory", error);
-    let probing = properties.shareable & FABRIC != 0;
     let short = matches!(error.status, Status::OutOfDeviceMemory | Status::Paused | Status::Busy);
-    if probing && !short { NOT_SUPPORTED } else { OUT_OF_MEMORY }
+    if properties.shareable == FABRIC && !short {
+        log::info!("there are no fabric handles: {error}");
+        return NOT_SUPPORTED;
+    }
+    report("making physical memory", error);
+    OUT_OF_MEMORY
 }
 
 pub(super) unsafe extern "C" fn release(handle: u64) -> Code {
