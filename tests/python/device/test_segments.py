@@ -117,7 +117,7 @@ def test_training_goes_on_bit_for_bit(tag: str, expandable: bool) -> None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            found.append(float(loss))
+            found.append(float(loss.detach()))
             if pausing:
                 with sire.paused(f"{tag}/{pausing}"):
                     pass
