@@ -44,7 +44,8 @@ def test_grow_pause_free_and_grow_again(tag: str, expandable: bool) -> None:
     for round_ in range(3):
         used = device_used()
         report = sire.pause(tag)
-        assert used - device_used() == report.bytes_moved == report.bytes_expected
+        # Without such segments, what is wholly free in the pool goes back besides.
+        assert used - device_used() >= report.bytes_moved == report.bytes_expected
         # The one beside it, of no region, is untouched; what is freed while it is paused is forgotten.
         other = full(77, 48)
         if round_ == 1:
