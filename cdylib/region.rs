@@ -6,6 +6,7 @@
 use crate::boundary::invalid;
 use crate::capture;
 use crate::config;
+use crate::interpose::probe;
 use crate::process;
 use crate::tms;
 use sire_core::engine::{Backup, Engine, OnPaused, Policy, RegionId};
@@ -89,36 +90,38 @@ fn process_wide_value() -> Result<Option<RegionId>> {
     Ok((value < UNREAD).then_some(RegionId(value)))
 }
 
-/// Opens a region, unless PyTorch's expandable segments would go past it.
+/// Opens a region.
 pub(crate) fn open(tag: &str, policy: Policy) -> Result<RegionId> {
-    refuse_expandable_segments()?;
     process::get()?.engine.region(tag, policy)
 }
 
-/// PyTorch's expandable segments never call cudaMalloc: a region around them would silently do nothing.
-pub(crate) fn refuse_expandable_segments() -> Result<()> {
-    match config::get()?.expandable_segments {
-        None => Ok(()),
-        Some(variable) => Err(Error::new(
+/// PyTorch's expandable segments never call cudaMalloc. Where its way to the driver does not lead through our hooks either, a process-wide
+/// region would silently hold nothing. (PyTorch's pools with an allocator of ours use no such segments.)
+fn refuse_unseen_segments() -> Result<()> {
+    let settings = config::get()?;
+    let is_served = |settings: &config::Settings| settings.disabled || (settings.hooks && probe::live());
+    match settings.expandable_segments {
+        Some(variable) if !is_served(settings) => Err(Error::new(
             Status::Unsupported,
             format!(
-                "{variable} has expandable_segments:True, which regions do not serve yet: such memory would not be \
-                 paused; remove expandable_segments from {variable}"
+                "{variable} has expandable_segments:True, which a process-wide region serves only in the hook mode preload: such memory \
+                 would not be paused; preload the library, or remove expandable_segments from {variable}"
             ),
         )),
+        _ => Ok(()),
     }
 }
 
 /// Under a process-wide region of the environment's, pausing "everything" would find nothing, and look like a success.
 pub(crate) fn refuse_blind_process_region() -> Result<()> {
     let settings = config::get()?;
-    if settings.region.is_some() || settings.tms.enable { refuse_expandable_segments() } else { Ok(()) }
+    if settings.region.is_some() || settings.tms.enable { refuse_unseen_segments() } else { Ok(()) }
 }
 
 /// Sets the default of threads outside any region.
 pub(crate) fn set_process_wide(region: u32) -> Result<()> {
     if region != NONE {
-        refuse_expandable_segments()?;
+        refuse_unseen_segments()?;
         process::get()?.engine.state(RegionId(region))?;
     }
     PROCESS_WIDE.store(region, Ordering::Release);
@@ -127,7 +130,6 @@ pub(crate) fn set_process_wide(region: u32) -> Result<()> {
 
 /// This thread goes inside.
 pub(crate) fn enter(region: RegionId, on_paused: OnPaused) -> Result<()> {
-    refuse_expandable_segments()?;
     let engine = &process::get()?.engine;
     let depth = THREAD.with(|thread| thread.depth.get());
     if depth == DEEPEST {

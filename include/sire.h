@@ -38,7 +38,7 @@ enum sire_status
   SIRE_STATUS_BACKUP_IO = 10,
   // There is no usable driver or device.
   SIRE_STATUS_NO_DRIVER = 11,
-  // The environment cannot be served (for example expandable segments inside a region).
+  // The environment cannot be served (for example memory of two regions in one segment of PyTorch's).
   SIRE_STATUS_UNSUPPORTED = 12,
   // The device context is lost; only a new process helps.
   SIRE_STATUS_DEVICE_LOST = 13,

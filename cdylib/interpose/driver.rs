@@ -1,6 +1,6 @@
-//! The way to the driver: passed through for now. What is looked up here tells one thing worth saying.
+//! The way to the driver through a CUDA runtime: every question is passed on, and for the functions of [`entry`] the answer is ours.
 
-use super::{cudaError, original};
+use super::{cudaError, entry, original};
 use crate::config;
 use crate::log;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
@@ -15,8 +15,8 @@ pub(super) unsafe extern "C" fn entry_point(
 ) -> cudaError {
     // SAFETY: the program's own arguments, as it passed them.
     unsafe {
-        notice(symbol);
-        original::runtime(caller).driver_entry_point(symbol, out, flags, status)
+        let code = original::runtime(caller).driver_entry_point(symbol, out, flags, status);
+        answer(code, symbol, out, entry::UNVERSIONED)
     }
 }
 
@@ -30,25 +30,37 @@ pub(super) unsafe extern "C" fn entry_point_by_version(
 ) -> cudaError {
     // SAFETY: the program's own arguments, as it passed them.
     unsafe {
-        notice(symbol);
-        original::runtime(caller).driver_entry_point_by_version(symbol, out, version, flags, status)
+        let code = original::runtime(caller).driver_entry_point_by_version(symbol, out, version, flags, status);
+        answer(code, symbol, out, version)
     }
 }
 
-/// Says once that a process-wide region will miss PyTorch's expandable segments: they come this way, not by cudaMalloc.
-unsafe fn notice(symbol: *const c_char) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    // SAFETY: the runtime requires a NUL-terminated name here too.
-    if symbol.is_null() || SAID.load(Ordering::Relaxed) || unsafe { CStr::from_ptr(symbol) } != c"cuMemCreate" {
-        return;
+/// Puts our function in the place of the driver's, if the runtime found one and hooks serve regions here.
+unsafe fn answer(code: cudaError, symbol: *const c_char, out: *mut *mut c_void, version: c_uint) -> cudaError {
+    if code != 0 || symbol.is_null() || out.is_null() {
+        return code;
     }
-    SAID.store(true, Ordering::Relaxed);
-    let Ok(settings) = config::get() else { return };
+    let Ok(settings) = config::get() else { return code };
+    // SAFETY: the runtime has just read a NUL-terminated name there.
+    let name = unsafe { CStr::from_ptr(symbol) };
+    if settings.disabled || !settings.hooks {
+        notice(name, settings);
+        return code;
+    }
+    // SAFETY: the runtime has just written there.
+    unsafe { out.write_unaligned(entry::replace(name, version, out.read_unaligned())) };
+    code
+}
+
+/// Says once that a process-wide region will miss PyTorch's expandable segments: they come this way, not by cudaMalloc.
+fn notice(name: &CStr, settings: &config::Settings) {
+    static SAID: AtomicBool = AtomicBool::new(false);
     let wide = settings.region.is_some() || settings.tms.enable;
-    if let (true, false, Some(variable)) = (wide, settings.disabled, settings.expandable_segments) {
+    let (true, false, Some(variable)) = (wide, settings.disabled, settings.expandable_segments) else { return };
+    if name == c"cuMemCreate" && !SAID.swap(true, Ordering::Relaxed) {
         log::error!(
-            "a process-wide region was asked for, but {variable} has expandable_segments:True: such memory is not seen \
-             and will not be paused; remove expandable_segments from {variable}"
+            "a process-wide region was asked for, but {variable} has expandable_segments:True: in the hook mode torch such memory is \
+             not seen and will not be paused; use the hook mode preload"
         );
     }
 }

@@ -1,5 +1,5 @@
 //! The functions of the CUDA runtime that Sire takes the place of: one table, each line calls into [`runtime`] or
-//! [`driver`]'s pass-through.
+//! [`driver`]. What a program then finds in the place of the driver's own functions is in [`entry`] and [`segments`].
 //!
 //! Every exported function is three instructions: it hands its caller's return address on as one argument more. From that
 //! address [`original`] finds the runtime that *this caller* links, whichever way it was loaded. The exports carry no symbol
@@ -8,11 +8,13 @@
 #![allow(non_snake_case, reason = "CUDA's names")]
 
 mod driver;
+mod entry;
 mod guard;
 pub(crate) mod original;
 pub(crate) mod peer;
 pub(crate) mod probe;
 pub(crate) mod runtime;
+mod segments;
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 
@@ -80,10 +82,10 @@ hooks! {
     cudaStreamEndCapture(stream: *mut c_void, graph: *mut *mut c_void) => runtime::end_capture, ("rdx", "x2");
     /// The original; if it was capturing, Sire then knows that the capture is over.
     cudaStreamDestroy(stream: *mut c_void) => runtime::stream_destroy, ("rsi", "x1");
-    /// The original. PyTorch's way to the driver's virtual-memory functions.
+    /// The original; of the driver's virtual-memory functions, PyTorch gets ours.
     cudaGetDriverEntryPoint(symbol: *const c_char, out: *mut *mut c_void, flags: c_ulonglong, status: *mut c_int)
         => driver::entry_point, ("r8", "x4");
-    /// The original. PyTorch's way to the driver's virtual-memory functions.
+    /// The original; of the driver's virtual-memory functions, PyTorch gets ours.
     cudaGetDriverEntryPointByVersion(symbol: *const c_char, out: *mut *mut c_void, version: c_uint, flags: c_ulonglong,
         status: *mut c_int) => driver::entry_point_by_version, ("r9", "x5");
 }

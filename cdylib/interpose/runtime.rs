@@ -112,7 +112,7 @@ unsafe fn serve(out: *mut *mut c_void, bytes: usize, stream: *mut c_void, caller
 }
 
 /// The region of this thread's next allocation, if hooks serve regions here.
-fn wanted() -> Result<Option<RegionId>> {
+pub(super) fn wanted() -> Result<Option<RegionId>> {
     match region::current()? {
         None => Ok(None),
         Some(region) => Ok(config::get()?.hooks.then_some(region)),
@@ -298,7 +298,7 @@ pub(super) unsafe extern "C" fn end_capture(stream: *mut c_void, graph: *mut *mu
 // ---- errors ---------------------------------------------------------------------------------------------------------
 
 /// The CUDA error that tells a program best what happened; also kept as this thread's last error.
-fn report(what: &str, error: &Error) -> cudaError {
+pub(super) fn report(what: &str, error: &Error) -> cudaError {
     boundary::remember(error);
     match error.status {
         // PyTorch frees its cache and tries again: nothing worth a line.

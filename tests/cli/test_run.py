@@ -139,12 +139,9 @@ def test_a_process_wide_region_defaults_to_a_backup_on_the_host(
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_a_region_past_which_memory_goes_is_refused(sire: Sire, library: Path, name: str) -> None:
+def test_a_region_serves_expandable_segments(sire: Sire, library: Path, name: str) -> None:
     settings = {name: "expandable_segments:True", "SIRE_LIBRARY": library}
-    done = sire("run", "--backup", "cpu", "--", "true", **settings)
-    assert done.returncode == 1
-    assert name in done.stderr
-    assert sire("run", "--", "true", **settings).returncode == 0
+    assert sire("run", "--backup", "cpu", "--", "true", **settings).returncode == 0
 
 
 def test_an_empty_tag_is_refused(sire: Sire, library: Path) -> None:

@@ -176,8 +176,26 @@ def test_a_full_pipe_stops_nobody(workshop: Workshop, sim_dir: Path) -> None:
 
 @pytest.mark.parametrize("variables", [{"SIRE_REGION": "all"}, {"TMS_INIT_ENABLE": "1"}])
 def test_a_process_wide_pause_past_which_memory_goes_is_refused(workshop: Workshop, sim_dir: Path, variables: dict[str, str]) -> None:
-    settings = variables | {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "SIRE_SIM_MEMORY": "512MiB"}
+    settings = variables | {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "SIRE_SIM_MEMORY": "512MiB", "SIRE_HOOK_MODE": "torch"}
     check(workshop.run(workshop.program("process_wide.c"), "blind", folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize("kind", ["regions", "odd", "off"])
+def test_segments(workshop: Workshop, sim_dir: Path, kind: str) -> None:
+    settings = {"SIRE_SIM_MEMORY": "512MiB", "SIRE_LOG": "off", "SIRE_DISABLE": "1" if kind == "off" else "0"}
+    check(workshop.run(workshop.program("segments.c"), kind, folders=(sim_dir,), extra=settings))
+
+
+def test_segments_outside_regions_and_in_hook_mode_torch(workshop: Workshop, sim_dir: Path) -> None:
+    program = workshop.program("segments.c")
+    check(workshop.run(program, "outside", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB"))
+    check(workshop.run(program, "off", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_HOOK_MODE="torch"))
+
+
+@pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_segments_of_a_whole_process(workshop: Workshop, sim_dir: Path, variable: str) -> None:
+    settings = {"SIRE_REGION": "whole", "SIRE_SIM_MEMORY": "11MiB", variable: "expandable_segments:True", "SIRE_LOG": "off"}
+    check(workshop.run(workshop.program("segments.c"), "process", folders=(sim_dir,), extra=settings))
 
 
 @pytest.mark.parametrize("backup", [None, "cpu", "disk"])
@@ -203,13 +221,6 @@ def test_hooks_serve_regions_only_in_their_mode(
     done = workshop.run(workshop.program("process_wide.c"), "whole", folders=(sim_dir,), extra=settings)
     assert (done.returncode == 0) == owned
     assert owned or "sire_owns(ours)" in done.stderr, done.stderr
-
-
-@pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
-def test_expandable_segments_are_refused_by_name(workshop: Workshop, sim_dir: Path, variable: str) -> None:
-    settings = {variable: "max_split_size_mb:64,expandable_segments:True", "SIRE_SIM_MEMORY": "512MiB"}
-    done = workshop.run(workshop.program("bad_input.c", "-lm"), folders=(sim_dir,), extra=settings)
-    assert done.returncode == 1 and "SIRE_STATUS_UNSUPPORTED" in done.stderr and variable in done.stderr
 
 
 def test_the_driver_can_be_named(workshop: Workshop, sim_dir: Path, sim_so: Path) -> None:

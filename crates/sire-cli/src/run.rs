@@ -98,12 +98,6 @@ fn region(changes: &mut Changes, options: &RunOptions) -> Result<(), Failure> {
     if tag.is_empty() {
         return Err(Failure::usage("--region needs a tag that is not empty").advice("For example: --region model"));
     }
-    if let Some((name, value)) = doctor::asked_expandable_segments() {
-        return Err(Failure::new(format!(
-            "{name}={value}: PyTorch's expandable segments are not allocated by cudaMalloc, so the region '{tag}' would hold nothing"
-        ))
-        .advice(format!("Take expandable_segments:True out of {name}, or leave --region and --backup out.")));
-    }
     changes.set("SIRE_REGION", tag);
     changes.set("SIRE_BACKUP", options.backup.map_or("cpu", crate::arguments::Backup::name));
     Ok(())

@@ -66,6 +66,15 @@ impl fmt::Display for Device {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Physical(pub u64);
 
+/// What a program asked of physical memory besides its size, so that memory which takes its place can do the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Properties {
+    /// The kinds of handle that it can be exported as: CUDA's bits.
+    pub shareable: u32,
+    /// Whether other devices on the bus may reach it (GPUDirect RDMA).
+    pub rdma: bool,
+}
+
 /// One of Sire's own streams; belongs to the device it was opened on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Stream(pub u64);
@@ -183,6 +192,15 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// `OutOfMemory` if the device has not enough left.
     fn create(&self, device: Device, size: u64) -> DriverResult<Physical>;
 
+    /// As `create`, with these properties. A driver that knows none makes what `create` makes.
+    ///
+    /// # Errors
+    /// As for `create`; the driver's own if the device cannot make such memory.
+    fn create_with(&self, device: Device, size: u64, properties: Properties) -> DriverResult<Physical> {
+        let _ = properties;
+        self.create(device, size)
+    }
+
     /// Drops the handle. The memory goes back to the device when no mapping is left.
     ///
     /// # Errors
@@ -201,7 +219,8 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// `Invalid` if `(addr, size)` is not exactly one mapping.
     fn unmap(&self, addr: Addr, size: u64) -> DriverResult<()>;
 
-    /// Sets who may touch `[addr, addr + size)`, which must be mapped throughout; may span several mappings.
+    /// Sets who may touch `[addr, addr + size)`, which must be mapped throughout; may span several mappings. Devices that are
+    /// not named keep what they have.
     ///
     /// # Errors
     /// `Invalid` as the bargain says.

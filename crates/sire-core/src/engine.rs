@@ -9,6 +9,7 @@ use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::raw::Counted;
 use crate::region::{Region, Regions};
+use crate::segments::Segments;
 use crate::settings::Settings;
 use crate::stats;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -34,6 +35,7 @@ pub struct Engine {
     allocated: AtomicU64,
     freed: AtomicU64,
     trace: Tracer,
+    segments: Segments,
 }
 
 impl Engine {
@@ -57,7 +59,9 @@ impl Engine {
             tending: Mutex::default(),
             untended: AtomicU64::new(0),
         });
-        Engine { machine, calls, allocated: AtomicU64::new(0), freed: AtomicU64::new(0), trace: Tracer::default() }
+        let segments = Segments::new(Arc::clone(&machine));
+        let (allocated, freed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Engine { machine, calls, allocated, freed, trace: Tracer::default(), segments }
     }
 
     /// The region for (tag, policy), made if there is none. Tags are paths of `/`-separated, non-empty
@@ -143,10 +147,7 @@ impl Engine {
         let _admission = region.admit("allocate in")?;
         let addr = self.find_memory(request, &region)?;
         if !request.capturing {
-            self.machine.host.prepare();
-            if matches!(region.policy.clean, Clean::Declared | Clean::Verified) {
-                self.machine.prepare_hash(request.device);
-            }
+            self.machine.make_ready(&region, request.device);
         }
         self.allocated.fetch_add(1, Ordering::Relaxed);
         Ok(addr)
@@ -170,6 +171,12 @@ impl Engine {
     #[must_use]
     pub fn make_way(&self, device: Device, bytes: u64) -> bool {
         self.machine.release_for(&BTreeMap::from([(device, bytes)])) > 0
+    }
+
+    /// Memory that the program maps itself.
+    #[must_use]
+    pub fn segments(&self) -> &Segments {
+        &self.segments
     }
 
     /// Whether the address lies in memory of ours, to 2 MiB. Wait-free, never a lock.
@@ -213,7 +220,11 @@ impl Engine {
     /// `PausedAfterFailure`: everything is paused, nothing is lost.
     pub fn pause(&self, selection: &Selection, options: PauseOptions<'_>) -> Result<Report> {
         refuse_capture(options.capturing, "pause")?;
-        let pause = || self.machine.pause(self.machine.regions.select(selection)?, options);
+        let pause = || {
+            let regions = self.machine.regions.select(selection)?;
+            self.segments.refuse_mixed(&regions)?;
+            self.machine.pause(regions, options)
+        };
         let outcome = self.trace.timed(Verb::Pause, selection, Duration::ZERO, pause);
         if outcome.is_ok() {
             self.machine.tend_later();
@@ -280,7 +291,11 @@ impl Engine {
     ) -> Result<(Report, Report)> {
         refuse_capture(options.capturing, "switch")?;
         let regions = &self.machine.regions;
-        let switch = || self.machine.switch(regions.select(pause)?, regions.select(resume)?, options);
+        let switch = || {
+            let leaving = regions.select(pause)?;
+            self.segments.refuse_mixed(&leaving)?;
+            self.machine.switch(leaving, regions.select(resume)?, options)
+        };
         let outcome = self.trace.timed_switch([pause, resume], Duration::ZERO, switch);
         if outcome.is_ok() {
             self.machine.tend_later();
@@ -337,14 +352,16 @@ impl Engine {
     /// # Errors
     /// `UnknownAddress` unless the range lies inside one allocation.
     pub fn changed(&self, addr: Addr, len: u64) -> Result<()> {
-        let outcome = self.range(addr, len).map(|(extent, range)| extent.note_changed(&Ranges::of(range)));
+        let note =
+            |parts: Vec<Part>| parts.into_iter().for_each(|part| part.extent.note_changed(&Ranges::of(part.range)));
+        let outcome = self.parts(addr, len).map(note);
         self.trace.record(|| Event::Changed { addr: addr.0, len, status: trace::status(&outcome) });
         outcome
     }
 
     /// From now on no pause takes the memory of the allocation that holds `addr`, until it is freed: it stays on the device, at the cost
-    /// of its bytes, while the rest of its region goes. A small allocation takes its neighbours in the same slab with it. Returns the
-    /// allocation's bytes; saying it again changes nothing.
+    /// of its bytes, while the rest of its region goes. A small allocation takes its neighbours in the same slab with it, memory that the program
+    /// maps itself takes what is mapped side by side with it. Returns the allocation's bytes; saying it again changes nothing.
     ///
     /// # Errors
     /// `UnknownAddress` if no live allocation holds it; `Paused` or `Busy` if its region is not resident.
@@ -355,6 +372,23 @@ impl Engine {
     }
 
     fn hold(&self, addr: Addr) -> Result<u64> {
+        let mut bytes = self.hold_one(addr)?;
+        let Some((first, size)) = self.segments.mapping(addr) else { return Ok(bytes) };
+        // A tensor knows no borders between the program's mappings: what lies beside, without a gap, stays too.
+        let mut above = first.offset(size);
+        while let Some((base, size)) = self.segments.mapping(above) {
+            bytes += self.hold_one(base)?;
+            above = base.offset(size);
+        }
+        let mut below = first;
+        while let Some((base, _)) = below.0.checked_sub(1).and_then(|at| self.segments.mapping(Addr(at))) {
+            bytes += self.hold_one(base)?;
+            below = base;
+        }
+        Ok(bytes)
+    }
+
+    fn hold_one(&self, addr: Addr) -> Result<u64> {
         let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, 1))?;
         let whole = base.0 - extent.base.0..base.0 - extent.base.0 + size;
         if extent.stays_resident(&whole) {
@@ -373,17 +407,29 @@ impl Engine {
     }
 
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
-        let outcome = self.range(addr, len).map(|(extent, range)| extent.set_override(&range, keep));
+        let set = |parts: Vec<Part>| parts.into_iter().for_each(|part| part.extent.set_override(&part.range, keep));
+        let outcome = self.parts(addr, len).map(set);
         self.trace.record(|| Event::Override { addr: addr.0, len, keep, status: trace::status(&outcome) });
         outcome
     }
 
-    /// `[addr, addr + len)` as offsets of its extent.
-    fn range(&self, addr: Addr, len: u64) -> Result<(Arc<Extent>, std::ops::Range<u64>)> {
-        let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, len))?;
-        let end = addr.0.checked_add(len).filter(|&end| end <= base.0 + size).ok_or_else(|| outside(addr, len))?;
-        let offset = extent.base.0;
-        Ok((extent, addr.0 - offset..end - offset))
+    /// `[addr, addr + len)` as offsets of its extent; of several that lie side by side, where the program maps memory itself.
+    fn parts(&self, addr: Addr, len: u64) -> Result<Vec<Part>> {
+        let outside = || outside(addr, len);
+        let end = addr.0.checked_add(len).ok_or_else(outside)?;
+        let mut parts: Vec<Part> = Vec::new();
+        let mut at = addr.0;
+        loop {
+            let (extent, base, size) = self.find(Addr(at)).ok_or_else(outside)?;
+            let reached = end.min(base.0 + size);
+            let (start, may_go_on) = (extent.base.0, extent.mapping.is_some());
+            parts.push(Part { extent, range: at - start..reached - start });
+            match reached == end {
+                true => return Ok(parts),
+                false if may_go_on => at = reached,
+                false => return Err(outside()),
+            }
+        }
     }
 
     /// The host backup of `[addr, addr + len)`, inside one allocation; `None` if there is none in host memory. Where it is not contiguous
@@ -392,10 +438,13 @@ impl Engine {
     /// # Errors
     /// `UnknownAddress` unless the range lies inside one allocation; `Busy` during a transition; `OutOfBackupSpace` for a copy.
     pub fn backup(&self, addr: Addr, len: u64) -> Result<Option<BackupView>> {
-        let (extent, range) = self.range(addr, len)?;
-        let found = extent.chunks(|chunks| extent::held(chunks, &range));
         let busy = || Error::new(Status::Busy, format!("the allocation at {addr:?} is being paused or resumed"));
-        let Some(parts) = found.ok_or_else(busy)? else { return Ok(None) };
+        let mut parts = Vec::new();
+        for Part { extent, range } in self.parts(addr, len)? {
+            let found = extent.chunks(|chunks| extent::held(chunks, &range));
+            let Some(held) = found.ok_or_else(busy)? else { return Ok(None) };
+            parts.extend(held);
+        }
         let span = match extent::contiguous(&parts) {
             Some(span) => span,
             None => self.machine.assemble(&parts, len)?,
@@ -435,18 +484,30 @@ impl Engine {
     /// `UnknownAddress` unless the range lies inside one allocation; `InvalidArgument` for another backup or bytes that the file
     /// does not have; `BackupIo` if it cannot be opened.
     pub fn attach_file(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<()> {
-        let (extent, range) = self.range(addr, len)?;
-        let region = self.machine.regions.get(extent.region)?;
-        if region.policy.backup != Backup::File {
-            let message =
-                format!("region '{}' does not keep its content in files; make it with the backup \"file\"", region.tag);
-            return Err(Error::new(Status::InvalidArgument, message));
+        let parts = self.parts(addr, len)?;
+        for part in &parts {
+            self.require_files(part.extent.region)?;
         }
         if len > 0 {
             let bytes = self.machine.tiers.files.bytes(path, at, len)?;
-            extent.attach(Attached::new(range, at, bytes));
+            let mut at = at;
+            for Part { extent, range } in parts {
+                let len = range.end - range.start;
+                extent.attach(Attached::new(range, at, Arc::clone(&bytes)));
+                at += len;
+            }
         }
         Ok(())
+    }
+
+    fn require_files(&self, region: RegionId) -> Result<()> {
+        let region = self.machine.regions.get(region)?;
+        if region.policy.backup == Backup::File {
+            return Ok(());
+        }
+        let message =
+            format!("region '{}' does not keep its content in files; make it with the backup \"file\"", region.tag);
+        Err(Error::new(Status::InvalidArgument, message))
     }
 
     /// Makes a tier from outside known; the result is the policy that sends backups there, for as long as the engine lives.
@@ -501,6 +562,12 @@ impl Engine {
 fn outside(addr: Addr, len: u64) -> Error {
     let message = format!("{len} bytes at {addr:?} do not lie inside one live allocation of Sire's");
     Error::new(Status::UnknownAddress, message)
+}
+
+/// A part of a range of addresses: offsets of one extent.
+struct Part {
+    extent: Arc<Extent>,
+    range: std::ops::Range<u64>,
 }
 
 fn refuse_capture(capturing: bool, what: &str) -> Result<()> {

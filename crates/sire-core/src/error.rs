@@ -34,7 +34,7 @@ pub enum Status {
     BackupIo = 10,
     /// There is no usable driver or device.
     NoDriver = 11,
-    /// The environment cannot be served (for example expandable segments inside a region).
+    /// The environment cannot be served (for example memory of two regions in one segment of PyTorch's).
     Unsupported = 12,
     /// The device context is lost; only a new process helps.
     DeviceLost = 13,

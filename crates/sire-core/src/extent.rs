@@ -1,14 +1,16 @@
 //! An extent: one reservation, cut into chunks, and the truth about each chunk: which physical memory it has,
 //! whether that is mapped, and whether its bytes are on the device or in a backup. A large allocation is an
-//! extent; small ones are slots of an extent that is a slab.
+//! extent; small ones are slots of an extent that is a slab; a [`Mapping`] of the program's own is an extent of one chunk.
 //!
 //! Chunks are changed only by whoever has *claimed* the extent. A [`Claim`] owns the chunks while it
 //! lives, so no lock is held while the driver works; what arrives meanwhile (a free, a new peer) is
 //! noted and handed to the claimant when it puts the chunks back.
 
 mod reading;
+mod slab;
 
-use crate::driver::{Addr, Device, Physical, ProgramStream};
+use crate::driver::{Access, Addr, Device, Physical, Properties};
+use crate::mapping::Mapping;
 use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
@@ -17,6 +19,8 @@ use crate::tier::file::Attached;
 use crate::tier::{Place, Segment};
 use std::ops::Range;
 use std::sync::Arc;
+
+pub(crate) use slab::Slab;
 
 /// Where a chunk's bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +37,8 @@ pub(crate) struct Chunk {
     pub(crate) offset: u64,
     pub(crate) size: u64,
     pub(crate) physical: Option<Physical>,
+    /// What the program asked of its memory; `None`: nothing, it is the driver's choice.
+    pub(crate) properties: Option<Properties>,
     pub(crate) mapped: bool,
     pub(crate) truth: Truth,
     /// The backup, in the order of offsets. With `Truth::Device`: a retained, perhaps outdated one.
@@ -41,7 +47,8 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     fn new(offset: u64, size: u64) -> Chunk {
-        Chunk { offset, size, physical: None, mapped: false, truth: Truth::Device, segments: Vec::new() }
+        let (physical, properties, segments) = (None, None, Vec::new());
+        Chunk { offset, size, physical, properties, mapped: false, truth: Truth::Device, segments }
     }
 
     /// The offsets it covers in its extent.
@@ -57,99 +64,6 @@ impl Chunk {
     /// Whether it holds memory though its bytes are in a backup.
     pub(crate) fn is_leftover(&self) -> bool {
         self.truth == Truth::Backup && (self.physical.is_some() || self.mapped)
-    }
-}
-
-/// In a slot's size: it was given out since the last backup. Small sizes are far below.
-const FRESH: u32 = 1 << 31;
-
-/// The sizes of a slab's slots that are in use (0: not in use), and whether they are fresh.
-#[derive(Debug, Default)]
-struct Slots {
-    sizes: Vec<u32>,
-    live: usize,
-}
-
-/// What makes an extent a slab.
-#[derive(Debug)]
-pub(crate) struct Slab {
-    /// Bytes per slot.
-    pub(crate) class: u64,
-    /// The stream it serves.
-    pub(crate) stream: ProgramStream,
-    slots: Mutex<Slots>,
-}
-
-impl Slab {
-    /// A slab of `size` bytes in slots of `class` bytes, all free.
-    pub(crate) fn new(class: u64, stream: ProgramStream, size: u64) -> Slab {
-        let sizes = vec![0; (size / class) as usize];
-        Slab { class, stream, slots: Mutex::new(Slots { sizes, live: 0 }) }
-    }
-
-    /// How many slots.
-    pub(crate) fn count(&self) -> usize {
-        lock(&self.slots).sizes.len()
-    }
-
-    /// Slots in use.
-    pub(crate) fn live(&self) -> usize {
-        lock(&self.slots).live
-    }
-
-    /// Bytes asked for in slots in use.
-    fn requested(&self) -> u64 {
-        lock(&self.slots).sizes.iter().map(|&size| u64::from(size & !FRESH)).sum()
-    }
-
-    /// Puts `size` bytes into the slot at `offset`.
-    pub(crate) fn occupy(&self, offset: u64, size: u64) {
-        let mut slots = lock(&self.slots);
-        let index = (offset / self.class) as usize;
-        if let Some(slot) = slots.sizes.get_mut(index) {
-            *slot = size as u32 | FRESH;
-            slots.live += 1;
-        }
-    }
-
-    /// Frees the slot at `offset`; false if nothing is in use there.
-    pub(crate) fn vacate(&self, offset: u64) -> bool {
-        let mut slots = lock(&self.slots);
-        let Some(slot) = slots.sizes.get_mut((offset / self.class) as usize) else { return false };
-        if !offset.is_multiple_of(self.class) || *slot == 0 {
-            return false;
-        }
-        *slot = 0;
-        slots.live -= 1;
-        true
-    }
-
-    /// The slot in use that holds `offset`: where it starts, and its bytes.
-    fn slot(&self, offset: u64) -> Option<(u64, u64)> {
-        let index = offset / self.class;
-        let size = u64::from(*lock(&self.slots).sizes.get(index as usize)? & !FRESH);
-        (size > 0 && offset - index * self.class < size).then_some((index * self.class, size))
-    }
-
-    fn live_ranges(&self) -> Ranges {
-        let slots = lock(&self.slots);
-        let mut live = Ranges::new();
-        for (index, &size) in slots.sizes.iter().enumerate().filter(|(_, size)| **size > 0) {
-            let start = index as u64 * self.class;
-            live.add(start..start + u64::from(size & !FRESH));
-        }
-        live
-    }
-
-    /// Slots that were given out since this was last asked.
-    fn take_fresh(&self) -> Ranges {
-        let mut slots = lock(&self.slots);
-        let mut fresh = Ranges::new();
-        for (index, size) in slots.sizes.iter_mut().enumerate().filter(|(_, size)| **size & FRESH != 0) {
-            *size &= !FRESH;
-            fresh.add(index as u64 * self.class..(index as u64 + 1) * self.class);
-        }
-        fresh
     }
 }
 
@@ -191,6 +105,8 @@ pub(crate) struct Extent {
     pub(crate) device: Device,
     pub(crate) region: RegionId,
     pub(crate) slab: Option<Slab>,
+    /// Set where the program made the mapping itself: then the addresses are its own too.
+    pub(crate) mapping: Option<Mapping>,
     inner: Mutex<Inner>,
     resident: AtomicU64,
     backed_up: AtomicU64,
@@ -228,6 +144,32 @@ impl Extent {
     ) -> (Arc<Extent>, Claim) {
         let (size, requested, chunk) = sizes;
         let chunks = (0..size).step_by(chunk as usize).map(|at| Chunk::new(at, chunk.min(size - at))).collect();
+        let extent =
+            Extent { base, size, requested, device, region, slab, mapping: None, ..Extent::claimed_by_maker() };
+        let extent = Arc::new(extent);
+        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
+        (extent, claim)
+    }
+
+    /// A mapping that the program is making of `physical`, claimed by the caller; not mapped yet.
+    pub(crate) fn of_mapping(
+        (base, size): (Addr, u64),
+        device: Device,
+        region: RegionId,
+        (physical, properties): (Physical, Properties),
+        mapping: Mapping,
+    ) -> (Arc<Extent>, Claim) {
+        let mapping = Some(mapping);
+        let extent = Extent { base, size, requested: size, device, region, mapping, ..Extent::claimed_by_maker() };
+        let extent = Arc::new(extent);
+        let (physical, properties) = (Some(physical), Some(properties));
+        let chunks = vec![Chunk { physical, properties, ..Chunk::new(0, size) }];
+        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
+        (extent, claim)
+    }
+
+    /// Nothing yet, claimed.
+    fn claimed_by_maker() -> Extent {
         let inner = Inner {
             chunks: Vec::new(),
             claimed: true,
@@ -239,20 +181,42 @@ impl Extent {
             settling: Ranges::new(),
             attached: Vec::new(),
         };
-        let extent = Arc::new(Extent {
-            base,
-            size,
-            requested,
-            device,
-            region,
-            slab,
+        Extent {
+            base: Addr(0),
+            size: 0,
+            requested: 0,
+            device: Device(0),
+            region: RegionId(0),
+            slab: None,
+            mapping: None,
             inner: Mutex::new(inner),
             resident: AtomicU64::new(0),
             backed_up: AtomicU64::new(0),
             stored: AtomicU64::new(0),
-        });
-        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
-        (extent, claim)
+        }
+    }
+
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> Range<u64> {
+        self.base.0..self.base.0 + self.size
+    }
+
+    /// Whether its owner may touch it. Where the program maps memory itself, that takes a call of its own; before, there is no content.
+    pub(crate) fn is_open(&self) -> bool {
+        self.mapping.as_ref().is_none_or(|mapping| mapping.is_open_to(self.device))
+    }
+
+    /// Whether one call may give both access: who may touch them is the same.
+    pub(crate) fn opens_like(&self, other: &Extent) -> bool {
+        match (&self.mapping, &other.mapping) {
+            (Some(mine), Some(theirs)) => self.device == other.device && mine.access() == theirs.access(),
+            _ => false,
+        }
+    }
+
+    /// Who may touch it, as the program said; `None` where that is the engine's to say.
+    pub(crate) fn access(&self) -> Option<Vec<Access>> {
+        self.mapping.as_ref().map(Mapping::access)
     }
 
     /// Whether no pause takes it.
@@ -295,6 +259,12 @@ impl Extent {
             return Freed::Already;
         }
         self.claimed(&mut inner).map_or(Freed::Deferred, Freed::Claimed)
+    }
+
+    /// Whether somebody has claimed it, or reads it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.claimed || inner.readers > 0
     }
 
     /// Whether it was freed.
@@ -396,6 +366,9 @@ impl Extent {
 
     /// Offsets that hold allocations.
     pub(crate) fn live_ranges(&self) -> Ranges {
+        if !self.is_open() {
+            return Ranges::new();
+        }
         self.slab.as_ref().map_or_else(|| Ranges::of(0..self.requested), Slab::live_ranges)
     }
 
@@ -662,17 +635,6 @@ mod tests {
         let Err(Unfinished::AccessStale(claim)) = claim.put_back() else { unreachable!("the peer was forgotten") };
         assert!(claim.put_back().is_ok());
         assert!(extent.refresh_access().is_some());
-    }
-
-    #[test]
-    fn slots_know_what_is_in_use() {
-        let slab = Slab::new(512, ProgramStream(0), 2048);
-        slab.occupy(512, 100);
-        assert_eq!(slab.slot(611), Some((512, 100)));
-        assert_eq!(slab.slot(612), None);
-        assert!(!slab.vacate(513) && !slab.vacate(0) && !slab.vacate(4096));
-        assert!(slab.vacate(512) && !slab.vacate(512));
-        assert_eq!((slab.live(), slab.count()), (0, 4));
     }
 
     #[test]

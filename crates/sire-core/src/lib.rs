@@ -4,12 +4,13 @@
 //!
 //! ```text
 //! engine                    the face: allocate, free, pause, resume, what can be asked; stats
+//! segments                  memory that the program maps itself: PyTorch's expandable segments
 //! progress                  what has arrived of a resume in the background
 //! transition                pause and resume of a set of regions: survey, plan, put_down, pick_up, undo
 //! trace                     what was called, written to a file and read back
 //! heap                      large and small allocations, slabs, memory that waits to be given back
 //! registry, region          address -> extent; tags, policies, threads inside, state
-//! extent                    one reservation and its chunks: where each byte is
+//! extent, mapping           one reservation and its chunks: where each byte is
 //! transfer                  pipelined copies between a device and the tiers
 //! pages                     which pages of content host memory has already
 //! tier                      where backups are: host memory, disk, files, tiers from outside
@@ -25,12 +26,14 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod progress;
+pub mod segments;
 pub mod tier;
 pub mod trace;
 
 mod clock;
 mod extent;
 mod heap;
+mod mapping;
 mod notices;
 mod pages;
 mod ranges;

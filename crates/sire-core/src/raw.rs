@@ -12,7 +12,7 @@
 use crate::digest::Digest;
 use crate::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Stream,
+    ProgramStream, Properties, Stream,
 };
 use crate::error::Result;
 use crate::sync::{Mutex, lock};
@@ -491,6 +491,7 @@ impl Driver for Counted {
         reserve(size: u64, align: u64) -> Addr;
         unreserve(addr: Addr, size: u64) -> ();
         create(device: Device, size: u64) -> Physical;
+        create_with(device: Device, size: u64, properties: Properties) -> Physical;
         release(physical: Physical) -> ();
         map(addr: Addr, size: u64, physical: Physical) -> ();
         unmap(addr: Addr, size: u64) -> ();

@@ -2,15 +2,19 @@
 //! happen: threads enter a resident region, allocations are admitted to it, and a transition closes
 //! it against both. A gate is locked for a few instructions, never across a driver call.
 
+use crate::clock;
 use crate::error::{Error, Result, Status};
-use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, ThreadId, lock, this_thread, wait};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, ThreadId, lock, this_thread, wait, wait_until};
 use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
 use crate::tier::Room;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// The longest tag, in bytes.
 const LONGEST_TAG: usize = 255;
+/// How long a pause waits for memory that is being mapped; a program does that in microseconds, or not at all.
+const MAPPING: Duration = Duration::from_millis(100);
 
 /// What a region is doing. `Pausing`, `Resuming` and `Releasing` never outlast a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +47,8 @@ struct Gate {
     admitted: usize,
     /// Somebody makes backups ahead of a pause.
     copied_ahead: bool,
+    /// Physical memory that the program has made, and neither mapped nor released yet.
+    in_hand: usize,
     left: Left,
 }
 
@@ -97,6 +103,7 @@ impl Region {
             inside: HashMap::new(),
             admitted: 0,
             copied_ahead: false,
+            in_hand: 0,
             left: Left::default(),
         };
         Region {
@@ -136,6 +143,20 @@ impl Region {
         self.require_resident(&gate, doing)?;
         gate.admitted += 1;
         Ok(Admission(Arc::clone(self)))
+    }
+
+    /// Memory that the program makes and will map: until the result is dropped, no transition begins.
+    pub(crate) fn take_in_hand(self: &Arc<Self>) -> Result<InHand> {
+        let mut gate = lock(&self.gate);
+        self.require_resident(&gate, "make memory in")?;
+        gate.in_hand += 1;
+        Ok(InHand(Arc::clone(self)))
+    }
+
+    /// The same for memory that was mapped until now, whatever the region is doing.
+    pub(crate) fn take_back_in_hand(self: &Arc<Self>) -> InHand {
+        lock(&self.gate).in_hand += 1;
+        InHand(Arc::clone(self))
     }
 
     fn require_resident(&self, gate: &Gate, doing: &str) -> Result<()> {
@@ -204,9 +225,17 @@ impl Region {
         gate.left.lazy && matches!(gate.phase, Phase::Paused | Phase::Releasing)
     }
 
-    /// Fails where [`Region::close`] would fail now. The gate stays as it is.
+    /// Fails where [`Region::close`] would fail now. The gate stays as it is. Memory that is being mapped is waited for a moment.
     pub(crate) fn check(&self, target: Phase) -> Result<()> {
-        self.would_close(&lock(&self.gate), target).map(drop)
+        let mut gate = lock(&self.gate);
+        let deadline = clock::now() + MAPPING;
+        while target == Phase::Paused && gate.in_hand > 0 {
+            match wait_until(&self.changed, gate, deadline) {
+                Some(again) => gate = again,
+                None => return self.would_close(&lock(&self.gate), target).map(drop),
+            }
+        }
+        self.would_close(&gate, target).map(drop)
     }
 
     fn would_close(&self, gate: &Gate, target: Phase) -> Result<bool> {
@@ -221,6 +250,13 @@ impl Region {
         }
         if target == Phase::Paused && !gate.inside.is_empty() {
             return Err(self.occupied(gate.inside.len()));
+        }
+        if target == Phase::Paused && gate.in_hand > 0 {
+            let message = format!(
+                "cannot pause region '{}': {} pieces of memory were made in it and are not mapped yet; map or release them",
+                self.tag, gate.in_hand
+            );
+            return Err(Error::new(Status::Busy, message));
         }
         Ok(true)
     }
@@ -338,6 +374,22 @@ pub(crate) struct Ahead(pub(crate) Arc<Region>);
 impl Drop for Ahead {
     fn drop(&mut self) {
         lock(&self.0.gate).copied_ahead = false;
+    }
+}
+
+/// Physical memory that the program holds without a mapping.
+#[derive(Debug)]
+pub(crate) struct InHand(pub(crate) Arc<Region>);
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        let mut gate = lock(&self.0.gate);
+        gate.in_hand -= 1;
+        let last = gate.in_hand == 0;
+        drop(gate);
+        if last {
+            self.0.changed.notify_all();
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::extent::Extent;
 use crate::terms::RegionId;
 use dashmap::DashMap;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -92,10 +93,30 @@ impl Registry {
 
     /// The extent that holds `addr`.
     pub(crate) fn find(&self, addr: Addr) -> Option<Arc<Extent>> {
-        let page = addr.0 >> PAGE_BITS;
+        self.find_page(addr.0 >> PAGE_BITS).filter(|extent| addr.0 < extent.base.0 + extent.size)
+    }
+
+    /// The extents that have addresses in a range, by address.
+    pub(crate) fn within(&self, range: Range<u64>) -> Vec<Arc<Extent>> {
+        let mut found: Vec<Arc<Extent>> = Vec::new();
+        let mut page = range.start >> PAGE_BITS;
+        while page << PAGE_BITS < range.end {
+            match self.find_page(page) {
+                Some(extent) => {
+                    page = page_range(&extent).end;
+                    if extent.base.0 < range.end && range.start < extent.base.0 + extent.size {
+                        found.push(extent);
+                    }
+                }
+                None => page += 1,
+            }
+        }
+        found
+    }
+
+    fn find_page(&self, page: u64) -> Option<Arc<Extent>> {
         let back = self.pages.get(page)?;
-        let extent = self.extents.get(&(page + 1 - u64::from(back)))?;
-        (addr.0 < extent.base.0 + extent.size).then(|| Arc::clone(&extent))
+        self.extents.get(&(page + 1 - u64::from(back))).map(|extent| Arc::clone(&extent))
     }
 
     /// Makes the extent findable. False if its addresses are outside what the map can hold.

@@ -9,6 +9,8 @@
 
 mod common;
 
+use common::GRANULARITY;
+use common::player::{PEER, Player};
 use common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
@@ -444,4 +446,47 @@ fn pages_in_common_never_change() {
         world.check_no_leak();
     };
     check_with_stack(once, 8 * schedules());
+}
+
+/// A program enlarges, opens and shrinks its segments while another thread pauses and resumes: only making memory may be refused, what was there before is
+/// there afterwards, and addresses that were given back can be used again.
+#[test]
+fn segments_change_beside_a_transition() {
+    type Change = fn(&mut Player, RegionId);
+    let changes: [(&str, Change); 4] = [
+        ("grow", |player, region| {
+            if let Err(error) = player.grow_unwritten(0, &[2], Some(region), region) {
+                assert!(matches!(error.status, Status::Paused | Status::Busy), "{error}");
+            }
+        }),
+        ("shrink and grow", |player, region| {
+            player.shrink(0, 1);
+            let _ = player.grow_unwritten(0, &[1], Some(region), region);
+        }),
+        ("open", |player, _| player.open(0, &[0, 1], PEER)),
+        ("drop", |player, _| player.drop_segment(1)),
+    ];
+    for (name, change) in changes {
+        println!("{name}");
+        let once = move || {
+            let mut player = Player::new(1 << 20, 2 * GRANULARITY);
+            let region = player.region("a", policy(Backup::Host));
+            for slots in [&[0_u64, 1][..], &[0]] {
+                let segment = player.reserve(Some(region), 4);
+                player.grow(segment, slots, Some(region), region).unwrap();
+            }
+            let engine = Arc::clone(&player.engine);
+            let thread = shuttle::thread::spawn(move || {
+                for _ in 0..2 {
+                    engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+                    engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+                }
+            });
+            change(&mut player, region);
+            thread.join().unwrap();
+            player.check();
+            player.check_no_leak();
+        };
+        shuttle::check_random(once, 20 * schedules());
+    }
 }

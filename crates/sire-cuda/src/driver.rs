@@ -13,7 +13,7 @@ use cudarc::driver::sys::{
 use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Stream,
+    ProgramStream, Properties, Stream,
 };
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
@@ -209,6 +209,17 @@ impl CudaDriver {
         properties
     }
 
+    fn make(&self, device: Device, size: u64, properties: &CUmemAllocationProp) -> DriverResult<Physical> {
+        let mut physical = 0;
+        call!(
+            self,
+            "create",
+            mem_create(&raw mut physical, size as usize, &raw const *properties, 0),
+            "making {size} bytes on {device}"
+        )?;
+        Ok(Physical(physical))
+    }
+
     fn device(&self, verb: &'static str, device: Device) -> DriverResult<&DeviceFacts> {
         let known = self.devices.get(device.0 as usize).ok_or_else(|| {
             invalid(verb, format!("{device} was asked for; the process sees {} of them", self.devices.len()))
@@ -255,6 +266,16 @@ impl CudaDriver {
 
     fn enter_event(&self, verb: &'static str, event: Event) -> DriverResult<Current<'_>> {
         self.enter(verb, self.device_of(verb, &self.events, event.0)?)
+    }
+}
+
+/// The kind of handle that memory is to have; CUDA's enumeration has single kinds only.
+fn shareable_as(kind: u32) -> DriverResult<CUmemAllocationHandleType> {
+    match kind {
+        0 => Ok(CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE),
+        1 => Ok(CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+        8 => Ok(CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_FABRIC),
+        other => Err(invalid("create_with", format!("{other:#x} is no kind of handle that can be made again"))),
     }
 }
 
@@ -339,15 +360,14 @@ impl Driver for CudaDriver {
     }
 
     fn create(&self, device: Device, size: u64) -> DriverResult<Physical> {
-        let properties = self.properties(self.device("create", device)?, device.0 as c_int);
-        let mut physical = 0;
-        call!(
-            self,
-            "create",
-            mem_create(&raw mut physical, size as usize, &raw const properties, 0),
-            "making {size} bytes on {device}"
-        )?;
-        Ok(Physical(physical))
+        self.make(device, size, &self.properties(self.device("create", device)?, device.0 as c_int))
+    }
+
+    fn create_with(&self, device: Device, size: u64, wanted: Properties) -> DriverResult<Physical> {
+        let mut properties = self.properties(self.device("create", device)?, device.0 as c_int);
+        properties.allocFlags.gpuDirectRDMACapable = u8::from(wanted.rdma);
+        properties.requestedHandleTypes = shareable_as(wanted.shareable)?;
+        self.make(device, size, &properties)
     }
 
     fn release(&self, physical: Physical) -> DriverResult<()> {

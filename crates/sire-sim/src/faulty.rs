@@ -8,7 +8,7 @@ use crate::core::locked;
 use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Stream,
+    ProgramStream, Properties, Stream,
 };
 use std::collections::HashMap;
 use std::fmt;
@@ -188,6 +188,7 @@ impl<D: Driver> Driver for Faulty<D> {
         reserve(size: u64, align: u64) -> Addr;
         unreserve(addr: Addr, size: u64) -> ();
         create(device: Device, size: u64) -> Physical;
+        create_with(device: Device, size: u64, properties: Properties) -> Physical;
         release(physical: Physical) -> ();
         map(addr: Addr, size: u64, physical: Physical) -> ();
         unmap(addr: Addr, size: u64) -> ();

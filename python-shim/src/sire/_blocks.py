@@ -79,6 +79,9 @@ class BlockMap:
             segments = _torch.segments(self.torch, pool.mem_pool.id)
             wholly = sum(each["total_size"] for each in segments if _is_free(each))
             partly = sum(each["total_size"] - each["active_size"] for each in segments if not _is_free(each))
+            if any(each["is_expandable"] and not _is_free(each) for each in segments):
+                # PyTorch may free them twice if their pool goes before their tensors.
+                continue
             if wholly >= _WORTH_RETURNING and wholly >= partly:
                 _torch.retire(self.torch, key, pool)
 

@@ -11,7 +11,6 @@ PyTorch is used only if the program has imported it: a region without PyTorch is
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import sys
 import threading
@@ -57,7 +56,6 @@ def ready_torch() -> Any | None:
     if torch is None:
         return None
     _refuse_version(torch)
-    _refuse_expandable_segments(torch)
     if not torch.cuda.is_initialized():
         _initialize(torch)
     return torch
@@ -87,30 +85,6 @@ def _initialize(torch: Any) -> None:
         ) from error
 
 
-_EXPANDABLE = re.compile(r"expandable_segments\s*:\s*(\w+)", re.IGNORECASE)
-_SETTINGS_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-
-
-def _refuse_expandable_segments(torch: Any) -> None:
-    source = _expandable_segments_source(torch)
-    if source is not None:
-        raise UnsupportedError(
-            f"expandable segments are on ({source}): PyTorch then maps memory itself, where a region's pause "
-            "would not reach it. Start without expandable_segments:True, or switch it off before the region with "
-            "torch._C._accelerator_setAllocatorSettings('expandable_segments:False')."
-        )
-
-
-def _expandable_segments_source(torch: Any) -> str | None:
-    """What switched expandable segments on; None if they are off."""
-    at_run_time = _expandable_at_run_time(torch)
-    for name in _SETTINGS_VARIABLES:
-        values = _EXPANDABLE.findall(os.environ.get(name, ""))
-        if values and values[-1].lower() in ("true", "1") and at_run_time is not False:
-            return f"{name}={os.environ[name]}"
-    return "set at run time" if at_run_time else None
-
-
 def _spare_references(*filter_: object) -> None:
     """Called before a snapshot: PyTorch 2.11 gives away a reference to each element of the filter, unowned.
 
@@ -118,22 +92,6 @@ def _spare_references(*filter_: object) -> None:
     """
     for element in filter_:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(element))
-
-
-# The filter of a snapshot: a pool that does not exist, so that the settings come without any segment.
-_NO_SEGMENTS = (1 << 62, 1 << 62, False)
-
-
-def _expandable_at_run_time(torch: Any) -> bool | None:
-    """What the allocator itself says; None if it has not started."""
-    if not torch.cuda.is_initialized():
-        return None
-    try:
-        _spare_references(*_NO_SEGMENTS)
-        snapshot = torch._C._cuda_memorySnapshot(_NO_SEGMENTS)
-        return bool(snapshot["allocator_settings"]["expandable_segments"])
-    except (AttributeError, KeyError, TypeError, RuntimeError):
-        return None
 
 
 # --- pools -----------------------------------------------------------------------------------------------
@@ -371,7 +329,10 @@ def _verify(torch: Any, pool: Pool) -> None:
 
 def _why_stranger(segment: dict[str, Any]) -> str:
     if segment.get("is_expandable"):
-        return "They lie in an expandable segment; start without expandable_segments:True."
+        return (
+            "They lie in an expandable segment, and PyTorch's way to the driver does not lead through Sire: preload "
+            "the library first of all, or start without expandable_segments:True."
+        )
     return "Another library answers cudaMalloc first; 'sire doctor' says which."
 
 

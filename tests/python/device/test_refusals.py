@@ -36,31 +36,6 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_expandable_segments_from_the_environment_are_refused(name: str) -> None:
-    said = run("attempt()", **{name: "max_split_size_mb:64,expandable_segments:True"})
-    assert said.startswith("UnsupportedError: 12: expandable segments are on")
-    assert name in said
-    assert "expandable_segments:False" in said
-    said = run("torch.ones(1, device='cuda'); attempt()", **{name: "expandable_segments:True"})
-    assert said.startswith("UnsupportedError: 12: expandable segments are on")
-    assert run("attempt()", **{name: "expandable_segments:False"}) == "served True"
-
-
-def test_expandable_segments_set_at_run_time_are_refused() -> None:
-    code = """
-torch.ones(1, device='cuda')
-attempt()
-torch._C._accelerator_setAllocatorSettings('expandable_segments:True')
-attempt()
-torch._C._accelerator_setAllocatorSettings('expandable_segments:False')
-attempt()
-"""
-    first, second, third = run(code).splitlines()
-    assert first == third == "served True"
-    assert second.startswith("UnsupportedError: 12: expandable segments are on (set at run time)")
-
-
 @pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0", "nonsense"])
 def test_other_versions_of_pytorch_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", version)

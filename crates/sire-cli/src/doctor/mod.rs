@@ -5,8 +5,6 @@ mod machine;
 pub mod probe;
 mod torch;
 
-pub use torch::asked_expandable_segments;
-
 use std::process::ExitCode;
 
 use serde::Serialize;

@@ -117,20 +117,18 @@ fn is_tested(version: &str) -> bool {
     TESTED.contains(&(parts.next().unwrap_or(0), parts.next().unwrap_or(0)))
 }
 
-/// PyTorch's own use of virtual memory, which bypasses cudaMalloc.
+/// PyTorch's own use of virtual memory, which bypasses cudaMalloc: regions hold it by the hooks on PyTorch's way to the driver.
 fn expandable_segments() -> Finding {
     match asked_expandable_segments() {
         None => Finding::served("segments", "PyTorch's expandable segments are not asked for"),
-        Some((name, value)) => Finding::refused(
-            "segments",
-            format!("{name}={value}: regions refuse expandable segments, whose memory is not allocated by cudaMalloc"),
-            format!("Take expandable_segments:True out of {name} for programs that use regions."),
-        ),
+        Some((name, value)) => {
+            Finding::served("segments", format!("{name}={value}: regions hold expandable segments too"))
+        }
     }
 }
 
 /// The variable that asks PyTorch for expandable segments, and its value.
-pub fn asked_expandable_segments() -> Option<(&'static str, String)> {
+fn asked_expandable_segments() -> Option<(&'static str, String)> {
     ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"]
         .into_iter()
         .map(|name| (name, std::env::var(name).unwrap_or_default()))

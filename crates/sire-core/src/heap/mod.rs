@@ -1,11 +1,12 @@
 //! The heap: makes extents and gives them back. Large allocations have an extent of their own; small ones are slots of
-//! slabs ([`slabs`]). What cannot be given back at once (a capture is running, or the driver refused) waits in
+//! slabs ([`slabs`]); what the program maps itself comes in by [`mappings`]. What cannot be given back at once (a capture is running, or the driver refused) waits in
 //! the graveyard and is finished by a later call.
 
+pub(crate) mod mappings;
 pub(crate) mod reading;
 mod slabs;
 
-use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical};
+use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
 use crate::notices::Notices;
@@ -45,6 +46,8 @@ pub(crate) struct Heap {
     reading: Mutex<Vec<Arc<Extent>>>,
     /// Physical memory of no chunk, which the driver refused to take back.
     orphans: Mutex<Vec<Physical>>,
+    /// Reservations that the program gave back, and which could not go yet.
+    left: Mutex<Vec<(Addr, u64)>>,
     granularities: DashMap<Device, u64>,
     peers: Mutex<HashMap<Device, BTreeSet<Device>>>,
     /// Whether a capture is in progress, if anybody knows.
@@ -63,6 +66,7 @@ impl Heap {
             graveyard: Mutex::new(Vec::new()),
             reading: Mutex::default(),
             orphans: Mutex::default(),
+            left: Mutex::default(),
             granularities: DashMap::new(),
             peers: Mutex::new(HashMap::new()),
             captures: OnceLock::new(),
@@ -134,7 +138,7 @@ impl Heap {
     fn fill(&self, claim: &mut Claim, region: &Region) -> Result<()> {
         let Claim { extent, chunks, .. } = claim;
         for chunk in chunks.iter_mut() {
-            let made = self.create(extent.device, chunk.size);
+            let made = self.create(extent.device, chunk.size, None);
             let short = |_| self.short_of(extent.device, extent.requested, &doing("allocate in", region));
             chunk.physical = Some(made.map_err(|e| if e.status == Status::OutOfDeviceMemory { short(()) } else { e })?);
             self.map(extent.base, chunk)?;
@@ -143,12 +147,20 @@ impl Heap {
     }
 
     /// Physical memory, if that leaves the margin free.
-    pub(crate) fn create(&self, device: Device, size: u64) -> Result<Physical> {
+    pub(crate) fn create(&self, device: Device, size: u64, properties: Option<Properties>) -> Result<Physical> {
         let margin = self.settings.margin();
         if margin > 0 && self.driver.memory_info(device)?.free < size.saturating_add(margin) {
             return Err(Error::new(Status::OutOfDeviceMemory, format!("the margin of {margin} bytes would be used")));
         }
-        Ok(self.driver.create(device, size)?)
+        Ok(self.make(device, size, properties)?)
+    }
+
+    /// Physical memory, whatever that leaves free.
+    pub(crate) fn make(&self, device: Device, size: u64, properties: Option<Properties>) -> DriverResult<Physical> {
+        match properties {
+            Some(properties) => self.driver.create_with(device, size, properties),
+            None => self.driver.create(device, size),
+        }
     }
 
     /// Maps the chunk's physical memory.
@@ -203,20 +215,21 @@ impl Heap {
         Error::new(Status::OutOfDeviceMemory, message)
     }
 
-    /// Sets access rights on everything that is mapped: the owner's, and its peers'.
+    /// Sets access rights on everything that is mapped: the owner's and its peers', or what the program said.
     pub(crate) fn set_access(&self, claim: &Claim) -> Result<()> {
         for run in claim.chunks.chunk_by(|a, b| a.mapped == b.mapped).filter(|run| run[0].mapped) {
             let size = run.iter().map(|chunk| chunk.size).sum();
-            self.set_access_to(claim.extent.device, claim.extent.base.offset(run[0].offset), size)?;
+            self.open(&claim.extent, claim.extent.base.offset(run[0].offset), size)?;
         }
         Ok(())
     }
 
-    /// Sets access rights on `size` bytes of mapped memory of `device`.
-    pub(crate) fn set_access_to(&self, device: Device, addr: Addr, size: u64) -> Result<()> {
-        let access: Vec<Access> =
-            self.users(device).into_iter().map(|device| Access { device, writable: true }).collect();
-        Ok(self.driver.set_access(addr, size, &access)?)
+    /// Sets access rights on `size` bytes of mapped memory at `addr`, as in `extent`.
+    pub(crate) fn open(&self, extent: &Extent, addr: Addr, size: u64) -> Result<()> {
+        let everybody =
+            || self.users(extent.device).into_iter().map(|device| Access { device, writable: true }).collect();
+        let access: Vec<Access> = extent.access().unwrap_or_else(everybody);
+        if access.is_empty() { Ok(()) } else { Ok(self.driver.set_access(addr, size, &access)?) }
     }
 
     /// The devices that may touch memory on `device`: itself, then its peers.
@@ -237,7 +250,7 @@ impl Heap {
         }
         lock(&self.peers).entry(device).or_default().insert(peer);
         let mut first = Ok(());
-        for extent in self.registry.extents(|extent| extent.device == device) {
+        for extent in self.registry.extents(|extent| extent.device == device && extent.mapping.is_none()) {
             if let Some(claim) = extent.refresh_access() {
                 first = first.and(self.set_access(&claim));
                 self.put_back(claim);
@@ -280,6 +293,7 @@ impl Heap {
         }
         let extent = self.registry.find(addr).ok_or_else(|| unknown(addr, "it lies in no memory of Sire's"))?;
         match &extent.slab {
+            _ if extent.mapping.is_some() => Err(unknown(addr, "the program mapped it itself, and is to unmap it")),
             Some(slab) => self.free_slot(&extent, slab, addr),
             None if addr != extent.base => {
                 Err(unknown(addr, &format!("it lies inside the allocation at {:?}, not at its start", extent.base)))
@@ -328,6 +342,10 @@ impl Heap {
             return bytes;
         }
         self.registry.remove(extent);
+        if extent.mapping.is_some() {
+            self.unreserve_left();
+            return bytes;
+        }
         if self.driver.unreserve(extent.base, extent.size).is_err() {
             self.registry.insert(extent);
             self.bury(claim);
@@ -361,6 +379,7 @@ impl Heap {
                 self.bury(claim);
             }
         }
+        self.unreserve_left();
         bytes
     }
 

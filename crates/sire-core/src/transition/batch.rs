@@ -3,8 +3,9 @@
 use super::plan;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::extent::Claim;
+use crate::extent::{Claim, Extent};
 use crate::heap::Heap;
+use crate::mapping::Mapping;
 use crate::ranges::Ranges;
 use crate::region::{Left, Phase, Region};
 use crate::terms::{DeadRanges, RegionId, Report};
@@ -79,7 +80,7 @@ impl Batch {
             .filter_map(|extent| {
                 loop {
                     match extent.claim() {
-                        Some(claim) => return Some(claim),
+                        Some(claim) => return self.unless_held(heap, claim),
                         // Whoever freed it gives it back.
                         None if extent.is_freed() => return None,
                         // A new peer is being given access: that takes one driver call.
@@ -88,6 +89,16 @@ impl Batch {
                 }
             })
             .collect()
+    }
+
+    /// The claim, if a pause can follow what the program does with that memory.
+    fn unless_held(&self, heap: &Heap, claim: Claim) -> Option<Claim> {
+        let Some(why) = claim.extent.mapping.as_ref().and_then(Mapping::held) else { return Some(claim) };
+        let Extent { base, size, region, .. } = *claim.extent;
+        let tag = self.region(region).map_or("", |region| &region.tag);
+        heap.notices.add(format!("{size} bytes at {base:?} in region '{tag}' stay on the device: {why}"));
+        heap.put_back(claim);
+        None
     }
 
     /// Counts allocations and bytes.

@@ -5,9 +5,9 @@
 //! chunk, so that the copy can begin; each next one is twice as long.
 
 use super::pieces::At;
-use super::pool::Supply;
+use super::pool::{Kind, Supply};
 use super::team::{Team, stopped};
-use crate::driver::Physical;
+use crate::driver::{Addr, Physical, Properties};
 use crate::error::Result;
 use crate::extent::{Claim, Extent};
 use crate::sync::mpsc::Sender;
@@ -23,6 +23,7 @@ pub(super) struct Job {
     extent: Arc<Extent>,
     offset: u64,
     size: u64,
+    properties: Option<Properties>,
     physical: Option<Physical>,
     mapped: bool,
 }
@@ -32,7 +33,21 @@ impl Job {
         let claim = &claims[at.0];
         let chunk = &claim.chunks[at.1];
         let (offset, size, physical, mapped) = (chunk.offset, chunk.size, chunk.physical, chunk.mapped);
-        Job { at, extent: Arc::clone(&claim.extent), offset, size, physical, mapped }
+        Job { at, extent: Arc::clone(&claim.extent), offset, size, properties: chunk.properties, physical, mapped }
+    }
+
+    fn kind(&self) -> Kind {
+        Kind { device: self.extent.device, size: self.size, properties: self.properties }
+    }
+
+    fn start(&self) -> u64 {
+        self.extent.base.0 + self.offset
+    }
+
+    /// Whether one call can give access to both.
+    fn is_joined_to(&self, next: &Job) -> bool {
+        let alike = Arc::ptr_eq(&self.extent, &next.extent) || self.extent.opens_like(&next.extent);
+        alike && self.start() + self.size == next.start()
     }
 }
 
@@ -61,9 +76,9 @@ pub(super) fn make(team: &Team<'_>, jobs: &[Job], sender: &Sender<Made>) {
         if let (Ok(_), Some(progress)) = (&outcome, team.call.progress) {
             progress.made(made.len());
         }
-        for one in made {
+        for (index, one) in made.into_iter().enumerate() {
             // Whoever copies still takes what is in the channel after a failure.
-            let _ = sender.send(Made { ready: outcome == Ok(true), ..one });
+            let _ = sender.send(Made { ready: outcome.as_ref().is_ok_and(|&open| index < open), ..one });
         }
         if let Err(error) = outcome {
             return team.fail(error);
@@ -71,19 +86,16 @@ pub(super) fn make(team: &Team<'_>, jobs: &[Job], sender: &Sender<Made>) {
     }
 }
 
-/// How many of the jobs lie side by side in one extent.
+/// How many of the jobs lie side by side.
 fn run_length(jobs: &[Job], longest: usize) -> usize {
-    let joined = |pair: &&[Job]| {
-        Arc::ptr_eq(&pair[0].extent, &pair[1].extent) && pair[0].offset + pair[0].size == pair[1].offset
-    };
-    1 + jobs.windows(2).take(longest - 1).take_while(joined).count()
+    1 + jobs.windows(2).take(longest - 1).take_while(|pair| pair[0].is_joined_to(&pair[1])).count()
 }
 
-/// Makes as much of a run as there is memory for now, at least one chunk, and opens it. False if it was freed meanwhile: what is mapped of
-/// it, by this call or an earlier one, was not opened, and nobody may touch it.
-fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<bool> {
+/// Makes as much of a run as there is memory for now, at least one chunk, and opens it. Returns how many are open: the last one
+/// is not if it was freed meanwhile, and what is mapped of it, by this call or an earlier one, nobody may touch.
+fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<usize> {
     for job in run {
-        if !made.is_empty() && team.pool.would_wait(job.extent.device, job.size) {
+        if !made.is_empty() && team.pool.would_wait(job.kind()) {
             break;
         }
         let Job { at, physical, mapped, .. } = *job;
@@ -91,24 +103,25 @@ fn make_run(team: &Team<'_>, run: &[Job], made: &mut Vec<Made>) -> Result<bool> 
         team.check()?;
         if job.extent.is_freed() {
             if job.physical.is_none() {
-                team.pool.skip(job.extent.device, job.size);
+                team.pool.skip(job.kind());
             }
-            return Ok(false);
+            // Those before it may be of other extents, and stay.
+            open(team, &run[..made.len() - 1])?;
+            return Ok(made.len() - 1);
         }
         let Some(one) = made.last_mut() else { continue };
         supply(team, job, one)?;
         map(team, job, one)?;
     }
     open(team, &run[..made.len()])?;
-    Ok(true)
+    Ok(made.len())
 }
 
 fn supply(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {
-    let device = job.extent.device;
     if made.physical.is_some() {
         return Ok(());
     }
-    match team.pool.take(device, job.size).ok_or_else(stopped)? {
+    match team.pool.take(job.kind()).ok_or_else(stopped)? {
         Supply::Recycled(physical) => {
             (made.physical, made.recycled) = (Some(physical), job.size);
         }
@@ -116,9 +129,9 @@ fn supply(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {
             let heap = &team.machine.heap;
             // An undo takes back what the region had before, so the margin does not concern it.
             let new = if team.call.is_undo() {
-                heap.driver.create(device, job.size)?
+                heap.make(job.extent.device, job.size, job.properties)?
             } else {
-                heap.create(device, job.size)?
+                heap.create(job.extent.device, job.size, job.properties)?
             };
             (made.physical, made.created) = (Some(new), job.size);
         }
@@ -137,5 +150,5 @@ fn map(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {
 fn open(team: &Team<'_>, run: &[Job]) -> Result<()> {
     let Some(first) = run.first() else { return Ok(()) };
     let size = run.iter().map(|job| job.size).sum();
-    team.machine.heap.set_access_to(first.extent.device, first.extent.base.offset(first.offset), size)
+    team.machine.heap.open(&first.extent, Addr(first.start()), size)
 }

@@ -40,7 +40,7 @@ use crate::ranges::Ranges;
 use crate::region::{Left, Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, lock};
-use crate::terms::{DeadRanges, PauseOptions, RegionId, Report, ResumeOptions, State};
+use crate::terms::{Clean, DeadRanges, PauseOptions, RegionId, Report, ResumeOptions, State};
 use crate::tier::Tiers;
 use crate::tier::host::HostTier;
 use crate::transfer::Lanes;
@@ -180,6 +180,14 @@ impl Machine {
         let done = devices(claims).into_iter().try_for_each(|device| self.heap.synchronize(device));
         report.seconds_synchronize = clock::seconds_since(start);
         done
+    }
+
+    /// Has what the first pause of a region will need made ready, once its first memory is there.
+    pub(crate) fn make_ready(&self, region: &Region, device: Device) {
+        self.host.prepare();
+        if matches!(region.policy.clean, Clean::Declared | Clean::Verified) {
+            self.prepare_hash(device);
+        }
     }
 
     /// Has the driver make ready what hashing needs on a device, once.

@@ -264,7 +264,8 @@ impl<'a, 'c> Part<'a, 'c> {
     fn send_chunk(&mut self, pipe: &mut Pipe<'_, Piece>, at: At) -> Result<()> {
         let machine = self.team.machine;
         let claim = &self.claims[at.0];
-        if machine.regions.get(claim.extent.region)?.policy.zero_fill {
+        // What nobody may touch yet holds nothing that could be undefined.
+        if machine.regions.get(claim.extent.region)?.policy.zero_fill && claim.extent.is_open() {
             self.report.bytes_zeroed += zero_gaps(pipe, claim, at.1)?;
         }
         for segment in &claim.chunks[at.1].segments {

@@ -5,7 +5,7 @@
 //! back since, so that the device never needs more than it has; who has no credit waits for the next chunk to be given.
 //! *Recycling*: a chunk whose size is still needed changes hands without a driver call.
 
-use crate::driver::{Addr, Device, DriverResult, Physical};
+use crate::driver::{Addr, Device, DriverResult, Physical, Properties};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::heap::Heap;
 use crate::sync::{Condvar, Mutex, lock, wait};
@@ -14,8 +14,20 @@ use std::collections::BTreeMap;
 /// Chunks of a kind that lie ready before whoever gives them waits.
 const AHEAD: usize = 4;
 
-/// Chunks of one size on one device.
-type Kind = (Device, u64);
+/// Chunks of one size on one device, of which the program asked the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Kind {
+    pub(super) device: Device,
+    pub(super) size: u64,
+    pub(super) properties: Option<Properties>,
+}
+
+impl Kind {
+    /// The kind of a chunk.
+    pub(super) fn of(device: Device, chunk: &Chunk) -> Kind {
+        Kind { device, size: chunk.size, properties: chunk.properties }
+    }
+}
 
 /// Where a chunk's memory comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,10 +100,10 @@ impl<'a> Pool<'a> {
     }
 
     /// The chunk that was to be supplied needs nothing any more.
-    pub(super) fn skip(&self, device: Device, size: u64) {
-        let superfluous = lock(&self.state).skip((device, size));
+    pub(super) fn skip(&self, kind: Kind) {
+        let superfluous = lock(&self.state).skip(kind);
         if let Some(physical) = superfluous {
-            self.release((device, size), physical);
+            self.release(kind, physical);
         }
     }
 
@@ -115,22 +127,22 @@ impl<'a> Pool<'a> {
         }
     }
 
-    fn release(&self, (device, size): Kind, physical: Physical) {
+    fn release(&self, kind: Kind, physical: Physical) {
         let released = self.heap.release_or_keep(physical);
-        if let (true, Some(credit)) = (released, lock(&self.state).credit.get_mut(&device)) {
-            *credit += size;
+        if let (true, Some(credit)) = (released, lock(&self.state).credit.get_mut(&kind.device)) {
+            *credit += kind.size;
         }
         self.changed.notify_all();
     }
 
     /// Memory for one chunk; waits for credit. `None` if the work was stopped.
-    pub(super) fn take(&self, device: Device, size: u64) -> Option<Supply> {
+    pub(super) fn take(&self, kind: Kind) -> Option<Supply> {
         let mut state = lock(&self.state);
         loop {
             if state.stopped {
                 return None;
             }
-            if let Some(supply) = state.supply(device, size) {
+            if let Some(supply) = state.supply(kind) {
                 self.changed.notify_all();
                 return Some(supply);
             }
@@ -142,21 +154,21 @@ impl<'a> Pool<'a> {
     }
 
     /// Whether [`Pool::take`] would wait now.
-    pub(super) fn would_wait(&self, device: Device, size: u64) -> bool {
+    pub(super) fn would_wait(&self, kind: Kind) -> bool {
         let state = lock(&self.state);
-        let spare = state.spare.get(&(device, size)).is_some_and(|spare| !spare.is_empty());
-        !spare && !state.closed && state.credit.get(&device).is_some_and(|&credit| credit < size)
+        let spare = state.spare.get(&kind).is_some_and(|spare| !spare.is_empty());
+        !spare && !state.closed && state.credit.get(&kind.device).is_some_and(|&credit| credit < kind.size)
     }
 
     /// Unmaps the chunk; its memory goes to whoever needs that size, or back to the driver. What the driver refuses stays noted in
     /// the chunk.
     pub(super) fn give(&self, device: Device, base: Addr, chunk: &mut Chunk) -> DriverResult<Given> {
-        let size = chunk.size;
-        self.await_takers((device, size));
+        let kind = Kind::of(device, chunk);
+        self.await_takers(kind);
         self.heap.unmap(base, chunk)?;
-        if let Some(_kept) = chunk.physical.take_if(|physical| lock(&self.state).keep((device, size), *physical)) {
+        if let Some(_kept) = chunk.physical.take_if(|physical| lock(&self.state).keep(kind, *physical)) {
             self.changed.notify_all();
-            return Ok(Given { released: 0, recycled: size });
+            return Ok(Given { released: 0, recycled: kind.size });
         }
         let released = self.heap.strip(base, chunk)?;
         if let Some(credit) = lock(&self.state).credit.get_mut(&device) {
@@ -215,7 +227,7 @@ fn needs<'b>(claims: impl Iterator<Item = &'b Claim>) -> BTreeMap<Kind, usize> {
     let mut needed = BTreeMap::new();
     for claim in claims {
         let away = claim.chunks.iter().filter(|chunk| chunk.truth == Truth::Backup && chunk.physical.is_none());
-        away.for_each(|chunk| *needed.entry((claim.extent.device, chunk.size)).or_default() += 1);
+        away.for_each(|chunk| *needed.entry(Kind::of(claim.extent.device, chunk)).or_default() += 1);
     }
     needed
 }
@@ -226,12 +238,12 @@ impl State {
         ready >= AHEAD && self.waiting == 0 && self.taken_from && !self.stopped
     }
 
-    fn supply(&mut self, device: Device, size: u64) -> Option<Supply> {
-        let supply = match self.spare.get_mut(&(device, size)).and_then(Vec::pop) {
+    fn supply(&mut self, kind: Kind) -> Option<Supply> {
+        let supply = match self.spare.get_mut(&kind).and_then(Vec::pop) {
             Some(physical) => Supply::Recycled(physical),
-            None => self.spend(device, size)?,
+            None => self.spend(kind)?,
         };
-        if let Some(needed) = self.needed.get_mut(&(device, size)) {
+        if let Some(needed) = self.needed.get_mut(&kind) {
             *needed = needed.saturating_sub(1);
         }
         Some(supply)
@@ -246,12 +258,12 @@ impl State {
     }
 
     /// Without any hope of more, the driver may say what there is.
-    fn spend(&mut self, device: Device, size: u64) -> Option<Supply> {
-        let Some(credit) = self.credit.get_mut(&device) else { return Some(Supply::Driver) };
-        if *credit < size && !self.closed {
+    fn spend(&mut self, kind: Kind) -> Option<Supply> {
+        let Some(credit) = self.credit.get_mut(&kind.device) else { return Some(Supply::Driver) };
+        if *credit < kind.size && !self.closed {
             return None;
         }
-        *credit = credit.saturating_sub(size);
+        *credit = credit.saturating_sub(kind.size);
         Some(Supply::Driver)
     }
 

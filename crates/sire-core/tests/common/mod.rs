@@ -11,6 +11,7 @@ use sire_core::driver::*;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
+pub mod player;
 pub mod world;
 
 pub const GRANULARITY: u64 = 4096;
@@ -22,6 +23,7 @@ struct Memory {
     /// The handle is live.
     held: bool,
     mappings: u32,
+    properties: Option<Properties>,
 }
 
 #[derive(Clone, Debug)]
@@ -248,6 +250,19 @@ impl MemDriver {
         }
     }
 
+    fn make(&self, device: Device, size: u64, properties: Option<Properties>) -> DriverResult<Physical> {
+        let mut state = self.begin("create")?;
+        aligned("create", &[size])?;
+        if state.used(device) + size > state.capacity {
+            state.refused += 1;
+            return Err(error(DriverErrorKind::OutOfMemory, "create", "the device is full"));
+        }
+        let id = state.id();
+        let memory = Memory { device, bytes: vec![0xCD; size as usize], held: true, mappings: 0, properties };
+        state.memories.insert(id, memory);
+        Ok(Physical(id))
+    }
+
     // What tests ask and do.
 
     /// At the next call of `verb`, before it does anything.
@@ -315,6 +330,11 @@ impl MemDriver {
     pub fn counts(&self) -> (usize, usize, usize) {
         let state = self.peek_state();
         (state.memories.len(), state.mappings.len(), state.reservations.len())
+    }
+
+    /// What was asked of the memory that exists.
+    pub fn properties(&self) -> Vec<Option<Properties>> {
+        self.peek_state().memories.values().map(|memory| memory.properties).collect()
     }
 
     pub fn registered(&self) -> usize {
@@ -390,16 +410,11 @@ impl Driver for MemDriver {
     }
 
     fn create(&self, device: Device, size: u64) -> DriverResult<Physical> {
-        let mut state = self.begin("create")?;
-        aligned("create", &[size])?;
-        if state.used(device) + size > state.capacity {
-            state.refused += 1;
-            return Err(error(DriverErrorKind::OutOfMemory, "create", "the device is full"));
-        }
-        let id = state.id();
-        let memory = Memory { device, bytes: vec![0xCD; size as usize], held: true, mappings: 0 };
-        state.memories.insert(id, memory);
-        Ok(Physical(id))
+        self.make(device, size, None)
+    }
+
+    fn create_with(&self, device: Device, size: u64, properties: Properties) -> DriverResult<Physical> {
+        self.make(device, size, Some(properties))
     }
 
     fn release(&self, physical: Physical) -> DriverResult<()> {
@@ -453,7 +468,10 @@ impl Driver for MemDriver {
         if at != addr.0 + size {
             return invalid("set_access", "ends inside a mapping");
         }
-        state.mappings.range_mut(addr.0..at).for_each(|(_, m)| m.access = access.to_vec());
+        for (_, mapping) in state.mappings.range_mut(addr.0..at) {
+            mapping.access.retain(|old| access.iter().all(|new| new.device != old.device));
+            mapping.access.extend(access);
+        }
         Ok(())
     }
 

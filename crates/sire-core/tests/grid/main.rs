@@ -17,6 +17,7 @@ mod live_map;
 mod model;
 mod progress;
 mod regressions;
+mod segments;
 mod shared;
 mod sim;
 mod switch;

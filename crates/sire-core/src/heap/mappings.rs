@@ -1,0 +1,159 @@
+//! Mappings that the program makes itself, in its own reservations: they come in as extents when they are mapped, and go when they are
+//! unmapped. The program vouches for the order (nothing on the device uses what it unmaps), so nothing here waits for a device.
+
+use super::Heap;
+use crate::clock;
+use crate::driver::{Access, Addr, Device, Physical, Properties};
+use crate::error::{Error, Result, Status};
+use crate::extent::{Claim, Extent, Freed, Truth};
+use crate::mapping::{Handle, Mapping};
+use crate::region::Region;
+use crate::sync::lock;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Memory that the program made and is about to map.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Made {
+    pub(crate) handle: Handle,
+    pub(crate) device: Device,
+    pub(crate) size: u64,
+    pub(crate) physical: Physical,
+    pub(crate) properties: Properties,
+}
+
+impl Heap {
+    /// Physical memory for the program. When it is short, what is only cached is given back, once, before giving up.
+    pub(crate) fn create_in(
+        &self,
+        region: Option<&Region>,
+        (device, size, properties): (Device, u64, Properties),
+        capturing: bool,
+    ) -> Result<Physical> {
+        if !capturing {
+            self.exhume();
+        }
+        let made = match self.create(device, size, Some(properties)) {
+            Err(e) if e.status == Status::OutOfDeviceMemory && !capturing => {
+                self.reclaim();
+                self.create(device, size, Some(properties))
+            }
+            made => made,
+        };
+        let tag = region.map_or_else(String::new, |region| format!(" in region '{}'", region.tag));
+        made.map_err(|error| match error.status {
+            Status::OutOfDeviceMemory => self.short_of(device, size, &format!("make physical memory{tag}")),
+            _ => error.context(format!("making physical memory{tag}")),
+        })
+    }
+
+    /// Maps what the program made at `addr`, where the program has nothing mapped. Waits for whoever still has to unmap there.
+    pub(crate) fn take_in(&self, addr: Addr, made: Made, region: &Region, capturing: bool) -> Result<Arc<Extent>> {
+        self.await_free(addr, made.size, capturing)?;
+        let mapping = Mapping::of(made.handle);
+        let memory = (made.physical, made.properties);
+        let (extent, mut claim) = Extent::of_mapping((addr, made.size), made.device, region.id, memory, mapping);
+        let chunk = &mut claim.chunks[0];
+        self.map(addr, chunk).or_else(|_| self.map(addr, chunk))?;
+        if !self.registry.insert(&extent) {
+            self.unmap(addr, chunk)?;
+            return Err(Error::new(Status::InvalidArgument, format!("{addr:?} is beyond 57 bits of address")));
+        }
+        self.put_back(claim);
+        Ok(extent)
+    }
+
+    /// Waits until nothing of ours is mapped in a range. What is there was unmapped by the program already: a transition has it, which will unmap it,
+    /// or the driver refused once.
+    fn await_free(&self, addr: Addr, size: u64, capturing: bool) -> Result<()> {
+        loop {
+            let there = self.registry.within(addr.0..addr.0 + size);
+            if there.is_empty() {
+                return Ok(());
+            }
+            if let Some(extent) = there.iter().find(|extent| !extent.is_freed()) {
+                let message = format!("{size} bytes cannot be mapped at {addr:?}: {:?} is mapped", extent.base);
+                return Err(Error::new(Status::InvalidArgument, message));
+            }
+            if !capturing {
+                self.exhume();
+            }
+            if self.registry.within(addr.0..addr.0 + size).iter().any(|extent| extent.is_in_use()) {
+                clock::sleep(Duration::from_micros(50));
+            } else if !self.registry.within(addr.0..addr.0 + size).is_empty() {
+                let message = format!("{size} bytes at {addr:?} were unmapped, but the driver still refuses to");
+                return Err(Error::new(Status::Driver, message));
+            }
+        }
+    }
+
+    /// The program unmaps an extent. Returns its memory, if it has any that the caller is to keep or release.
+    pub(crate) fn let_go(&self, extent: &Arc<Extent>) -> Option<Physical> {
+        let Freed::Claimed(mut claim) = extent.free() else { return None };
+        let mut physical = None;
+        if let Some(chunk) = claim.chunks.first_mut()
+            && chunk.mapped
+            && self.unmap(extent.base, chunk).or_else(|_| self.unmap(extent.base, chunk)).is_ok()
+        {
+            physical = chunk.physical.take();
+        }
+        self.destroy(claim);
+        physical
+    }
+
+    /// Gives access to extents that lie side by side, in one call per run of what is mapped. What is claimed gets it from
+    /// whoever has claimed it, what is paused when it is resumed.
+    pub(crate) fn grant(&self, extents: &[Arc<Extent>], access: &[Access]) -> Result<()> {
+        let mut claims = Vec::new();
+        for extent in extents {
+            extent.mapping.iter().for_each(|mapping| mapping.allow(access));
+            claims.extend(extent.refresh_access());
+        }
+        let is_mapped = |claim: &Claim| claim.chunks.iter().all(|chunk| chunk.mapped);
+        let joined =
+            |a: &Claim, b: &Claim| is_mapped(a) == is_mapped(b) && a.extent.base.0 + a.extent.size == b.extent.base.0;
+        let runs = claims.chunk_by(joined).filter(|run| is_mapped(&run[0]));
+        let granted = runs
+            .map(|run| (run[0].extent.base, run.iter().map(|claim| claim.extent.size).sum()))
+            .try_for_each(|(addr, size)| {
+                let grant = || self.driver.set_access(addr, size, access);
+                grant().or_else(|_| grant())
+            });
+        claims.into_iter().for_each(|claim| self.put_back(claim));
+        Ok(granted?)
+    }
+
+    /// From now on the extent stays on the device; returns its memory.
+    pub(crate) fn hold(&self, extent: &Arc<Extent>, why: &'static str) -> Result<Physical> {
+        let away = || {
+            Error::new(Status::Paused, format!("the memory at {:?} is paused; resume its region first", extent.base))
+        };
+        let claim = extent.claim().ok_or_else(|| {
+            Error::new(Status::Busy, format!("the memory at {:?} is being paused or resumed", extent.base))
+        })?;
+        let chunk = claim.chunks.first().filter(|chunk| chunk.mapped && chunk.truth == Truth::Device);
+        let physical = chunk.and_then(|chunk| chunk.physical);
+        if let (Some(_), Some(mapping)) = (physical, &extent.mapping) {
+            mapping.hold(why);
+        }
+        self.put_back(claim);
+        physical.ok_or_else(away)
+    }
+
+    /// The program gives a reservation back. It goes when nothing of ours is mapped there any more, at the latest with a later call.
+    pub(crate) fn unreserve(&self, addr: Addr, size: u64) {
+        lock(&self.left).push((addr, size));
+        self.unreserve_left();
+    }
+
+    /// Gives back what reservations can go now.
+    pub(super) fn unreserve_left(&self) {
+        let left = std::mem::take(&mut *lock(&self.left));
+        for (addr, size) in left {
+            let used = !self.registry.within(addr.0..addr.0 + size).is_empty();
+            if used || self.driver.unreserve(addr, size).is_err() {
+                lock(&self.left).push((addr, size));
+            }
+        }
+    }
+}

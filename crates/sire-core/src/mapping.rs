@@ -1,0 +1,58 @@
+//! A mapping that the program made itself, in addresses that it reserved itself: what an extent of this kind knows besides its one chunk. The program
+//! says who may touch it, so that is kept here and replayed; and it may do things with the memory that a pause cannot follow (hand
+//! it to another process, map it twice): then the mapping is *held*, and stays on the device.
+
+use crate::driver::{Access, Device};
+use crate::sync::{Mutex, lock};
+
+/// Virtual memory handle: what the program takes for CUDA's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Handle(pub u64);
+
+#[derive(Debug, Default)]
+struct Terms {
+    /// At most one entry per device.
+    access: Vec<Access>,
+    held: Option<&'static str>,
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    pub(crate) handle: Handle,
+    terms: Mutex<Terms>,
+}
+
+impl Mapping {
+    /// A mapping of `handle` that nobody may touch yet.
+    pub(crate) fn of(handle: Handle) -> Mapping {
+        Mapping { handle, terms: Mutex::default() }
+    }
+
+    /// Who may touch it.
+    pub(crate) fn access(&self) -> Vec<Access> {
+        lock(&self.terms).access.clone()
+    }
+
+    /// Notes who may touch it from now on, besides those who may already.
+    pub(crate) fn allow(&self, more: &[Access]) {
+        let access = &mut lock(&self.terms).access;
+        access.retain(|old| more.iter().all(|new| new.device != old.device));
+        access.extend(more);
+    }
+
+    /// Whether work on `device` may read and write it.
+    pub(crate) fn is_open_to(&self, device: Device) -> bool {
+        lock(&self.terms).access.iter().any(|access| access.device == device && access.writable)
+    }
+
+    /// Why it stays on the device.
+    pub(crate) fn held(&self) -> Option<&'static str> {
+        lock(&self.terms).held
+    }
+
+    /// From now on it stays. To be called by whoever has claimed the extent.
+    pub(crate) fn hold(&self, why: &'static str) {
+        lock(&self.terms).held.get_or_insert(why);
+    }
+}

@@ -1,0 +1,430 @@
+//! Segments: memory that the program maps itself, with CUDA's virtual-memory functions, made pausable. PyTorch's expandable segments are
+//! the case that this is written for: it reserves a large range, makes physical memory piece by piece, maps the pieces side by
+//! side, sets access over runs of them, and unmaps and releases single ones.
+//!
+//! # The bargain
+//!
+//! The program's calls come here instead of to the driver. It gets a *virtual* handle for physical memory that it makes in a region; what is behind
+//! it may go and come back. A mapped handle is an [extent](crate::extent) of one chunk, in the program's addresses, of the region in which the memory was made: pause,
+//! resume, switch, clean backups and tiers treat it like any other. What differs:
+//!
+//! * **Only `create` fails for want of memory or because the region is paused.** What follows it (map, access, unmap, release, giving addresses
+//!   back) then goes well, whatever became of the region meanwhile: a pause is refused, after a short wait, while memory of its regions is made and not yet mapped;
+//!   unmapping and releasing what is paused is noted, and nothing else; addresses go when the last of ours is gone from them. What the *driver* refuses is tried a second time, and
+//!   what must go is tried again later.
+//! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
+//! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
+//!   leaves it on the device and says so. Handing out what is paused is refused.
+//! * **One region per reservation.** A pause is refused if memory of other regions, or of none, lies in a reservation with what is to be paused ([`ledger`]). Memory made outside
+//!   any region joins the region of the reservation that it is mapped in: PyTorch's other threads grow a pool without being in its region.
+//! * **An unknown virtual handle is an error**, and never goes to the driver. All other handles are none of our business: calls with them, and parts of calls, are given back to
+//!   the caller to be passed on.
+//!
+//! Calls may come from any thread, with the program's allocator locked. None waits for a transition, but one: mapping addresses that the program unmapped while a
+//! transition had them waits until that has let go of them. No lock is held across a driver call.
+
+mod ledger;
+
+use crate::driver::{Access, Addr, Device, Physical, Properties};
+use crate::error::{Error, Result, Status};
+use crate::extent::Extent;
+use crate::heap::mappings::Made;
+use crate::region::{InHand, Region};
+use crate::sync::{Mutex, lock};
+use crate::terms::RegionId;
+use crate::transition::Machine;
+use ledger::{Ledger, Mix};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use crate::mapping::Handle;
+
+/// Virtual handles have these upper 16 bits, which no handle of a driver's has.
+const MARK: u64 = 0x51AE;
+
+/// Where a range of addresses begins, and its bytes.
+pub type Addresses = (Addr, u64);
+
+/// Physical memory that the program asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewMemory {
+    /// The region that the thread is in.
+    pub region: Option<RegionId>,
+    /// Where.
+    pub device: Device,
+    /// Bytes: a multiple of the granularity.
+    pub size: u64,
+    /// What it must be able to do.
+    pub properties: Properties,
+    /// Whether a capture is in progress in this process: then nothing is synchronised.
+    pub capturing: bool,
+}
+
+/// What is behind a virtual handle.
+#[derive(Debug)]
+enum State {
+    /// Memory that is mapped nowhere. While it is in hand, its region is not paused.
+    Loose(Physical, Option<InHand>),
+    /// Another call has it.
+    Moving,
+    /// An extent.
+    Mapped(Arc<Extent>),
+    /// Nothing: it was paused, or being paused, when it was unmapped.
+    Gone,
+    /// Memory that is used in a way that nobody follows: it stays until the handle is released.
+    Stray(Physical),
+}
+
+#[derive(Debug)]
+struct Entry {
+    memory: NewMemory,
+    references: u64,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    made: u64,
+    entries: HashMap<Handle, Entry>,
+    ledger: Ledger,
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub struct Segments {
+    machine: Arc<Machine>,
+    table: Mutex<Table>,
+}
+
+impl Segments {
+    pub(crate) fn new(machine: Arc<Machine>) -> Segments {
+        Segments { machine, table: Mutex::default() }
+    }
+
+    /// Whether a handle is one of ours, live or not.
+    #[must_use]
+    pub fn is_virtual(handle: u64) -> bool {
+        handle >> 48 == MARK
+    }
+
+    /// The program has reserved addresses, in `region` or in none.
+    pub fn reserved(&self, addr: Addr, size: u64, region: Option<RegionId>) {
+        lock(&self.table).ledger.reserve(&range(addr, size), region);
+    }
+
+    /// The program gives a reservation back. False: it is not known here, and the caller is to do it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if something is still mapped there.
+    pub fn unreserve(&self, addr: Addr, size: u64) -> Result<bool> {
+        let there = range(addr, size);
+        if !lock(&self.table).ledger.is_reservation(&there) {
+            return Ok(false);
+        }
+        let mapped = self.machine.heap.registry.within(there.clone());
+        if let Some(extent) = mapped.iter().find(|extent| !extent.is_freed()) {
+            return Err(invalid(format!("{size} bytes at {addr:?} cannot be given back: {:?} is mapped", extent.base)));
+        }
+        lock(&self.table).ledger.unreserve(&there);
+        self.machine.heap.unreserve(addr, size);
+        Ok(true)
+    }
+
+    /// Makes physical memory. `None`: it belongs to no region and cannot come to belong to one, and the caller is to make it.
+    ///
+    /// # Errors
+    /// `OutOfDeviceMemory`; `Paused` or `Busy` if the region is not resident; `UnknownTag`; the driver's.
+    pub fn create(&self, memory: NewMemory) -> Result<Option<Handle>> {
+        let region = match memory.region {
+            Some(id) => Some(self.machine.regions.get(id)?),
+            None if lock(&self.table).ledger.has_regions() => None,
+            None => return Ok(None),
+        };
+        let in_hand = region.as_ref().map(Region::take_in_hand).transpose()?;
+        let physical = self.make(region.as_deref(), &memory)?;
+        if let (Some(region), false) = (&region, memory.capturing) {
+            self.machine.make_ready(region, memory.device);
+        }
+        let mut table = lock(&self.table);
+        table.made += 1;
+        let handle = Handle((MARK << 48) + table.made);
+        table.entries.insert(handle, Entry { memory, references: 1, state: State::Loose(physical, in_hand) });
+        Ok(Some(handle))
+    }
+
+    /// Where memory is short, what paused regions hold lazily makes way.
+    fn make(&self, region: Option<&Region>, memory: &NewMemory) -> Result<Physical> {
+        let wanted = (memory.device, memory.size, memory.properties);
+        let need = BTreeMap::from([(memory.device, memory.size)]);
+        loop {
+            let made = self.machine.heap.create_in(region, wanted, memory.capturing);
+            let short = made.as_ref().is_err_and(|error| error.status == Status::OutOfDeviceMemory);
+            if !short || memory.capturing || self.machine.release_for(&need) == 0 {
+                return made;
+            }
+        }
+    }
+
+    /// Drops one reference to a virtual handle. Its memory goes with the last one and the last mapping.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a handle that is not live.
+    pub fn release(&self, handle: Handle) -> Result<()> {
+        let mut table = lock(&self.table);
+        let entry = table.live(handle)?;
+        entry.references -= 1;
+        let dropped = table.drop_unused(handle);
+        drop(table);
+        self.let_go(dropped);
+        Ok(())
+    }
+
+    /// Releases what an entry held that is no more. The driver may refuse; then a later call tries again.
+    fn let_go(&self, dropped: Option<State>) {
+        if let Some(State::Loose(physical, _) | State::Stray(physical)) = dropped {
+            self.machine.heap.release_or_keep(physical);
+        }
+    }
+
+    /// Maps a virtual handle. `Some`: the caller is to map this memory instead, as the program says, and to tell [`Segments::mapped`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a handle that is not live, or where something is mapped; `Paused` if the handle is mapped already, and paused;
+    /// `OutOfDeviceMemory` if its memory went with a paused mapping, and there is no more; the driver's.
+    pub fn map(&self, addr: Addr, size: u64, offset: u64, handle: Handle, capturing: bool) -> Result<Option<Physical>> {
+        let (mut memory, state) = self.take_out(handle)?;
+        memory.capturing = capturing;
+        let whole = offset == 0 && size == memory.size && addr.0.is_multiple_of(crate::registry::PAGE);
+        let (state, outcome) = match state {
+            State::Loose(physical, in_hand) if whole => self.map_loose(addr, handle, memory, physical, in_hand),
+            State::Loose(physical, _) => (State::Stray(physical), Ok(Some(physical))),
+            State::Gone => self.map_gone(addr, handle, memory),
+            State::Mapped(extent) => {
+                let outcome = self.machine.heap.hold(&extent, "it is mapped twice").map(Some);
+                (State::Mapped(extent), outcome)
+            }
+            State::Stray(physical) => (State::Stray(physical), Ok(Some(physical))),
+            State::Moving => (State::Moving, Err(moving(handle))),
+        };
+        self.put_in(handle, state);
+        outcome
+    }
+
+    /// The state of a handle, which other calls find moving until it is put back in.
+    fn take_out(&self, handle: Handle) -> Result<(NewMemory, State)> {
+        let mut table = lock(&self.table);
+        let entry = table.live(handle)?;
+        match std::mem::replace(&mut entry.state, State::Moving) {
+            State::Moving => Err(moving(handle)),
+            state => Ok((entry.memory, state)),
+        }
+    }
+
+    /// Also ends the entry if its last reference went meanwhile.
+    fn put_in(&self, handle: Handle, state: State) {
+        let mut table = lock(&self.table);
+        if let Some(entry) = table.entries.get_mut(&handle) {
+            entry.state = state;
+        }
+        let dropped = table.drop_unused(handle);
+        drop(table);
+        self.let_go(dropped);
+    }
+
+    fn map_loose(
+        &self,
+        addr: Addr,
+        handle: Handle,
+        memory: NewMemory,
+        physical: Physical,
+        in_hand: Option<InHand>,
+    ) -> (State, Result<Option<Physical>>) {
+        let Some(in_hand) = in_hand.or_else(|| self.join(addr)) else {
+            return (State::Stray(physical), Ok(Some(physical)));
+        };
+        let NewMemory { device, size, properties, capturing, .. } = memory;
+        let made = Made { handle, device, size, physical, properties };
+        match self.machine.heap.take_in(addr, made, &in_hand.0, capturing) {
+            Ok(extent) => {
+                lock(&self.table).ledger.map(&extent.addresses(), Some(extent.region));
+                (State::Mapped(extent), Ok(None))
+            }
+            Err(error) => (State::Loose(physical, Some(in_hand)), Err(error)),
+        }
+    }
+
+    /// Memory of no region becomes memory of the region of the reservation, if that is resident.
+    fn join(&self, addr: Addr) -> Option<InHand> {
+        let region = lock(&self.table).ledger.region_at(addr.0)?;
+        self.machine.regions.get(region).ok()?.take_in_hand().ok()
+    }
+
+    /// What went with a paused mapping has lost its content, as it would have had the program released it.
+    fn map_gone(&self, addr: Addr, handle: Handle, memory: NewMemory) -> (State, Result<Option<Physical>>) {
+        let made =
+            memory.region.map(|id| self.machine.regions.get(id)?.take_in_hand()).transpose().and_then(|in_hand| {
+                let region = in_hand.as_ref().map(|in_hand| &*in_hand.0);
+                Ok((self.make(region, &memory)?, in_hand))
+            });
+        match made {
+            Ok((physical, in_hand)) => self.map_loose(addr, handle, memory, physical, in_hand),
+            Err(error) => (State::Gone, Err(error)),
+        }
+    }
+
+    /// The program has mapped memory of no region of ours.
+    pub fn mapped(&self, addr: Addr, size: u64) {
+        lock(&self.table).ledger.map(&range(addr, size), None);
+    }
+
+    /// The program unmaps a range, of one mapping or several. Returns what the caller is to unmap.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the range cuts a mapping; then nothing was unmapped.
+    pub fn unmap(&self, addr: Addr, size: u64) -> Result<Vec<Addresses>> {
+        let (ours, others) = self.parts(addr, size)?;
+        for extent in &ours {
+            self.unmap_one(extent);
+        }
+        lock(&self.table).ledger.unmap(&range(addr, size));
+        Ok(others)
+    }
+
+    fn unmap_one(&self, extent: &Arc<Extent>) {
+        let Some(mapping) = &extent.mapping else { return };
+        let back = match self.machine.heap.let_go(extent) {
+            None => State::Gone,
+            Some(physical) if mapping.held().is_some() => State::Stray(physical),
+            Some(physical) => {
+                let region = self.machine.regions.get(extent.region).ok();
+                State::Loose(physical, region.as_ref().map(Region::take_back_in_hand))
+            }
+        };
+        self.put_in(mapping.handle, back);
+    }
+
+    /// What of a range is mapped by us, and what the caller is to see to. All of it, where nothing is ours: the driver may judge.
+    fn parts(&self, addr: Addr, size: u64) -> Result<(Vec<Arc<Extent>>, Vec<Addresses>)> {
+        let whole = range(addr, size);
+        let mut ours = self.machine.heap.registry.within(whole.clone());
+        ours.retain(|extent| extent.mapping.is_some() && !extent.is_freed());
+        if ours.is_empty() {
+            return Ok((ours, vec![(addr, size)]));
+        }
+        let cut = |extent: &&Arc<Extent>| extent.base.0 < whole.start || extent.addresses().end > whole.end;
+        if let Some(extent) = ours.iter().find(cut) {
+            let message = format!("{size} bytes at {addr:?} end inside the mapping at {:?}", extent.base);
+            return Err(invalid(message));
+        }
+        let strangers = lock(&self.table).ledger.strangers(&whole);
+        Ok((ours, strangers.into_iter().map(|part| (Addr(part.start), part.end - part.start)).collect()))
+    }
+
+    /// The program gives devices access to a range. Returns the parts that the caller is to see to.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the range cuts a mapping; the driver's.
+    pub fn grant(&self, addr: Addr, size: u64, access: &[Access]) -> Result<Vec<Addresses>> {
+        let (ours, others) = self.parts(addr, size)?;
+        self.machine.heap.grant(&ours, access)?;
+        Ok(others)
+    }
+
+    /// One more reference to the handle that is mapped at `addr`; `None` if none of ours is.
+    #[must_use]
+    pub fn retain(&self, addr: Addr) -> Option<Handle> {
+        let handle = self.extent(addr)?.mapping.as_ref()?.handle;
+        let mut table = lock(&self.table);
+        table.entries.get_mut(&handle)?.references += 1;
+        Some(handle)
+    }
+
+    fn extent(&self, addr: Addr) -> Option<Arc<Extent>> {
+        let extent = self.machine.heap.registry.find(addr)?;
+        (extent.mapping.is_some() && !extent.is_freed()).then_some(extent)
+    }
+
+    /// The mapping that holds `addr`, paused or not: its start and its bytes.
+    #[must_use]
+    pub fn mapping(&self, addr: Addr) -> Option<(Addr, u64)> {
+        self.extent(addr).map(|extent| (extent.base, extent.size))
+    }
+
+    /// What a virtual handle was made as.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a handle that is not live.
+    pub fn memory(&self, handle: Handle) -> Result<NewMemory> {
+        Ok(lock(&self.table).live(handle)?.memory)
+    }
+
+    /// The memory behind a handle, for a purpose that nobody can follow: from now on it stays on the device.
+    ///
+    /// # Errors
+    /// `Paused` or `Busy` if the memory is not there now; `InvalidArgument` for a handle that is not live.
+    pub fn lend(&self, handle: Handle, why: &'static str) -> Result<Physical> {
+        let (_, state) = self.take_out(handle)?;
+        let (state, lent) = match state {
+            State::Loose(physical, _) | State::Stray(physical) => (State::Stray(physical), Ok(physical)),
+            State::Mapped(extent) => {
+                let lent = self.machine.heap.hold(&extent, why);
+                (State::Mapped(extent), lent)
+            }
+            other => (other, Err(Error::new(Status::Paused, format!("the memory of {handle:?} went with a pause")))),
+        };
+        self.put_in(handle, state);
+        lent
+    }
+
+    /// The same for all that is mapped in a range.
+    ///
+    /// # Errors
+    /// As [`Segments::lend`]; some may stay on the device then, too.
+    pub fn lend_range(&self, addr: Addr, size: u64, why: &'static str) -> Result<()> {
+        let mapped = self.machine.heap.registry.within(range(addr, size));
+        let ours = mapped.iter().filter(|extent| extent.mapping.is_some() && !extent.is_freed());
+        ours.map(|extent| self.machine.heap.hold(extent, why)).try_for_each(|held| held.map(drop))
+    }
+
+    /// Refuses to pause regions beside whose memory others' lies in one reservation.
+    pub(crate) fn refuse_mixed(&self, regions: &[Arc<Region>]) -> Result<()> {
+        let ids: BTreeSet<RegionId> = regions.iter().map(|region| region.id).collect();
+        let Some(Mix { region, beside, at }) = lock(&self.table).ledger.mix(&ids) else { return Ok(()) };
+        let tag =
+            |id| self.machine.regions.get(id).map_or_else(|_| String::new(), |region| format!("'{}'", region.tag));
+        let other = beside.map_or_else(|| "no region".to_owned(), |id| format!("region {}", tag(id)));
+        let message = format!(
+            "cannot pause region {}: memory of {other} lies beside its own in the addresses reserved at {at:#x}, and a tensor may lie in \
+             both; allocate each region's tensors from a pool of its own (Python's sire.region does), or pause both together",
+            tag(region)
+        );
+        Err(Error::new(Status::Unsupported, message))
+    }
+}
+
+impl Table {
+    fn live(&mut self, handle: Handle) -> Result<&mut Entry> {
+        let found = self.entries.get_mut(&handle).filter(|entry| entry.references > 0);
+        found.ok_or_else(|| invalid(format!("{:#x} is no live handle of physical memory", handle.0)))
+    }
+
+    /// Ends an entry that has neither references nor a mapping.
+    fn drop_unused(&mut self, handle: Handle) -> Option<State> {
+        let entry = self.entries.get(&handle)?;
+        let used = entry.references > 0 || matches!(entry.state, State::Mapped(_) | State::Moving);
+        if used { None } else { self.entries.remove(&handle).map(|entry| entry.state) }
+    }
+}
+
+fn range(addr: Addr, size: u64) -> Range<u64> {
+    addr.0..addr.0.saturating_add(size)
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Status::InvalidArgument, message)
+}
+
+fn moving(handle: Handle) -> Error {
+    invalid(format!("{:#x} is being mapped by another thread", handle.0))
+}

@@ -1,0 +1,552 @@
+//! Memory that the program maps itself: PyTorch's order of calls, what a pause does to it, and what it does to a pause.
+
+use crate::common::GRANULARITY;
+use crate::common::player::{HERE, PEER, Player, STRIDE, WANTED, access};
+use crate::common::world::{policy, tag};
+use proptest::prelude::*;
+use sire_core::driver::{Addr, Driver, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::{Error, Status};
+use sire_core::segments::{Handle, Segments};
+use std::sync::Arc;
+
+const SMALL: u64 = 2 * GRANULARITY;
+
+fn small() -> Player {
+    Player::new(1 << 20, SMALL)
+}
+
+fn status<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Status, String) {
+    let error = outcome.unwrap_err();
+    (error.status, error.message)
+}
+
+#[test]
+fn a_segment_grows_is_paused_and_comes_back_as_it_was() {
+    let mut player = Player::new(16 * STRIDE, STRIDE);
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 8);
+    player.grow(segment, &[0, 1, 2], Some(a), a).unwrap();
+    player.grow(segment, &[3], Some(a), a).unwrap();
+    player.open(segment, &[0, 1, 2, 3], PEER);
+    let report = player.pause(&tag("a")).unwrap();
+    assert_eq!((report.bytes_moved, report.bytes_copied, report.allocations), (4 * STRIDE, 4 * STRIDE, 4));
+    assert_eq!(player.driver.used_bytes(), 0);
+    let before = player.driver.log().len();
+    let report = player.resume(&tag("a")).unwrap();
+    assert_eq!(report.bytes_moved, 4 * STRIDE);
+    assert_eq!(player.driver.properties(), vec![Some(WANTED); 4]);
+    let opened = player.driver.log()[before..].iter().filter(|verb| **verb == "set_access").count();
+    assert_eq!(opened, 3, "one piece, so that the copy begins, then runs of two and of what is left");
+    player.check_no_leak();
+}
+
+#[test]
+fn freeing_what_is_paused_is_noted_and_nothing_else() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1, 2], Some(a), a).unwrap();
+    player.pause(&tag("a")).unwrap();
+    let calls = player.driver.calls();
+    player.shrink(segment, 1);
+    assert_eq!(player.driver.calls(), calls, "what is paused is not unmapped");
+    assert_eq!(player.resume(&tag("a")).unwrap().bytes_moved, 2 * SMALL);
+    player.grow(segment, &[1], Some(a), a).unwrap();
+    player.pause(&Selection::All).unwrap();
+    let calls = player.driver.calls();
+    player.drop_segment(segment);
+    assert_eq!(player.driver.calls(), calls + 1, "the addresses go, and that is all");
+    assert_eq!(player.resume(&Selection::All).unwrap().bytes_moved, 0);
+    player.check_no_leak();
+}
+
+#[test]
+fn only_create_fails_while_paused() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    player.pause(&tag("a")).unwrap();
+    let (refused, message) = status(player.grow(segment, &[2], Some(a), a));
+    assert!(refused == Status::Paused && message.contains("region 'a'"), "{message}");
+    player.open(segment, &[0, 1], PEER);
+    let addr = player.addr(segment, 0);
+    assert_eq!(player.calls().mapping(addr.offset(1)), Some((addr, SMALL)));
+    assert_eq!(player.calls().retain(addr), Some(player.segments[segment].pieces[&0].handle));
+    player.calls().release(player.segments[segment].pieces[&0].handle).unwrap();
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn a_full_device_takes_no_half_growth() {
+    let mut player = small();
+    player.driver.set_capacity(3 * SMALL);
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 8);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    let (refused, message) = status(player.grow(segment, &[1, 2, 3], Some(a), a));
+    assert!(refused == Status::OutOfDeviceMemory && message.contains("region 'a'"), "{message}");
+    player.grow(segment, &[1, 2], Some(a), a).unwrap();
+    player.pause(&tag("a")).unwrap();
+    player.driver.set_capacity(SMALL);
+    assert_eq!(status(player.resume(&tag("a"))).0, Status::OutOfDeviceMemory);
+    player.driver.set_capacity(3 * SMALL);
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn memory_in_hand_keeps_a_region_from_pausing() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let handle = player.calls().create(player.memory(Some(a))).unwrap().unwrap();
+    let (refused, message) = status(player.pause(&tag("a")));
+    assert!(refused == Status::Busy && message.contains("1 pieces"), "{message}");
+    player.calls().release(handle).unwrap();
+    assert_eq!(player.pause(&tag("a")).unwrap().regions_changed, 1);
+    assert_eq!(status(player.calls().release(handle)).0, Status::InvalidArgument);
+    player.check_no_leak();
+}
+
+#[test]
+fn a_pause_waits_for_memory_that_is_being_mapped() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let handle = player.calls().create(player.memory(Some(a))).unwrap().unwrap();
+    let engine = Arc::clone(&player.engine);
+    let releasing = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        engine.segments().release(handle).unwrap();
+    });
+    player.pause(&tag("a")).unwrap();
+    releasing.join().unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn memory_that_nobody_may_touch_yet_is_not_read() {
+    let mut player = small();
+    let zeroed = player.region("zeroed", Policy { zero_fill: true, ..policy(Backup::Host) });
+    let segment = player.reserve(Some(zeroed), 2);
+    let handle = player.calls().create(player.memory(Some(zeroed))).unwrap().unwrap();
+    let addr = player.addr(segment, 0);
+    assert_eq!(player.calls().map(addr, SMALL, 0, handle, false).unwrap(), None);
+    let report = player.pause(&tag("zeroed")).unwrap();
+    assert_eq!((report.bytes_copied, report.bytes_discarded, report.bytes_moved), (0, 0, SMALL));
+    player.calls().grant(addr, SMALL, &access(HERE)).unwrap();
+    player.resume(&tag("zeroed")).unwrap();
+    player.driver.poke(HERE, addr, &[1; 8]).unwrap();
+    player.calls().unmap(addr, SMALL).unwrap();
+    player.calls().release(handle).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn what_was_handed_out_stays_and_is_named() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let handle = player.segments[segment].pieces[&0].handle;
+    player.calls().lend(handle, "it was exported").unwrap();
+    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
+    assert_eq!((report.bytes_moved, player.driver.used_bytes()), (SMALL, SMALL));
+    let notices = player.engine.take_notices();
+    assert!(notices.iter().any(|notice| notice.contains("'a'") && notice.contains("exported")), "{notices:?}");
+    let paused = player.segments[segment].pieces[&1].handle;
+    assert_eq!(status(player.calls().lend(paused, "it was exported")).0, Status::Paused);
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn a_second_mapping_is_the_drivers() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    let handle = player.segments[segment].pieces[&0].handle;
+    let there = player.addr(segment, 2);
+    let physical = player.calls().map(there, SMALL, 0, handle, false).unwrap().expect("the caller is to map it");
+    player.driver.map(there, SMALL, physical).unwrap();
+    player.calls().mapped(there, SMALL);
+    player.calls().unreserve(there, SMALL).unwrap();
+    assert_eq!(player.calls().unmap(there, SMALL).unwrap(), vec![(there, SMALL)]);
+    player.driver.unmap(there, SMALL).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn memory_that_was_unmapped_keeps_its_content_until_it_is_released() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    let piece = player.segments[segment].pieces.remove(&0).unwrap();
+    player.calls().unmap(player.addr(segment, 0), SMALL).unwrap();
+    assert_eq!(status(player.pause(&tag("a"))).0, Status::Busy);
+    assert_eq!(player.calls().map(player.addr(segment, 3), SMALL, 0, piece.handle, false).unwrap(), None);
+    player.segments[segment].pieces.insert(3, piece);
+    player.open(segment, &[3], HERE);
+    player.check();
+    player.pause(&tag("a")).unwrap();
+    // Unmapped while it is paused, its content is gone, as after a release; but the handle still works.
+    let piece = player.segments[segment].pieces.remove(&3).unwrap();
+    player.calls().unmap(player.addr(segment, 3), SMALL).unwrap();
+    player.resume(&tag("a")).unwrap();
+    assert_eq!(player.calls().map(player.addr(segment, 0), SMALL, 0, piece.handle, false).unwrap(), None);
+    player.segments[segment].pieces.insert(0, crate::common::player::Piece { holds: None, ..piece });
+    player.check_no_leak();
+}
+
+#[test]
+fn a_range_of_several_mappings_is_one_range() {
+    let mut player = Player::new(16 * STRIDE, STRIDE);
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1, 2], Some(a), a).unwrap();
+    let base = player.addr(segment, 0);
+    player.engine.discard(base.offset(STRIDE / 2), 2 * STRIDE).unwrap();
+    assert_eq!(player.engine.pause(&tag("a"), PauseOptions::default()).unwrap().bytes_copied, STRIDE);
+    assert!(player.engine.backup(base, STRIDE / 2).unwrap().is_some());
+    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+    assert_eq!(status(player.engine.keep(base, 4 * STRIDE)).0, Status::UnknownAddress);
+    player.engine.keep(base, 3 * STRIDE).unwrap();
+    player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
+    let view = player.engine.backup(base, 3 * STRIDE).unwrap().unwrap();
+    assert_eq!(view.len, 3 * STRIDE);
+    drop(view);
+    assert_eq!(status(player.engine.free(base, false)).0, Status::UnknownAddress);
+    for slot in 0..3 {
+        player.shrink(segment, slot);
+    }
+    player.check_no_leak();
+}
+
+#[test]
+fn one_call_unmaps_several() {
+    let mut player = Player::new(16 * STRIDE, STRIDE);
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1, 2], Some(a), a).unwrap();
+    let base = player.addr(segment, 0);
+    assert_eq!(status(player.calls().unmap(base, STRIDE + SMALL)).0, Status::InvalidArgument);
+    player.check();
+    assert!(player.calls().unmap(base, 3 * STRIDE).unwrap().is_empty());
+    for (_, piece) in std::mem::take(&mut player.segments[segment].pieces) {
+        player.calls().release(piece.handle).unwrap();
+    }
+    player.check_no_leak();
+}
+
+#[test]
+fn regions_that_share_a_segment_are_not_paused_alone() {
+    let mut player = small();
+    let (a, b) = (player.region("m/a", policy(Backup::Host)), player.region("m/b", policy(Backup::Host)));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    player.grow(segment, &[1], Some(b), b).unwrap();
+    let (refused, message) = status(player.pause(&tag("m/a")));
+    assert!(refused == Status::Unsupported && message.contains("'m/b'") && message.contains("pool"), "{message}");
+    player.pause(&tag("m")).unwrap();
+    player.resume(&tag("m")).unwrap();
+    player.shrink(segment, 1);
+    player.pause(&tag("m/a")).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn memory_of_no_region_joins_the_segment_that_it_is_mapped_in() {
+    let mut player = small();
+    assert_eq!(player.calls().create(player.memory(None)).unwrap(), None, "no region, no reservation: none of ours");
+    let a = player.region("a", policy(Backup::Host));
+    let (inside, outside) = (player.reserve(Some(a), 4), player.reserve(None, 4));
+    player.grow(inside, &[0], None, a).unwrap();
+    assert_eq!(player.pause(&tag("a")).unwrap().bytes_moved, SMALL);
+    let handle = player.calls().create(player.memory(None)).unwrap().unwrap();
+    let there = player.addr(outside, 0);
+    let physical = player.calls().map(there, SMALL, 0, handle, false).unwrap().expect("the caller is to map it");
+    player.driver.map(there, SMALL, physical).unwrap();
+    player.calls().mapped(there, SMALL);
+    assert_eq!(player.calls().grant(there, SMALL, &access(HERE)).unwrap(), vec![(there, SMALL)]);
+    assert_eq!(player.calls().unmap(there, SMALL).unwrap(), vec![(there, SMALL)]);
+    player.driver.unmap(there, SMALL).unwrap();
+    player.calls().release(handle).unwrap();
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn unknown_handles_are_errors() {
+    let player = small();
+    let stale = Handle(0x51AE << 48 | 7);
+    assert!(Segments::is_virtual(stale.0) && !Segments::is_virtual(7) && !Segments::is_virtual(0x7f00_dead_beef));
+    assert_eq!(status(player.calls().release(stale)).0, Status::InvalidArgument);
+    assert_eq!(status(player.calls().map(Addr(STRIDE), SMALL, 0, stale, false)).0, Status::InvalidArgument);
+    assert_eq!(status(player.calls().memory(stale)).0, Status::InvalidArgument);
+    assert_eq!(status(player.calls().lend(stale, "")).0, Status::InvalidArgument);
+    assert_eq!(player.calls().retain(Addr(STRIDE)), None);
+}
+
+/// While a pause copies, the program unmaps, releases and gives addresses back; all goes well at once, and the pages go with the pause.
+#[test]
+fn freeing_what_is_being_paused_is_left_to_the_pause() {
+    for verb in ["copy_to_host", "wait", "unmap", "release"] {
+        let mut player = small();
+        let a = player.region("a", policy(Backup::Host));
+        let (gone, stays) = (player.reserve(Some(a), 2), player.reserve(Some(a), 2));
+        player.grow(gone, &[0, 1], Some(a), a).unwrap();
+        player.grow(stays, &[0], Some(a), a).unwrap();
+        let engine = Arc::clone(&player.engine);
+        let segment = player.segments.swap_remove(gone);
+        player.driver.at_next(verb, move || {
+            let calls = engine.segments();
+            for (slot, piece) in segment.pieces {
+                assert!(calls.unmap(segment.base.offset(slot * STRIDE), SMALL).unwrap().is_empty());
+                calls.release(piece.handle).unwrap();
+            }
+            assert!(calls.unreserve(segment.base, segment.slots * STRIDE).unwrap());
+        });
+        player.pause(&tag("a")).unwrap();
+        assert_eq!((player.driver.used_bytes(), player.driver.counts().1), (0, 0), "{verb}");
+        player.resume(&tag("a")).unwrap();
+        player.check_no_leak();
+    }
+}
+
+#[test]
+fn a_switch_hands_pieces_on_that_were_asked_to_do_the_same() {
+    let mut player = small();
+    player.driver.set_capacity(3 * SMALL);
+    let (a, b) = (player.region("a", policy(Backup::Host)), player.region("b", policy(Backup::Host)));
+    for region in [a, b] {
+        let segment = player.reserve(Some(region), 4);
+        player.grow(segment, &[0, 1], Some(region), region).unwrap();
+        if region == a {
+            player.pause(&tag("a")).unwrap();
+        }
+    }
+    let (_, resumed) = player.engine.switch(&tag("b"), &tag("a"), SwitchOptions::default()).unwrap();
+    assert!(resumed.bytes_recycled > 0, "{resumed:?}");
+    player.check();
+    assert_eq!(player.driver.properties(), vec![Some(WANTED); 2]);
+    player.check_no_leak();
+}
+
+// ---- faults -------------------------------------------------------------------------------------------------------------------
+
+/// PyTorch's life in short: two pools grow, one is paused, freed from, and comes back; a step is repeated until it succeeds.
+fn life(faults: &[(u64, DriverErrorKind)], piece: u64) -> (u64, usize) {
+    let mut player = Player::new(16 * piece, piece);
+    for &(number, kind) in faults {
+        player.driver.fail_at(number, kind);
+    }
+    let (a, b) = (player.region("a", policy(Backup::Host)), player.region("b", policy(Backup::None)));
+    let (first, second) = (player.reserve(Some(a), 4), player.reserve(Some(b), 2));
+    step(&mut player, |player| player.grow(first, &[0, 1], Some(a), a));
+    step(&mut player, |player| player.grow(second, &[0], Some(b), b));
+    step(&mut player, |player| player.pause(&tag("a")).map(drop));
+    player.open(first, &[0, 1], PEER);
+    player.shrink(first, 0);
+    step(&mut player, |player| player.resume(&tag("a")).map(drop));
+    step(&mut player, |player| player.grow(first, &[0], Some(a), a));
+    step(&mut player, |player| player.pause(&Selection::All).map(drop));
+    player.drop_segment(second);
+    step(&mut player, |player| player.resume(&Selection::All).map(drop));
+    player.shrink(first, 1);
+    let (calls, pending) = (player.driver.calls(), player.driver.pending_faults());
+    player.check_no_leak();
+    (calls, pending)
+}
+
+fn step(player: &mut Player, mut step: impl FnMut(&mut Player) -> Result<(), Error>) {
+    for _ in 0..4 {
+        let outcome = step(player);
+        player.check();
+        match outcome {
+            Ok(()) => return,
+            Err(error) => assert_ne!(error.status, Status::Internal, "{error}"),
+        }
+    }
+    panic!("a step still fails")
+}
+
+const KINDS: [DriverErrorKind; 2] = [DriverErrorKind::OutOfMemory, DriverErrorKind::Other];
+
+#[test]
+fn every_call_fails_once() {
+    for (kind, piece) in KINDS.into_iter().flat_map(|kind| [(kind, SMALL), (kind, STRIDE)]) {
+        let mut number = 1;
+        while life(&[(number, kind)], piece).1 == 0 {
+            number += 1;
+        }
+        assert!(number > 50, "the life made only {number} calls");
+    }
+}
+
+#[test]
+fn pairs_of_calls_fail() {
+    let stride = if std::env::var_os("SIRE_SWEEP").is_some_and(|value| value == "full") { 1 } else { 3 };
+    for kind in KINDS {
+        let calls = life(&[], SMALL).0;
+        for first in 1..=calls {
+            let mut second = first + 1 + first % stride;
+            while life(&[(first, kind), (second, kind)], SMALL).1 == 0 {
+                second += stride;
+            }
+        }
+    }
+}
+
+// ---- random lives -------------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Step {
+    Reserve(usize),
+    Grow { segment: usize, slots: Vec<u64> },
+    Shrink { segment: usize, slot: u64 },
+    Drop(usize),
+    Write { segment: usize, slot: u64 },
+    Open(usize),
+    Pause(usize),
+    Resume(usize),
+    Switch(usize, usize),
+    Fault { after: u64, short: bool },
+    Capacity(u64),
+    Trim,
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let segment = 0..4_usize;
+    let region = 0..4_usize;
+    prop_oneof![
+        2 => (0..3_usize).prop_map(Step::Reserve),
+        6 => (segment.clone(), proptest::collection::vec(0..6_u64, 1..4)).prop_map(|(segment, slots)| Step::Grow { segment, slots }),
+        3 => (segment.clone(), 0..6_u64).prop_map(|(segment, slot)| Step::Shrink { segment, slot }),
+        1 => segment.clone().prop_map(Step::Drop),
+        3 => (segment.clone(), 0..6_u64).prop_map(|(segment, slot)| Step::Write { segment, slot }),
+        1 => segment.prop_map(Step::Open),
+        4 => region.clone().prop_map(Step::Pause),
+        4 => region.clone().prop_map(Step::Resume),
+        1 => (region.clone(), region).prop_map(|(pause, resume)| Step::Switch(pause, resume)),
+        2 => (0..30_u64, any::<bool>()).prop_map(|(after, short)| Step::Fault { after, short }),
+        1 => (4..40_u64).prop_map(Step::Capacity),
+        1 => Just(Step::Trim),
+    ]
+}
+
+struct Random {
+    player: Player,
+    regions: Vec<RegionId>,
+    /// The region of each segment.
+    of: Vec<RegionId>,
+}
+
+impl Random {
+    fn new() -> Random {
+        let mut player = small();
+        let declared = Policy { clean: Clean::Declared, ..policy(Backup::Host) };
+        let regions = vec![
+            player.region("m/a", policy(Backup::Host)),
+            player.region("m/b", declared),
+            player.region("none", policy(Backup::None)),
+        ];
+        Random { player, regions, of: Vec::new() }
+    }
+
+    fn selection(which: usize) -> Selection {
+        [Selection::All, tag("m"), tag("none"), tag("m/a")][which % 4].clone()
+    }
+
+    fn slots(&self, segment: usize) -> Vec<u64> {
+        self.player.segments[segment].pieces.keys().copied().collect()
+    }
+
+    fn play(&mut self, step: &Step) {
+        let count = self.player.segments.len();
+        let segment = |which: usize| (count > 0).then(|| which % count.max(1));
+        match step {
+            Step::Reserve(which) if count < 4 => {
+                self.of.push(self.regions[*which]);
+                self.player.reserve(Some(self.regions[*which]), 6);
+            }
+            Step::Grow { segment: which, slots } => {
+                let Some(segment) = segment(*which) else { return };
+                let taken = self.slots(segment);
+                let mut free: Vec<u64> = slots.iter().copied().filter(|slot| !taken.contains(slot)).collect();
+                free.sort_unstable();
+                free.dedup();
+                let region = self.of[segment];
+                let _ = self.player.grow(segment, &free, Some(region), region);
+            }
+            Step::Shrink { segment: which, slot } => {
+                if let Some(segment) = segment(*which) {
+                    self.player.shrink(segment, *slot);
+                }
+            }
+            Step::Drop(which) => {
+                if let Some(segment) = segment(*which) {
+                    self.of.swap_remove(segment);
+                    self.player.drop_segment(segment);
+                }
+            }
+            Step::Write { segment: which, slot } => {
+                if let Some(segment) = segment(*which) {
+                    self.player.write(segment, *slot);
+                    if self.player.segments[segment].pieces.contains_key(slot) {
+                        self.player.engine.changed(self.player.addr(segment, *slot), SMALL).unwrap();
+                    }
+                }
+            }
+            Step::Open(which) => {
+                if let Some(segment) = segment(*which) {
+                    let slots = self.slots(segment);
+                    self.player.open(segment, &slots, PEER);
+                }
+            }
+            Step::Pause(which) => drop(self.player.pause(&Random::selection(*which))),
+            Step::Resume(which) => drop(self.player.resume(&Random::selection(*which))),
+            Step::Switch(pause, resume) => {
+                let (pause, resume) = (Random::selection(*pause), Random::selection(*resume));
+                if self.player.engine.switch(&pause, &resume, SwitchOptions::default()).is_ok()
+                    || self.player.segments.iter().any(|segment| !segment.pieces.is_empty())
+                {
+                    self.forget_discarded();
+                }
+            }
+            Step::Fault { after, short } => {
+                let kind = if *short { DriverErrorKind::OutOfMemory } else { DriverErrorKind::Other };
+                self.player.driver.fail_at(self.player.driver.calls() + 1 + after, kind);
+            }
+            Step::Capacity(pieces) => self.player.driver.set_capacity(pieces * SMALL),
+            Step::Trim => drop(self.player.engine.trim()),
+            Step::Reserve(_) => {}
+        }
+    }
+
+    fn forget_discarded(&mut self) {
+        let none = self.regions[2];
+        for piece in self.player.segments.iter_mut().flat_map(|segment| segment.pieces.values_mut()) {
+            if piece.region == none {
+                piece.holds = None;
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_lives_keep_every_byte(steps in proptest::collection::vec(steps(), 1..60)) {
+        let mut life = Random::new();
+        for step in &steps {
+            life.play(step);
+            life.player.check();
+        }
+        life.player.driver.set_capacity(1 << 20);
+        life.player.check_no_leak();
+    }
+}

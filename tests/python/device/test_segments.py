@@ -1,0 +1,236 @@
+"""PyTorch's expandable segments: the same code with the setting on, in both hook modes, under both names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import sire
+import torch
+from measure import MIB, device_used
+
+
+def full(value: int, mebibytes: int) -> torch.Tensor:
+    return torch.full((mebibytes * MIB,), value, dtype=torch.uint8, device="cuda")
+
+
+def are(tensors: list[torch.Tensor]) -> list[int]:
+    """The value of each, if it has one throughout."""
+    return [int(each[0]) if bool((each == each[0]).all()) else -1 for each in tensors]
+
+
+@pytest.fixture
+def expandable(mode: str) -> Iterator[bool]:
+    """The setting is on; whether regions' memory lies in such segments then."""
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    yield mode == "preload"
+    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+
+
+def expandable_bytes() -> int:
+    return sum(each["total_size"] for each in torch.cuda.memory_snapshot() if each["is_expandable"])
+
+
+def test_grow_pause_free_and_grow_again(tag: str, expandable: bool) -> None:
+    before = device_used()
+    with sire.region(tag, backup="cpu"):
+        tensors = [full(n, 24) for n in range(3)]
+        small = [full(n, 1) for n in range(3)]
+    assert (expandable_bytes() > 0) == expandable
+    placed = [(each, each.data_ptr()) for each in tensors + small]
+    for round_ in range(3):
+        used = device_used()
+        report = sire.pause(tag)
+        # Without such segments, what is wholly free in the pool goes back besides.
+        assert used - device_used() >= report.bytes_moved == report.bytes_expected
+        # The one beside it, of no region, is untouched; what is freed while it is paused is forgotten.
+        other = full(77, 48)
+        if round_ == 1:
+            del tensors[1], small[1]
+            placed = [(each, at) for each, at in placed if any(each is kept for kept in tensors + small)]
+        torch.cuda.empty_cache()
+        assert are([other]) == [77]
+        del other
+        sire.resume(tag)
+        with sire.region(tag, backup="cpu"):
+            tensors.append(full(100 + round_, 40))
+        placed.append((tensors[-1], tensors[-1].data_ptr()))
+        assert all(each.data_ptr() == at for each, at in placed)
+    assert are(tensors) == [0, 2, 100, 101, 102]
+    assert are(small) == [0, 2]
+    sire.pause(tag)
+    del placed, tensors, small
+    torch.cuda.empty_cache()
+    sire.resume(tag)
+    assert device_used() >= before
+
+
+def test_tags_are_paused_one_by_one(tag: str, expandable: bool) -> None:
+    tensors = {}
+    for name, backup in (("kept", "cpu"), ("dropped", None), ("stored", "disk")):
+        with sire.region(f"{tag}/{name}", backup=backup):  # type: ignore[arg-type]
+            tensors[name] = [full(n + 1, 5) for n in range(3)]
+    used = device_used()
+    with sire.paused(f"{tag}/dropped"):
+        assert are(tensors["kept"] + tensors["stored"]) == [1, 2, 3] * 2
+    with sire.paused(f"{tag}/stored"):
+        assert are(tensors["kept"]) == [1, 2, 3]
+    report = sire.pause(tag)
+    assert report.regions_changed == 3
+    assert used - device_used() == report.bytes_moved
+    sire.resume(tag)
+    assert are(tensors["kept"] + tensors["stored"]) == [1, 2, 3] * 2
+
+
+def test_out_of_memory_in_growth_and_on_resume(tag: str, expandable: bool) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    with sire.region(tag, backup="cpu"):
+        first = full(1, 100)
+        with pytest.raises(torch.OutOfMemoryError):
+            full(2, free // MIB)
+        second = full(3, 30)
+    sire.pause(tag)
+    thief = full(9, torch.cuda.mem_get_info()[0] // MIB - 60)
+    with pytest.raises(sire.OutOfMemoryError):
+        sire.resume(tag)
+    with pytest.raises(sire.PausedError), sire.region(tag, backup="cpu"):
+        pytest.fail("entered")
+    del thief
+    torch.cuda.empty_cache()
+    sire.resume(tag)
+    assert are([first, second]) == [1, 3]
+
+
+def test_training_goes_on_bit_for_bit(tag: str, expandable: bool) -> None:
+    def losses(pausing: bool) -> list[float]:
+        torch.manual_seed(1)
+        with sire.region(f"{tag}/{pausing}", backup="cpu"):
+            model = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 8)).cuda()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        found = []
+        for step in range(6):
+            batch = torch.sin(torch.arange(64 * 512).reshape(64, 512) * (step + 1.0)).cuda()
+            with sire.region(f"{tag}/{pausing}", backup="cpu"):
+                loss = model(batch).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            found.append(float(loss.detach()))
+            if pausing:
+                with sire.paused(f"{tag}/{pausing}"):
+                    pass
+        return found
+
+    assert losses(True) == losses(False)
+
+
+def test_graphs_replay_after_a_pause_of_their_pool(tag: str, expandable: bool) -> None:
+    with sire.region(f"{tag}/weights", backup="cpu"):
+        weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).cuda()
+    source = torch.ones(64, 512, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with sire.cuda_graph(graph, tag=f"{tag}/graph"):
+        hidden = (source @ weight).repeat(64, 8)
+        output = torch.relu(hidden).sum(dim=1)
+    graph.replay()
+    expected = output.clone()
+    used = device_used()
+    for _ in range(2):
+        report = sire.pause(tag)
+        assert used - device_used() == report.bytes_moved > 0
+        sire.resume(tag)
+        output.zero_()
+        graph.replay()
+        assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_pool_outlives_its_tensors(tag: str, expandable: bool, backward: bool) -> None:
+    # PyTorch gives free segments of a dropped pool back while others of it live on.
+    with sire.region(tag, backup="cpu"):
+        tensors = [full(n, 24) for n in range(6)]
+    del tensors[::2]
+    for _ in range(2):
+        sire.pause(tag)
+        sire.resume(tag)
+    assert are(tensors) == [1, 3, 5]
+    tensors.sort(key=lambda each: each.data_ptr(), reverse=backward)
+    while tensors:
+        tensors.pop()
+        torch.cuda.empty_cache()
+    with sire.region(tag, backup="cpu"):
+        assert are([full(7, 30)]) == [7]
+
+
+PROGRAM = """
+import sire, torch
+def full(value):
+    return torch.full((12 << 20,), value, dtype=torch.uint8, device='cuda')
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_the_variable_changes_nothing(mode: str) -> None:
+    code = """
+outside = full(1)
+with sire.region('a', backup='cpu'):
+    inside = full(2)
+print([each['is_expandable'] for each in torch.cuda.memory_snapshot()])
+free = torch.cuda.mem_get_info()[0]
+with sire.paused('a'):
+    print((torch.cuda.mem_get_info()[0] - free) >> 20, bool((outside == 1).all()))
+print(bool((inside == 2).all()))
+"""
+    settings = "max_split_size_mb:64,expandable_segments:True"
+    segments, paused, resumed = run(code, PYTORCH_CUDA_ALLOC_CONF=settings).splitlines()
+    assert segments.count("True") == (2 if mode == "preload" else 1)
+    assert int(paused.split()[0]) >= 12
+    assert paused.endswith("True")
+    assert resumed == "True"
+
+
+def test_a_whole_process(mode: str) -> None:
+    code = """
+import threading
+tensors = [full(n) for n in range(4)]
+worker = threading.Thread(target=lambda: tensors.append(full(4)))
+worker.start(); worker.join()
+weight = torch.ones(1024, 1024, device='cuda', requires_grad=True)
+(weight * 3).sum().backward()
+try:
+    print(sire.pause().bytes_moved >> 20)
+    print(torch.cuda.mem_get_info()[0] == torch.cuda.mem_get_info()[1])
+    try:
+        # More than is free in the segments: of those PyTorch would hand out what is paused, without a call.
+        torch.empty(200 << 20, dtype=torch.uint8, device='cuda')
+    except torch.OutOfMemoryError:
+        print('refused')
+    sire.resume()
+    print([int(each[-1]) for each in tensors], float(weight.grad.sum()), int(full(6)[0]))
+except sire.UnsupportedError as error:
+    print(error)
+"""
+    settings = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "SIRE_REGION": "all", "SIRE_BACKUP": "cpu"}
+    said = run(code, **settings).splitlines()
+    if mode == "torch":
+        assert "only in the hook mode preload" in said[0]
+        assert "PYTORCH_ALLOC_CONF" in said[0]
+        return
+    moved, empty, refused, values = said
+    assert int(moved) >= 60
+    assert (empty, refused) == ("True", "refused")
+    assert values == "[0, 1, 2, 3, 4] 3145728.0 6"
