@@ -168,6 +168,12 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// `Invalid` for a device that does not exist.
     fn memory_info(&self, device: Device) -> DriverResult<MemoryInfo>;
 
+    /// The NUMA node of the host that is nearest to `device`; `None` if the driver cannot say. Asks nobody: what the driver knew when it
+    /// was opened.
+    fn host_node(&self, _device: Device) -> Option<u32> {
+        None
+    }
+
     /// Whether `peer` can be given access to memory that lives on `device`.
     ///
     /// # Errors

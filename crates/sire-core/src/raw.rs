@@ -62,6 +62,18 @@ impl Pages {
         Ok(Pages { map: Some(map), skip, len, seam, registered: Mutex::default() })
     }
 
+    /// Wishes that what is brought in from now on lies on the host's NUMA node `node`. Where that is full, or the system knows no such node, memory
+    /// comes from elsewhere (mbind(2), MPOL_PREFERRED).
+    pub(crate) fn prefer(&self, node: u32) {
+        const BITS: u32 = libc::c_ulong::BITS;
+        let mut mask = [0 as libc::c_ulong; 16];
+        let Some(word) = mask.get_mut((node / BITS) as usize) else { return };
+        *word = 1 << (node % BITS);
+        let bits = (mask.len() as u32 * BITS) as libc::c_ulong;
+        // SAFETY: the range is this mapping's own, and no content of it depends on its policy; `mask` is a live array of `bits` bits.
+        unsafe { libc::syscall(libc::SYS_mbind, self.ptr(), self.len, libc::MPOL_PREFERRED, mask.as_ptr(), bits, 0) };
+    }
+
     /// Brings every page of `part` in, so that later writes cannot fail. What is there already keeps its content.
     pub(crate) fn bring_in(&self, part: Range<u64>) -> io::Result<()> {
         let Some(map) = &self.map else { return Ok(()) };
@@ -507,6 +519,10 @@ impl Driver for Counted {
         query(event: Event) -> bool;
         fill(stream: Stream, dst: Addr, len: u64, byte: u8) -> ();
         unregister_host(ptr: *mut u8) -> ();
+    }
+
+    fn host_node(&self, device: Device) -> Option<u32> {
+        self.inner.host_node(device)
     }
 
     unsafe fn copy_to_host(&self, stream: Stream, dst: *mut u8, src: Addr, len: u64) -> DriverResult<()> {

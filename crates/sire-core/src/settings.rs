@@ -55,6 +55,11 @@ impl Settings {
         lock(&self.config).margin
     }
 
+    /// Whether backups are kept near their device.
+    pub(crate) fn host_nodes(&self) -> bool {
+        lock(&self.config).host_nodes
+    }
+
     /// Most host memory for backups.
     pub(crate) fn host_limit(&self) -> Option<u64> {
         lock(&self.config).host_limit

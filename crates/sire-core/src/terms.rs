@@ -128,6 +128,8 @@ pub struct Config {
     /// Threads that bring host memory in behind the first copies (default: one per CPU, at most 4), fixed at the start. With 0 each copy brings in
     /// what it needs.
     pub host_threads: usize,
+    /// Whether host memory for backups is taken from the NUMA node that is nearest to the device (default: where the machine has several).
+    pub host_nodes: bool,
     /// Most bytes of disk that backups may hold (default: no limit but the file system's).
     pub disk_limit: Option<u64>,
     /// Directory of disk backups (default: `sire-<uid>` in the system's temporary directory, mode 0700).
@@ -157,6 +159,7 @@ impl Default for Config {
             host_reserve: 0,
             host_unit: 32 << 20,
             host_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
+            host_nodes: crate::tier::memory::has_nodes(),
             disk_limit: None,
             disk_dir: None,
             shared_backups: false,

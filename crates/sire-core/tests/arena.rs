@@ -20,6 +20,22 @@ fn host(engine: &Engine, name: &str) -> u64 {
     stats["tiers"][0][name].as_u64().unwrap()
 }
 
+/// Backups come from the NUMA node that the driver names, if the machine has one at all; both kinds of memory are found again.
+#[test]
+fn backups_lie_near_their_device() {
+    let mut world = World::new(MANY);
+    world.engine.configure(&|config| config.host_nodes = true);
+    let region = world.region("near", policy(Backup::Host));
+    for _ in 0..2 {
+        round(&mut world, region, 2);
+    }
+    assert!(host(&world.engine, "present_bytes") <= 3 * CHUNK.next_multiple_of(MIB), "the arena grew");
+    let wished =
+        |line: &str| line.split(' ').nth(1).is_some_and(|policy| policy == "prefer:0" || policy == "prefer=relative:0");
+    let Ok(maps) = std::fs::read_to_string("/proc/self/numa_maps") else { return };
+    assert!(maps.lines().any(wished), "no memory was wished for on node 0:\n{maps}");
+}
+
 /// One round of pause and resume with `chunks` chunks to save.
 fn round(world: &mut World, region: RegionId, chunks: u64) {
     let addr = world.allocate(region, chunks * CHUNK).unwrap();

@@ -41,6 +41,8 @@ struct DeviceFacts {
     virtual_memory: bool,
     /// 0 where there is no virtual-memory management.
     granularity: u64,
+    /// The host's NUMA node that is nearest; `None` where the driver does not know.
+    host_node: Option<u32>,
 }
 
 /// The real driver.
@@ -156,7 +158,8 @@ impl CudaDriver {
     fn look_at(&self, ordinal: c_int) -> DriverResult<DeviceFacts> {
         let mut handle = 0;
         call!(self, "open", device_get(&raw mut handle, ordinal), "opening device {ordinal}")?;
-        let attribute = |which: CUdevice_attribute| {
+        // `None` for what an old driver does not know.
+        let number = |which: CUdevice_attribute| {
             let mut value = 0;
             let asked = call!(
                 self,
@@ -165,17 +168,19 @@ impl CudaDriver {
                 "asking what device {ordinal} can do"
             );
             match asked {
-                // An attribute that an old driver does not know is something that the device cannot do.
-                Err(error) if error.kind == DriverErrorKind::Invalid => Ok(false),
-                asked => asked.map(|()| value != 0),
+                Err(error) if error.kind == DriverErrorKind::Invalid => Ok(None),
+                asked => asked.map(|()| Some(value)),
             }
         };
+        let attribute = |which| number(which).map(|value| value.is_some_and(|value| value != 0));
         let mut facts = DeviceFacts {
             handle,
             context: PrimaryContext::new(handle),
             rdma: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED)?,
             virtual_memory: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)?,
             granularity: 0,
+            host_node: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID)?
+                .and_then(|node| u32::try_from(node).ok()),
         };
         if facts.virtual_memory {
             facts.granularity = self.ask_granularity(&facts, ordinal)?;
@@ -319,6 +324,10 @@ impl Driver for CudaDriver {
             code: 0,
             message: format!("{device} has no virtual-memory management (vGPU without it, or an old device)"),
         })
+    }
+
+    fn host_node(&self, device: Device) -> Option<u32> {
+        self.device("host_node", device).ok().and_then(|facts| facts.host_node)
     }
 
     fn memory_info(&self, device: Device) -> DriverResult<MemoryInfo> {

@@ -180,6 +180,10 @@ macro_rules! pass_on {
 }
 
 impl<D: Driver> Driver for Faulty<D> {
+    fn host_node(&self, device: Device) -> Option<u32> {
+        self.inner.host_node(device)
+    }
+
     pass_on! {
         device_count() -> u32;
         granularity(device: Device) -> u64;

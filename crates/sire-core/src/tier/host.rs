@@ -4,6 +4,7 @@
 //! is mapped, brought in or registered.
 
 use super::memory;
+pub(crate) use super::slab::Kind;
 use super::slab::{Common, Crew, HostSlab};
 use crate::driver::Driver;
 use crate::error::{Error, Result, Status};
@@ -129,21 +130,21 @@ impl HostTier {
     /// One contiguous range per length, or nothing at all. `limit` bounds the whole arena. The memory may still be on its way in, see
     /// [`Span::bring_in`].
     pub(crate) fn reserve(&self, lens: &[u64], limit: Option<u64>) -> Result<Vec<Arc<HostRange>>> {
-        self.reserve_kind(lens, limit, false)
+        self.reserve_kind(lens, limit, Kind::default())
     }
 
-    /// The same in slabs that the driver knows, or (`plain`) in such that it does not.
-    pub(crate) fn reserve_kind(&self, lens: &[u64], limit: Option<u64>, plain: bool) -> Result<Vec<Arc<HostRange>>> {
-        let mut found: Vec<Option<Arc<HostRange>>> = lens.iter().map(|&len| self.fit(len, plain)).collect();
+    /// The same in slabs of one kind.
+    pub(crate) fn reserve_kind(&self, lens: &[u64], limit: Option<u64>, kind: Kind) -> Result<Vec<Arc<HostRange>>> {
+        let mut found: Vec<Option<Arc<HostRange>>> = lens.iter().map(|&len| self.fit(len, kind)).collect();
         let mut missing: u64 = lens.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(&l, _)| rounded(l)).sum();
         if missing > 0 {
             self.tidy(self.spare(missing));
             self.make_way(missing, limit)?;
         }
         for (&len, place) in lens.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
-            let range = match self.fit(len, plain) {
+            let range = match self.fit(len, kind) {
                 Some(range) => range,
-                None => self.grow(len, missing, limit, plain)?,
+                None => self.grow(len, missing, limit, kind)?,
             };
             missing = missing.saturating_sub(rounded(len));
             *place = Some(range);
@@ -154,25 +155,25 @@ impl HostTier {
     }
 
     /// Room in a slab that exists.
-    fn fit(&self, len: u64, plain: bool) -> Option<Arc<HostRange>> {
+    fn fit(&self, len: u64, kind: Kind) -> Option<Arc<HostRange>> {
         let slabs = lock(&self.slabs);
-        slabs.iter().filter(|slab| slab.is_plain() == plain).find_map(|slab| take(slab, len))
+        slabs.iter().filter(|slab| slab.kind() == kind).find_map(|slab| take(slab, len))
     }
 
     /// A new slab for `len` bytes and, if it is small, for the rest of what is missing.
-    fn grow(&self, len: u64, missing: u64, limit: Option<u64>, plain: bool) -> Result<Arc<HostRange>> {
+    fn grow(&self, len: u64, missing: u64, limit: Option<u64>, kind: Kind) -> Result<Arc<HostRange>> {
         let size = rounded(len).max(missing.min(SLAB)).next_multiple_of(4096);
-        let slab = self.add(size, limit, plain)?;
+        let slab = self.add(size, limit, kind)?;
         let range = take(&slab, len).ok_or_else(|| no_room(len, "a new slab is too small"))?;
         lock(&self.slabs).push(slab);
         Ok(range)
     }
 
     /// A new slab that nobody can find yet.
-    fn add(&self, size: u64, limit: Option<u64>, plain: bool) -> Result<Arc<HostSlab>> {
+    fn add(&self, size: u64, limit: Option<u64>, kind: Kind) -> Result<Arc<HostSlab>> {
         self.make_way(size, limit)?;
         self.commit(size, limit)?;
-        let slab = HostSlab::new(&self.common, size, self.settings.host_unit, plain).map_err(|e| {
+        let slab = HostSlab::new(&self.common, size, self.settings.host_unit, kind).map_err(|e| {
             self.committed.fetch_sub(size, Ordering::Relaxed);
             no_room(size, &format!("the system refuses it ({e})"))
         })?;
@@ -199,7 +200,7 @@ impl HostTier {
         let missing = reserve.saturating_sub(self.committed.load(Ordering::Relaxed));
         for at in (0..missing).step_by(SLAB as usize) {
             let size = SLAB.min(missing - at).next_multiple_of(4096);
-            let slab = self.add(size, self.settings.host_limit(), false)?;
+            let slab = self.add(size, self.settings.host_limit(), Kind::default())?;
             lock(&self.slabs).push(Arc::clone(&slab));
             for from in (0..size).step_by(self.settings.host_unit as usize) {
                 // Only this function has it: it was given back meanwhile.

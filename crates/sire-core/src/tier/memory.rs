@@ -19,6 +19,11 @@ pub(crate) fn room() -> Room {
     group_rooms(Path::new("/sys/fs/cgroup"), &groups).into_iter().fold(machine, tighter)
 }
 
+/// Whether host memory lies on several NUMA nodes, so that it matters where a copy goes.
+pub(crate) fn has_nodes() -> bool {
+    fs::read_to_string("/sys/devices/system/node/has_memory").is_ok_and(|nodes| nodes.contains([',', '-']))
+}
+
 fn tighter(a: Room, b: Room) -> Room {
     if b.bytes < a.bytes { b } else { a }
 }

@@ -21,6 +21,15 @@ enum Unit {
     In,
 }
 
+/// What kind of memory a slab is made of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct Kind {
+    /// The driver is not to know it.
+    pub(crate) plain: bool,
+    /// The NUMA node from which it comes, if that matters.
+    pub(crate) node: Option<u32>,
+}
+
 /// What the slabs of one arena share.
 #[derive(Debug)]
 pub(super) struct Common {
@@ -53,25 +62,26 @@ pub(super) struct HostSlab {
     changed: Condvar,
     /// Units that are not in yet.
     missing: AtomicU64,
-    /// Nothing in it is to be registered.
-    plain: bool,
+    kind: Kind,
     /// The driver refused one unit: it is not asked again.
     refused: AtomicBool,
     holes: Mutex<Ranges>,
 }
 
 impl HostSlab {
-    /// A slab of `size` bytes, all free, none of them there yet; if it is `plain`, the driver will not know its memory.
-    pub(super) fn new(common: &Arc<Common>, size: u64, unit: u64, plain: bool) -> io::Result<HostSlab> {
+    /// A slab of `size` bytes, all free, none of them there yet.
+    pub(super) fn new(common: &Arc<Common>, size: u64, unit: u64, kind: Kind) -> io::Result<HostSlab> {
+        let pages = Pages::new(size, unit)?;
+        kind.node.into_iter().for_each(|node| pages.prefer(node));
         let count = size.div_ceil(unit);
         Ok(HostSlab {
             common: Arc::clone(common),
-            pages: Pages::new(size, unit)?,
+            pages,
             unit,
             units: Mutex::new(vec![Unit::Out; count as usize]),
             changed: Condvar::new(),
             missing: AtomicU64::new(count),
-            plain,
+            kind,
             refused: AtomicBool::new(false),
             holes: Mutex::new(Ranges::of(0..size)),
         })
@@ -86,9 +96,9 @@ impl HostSlab {
         self.pages.len()
     }
 
-    /// Whether the driver is not to know its memory.
-    pub(super) fn is_plain(&self) -> bool {
-        self.plain
+    /// What it is made of.
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Bytes in no range.
@@ -198,7 +208,7 @@ impl HostSlab {
     }
 
     fn register(&self, index: usize) {
-        if self.plain || self.refused.load(Ordering::Relaxed) {
+        if self.kind.plain || self.refused.load(Ordering::Relaxed) {
             return;
         }
         let Err(error) = self.pages.register(&self.common.driver, self.part(index)) else { return };

@@ -5,6 +5,7 @@ use super::draft::{self, Draft, Part};
 use super::seam::Staging;
 use super::survey::Survey;
 use super::{Machine, batch::Batch};
+use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Held, Truth};
 use crate::ranges::Ranges;
@@ -13,7 +14,7 @@ use crate::region::Region;
 use crate::settings::Settings;
 use crate::sync::lock;
 use crate::terms::{Backup, Clean, RegionId, Report};
-use crate::tier::host::HostRange;
+use crate::tier::host::{HostRange, Kind};
 use crate::tier::record::{LARGEST_ALIGN, Sum, guarded};
 use crate::tier::{PageId, Place, Room, Segment, Tier, page_cuts, repeat};
 use std::collections::BTreeMap;
@@ -54,7 +55,8 @@ impl Machine {
                 // Room that is not used again makes way for what is.
                 claim.chunks.iter_mut().filter(|c| c.truth == Truth::Device).for_each(|c| c.segments.clear());
             }
-            drafts.push(Planned { index: survey.index, region: survey.region.id, draft });
+            let kind = self.host_kind(&survey.region, claim.extent.device);
+            drafts.push(Planned { index: survey.index, region: survey.region.id, kind, draft });
         }
         self.carry_out(claims, &mut drafts)
     }
@@ -62,7 +64,8 @@ impl Machine {
     /// As [`Machine::prepare`], for a shadow of chunks that stay the program's. What fails changes nothing.
     pub(super) fn prepare_ahead(&self, shadow: &mut Claim, survey: &Survey, report: &mut Report) -> Result<Staging> {
         let draft = draft::draft(survey, shadow, &self.pages, self.settings.page(), report);
-        let mut planned = Planned { index: 0, region: survey.region.id, draft };
+        let kind = self.host_kind(&survey.region, shadow.extent.device);
+        let mut planned = Planned { index: 0, region: survey.region.id, kind, draft };
         let claims = std::slice::from_mut(shadow);
         self.carry_out(claims, std::slice::from_mut(&mut planned))?;
         self.staging(&*claims)
@@ -91,15 +94,21 @@ impl Machine {
         Ok(())
     }
 
+    /// The host memory that a region's backups of memory on `device` are to take.
+    pub(super) fn host_kind(&self, region: &Region, device: Device) -> Kind {
+        let node = self.settings.host_nodes().then(|| self.heap.driver.host_node(device)).flatten();
+        Kind { plain: region.policy.pageable, node }
+    }
+
     /// Room in host memory for every draft whose region has none elsewhere.
     fn host_spaces(&self, drafts: &[Planned], stored: &BTreeMap<RegionId, Space>) -> Result<BTreeMap<usize, Space>> {
         let stays = |planned: &&Planned| !stored.contains_key(&planned.region) && planned.missing() > 0;
-        let is_plain = |planned: &&Planned| self.regions.get(planned.region).is_ok_and(|region| region.policy.pageable);
-        let (plain, pinned): (Vec<&Planned>, Vec<&Planned>) = drafts.iter().filter(stays).partition(is_plain);
+        let mut kinds: BTreeMap<Kind, Vec<&Planned>> = BTreeMap::new();
+        drafts.iter().filter(stays).for_each(|planned| kinds.entry(planned.kind).or_default().push(planned));
         let mut spaces = BTreeMap::new();
-        for (in_host, plain) in [(pinned, false), (plain, true)] {
+        for (kind, in_host) in kinds {
             let lens: Vec<u64> = in_host.iter().map(|planned| planned.missing()).collect();
-            let ranges = self.host.reserve_kind(&lens, self.settings.host_limit(), plain)?;
+            let ranges = self.host.reserve_kind(&lens, self.settings.host_limit(), kind)?;
             spaces.extend(in_host.iter().zip(ranges).map(|(planned, range)| (planned.index, Space::Host(range, 0))));
         }
         Ok(spaces)
@@ -178,6 +187,8 @@ fn room_for(region: &Region, tier: &dyn Tier, need: u64) -> Result<Arc<dyn Room>
 struct Planned {
     index: usize,
     region: RegionId,
+    /// What host memory it would take.
+    kind: Kind,
     draft: Draft,
 }
 

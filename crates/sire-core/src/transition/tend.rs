@@ -154,7 +154,8 @@ impl Machine {
             if need == 0 || need > self.host_left() {
                 continue;
             }
-            let ranges = self.host.reserve_kind(&[need], self.settings.host_limit(), region.policy.pageable)?;
+            let kind = found.first().map(|found| self.host_kind(region, found.extent.device)).unwrap_or_default();
+            let ranges = self.host.reserve_kind(&[need], self.settings.host_limit(), kind)?;
             let whole = ranges.first().and_then(|range| range.span(0, need)).ok_or_else(too_short)?;
             whole.bring_in()?;
             let buffer = self.buffer()?;

@@ -372,6 +372,10 @@ impl Driver for MemDriver {
         if device.0 < 2 { Ok(GRANULARITY) } else { invalid("granularity", "no such device") }
     }
 
+    fn host_node(&self, _: Device) -> Option<u32> {
+        Some(0)
+    }
+
     fn memory_info(&self, device: Device) -> DriverResult<MemoryInfo> {
         let state = self.begin("memory_info")?;
         Ok(MemoryInfo { free: state.capacity.saturating_sub(state.used(device)), total: state.capacity })
