@@ -4,7 +4,9 @@
 
 use crate::clock;
 use crate::error::{Error, Result, Status};
-use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, ThreadId, lock, this_thread, wait, wait_until};
+use crate::sync::{
+    AtomicBool, Condvar, Mutex, MutexGuard, Ordering, RwLock, ThreadId, lock, this_thread, wait, wait_until,
+};
 use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
 use crate::tier::Room;
 use std::collections::{BTreeMap, HashMap};
@@ -400,6 +402,8 @@ pub(crate) struct Regions {
     ids: Mutex<HashMap<(String, Policy), RegionId>>,
     /// Regions by tag, in the order of tags: what lies under a tag lies side by side.
     by_tag: RwLock<BTreeMap<String, Vec<Arc<Region>>>>,
+    /// There is one whose backups move by themselves.
+    automatic: AtomicBool,
 }
 
 impl Regions {
@@ -417,6 +421,7 @@ impl Regions {
         let mut by_tag = self.by_tag.write().unwrap_or_else(PoisonError::into_inner);
         by_tag.entry(tag.to_owned()).or_default().push(Arc::clone(&region));
         all.push(region);
+        self.automatic.fetch_or(policy.backup == Backup::Auto, Ordering::Relaxed);
         ids.insert((tag.to_owned(), policy), RegionId(number));
         Ok(RegionId(number))
     }
@@ -426,6 +431,11 @@ impl Regions {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         let unknown = || Error::new(Status::UnknownTag, format!("there is no region number {}", id.0));
         all.get(id.0 as usize).cloned().ok_or_else(unknown)
+    }
+
+    /// Whether there is a region whose backups move by themselves. Asked after every pause, so it costs nothing.
+    pub(crate) fn any_automatic(&self) -> bool {
+        self.automatic.load(Ordering::Relaxed)
     }
 
     /// Every region, by number.

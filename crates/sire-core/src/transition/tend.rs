@@ -49,8 +49,7 @@ impl Machine {
 
     /// Has a thread of its own do that, if there may be anything to do and none is at it.
     pub(crate) fn tend_later(self: &Arc<Self>) {
-        let automatic = |region: &Arc<Region>| region.policy.backup == Backup::Auto;
-        let any = || self.settings.compress() != Compress::No || self.regions.all().iter().any(automatic);
+        let any = || self.settings.compress() != Compress::No || self.regions.any_automatic();
         let wanted = self.settings.tends() && any();
         if cfg!(feature = "shuttle") || !wanted || self.untended.fetch_add(1, Ordering::AcqRel) > 0 {
             return;
