@@ -83,8 +83,8 @@ def test_only_the_devices_in_use_get_a_context(workshop: Workshop, sim_dir: Path
 @pytest.mark.parametrize("broken", [0, 1])
 @pytest.mark.parametrize("question", ["cuMemGetAllocationGranularity", "cuDeviceGetAttribute"])
 def test_a_broken_device_leaves_the_others_alone(workshop: Workshop, sim_dir: Path, broken: int, question: str) -> None:
-    # Two attributes are asked of each device.
-    nth = 1 + broken * (2 if question == "cuDeviceGetAttribute" else 1)
+    # Three attributes are asked of each device.
+    nth = 1 + broken * (3 if question == "cuDeviceGetAttribute" else 1)
     settings = {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_DEVICES": "2", "SIRE_SIM_FAULTS": f"{question}#{nth}=error:999"}
     program = workshop.program("broken_device.c")
     check(workshop.run(program, str(broken), f"device {broken} cannot be used", folders=(sim_dir,), extra=settings))
