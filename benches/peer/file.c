@@ -38,14 +38,6 @@ static double share_cached(int file) {
     return (double)found / (double)pages;
 }
 
-static void overwrite(void) {
-    void **taken = calloc(pieces, sizeof *taken);
-    for (size_t i = 0; i < pieces; i++) MUST(cudaMalloc(&taken[i], piece) == 0 && cudaMemset(taken[i], 0xEE, piece) == 0);
-    MUST(cudaMemcpy(window, taken[pieces - 1], 8, TO_HOST) == 0);
-    for (size_t i = 0; i < pieces; i++) MUST(cudaFree(taken[i]) == 0);
-    free(taken);
-}
-
 /* Bytes of host backups, as the statistics say. */
 static double host_bytes(void) {
     sire_status (*stats)(char *, size_t, size_t *) = (sire_status(*)(char *, size_t, size_t *))sire("sire_stats_json");
@@ -94,7 +86,7 @@ int main(int argc, char **argv) {
         double pause = now() - start, host = host_bytes();
         MUST(fdatasync(file) == 0 && posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) == 0);
         double cached = share_cached(file);
-        overwrite();
+        overwrite(pieces, piece);
         start = now();
         MUST(resume_tag("model", NULL, NULL) == SIRE_STATUS_OK);
         double resume = now() - start;

@@ -57,6 +57,16 @@ static inline char *host_buffer(size_t bytes) {
     return start;
 }
 
+/* Takes as much device memory as a pause has given back, and leaves other bytes in it. */
+static inline void overwrite(size_t pieces, size_t piece) {
+    void **taken = calloc(pieces, sizeof *taken);
+    uint64_t word;
+    for (size_t i = 0; i < pieces; i++) MUST(cudaMalloc(&taken[i], piece) == 0 && cudaMemset(taken[i], 0xEE, piece) == 0);
+    MUST(cudaMemcpy(&word, taken[pieces - 1], sizeof word, TO_HOST) == 0);
+    for (size_t i = 0; i < pieces; i++) MUST(cudaFree(taken[i]) == 0);
+    free(taken);
+}
+
 /* A line of a /proc file that starts with `name`, in bytes. */
 static inline double proc_bytes(const char *path, const char *name) {
     FILE *file = fopen(path, "r");

@@ -6,14 +6,15 @@
 //! leaves it behind, empty; the next process that uses the directory removes it. A name that goes early harms nobody: the file is open.
 
 use super::direct::{BLOCK, DirectFile};
-use super::{Room, Tier, memory};
+use super::step::step;
+use super::{Room, Tier, memory, private};
 use crate::error::{Error, Result, Status};
 use crate::raw::{file_system, preallocate};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,7 +50,8 @@ impl DiskTier {
     fn create(&self, len: u64) -> Result<DiskFile> {
         let dir = match self.settings.disk_dir() {
             Some(dir) => dir,
-            None => default_dir().map_err(|e| failed("find the backup directory", &std::env::temp_dir(), &e))?,
+            None => private::home(&std::env::temp_dir())
+                .map_err(|e| failed("find the backup directory", &std::env::temp_dir(), &e))?,
         };
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|e| failed("use the backup directory", &dir, &e))?;
@@ -200,25 +202,6 @@ fn check_room(file: &File, dir: &Path, len: u64) -> Result<()> {
     Err(Error::new(Status::OutOfBackupSpace, message))
 }
 
-/// `sire-<uid>` in the system's temporary directory. Where anybody may create it, it must be ours.
-fn default_dir() -> io::Result<PathBuf> {
-    let me = fs::metadata("/proc/self")?.uid();
-    let dir = std::env::temp_dir().join(format!("sire-{me}"));
-    match DirBuilder::new().mode(0o700).create(&dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(&dir)?;
-    if !found.is_dir() || found.uid() != me {
-        let why = format!("{} is not a directory of this user; remove it or set a disk directory", dir.display());
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    if found.mode() & 0o077 != 0 {
-        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
-    }
-    Ok(dir)
-}
-
 /// A file without a name: made so where the file system can, else unlinked at once.
 fn nameless(dir: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
@@ -282,15 +265,8 @@ fn is_gone(process: u32) -> bool {
 
 /// Whether a file is what this tier makes, and this user's.
 fn is_private(found: &fs::Metadata) -> bool {
-    let me = fs::metadata("/proc/self").map(|process| process.uid());
-    found.is_file() && found.mode() & 0o777 == 0o600 && me.is_ok_and(|me| me == found.uid())
+    found.is_file() && found.mode() & 0o777 == 0o600 && private::user().is_ok_and(|me| me == found.uid())
 }
 
-/// A point at which tests let the process die.
-#[cfg(not(all(test, not(feature = "shuttle"))))]
-fn step() {}
-
-#[cfg(all(test, not(feature = "shuttle")))]
-use tests::step;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;

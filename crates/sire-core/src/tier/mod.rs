@@ -3,7 +3,7 @@
 //! [`Tier`]: the engine brings the bytes to it through buffers of its own and the threads of [`queue`], and
 //! gives none to a device before their checksum ([`record`]) was right. [`disk`] keeps them in private files, [`mod@file`] knows
 //! that a file of the program's has them already; others come from outside ([`conformance`] asks whether they keep the bargain).
-//! [`memory`] knows how much the machine has left.
+//! [`memory`] knows how much the machine has left, [`private`] which directories are ours; [`step`] is for tests.
 
 pub(crate) mod compress;
 pub mod conformance;
@@ -13,12 +13,14 @@ pub(crate) mod file;
 pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod packed;
+mod private;
 pub(crate) mod queue;
 pub(crate) mod record;
 pub(crate) mod shared;
 mod slab;
 pub(crate) mod spill;
 pub(crate) mod staging;
+mod step;
 
 use crate::error::{Error, Result, Status};
 use crate::raw::Span;

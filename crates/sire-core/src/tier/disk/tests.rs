@@ -2,21 +2,10 @@
 //! next process removes.
 
 use super::super::conformance;
+use super::super::step::die_at;
 use super::*;
 use crate::terms::Config;
 use std::process::{Command, Stdio};
-
-/// Steps from here on count; at this many the process dies. 0: never.
-static DIE_AT: AtomicU64 = AtomicU64::new(0);
-static STEPS: AtomicU64 = AtomicU64::new(0);
-
-/// A point at which a process may die. What the kernel does with its files is the same as after `kill -9`.
-pub(super) fn step() {
-    let at = DIE_AT.load(Ordering::SeqCst);
-    if at > 0 && STEPS.fetch_add(1, Ordering::SeqCst) + 1 == at {
-        std::process::abort();
-    }
-}
 
 /// A tier in a directory, with a quota.
 fn tier(dir: &Path, disk_limit: Option<u64>) -> DiskTier {
@@ -91,7 +80,7 @@ fn life(tier: &DiskTier) {
 fn child() {
     let Some(dir) = std::env::var_os("SIRE_TEST_DISK_CHILD") else { return };
     let number = std::env::var("SIRE_TEST_DISK_DIE_AT").ok().and_then(|n| n.parse().ok());
-    DIE_AT.store(number.unwrap_or(0), Ordering::SeqCst);
+    die_at(number.unwrap_or(0));
     let make = if std::env::var_os("SIRE_TEST_DISK_NAMES").is_some() { with_a_name } else { nameless };
     life(&DiskTier { make, ..tier(Path::new(&dir), None) });
 }

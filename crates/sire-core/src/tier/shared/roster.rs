@@ -3,6 +3,7 @@
 
 use super::Address;
 use super::pack::PackId;
+use crate::tier::step::step;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -149,9 +150,9 @@ impl Roster {
     pub(super) fn enlist(dir: &Path, id: MemberId) -> io::Result<Roster> {
         let path = dir.join(id.file_name());
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        super::store::step();
+        step();
         file.try_lock().map_err(io::Error::from)?;
-        super::store::step();
+        step();
         file.write_all_at(&header(id), 0)?;
         Ok(Roster { path, file, entries: HashMap::new(), free: Vec::new(), count: 0 })
     }
@@ -177,7 +178,7 @@ impl Roster {
     }
 
     fn put(&self, slot: u32, bytes: &[u8]) -> io::Result<()> {
-        super::store::step();
+        step();
         self.file.write_all_at(bytes, (u64::from(slot) + 1) * UNIT as u64)
     }
 

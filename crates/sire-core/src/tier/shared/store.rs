@@ -5,10 +5,12 @@ use super::roster::{Entry, Member, MemberId, Roster, others};
 use super::{Address, Piece, SharedUse};
 use crate::ranges::Ranges;
 use crate::sync::{Mutex, lock};
+use crate::tier::private;
+use crate::tier::step::step;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -270,7 +272,6 @@ fn bury(dead: &[Member], living: &Living, mut open: impl FnMut(PackId) -> Option
 
 /// The directory of rosters: `dir`, or one of this user's in shared memory or among temporary files.
 fn directory(dir: Option<&Path>) -> io::Result<PathBuf> {
-    let me = fs::metadata("/proc/self")?.uid();
     let parent = match dir {
         Some(dir) => {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -279,32 +280,8 @@ fn directory(dir: Option<&Path>) -> io::Result<PathBuf> {
         None => {
             let memory = Path::new("/dev/shm");
             let root = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
-            private(&root.join(format!("sire-{me}")), me)?
+            private::home(&root)?
         }
     };
-    private(&parent.join(FORMAT), me)
+    private::private(&parent.join(FORMAT))
 }
-
-/// Makes a directory that is `user`'s alone, or makes sure that it is.
-fn private(dir: &Path, user: u32) -> io::Result<PathBuf> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    let found = fs::symlink_metadata(dir)?;
-    if !found.is_dir() || found.uid() != user {
-        let why = format!("{} is not a directory of this user; remove it or set another", dir.display());
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-    }
-    if found.mode() & 0o077 != 0 {
-        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    }
-    Ok(dir.to_path_buf())
-}
-
-/// A point at which tests let the process die.
-#[cfg(not(all(test, not(feature = "shuttle"))))]
-pub(super) fn step() {}
-
-#[cfg(all(test, not(feature = "shuttle")))]
-pub(super) use super::tests::step;

@@ -4,24 +4,12 @@
 use super::roster::{Entry, MemberId, Roster, others};
 use super::*;
 use crate::terms::Config;
+use crate::tier::step::{die_at, step};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 const PIECE: u64 = 64 << 10;
-/// Steps from here on count; at this many the process dies. 0: never.
-static DIE_AT: AtomicU64 = AtomicU64::new(0);
-static STEPS: AtomicU64 = AtomicU64::new(0);
-
-/// A point at which a process may die.
-pub(super) fn step() {
-    let at = DIE_AT.load(Ordering::SeqCst);
-    if at > 0 && STEPS.fetch_add(1, Ordering::SeqCst) + 1 == at {
-        std::process::abort();
-    }
-}
-
 fn content(seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -277,7 +265,7 @@ fn life(dir: &Path, seed: u64, rounds: u64) {
 fn child() {
     let Some(dir) = std::env::var_os("SIRE_TEST_SHARED_CHILD") else { return };
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    DIE_AT.store(number("SIRE_TEST_SHARED_DIE_AT"), Ordering::SeqCst);
+    die_at(number("SIRE_TEST_SHARED_DIE_AT"));
     life(Path::new(&dir), number("SIRE_TEST_SHARED_SEED"), number("SIRE_TEST_SHARED_ROUNDS"));
 }
 
