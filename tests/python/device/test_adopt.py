@@ -1,0 +1,497 @@
+"""Adopting a module: where its tensors are, that they are right, and what is copied."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sire
+import torch
+from sire import _library
+from sire._adopt import Adopted, adopt, adopted_by
+
+MIB = 1 << 20
+
+
+class Net(torch.nn.Module):
+    """Tied weights, a view, a buffer that is persistent and one that is not."""
+
+    def __init__(self, seed: int = 0, width: int = 256) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.one = torch.nn.Linear(width, width)
+        self.two = torch.nn.Linear(width, width)
+        self.tied = torch.nn.Linear(width, width)
+        self.tied.weight = self.one.weight
+        self.norm = torch.nn.BatchNorm1d(width)
+        self.register_buffer("scale", torch.rand(width), persistent=False)
+        self.register_buffer("part", self.norm.running_mean[: width // 2])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.two(torch.tanh(self.one(x))))
+        return self.tied(x) * self.scale
+
+
+def twin(seed: int = 0, **more: Any) -> Net:
+    """The same module, which nobody adopts."""
+    return Net(seed, **more)
+
+
+@pytest.fixture
+def adopted_ones() -> Iterator[list[Adopted]]:
+    """Released at the end, whatever happened."""
+    made: list[Adopted] = []
+    yield made
+    for each in made:
+        each.release()
+    gc.collect()
+
+
+@pytest.fixture(params=["view", "paused"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Both ways of being offloaded."""
+    return str(request.param)
+
+
+def used() -> int:
+    """The device's used bytes, as the driver counts them."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of everything in the module, on the CPU."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: each.detach().cpu().clone() for name, each in tensors}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """To the bit."""
+    assert one.keys() == other.keys()
+    for name, each in one.items():
+        assert torch.equal(each, other[name]), name
+
+
+def test_the_module_is_on_the_device_while_it_is_loaded(adopted_ones: list[Adopted], way: str) -> None:
+    net, reference = Net().eval(), twin().eval()
+    parameters = list(net.parameters())
+    adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    assert not adopted.loaded
+    assert {each.device.type for each in net.parameters()} == {"cpu"}
+    x = torch.randn(4, 256)
+    expected = reference(x)
+    assert torch.equal(net(x), expected)
+    addresses = None
+    for _ in range(3):
+        adopted.load()
+        assert adopted.loaded
+        assert all(each.is_cuda for each in [*net.parameters(), *net.buffers()])
+        assert torch.allclose(net(x.cuda()).cpu(), expected, atol=1e-6)
+        assert_equal(state(net), state(reference))
+        now = [each.data_ptr() for each in net.parameters()]
+        addresses = addresses or now
+        assert now == addresses
+        adopted.offload()
+        assert not adopted.loaded
+        if way == "view":
+            assert {each.device.type for each in [*net.parameters(), *net.buffers()]} == {"cpu"}
+            assert_equal(state(net), state(reference))
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    assert net.tied.weight is net.one.weight
+
+
+def test_memory_is_taken_once_and_given_back(adopted_ones: list[Adopted], way: str) -> None:
+    torch.cuda.init()
+    torch.zeros(1, device="cuda")
+    before = used()
+    nets = [Net(i, width=1024) for i in range(5)]
+    adopted_ones += [adopt(net, mode=way) for net in nets]  # type: ignore[arg-type]
+    assert used() == before
+    each_one = adopted_ones[0].nbytes
+    parameters = {each.data_ptr(): each.numel() * 4 for each in [*nets[0].parameters(), nets[0].scale]}
+    assert 0 < each_one - sum(parameters.values()) < 20 * 1024
+    for number, adopted in enumerate(adopted_ones, 1):
+        adopted.load()
+        assert used() - before <= number * (each_one + 2 * MIB)
+    for adopted in adopted_ones:
+        adopted.offload()
+    assert used() == before
+
+
+def test_what_is_written_on_the_device_comes_back(adopted_ones: list[Adopted], way: str) -> None:
+    net, reference = Net().train(), twin().train().cuda()
+    # PyTorch's own move makes two tensors of it.
+    reference.part = reference.norm.running_mean[:128]
+    adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2) for each in (net, reference)]
+    for step in range(3):
+        adopted.load()
+        torch.manual_seed(step)
+        x = torch.randn(8, 256, device="cuda")
+        losses = []
+        for each, optimizer in zip((net, reference), optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=False)
+            loss = each(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[0] == losses[1]
+        del loss
+        assert_equal(state(net), state(reference))
+        adopted.offload()
+        if way == "view":
+            assert_equal(state(net), state(reference))
+            assert {each.grad.device.type for each in net.parameters() if each.grad is not None} == {"cpu"}
+
+
+def test_clean_bytes_are_not_copied_back(adopted_ones: list[Adopted]) -> None:
+    net = Net().eval()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    assert adopted.bytes_copied >= adopted.nbytes - 20 * 1024
+    # PyTorch does not say whether it has written to these.
+    statistics = sum(each.nbytes for each in net.norm.buffers())
+    copied = adopted.bytes_copied
+    net(torch.randn(4, 256).cuda())
+    adopted.offload()
+    assert adopted.bytes_copied - copied == statistics
+    adopted.load()
+    with torch.no_grad():
+        net.two.bias.add_(1)
+    copied = adopted.bytes_copied
+    adopted.offload()
+    assert adopted.bytes_copied - copied == statistics + net.two.bias.nbytes
+
+
+def test_a_write_on_the_host_reaches_the_device(adopted_ones: list[Adopted]) -> None:
+    net = Net()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    for release in ("eager", "lazy"):
+        adopted.offload(release)  # type: ignore[arg-type]
+        other = state(Net(seed=7 if release == "eager" else 8))
+        net.load_state_dict(other, strict=False)
+        adopted.load()
+        assert_equal(state(net) | {"scale": other["scale"]}, other)
+
+
+def test_a_saved_state_never_changes(adopted_ones: list[Adopted]) -> None:
+    net = Net()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    adopted.offload()
+    saved = net.state_dict()
+    copy = {name: each.clone() for name, each in saved.items()}
+    adopted.load()
+    with torch.no_grad():
+        for each in net.parameters():
+            each.add_(1)
+    adopted.offload()
+    assert_equal(saved, copy)
+    assert torch.equal(net.two.bias, copy["two.bias"] + 1)
+
+
+def test_lazily_released_memory_is_found_again(adopted_ones: list[Adopted]) -> None:
+    net = Net(width=1024)
+    before = state(net)
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    copied = adopted.bytes_copied
+    adopted.offload("lazy")
+    assert next(net.parameters()).device.type == "cpu"
+    adopted.load()
+    statistics = sum(each.nbytes for each in net.norm.buffers())
+    assert adopted.bytes_copied - copied == 2 * statistics
+    assert_equal(state(net), before)
+    adopted.offload("lazy")
+    sire.trim()
+    adopted.load()
+    assert adopted.bytes_copied - copied >= net.one.weight.nbytes
+    assert_equal(state(net), before)
+
+
+def test_a_pause_by_somebody_else_loses_nothing(adopted_ones: list[Adopted], way: str) -> None:
+    net = Net()
+    before = state(net)
+    adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    adopted.load()
+    with sire.paused(adopted.tag):
+        pass
+    assert_equal(state(net), before)
+    sire.pause(adopted.tag)
+    adopted.load()
+    assert_equal(state(net), before)
+    with torch.no_grad():
+        net.two.bias.add_(1)
+    sire.pause(adopted.tag)
+    adopted.offload()
+    adopted.load()
+    assert torch.equal(net.two.bias.cpu(), before["two.bias"] + 1)
+    adopted.offload()
+    sire.resume(adopted.tag)
+    adopted.load()
+    assert torch.equal(net.one.weight.cpu(), before["one.weight"])
+
+
+def test_no_room_changes_nothing(adopted_ones: list[Adopted], way: str) -> None:
+    net = Net(width=2048)
+    before = state(net)
+    adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    for round_ in range(2):
+        free, _ = torch.cuda.mem_get_info()
+        ballast = torch.empty(free - adopted.nbytes // 2, dtype=torch.uint8, device="cuda")
+        with pytest.raises(torch.OutOfMemoryError):
+            adopted.load()
+        assert not adopted.loaded
+        if way == "view" or round_ == 0:
+            assert_equal(state(net), before)
+        del ballast
+        torch.cuda.empty_cache()
+        adopted.load()
+        assert_equal(state(net), before)
+        adopted.offload()
+
+
+def test_a_module_on_the_device_needs_no_second_room(adopted_ones: list[Adopted], way: str) -> None:
+    torch.zeros(1, device="cuda")
+    net = Net(width=2048)
+    before = state(net)
+    net.cuda()
+    free, _ = torch.cuda.mem_get_info()
+    ballast = torch.empty(free - 8 * MIB, dtype=torch.uint8, device="cuda")
+    adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    adopted.load()
+    assert_equal(state(net), before)
+    del ballast
+
+
+def test_released_modules_are_ordinary(adopted_ones: list[Adopted], way: str) -> None:
+    for loaded in (True, False):
+        net = Net()
+        before = state(net)
+        adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+        adopted_ones.append(adopted)
+        adopted.load()
+        if not loaded:
+            adopted.offload()
+        adopted.release()
+        assert adopted_by(net) is None
+        with pytest.raises(sire.InvalidArgumentError, match="released"):
+            adopted.load()
+        assert_equal(state(net), before)
+        net.cuda()
+        assert_equal(state(net), before)
+        again = adopt(net, mode=way)  # type: ignore[arg-type]
+        adopted_ones.append(again)
+        again.load()
+        assert_equal(state(net), before)
+
+
+def test_memory_goes_with_the_module() -> None:
+    torch.zeros(1, device="cuda")
+    before = used()
+    net = Net(width=1024)
+    adopted = adopt(net)
+    adopted.load()
+    weight = net.one.weight.detach()
+    copy = weight.clone()
+    adopted.release()
+    del net, adopted
+    gc.collect()
+    assert torch.equal(weight, copy)
+    del weight, copy
+    gc.collect()
+    assert used() == before
+
+
+def test_tensors_that_were_pointed_elsewhere_are_found(adopted_ones: list[Adopted]) -> None:
+    net = Net()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    flat = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+    torch.nn.utils.vector_to_parameters(flat * 2, net.parameters())
+    net.register_buffer("late", torch.arange(10, device="cuda"))
+    expected = state(net)
+    adopted.offload()
+    assert {each.device.type for each in [*net.parameters(), *net.buffers()]} == {"cpu"}
+    assert_equal(state(net), expected)
+    net.half()
+    expected = state(net)
+    adopted.load()
+    assert net.one.weight.dtype == torch.half
+    assert all(each.is_cuda for each in [*net.parameters(), *net.buffers()])
+    assert_equal(state(net), expected)
+    assert net.tied.weight is net.one.weight
+    fresh = {name: torch.randn(each.shape) for name, each in net.state_dict().items() if name != "late"}
+    adopted.offload()
+    net.load_state_dict(fresh, strict=False, assign=True)
+    adopted.load()
+    for name, each in net.named_parameters():
+        assert each.is_cuda
+        assert torch.equal(each.cpu(), fresh[name]), name
+
+
+def test_shared_tensors_belong_to_one(adopted_ones: list[Adopted]) -> None:
+    whole = torch.nn.Sequential(Net(0), Net(1))
+    part = whole[0]
+    inner = adopt(part)
+    outer = adopt(whole)
+    adopted_ones += [inner, outer]
+    assert outer.shares == (inner,)
+    outer.load()
+    assert all(each.is_cuda for each in whole.parameters())
+    outer.offload()
+    assert part.one.weight.is_cuda
+    assert not whole[1].one.weight.is_cuda
+    with pytest.raises(sire.InvalidArgumentError, match="already"):
+        adopt(whole)
+    with pytest.raises(sire.InvalidArgumentError, match="cannot be given"):
+        adopt(Net(), tag=inner.tag)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A safetensors file, written by hand: eight bytes of length, a header, bytes."""
+    import json
+
+    net = Net(seed=5)
+    table, content = {}, b""
+    for name, tensor in net.state_dict().items():
+        kind = {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype]
+        raw = tensor.contiguous().numpy().tobytes()
+        raw += b"\0" * (-len(raw) % 8)
+        end = len(content) + tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [len(content), end]}
+        content += raw
+    header = json.dumps(table).encode()
+    header += b" " * (-len(header) % 8)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content)
+    return path
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_checkpoint_is_the_host_copy(adopted_ones: list[Adopted], way: str, checkpoint: Path, empty: bool) -> None:
+    untied = Net(seed=9)
+    if empty:
+        scale = untied.scale
+        untied = untied.to("meta")
+        untied.scale = scale
+    adopted = adopt(untied, mode=way, source=checkpoint)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    expected = Net(seed=5).state_dict()
+    for _ in range(2):
+        adopted.load()
+        assert_equal({name: each.cpu() for name, each in untied.state_dict().items()}, expected)
+        adopted.offload()
+    written = checkpoint.read_bytes()
+    if way == "view":
+        with torch.no_grad():
+            untied.two.bias.add_(1)
+        adopted.load()
+        assert torch.equal(untied.two.bias.cpu(), expected["two.bias"] + 1)
+    assert checkpoint.read_bytes() == written
+    with pytest.raises(sire.InvalidArgumentError, match="no file has it"):
+        adopt(torch.nn.Linear(3, 3), source=checkpoint)
+
+
+def test_restoring_undoes_writes_to_the_bit(adopted_ones: list[Adopted]) -> None:
+    net = Net()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    before = state(net)
+    adopted.load()
+    with torch.no_grad():
+        net.one.weight.mul_(1.1)
+        net.two.weight.mul_(1.1)
+    assert torch.equal(adopted.host(net.one.weight), before["one.weight"])
+    adopted.restore(net.one.weight)
+    assert torch.equal(net.one.weight.cpu(), before["one.weight"])
+    assert not torch.equal(net.two.weight.cpu(), before["two.weight"])
+    copied = adopted.bytes_copied
+    adopted.offload()
+    statistics = sum(each.nbytes for each in net.norm.buffers())
+    assert adopted.bytes_copied - copied == statistics + net.two.weight.nbytes
+
+
+def test_threads_meet(adopted_ones: list[Adopted]) -> None:
+    net = Net()
+    before = state(net)
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(10):
+                adopted.load()
+                adopted.offload()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert failures == []
+    assert_equal(state(net), before)
+
+
+def test_a_forward_that_waits_for_backward_is_known(adopted_ones: list[Adopted]) -> None:
+    net = Net().train()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    assert not adopted.waits_for_backward
+    loss = net(torch.randn(4, 256, device="cuda")).sum()
+    assert adopted.waits_for_backward
+    loss.backward()
+    del loss
+    assert not adopted.waits_for_backward
+
+
+def test_subclasses_are_taken_apart(adopted_ones: list[Adopted]) -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    net = torch.nn.Linear(64, 64, bias=False)
+    a, b = torch.randn(64, 64), torch.randn(64, 64)
+    net.weight = torch.nn.Parameter(TwoTensor(a.clone(), b.clone()))
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    for _ in range(2):
+        adopted.load()
+        assert net.weight.device.type == "cuda"
+        assert torch.equal(net.weight.a.cpu(), a)
+        assert torch.equal(net.weight.b.cpu(), b)
+        adopted.offload()
+
+
+def test_the_disk_is_a_place_too(adopted_ones: list[Adopted], way: str) -> None:
+    net = Net(width=512)
+    before = state(net)
+    adopted = adopt(net, mode=way, backup="disk", mutable=True)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    for _ in range(2):
+        adopted.load()
+        assert_equal(state(net), before)
+        adopted.offload()
+    if way == "view":
+        assert_equal(state(net), before)
+    assert _library.load().stats()
