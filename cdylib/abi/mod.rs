@@ -6,5 +6,6 @@ pub mod memory;
 pub mod process;
 pub mod progress;
 pub mod region;
+pub mod standing;
 pub mod transition;
 pub mod values;

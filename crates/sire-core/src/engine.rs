@@ -27,6 +27,9 @@ pub use crate::terms::{
     ResumeOptions, Retention, Selection, State, SwitchOptions, Tended,
 };
 
+mod standing;
+pub use standing::MadeWay;
+
 /// The engine: one per process. All functions may be called from any thread.
 #[derive(Debug)]
 pub struct Engine {
@@ -56,6 +59,7 @@ impl Engine {
             hashing: Mutex::default(),
             cancels: AtomicU64::new(0),
             running: Mutex::default(),
+            budgets: Mutex::default(),
             tending: Mutex::default(),
             untended: AtomicU64::new(0),
         });

@@ -12,6 +12,7 @@
 //! registry, region          address -> extent; tags, policies, threads inside, state
 //! extent, mapping           one reservation and its chunks: where each byte is
 //! transfer                  pipelined copies between a device and the tiers
+//! policy                    who makes way: a pure function
 //! pages                     which pages of content host memory has already
 //! tier                      where backups are: host memory, disk, files, tiers from outside
 //! raw                       the only file with unsafe code: host pages, copies, preallocation
@@ -25,6 +26,7 @@ pub mod digest;
 pub mod driver;
 pub mod engine;
 pub mod error;
+pub mod policy;
 pub mod progress;
 pub mod segments;
 pub mod tier;

@@ -73,6 +73,8 @@ pub struct Budget {
     pub limit: Option<u64>,
     /// What stays free for others: other processes, and memory that no region has.
     pub headroom: u64,
+    /// For how long after its last use everybody is spared while somebody else is left, in milliseconds.
+    pub residency: u64,
 }
 
 impl Budget {
@@ -138,7 +140,7 @@ mod tests {
     fn the_least_recently_used_goes_and_no_more() {
         let all = [idle(0, 10, 3), idle(1, 10, 1), idle(2, 10, 2)];
         let need = |bytes| Need { bytes, ..Need::default() };
-        assert_eq!(victims(&all, &need(0)), []);
+        assert!(victims(&all, &need(0)).is_empty());
         assert_eq!(victims(&all, &need(10)), [1]);
         assert_eq!(victims(&all, &need(11)), [1, 2]);
         assert_eq!(plan(&all, &need(31)), Plan { victims: [1, 2, 0].map(RegionId).to_vec(), bytes: 30, enough: false });
@@ -181,12 +183,12 @@ mod tests {
 
     #[test]
     fn budgets_count_what_others_hold() {
-        let budget = Budget { limit: Some(100), headroom: 10 };
+        let budget = Budget { limit: Some(100), headroom: 10, residency: 0 };
         assert_eq!(budget.missing(20, 1000, 50), 0);
         assert_eq!(budget.missing(60, 1000, 50), 10);
         assert_eq!(budget.missing(20, 25, 50), 5);
         assert_eq!(Budget::default().missing(20, 20, u64::MAX), 0);
-        assert_eq!(Budget { limit: None, headroom: u64::MAX }.missing(1, 0, 0), u64::MAX);
+        assert_eq!(Budget { headroom: u64::MAX, ..Budget::default() }.missing(1, 0, 0), u64::MAX);
     }
 
     /// The naive twin: of all subsets that make enough room, the one whose members, from the dearest on, are cheapest.

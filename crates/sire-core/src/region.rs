@@ -4,6 +4,7 @@
 
 use crate::clock;
 use crate::error::{Error, Result, Status};
+use crate::policy::Standing;
 use crate::sync::{
     AtomicBool, Condvar, Mutex, MutexGuard, Ordering, RwLock, ThreadId, lock, this_thread, wait, wait_until,
 };
@@ -75,6 +76,12 @@ pub(crate) struct History {
     pub(crate) last_error: Option<String>,
     /// When it was paused or resumed last, in an order of the process's own.
     pub(crate) used: u64,
+    /// The same in milliseconds of the process's clock.
+    pub(crate) used_at: u64,
+    /// What the program says about who makes way.
+    pub(crate) standing: Standing,
+    /// How many use it, as far as they said.
+    pub(crate) leases: u64,
 }
 
 impl History {
@@ -82,6 +89,7 @@ impl History {
     pub(crate) fn touch(&mut self) {
         static NOW: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         self.used = NOW.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.used_at = clock::milliseconds();
     }
 }
 

@@ -126,6 +126,55 @@ __all__ = [
     "version",
 ]
 
+_MODELS = frozenset(
+    (
+        "AutoManageHook",
+        "AutoManageWrapper",
+        "BaseResourcePoolUser",
+        "DiffusersPipelineWrapper",
+        "LearnedEstimator",
+        "Prefetch",
+        "Profiler",
+        "ResourcePool",
+        "ResourcePoolCPU",
+        "ResourcePoolCUDA",
+        "ResourcePoolDisk",
+        "ResourcePoolManagement",
+        "ResourcePoolUserABC",
+        "TorchModuleWrapper",
+        "TransformersModelWrapper",
+        "WeakRefResourcePoolUser",
+        "adopt",
+        "auto_manage",
+        "events",
+        "evict",
+        "get_resource_management",
+        "get_sire_inference_context",
+        "initialize",
+        "learned_estimator",
+        "manage",
+        "pin",
+        "setup_default_pools",
+        "sire_inference_context_manager",
+        "summary",
+        "unpin",
+    )
+)
+"""Names of `sire.models`, which is imported when one of them is used."""
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _MODELS:
+        import importlib
+
+        return getattr(importlib.import_module(".models", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODELS})
+
+
 hook_mode: _hooks.HookMode | None
 """``"preload"`` or ``"torch"``; None while it is neither set nor needed yet."""
 

@@ -141,8 +141,11 @@ class Adopted:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that it takes now, as far as this object knows: what was released lazily counts."""
-        return self.nbytes if self._loaded or self._lazy else 0
+        """Bytes that it takes on the device now; what was released lazily counts as long as it is there."""
+        if self._loaded or not self._lazy:
+            return self.nbytes if self._loaded else 0
+        regions = _library.load().stats()["regions"]
+        return sum(int(regions[block.region]["resident_bytes"]) for block in self._blocks)
 
     @property
     def module(self) -> Any | None:

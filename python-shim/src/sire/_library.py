@@ -26,6 +26,8 @@ from ._version import __version__
 LIBRARY_NAME = "libsire_alloc.so"
 ABI_VERSION = 1
 NO_REGION = 0xFFFFFFFF
+# Bytes of tags that a list of them has room for; what is longer is cut.
+_LONGEST_LIST = 1 << 16
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -102,6 +104,19 @@ class _Report(ctypes.Structure):
     ]
 
 
+class _Standing(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("priority", c_int32), ("pinned", c_bool), ("keep_alive_seconds", c_double)]
+
+
+class _Budget(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("limit_bytes", c_uint64),
+        ("headroom_bytes", c_uint64),
+        ("residency_seconds", c_double),
+    ]
+
+
 @dataclass(frozen=True)
 class Allocation:
     """What the library knows about the allocation that holds an address."""
@@ -150,6 +165,11 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_progress_close": [c_void_p],
     "sire_promote": [c_char_p, POINTER(c_size_t)],
     "sire_cancel": [],
+    "sire_standing_set": [c_char_p, POINTER(_Standing)],
+    "sire_lease": [c_char_p],
+    "sire_unlease": [c_char_p],
+    "sire_budget_set": [c_int32, POINTER(_Budget)],
+    "sire_make_room": [c_int32, c_size_t, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
     "sire_allow_peer": [c_int32, c_int32],
     "sire_set_margin": [c_size_t],
     "sire_set_disk_directory": [c_char_p],
@@ -419,6 +439,31 @@ class Library:
         moved = c_size_t()
         self._call("sire_promote", tag, byref(moved))
         return moved.value
+
+    def standing_set(self, tag: bytes | None, priority: int, pinned: bool, keep_alive_seconds: float) -> None:
+        """What is said about who makes way."""
+        standing = _Standing(ctypes.sizeof(_Standing), priority, pinned, keep_alive_seconds)
+        self._call("sire_standing_set", tag, byref(standing))
+
+    def lease(self, tag: bytes | None) -> None:
+        """Somebody uses the tag."""
+        self._call("sire_lease", tag)
+
+    def unlease(self, tag: bytes | None) -> None:
+        """Ends one `lease`."""
+        self._call("sire_unlease", tag)
+
+    def budget_set(self, device: int, limit: int, headroom: int, residency_seconds: float) -> None:
+        """What `make_room` may use of a device; limit 0: what there is."""
+        budget = _Budget(ctypes.sizeof(_Budget), limit, headroom, residency_seconds)
+        self._call("sire_budget_set", device, byref(budget))
+
+    def make_room(self, device: int, size: int) -> tuple[int, list[str]]:
+        """What regions that nobody uses gave back so that there is room, and their tags."""
+        given, length = c_size_t(), c_size_t()
+        buffer = ctypes.create_string_buffer(_LONGEST_LIST)
+        self._call("sire_make_room", device, size, byref(given), buffer, len(buffer), byref(length))
+        return given.value, buffer.value.decode(errors="replace").split("\n") if length.value else []
 
     def cancel(self) -> None:
         """Makes a running pause or resume stop and roll back."""

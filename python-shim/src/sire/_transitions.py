@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from . import _blocks, _hooks, _interrupt, _library, _torch
 from ._errors import CapturingError, InvalidArgumentError
@@ -98,12 +98,25 @@ def resume(
     return Report("resume", tag, **fields)
 
 
-def prefetch(tag: str | None = None, *, order: object = None) -> Progress:
+@overload
+def prefetch(tag: str | None = None, *, order: object = None) -> Progress: ...
+
+
+@overload
+def prefetch(tag: object, **more: Any) -> Any: ...
+
+
+def prefetch(tag: Any = None, *, order: object = None, **more: Any) -> Any:
     """Begins to bring memory back that will be needed soon, if there is room for it now; returns at once.
 
-    As ``resume(tag, non_blocking=True)``. Where there is no room, the `Progress` says so when somebody waits for it.
+    Of a managed object (a module, or what `sire.manage` returns) that is `sire.models.prefetch`. Of a tag it is as
+    ``resume(tag, non_blocking=True)``. Where there is no room, the `Progress` says so when somebody waits for it.
     """
-    return resume(tag, order=order, non_blocking=True)
+    if tag is None or isinstance(tag, str):
+        return resume(tag, order=order, non_blocking=True)
+    from .models import prefetch as prefetch_object
+
+    return prefetch_object(tag, **more)
 
 
 def promote(tag: str | None = None) -> int:

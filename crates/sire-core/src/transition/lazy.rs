@@ -3,7 +3,7 @@
 //!
 //! Who needs it: an allocation or a resume for which there is no room, a pause of the same tag that is not lazy, a trim. Then the region
 //! is *released*, which is the second half of a pause: nothing is copied, and no device waited for, since nothing was submitted on that
-//! memory after the pause. The least recently used region goes first. What the driver refuses to take stays held.
+//! memory after the pause. Which region goes first is said by [`crate::policy`]. What the driver refuses to take stays held.
 
 use super::Machine;
 use super::batch::Batch;
@@ -11,7 +11,7 @@ use super::seam::Staging;
 use super::team::Call;
 use crate::driver::Device;
 use crate::error::Result;
-use crate::extent::{Claim, Extent, Truth};
+use crate::extent::{Claim, Truth};
 use crate::region::{Left, Phase, Region};
 use crate::terms::{RegionId, Report};
 use std::collections::BTreeMap;
@@ -57,25 +57,25 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes room on devices that need so many bytes: regions that hold memory there lazily give it back, one at least. Returns how
-    /// many bytes. Not during a capture, which does not survive it.
+    /// Makes room on devices that need so many bytes: regions that hold memory there lazily give it back, one at least, in the order of
+    /// the policy. Returns how many bytes. Not during a capture, which does not survive it.
     pub(crate) fn release_for(&self, need: &BTreeMap<Device, u64>) -> u64 {
         if self.heap.is_capturing() {
             return 0;
         }
-        let holds = |region: &Arc<Region>| {
-            let mut extents = self.heap.registry.extents_of(std::iter::once(region.id)).into_iter();
-            let is_there = |extent: &Extent| extent.figures().resident > 0 && !extent.always_stays();
-            extents.any(|extent| need.contains_key(&extent.device) && is_there(&extent))
-        };
         let mut released = 0;
-        for region in self.lazy_regions().iter().filter(|region| holds(region)) {
+        for region in self.by_policy(|device| need.contains_key(&device)) {
             if released > 0 && need.iter().all(|(&device, &bytes)| self.has_room(device, bytes)) {
                 break;
             }
-            released += self.release(region).map_or(0, |(report, _)| report.bytes_moved);
+            released += self.release_bytes(&region);
         }
         released
+    }
+
+    /// Gives back what the region holds lazily; how many bytes.
+    pub(super) fn release_bytes(&self, region: &Arc<Region>) -> u64 {
+        self.release(region).map_or(0, |(report, _)| report.bytes_moved)
     }
 
     /// Gives back all that is held lazily, as far as the driver takes it; returns how many bytes.
@@ -83,15 +83,13 @@ impl Machine {
         if self.heap.is_capturing() {
             return 0;
         }
-        let released = |region: &Arc<Region>| self.release(region).map_or(0, |(report, _)| report.bytes_moved);
-        self.lazy_regions().iter().map(released).sum()
+        self.lazy_regions().iter().map(|region| self.release_bytes(region)).sum()
     }
 
-    /// Regions that hold memory lazily, the least recently used first.
-    fn lazy_regions(&self) -> Vec<Arc<Region>> {
+    /// Regions that hold memory lazily.
+    pub(super) fn lazy_regions(&self) -> Vec<Arc<Region>> {
         let mut lazy = self.regions.all();
         lazy.retain(|region| region.is_lazy());
-        lazy.sort_by_cached_key(|region| region.history(|history| history.used));
         lazy
     }
 }

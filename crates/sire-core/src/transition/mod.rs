@@ -9,7 +9,7 @@
 //! Both passes cut segments into [`pieces`] and move them through a pipe per device; [`seam`] is where a piece's bytes meet a tier. The parts
 //! of a transition that work at the same time (devices, and the [`maker`] ahead of the copy in) are a [`team`], whose
 //! memory goes through a [`pool`]. A [`switch`] is both passes at once, over different regions and one pool. What can be saved before a pause is
-//! copied [`ahead`]; what nobody needs yet may stay where it is, [`lazy`].
+//! copied [`ahead`]; what nobody needs yet may stay where it is, [`lazy`], until somebody wants [`room`].
 
 mod ahead;
 mod background;
@@ -23,6 +23,7 @@ mod plan;
 mod pool;
 mod prove;
 mod put_down;
+mod room;
 mod seam;
 mod survey;
 mod switch;
@@ -35,6 +36,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Extent, Truth};
 use crate::heap::Heap;
 use crate::pages::Pages;
+use crate::policy::Budget;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::region::{Left, Phase, Region, Regions};
@@ -72,6 +74,8 @@ pub(crate) struct Machine {
     pub(crate) untended: AtomicU64,
     /// How often `cancel` was called. A transition stops when this is no longer what it was at its start.
     pub(crate) cancels: AtomicU64,
+    /// What may be used of each device; of those that are not here, everything.
+    pub(crate) budgets: Mutex<BTreeMap<Device, Budget>>,
     /// Resumes in the background that somebody may still wait for.
     pub(crate) running: Mutex<Vec<Weak<Progress>>>,
 }

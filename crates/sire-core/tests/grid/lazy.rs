@@ -5,6 +5,7 @@ use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;
+use sire_core::policy::{Budget, Standing};
 
 const SIZE: u64 = 2 * CHUNK;
 
@@ -232,4 +233,70 @@ fn a_peer_that_comes_meanwhile_has_access() {
     world.resume(&tag("r")).unwrap();
     assert!(world.driver.peek(Device(1), addr, 1).is_ok());
     world.check_no_leak();
+}
+
+/// A world whose device holds four chunks, with three regions of one chunk each that were paused lazily, in the order of their names.
+fn three_held() -> World {
+    let mut world = World::new(4 * CHUNK);
+    for name in ["one", "two", "three"] {
+        let region = world.region(name, policy(Backup::Host));
+        let addr = world.allocate(region, CHUNK).unwrap();
+        world.write(addr);
+        world.pause_lazily(&tag(name)).unwrap();
+    }
+    world
+}
+
+fn make_room(world: &World, chunks: u64) -> Vec<String> {
+    world.engine.make_room(Device(0), chunks * CHUNK).unwrap().into_iter().map(|made| made.tag).collect()
+}
+
+#[test]
+fn who_makes_way_is_up_to_the_program() {
+    let mut world = three_held();
+    assert_eq!(make_room(&world, 1), Vec::<String>::new(), "there was room");
+    world.engine.set_standing(&tag("one"), Standing { priority: 1, ..Standing::default() }).unwrap();
+    world.engine.lease(&tag("two")).unwrap();
+    assert_eq!(make_room(&world, 2), ["three"]);
+    let error = world.engine.make_room(Device(0), 4 * CHUNK).unwrap_err();
+    assert_eq!(error.status, Status::OutOfDeviceMemory);
+    assert!(error.message.contains("1 more are leased"), "{}", error.message);
+    assert_eq!(make_room(&world, 3), ["one"]);
+    world.engine.unlease(&tag("two")).unwrap();
+    assert_eq!(world.engine.unlease(&tag("two")).unwrap_err().status, Status::InvalidArgument);
+    world.engine.set_standing(&tag("two"), Standing { pinned: true, ..Standing::default() }).unwrap();
+    world.engine.make_room(Device(0), 4 * CHUNK).unwrap_err();
+    assert!(!world.engine.make_way(Device(0), CHUNK), "what is pinned stays, also when an allocation fails");
+    world.engine.set_standing(&tag("two"), Standing::default()).unwrap();
+    assert_eq!(make_room(&world, 4), ["two"]);
+    resume_and_check(world);
+}
+
+#[test]
+fn an_allocation_that_does_not_fit_follows_the_same_order() {
+    let mut world = three_held();
+    world.engine.set_standing(&tag("one"), Standing { priority: 1, ..Standing::default() }).unwrap();
+    world.engine.lease(&tag("two")).unwrap();
+    let other = world.region("other", policy(Backup::None));
+    let addr = world.allocate(other, 2 * CHUNK).unwrap();
+    let lazy = |world: &World, i: usize| stats(world)["regions"][i]["lazy_bytes"] != 0;
+    assert_eq!([0, 1, 2].map(|i| lazy(&world, i)), [true, true, false]);
+    assert_eq!(world.allocate(other, 2 * CHUNK).unwrap_err().status, Status::OutOfDeviceMemory);
+    assert!(lazy(&world, 1), "a lease was broken");
+    world.free(addr).unwrap();
+    resume_and_check(world);
+}
+
+#[test]
+fn budgets_are_for_what_regions_hold_and_for_others() {
+    let world = three_held();
+    world.engine.set_budget(Device(0), Budget { limit: Some(3 * CHUNK), ..Budget::default() });
+    assert_eq!(make_room(&world, 1), ["one"]);
+    world.engine.set_budget(Device(0), Budget { headroom: CHUNK, ..Budget::default() });
+    assert_eq!(make_room(&world, 2), ["two"]);
+    assert_eq!(make_room(&world, 2), Vec::<String>::new());
+    world.engine.make_room(Device(0), 4 * CHUNK).unwrap_err();
+    world.engine.set_budget(Device(0), Budget { residency: 3_600_000, ..Budget::default() });
+    assert_eq!(make_room(&world, 4), ["three"], "spared only while somebody else is left");
+    resume_and_check(world);
 }

@@ -1,0 +1,144 @@
+"""Modules that come to their device by themselves when they are called, by PyTorch's own hooks."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from ._backward import Held, watch
+from ._context import sire_inference_context_manager
+from ._estimate import LearnedEstimator, Peak
+from ._manage import AutoManageWrapper, acquire, manage, release, to_device
+
+_hooks_of: weakref.WeakKeyDictionary[Any, AutoManageHook] = weakref.WeakKeyDictionary()
+_making = threading.RLock()
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of a module that is under way."""
+
+    entered: bool = False
+    peak: Peak | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+
+class AutoManageHook:
+    """Loads a module before its forward and offloads it afterwards, also if forward raises. Arguments are moved to its
+    device.
+
+    A module in training mode stays loaded until the backward of what it returned is over, or its outputs are dropped;
+    any other is offloaded at once, and comes back for a backward.
+    """
+
+    no_grad = False
+    """For accelerate and diffusers, which look at hooks like this one."""
+
+    def __init__(self, am: AutoManageWrapper | _Weak) -> None:
+        self.am = am
+        self._here = threading.local()
+        self._handles: list[Any] = []
+
+    @classmethod
+    def manage_module(cls, module: Any, **kwargs: Any) -> AutoManageHook:
+        """Makes the module manage itself; keywords are those of `sire.manage`. Again: the same hook."""
+        with _making:
+            hook = _hooks_of.get(module)
+            if hook is None:
+                hook = cls(_Weak(manage(module, **kwargs)))
+                hook._attach(module)
+                _hooks_of[module] = hook
+            return hook
+
+    def _attach(self, module: Any) -> None:
+        # First before everybody else's hooks, and last after them.
+        self._handles = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+            module.register_forward_hook(self._after, always_call=True),
+        ]
+
+    @property
+    def execution_device(self) -> Any:
+        """The device on which the module runs."""
+        return self.am.get_execution_device()
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What happens before a forward; returns its arguments, on the device."""
+        moved: tuple[tuple[Any, ...], dict[str, Any]] = self._before(module, args, kwargs)
+        return moved
+
+    def post_forward(self, module: Any, output: Any) -> Any:
+        """What happens after a forward."""
+        self._after(module, (), output)
+        return output
+
+    def remove(self) -> None:
+        """The module does not manage itself any more; `sire.manage` still does."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        with _making:
+            module = self.am.get_manage_object()
+            if module is not None and _hooks_of.get(module) is self:
+                del _hooks_of[module]
+
+    def _calls(self) -> list[_Call]:
+        calls: list[_Call] = self._here.__dict__.setdefault("calls", [])
+        return calls
+
+    def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = _Call(args=args, kwargs=kwargs)
+        # Before anything can fail: PyTorch calls the other hook in any case.
+        self._calls().append(call)
+        with sire_inference_context_manager(*args, **kwargs):
+            acquire([self.am.user])
+        call.entered = True
+        device = self.execution_device
+        if isinstance(getattr(self.am.user, "inference_memory_estimator", None), LearnedEstimator):
+            call.peak = Peak(device).__enter__()
+        return to_device(args, device), to_device(kwargs, device)
+
+    def _after(self, module: Any, _args: Any, output: Any) -> None:
+        calls = self._calls()
+        if not calls:
+            return
+        call = calls.pop()
+        if not call.entered:
+            return
+        user = self.am.user
+        if call.peak is not None:
+            call.peak.__exit__()
+            user.inference_memory_estimator.observe(call.args, call.kwargs or {}, call.peak.bytes)  # type: ignore[attr-defined]
+        if module.training and Held.until_backward(output, user):
+            return
+        watch(output, weakref.ref(user))
+        release([user])
+
+    # --- what accelerate and diffusers ask of the hook of a module -------------------------------------------------
+
+    def init_hook(self, module: Any) -> Any:
+        """Nothing."""
+        return module
+
+    def detach_hook(self, module: Any) -> Any:
+        """Nothing: `remove` does it."""
+        return module
+
+
+class _Weak:
+    """A wrapper that does not keep its object: the object keeps the hook."""
+
+    def __init__(self, wrapper: AutoManageWrapper) -> None:
+        self.user = wrapper.user
+        self._reference = weakref.ref(wrapper.get_manage_object())
+
+    def get_execution_device(self) -> Any:
+        """Where the object runs."""
+        return self.user.get_runtime_device()
+
+    def get_manage_object(self) -> Any | None:
+        """The object, while anybody uses it."""
+        return self._reference()
