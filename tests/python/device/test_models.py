@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import runpy
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +35,7 @@ def fresh() -> Iterator[None]:
         close = getattr(user, "close", None)
         if close is not None:
             close()
-    assert all(count == 0 for count in _manage._holders.values()), "a use was never ended"
+    assert not _manage._holders, "a use was never ended"
     _manage._users_of.clear()
     models.setup_default_pools(release="eager")
     gc.collect()
@@ -75,7 +78,7 @@ def used() -> int:
 
 
 def test_the_seeds_quick_start(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(HERE.parent / "seed_sire.py"))
+    runpy.run_path(str(HERE.parent / "seed_sire.txt"))
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     assert printed == [
         "Model initial device: cpu",
@@ -166,7 +169,7 @@ def test_ten_models_on_a_device_for_three() -> None:
     wrappers = [sire.manage(each) for each in made]
     torch.zeros(1, device="cuda")
     base, peak = used(), 0
-    chooser = random.Random(7)
+    chooser = random.Random(7)  # noqa: S311
     weights = [1 / (rank + 1) for rank in range(10)]
     hits = 0
     before = sum(wrapper.user.adopted.bytes_copied for wrapper in wrappers)
@@ -194,7 +197,7 @@ def test_sixteen_threads() -> None:
     wrong: list[int] = []
 
     def work(seed: int) -> None:
-        chooser = random.Random(seed)
+        chooser = random.Random(seed)  # noqa: S311
         try:
             for _ in range(6):
                 chosen = chooser.sample(range(8), chooser.choice([1, 1, 2]))
@@ -253,8 +256,8 @@ def test_hooks_manage_a_module_by_themselves() -> None:
     assert output.is_cuda
     assert near(float(output), expected)
     assert not model.weight.is_cuda
-    with pytest.raises(RuntimeError), torch.no_grad():
-        model(torch.ones(3, 5, 7), torch.ones(1))  # one argument too many
+    with pytest.raises(TypeError), torch.no_grad():
+        model(torch.ones(3), torch.ones(1))
     with pytest.raises((RuntimeError, TypeError)):
         model("no tensor")
     assert hook.am.user.locks == 0
@@ -424,6 +427,43 @@ def test_modules_go_when_nobody_has_them() -> None:
     gc.collect()
     models.get_resource_management().clean_user()
     assert used() == before
+
+
+ON_THE_CPU = """
+import runpy, sys, torch, sire
+runpy.run_path(sys.argv[1])
+assert [str(each) for each in sire.get_resource_management().get_devices()] == ["cpu", "disk"]
+model = torch.nn.Linear(3, 2)
+before = {name: each.clone() for name, each in model.state_dict().items()}
+with sire.auto_manage(model, torch.nn.Linear(3, 2)) as (wrapper, _):
+    assert wrapper.is_loaded and str(wrapper.get_execution_device()) == "cpu"
+    model(torch.randn(1, 3)).sum().backward()
+hook = sire.AutoManageHook.manage_module(model)
+assert model(torch.randn(1, 3)).shape == (1, 2)
+sire.pin(model); sire.unpin(model); sire.prefetch(model).wait(60)
+assert sire.evict() == 0
+assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+assert sire.summary()["objects"][0]["device"] == "cpu"
+assert sire.Profiler(model).run(torch.randn(1, 3)).shape == (1, 2)
+"""
+
+
+@pytest.mark.parametrize("missing", ["device", "library"])
+def test_without_a_device_or_the_library_models_stay_on_the_cpu(missing: str) -> None:
+    changes = {"CUDA_VISIBLE_DEVICES": ""} if missing == "device" else {"SIRE_LIBRARY": "/nowhere/libsire_alloc.so"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "SIRE_HOOK_MODE")}
+    program = [sys.executable, "-c", ON_THE_CPU, str(HERE.parent / "seed_sire.txt")]
+    done = subprocess.run(
+        program, check=False, env={**environment, **changes}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Model initial device: cpu"
+    if missing == "device":
+        assert lines[1] == "No CUDA device found, model will stay on CPU."
+    else:
+        assert "Executing forward on device: cpu" in lines
+        assert lines[-1] == "Model is now back on device: cpu"
 
 
 def test_what_cannot_be_managed_says_so() -> None:

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -129,14 +130,20 @@ def _with_one_retry(user: ResourcePoolUserABC[Any]) -> None:
 def release(users: list[ResourcePoolUserABC[Any]], how: Release | None = None, holder: int | None = None) -> None:
     """Ends one use of each; what nobody uses any more is offloaded, the last one first. The first failure is raised."""
     failure: BaseException | None = None
+    ended = 0
     for user in reversed(users):
         try:
-            if user.unlock() == 0:
+            left = user.unlock()
+            ended += 1
+            if left == 0:
                 _offload(user, how or default_release())
         except BaseException as error:
             failure = failure or error
     with _turn:
-        _holders[holder or threading.get_ident()] -= len(users)
+        holder = holder or threading.get_ident()
+        _holders[holder] -= ended
+        if not _holders[holder]:
+            del _holders[holder]
         _turn.notify_all()
     if failure is not None:
         raise failure
@@ -177,6 +184,14 @@ _users_of: weakref.WeakKeyDictionary[Any, ResourcePoolUserABC[Any]] = weakref.We
 _making = threading.RLock()
 
 
+def _known(obj: Any) -> ResourcePoolUserABC[Any] | None:
+    """The user of the object; None also for one that cannot be looked up, which gets a new user each time."""
+    try:
+        return _users_of.get(obj)
+    except TypeError:
+        return None
+
+
 class AutoManageWrapper:
     """An object that comes to its device when it is used. Made by `manage`; two of one object share everything."""
 
@@ -202,7 +217,7 @@ class AutoManageWrapper:
         setup_default_pools()
         _register_defaults()
         with _making:
-            user = _users_of.get(obj)
+            user = _known(obj)
             if user is not None:
                 configure = getattr(user, "configure", None)
                 if kwargs and configure is not None:
@@ -210,7 +225,8 @@ class AutoManageWrapper:
                 return user
             made = cls._maker_for(obj)(obj, **kwargs)
             get_resource_management().setup_user(made)
-            _users_of[obj] = made
+            with suppress(TypeError):
+                _users_of[obj] = made
             return made
 
     @classmethod

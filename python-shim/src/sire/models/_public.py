@@ -89,7 +89,7 @@ def unpin(obj: Any) -> None:
     """Ends `pin`: the object is offloaded when nobody uses it."""
     user = manage(obj).user
     if user.pinned:
-        user.lock()
+        acquire([user])
         _set_pinned(user, False)
         release([user])
 
