@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
-from . import _interrupt, _library, _owners, _subclasses, _tensors
+from . import _interrupt, _library, _owners, _requests, _subclasses, _tensors
 from ._errors import InvalidArgumentError
 from ._files import Path
 from ._packed import HostBlock, aligned
@@ -37,6 +37,9 @@ from ._tensors import Found, Group
 Backup = Literal["auto", "cpu", "disk"]
 Mode = Literal["auto", "view", "paused"]
 Release = Literal["eager", "lazy"]
+
+# The share of a block that may belong to tensors that have left it.
+_MOST_WASTED = 0.25
 
 
 def adopt(
@@ -84,6 +87,7 @@ def adopt(
         with plainly(torch):
             adopted._take(_tensors.find(module), None if source is None else Source(source))
         _owners.enter(adopted, module)
+        _requests.install()
     return adopted
 
 
@@ -216,6 +220,19 @@ class Adopted:
             elif self._lazy and release == "eager":
                 self._pause(lazy=False)
                 self._lazy = False
+
+    def sync(self) -> None:
+        """Takes over what was hung into the module, or pointed elsewhere, since the last load or offload.
+
+        They do that themselves; in between, this makes tensors that are elsewhere come to where the others are.
+        """
+        with self._lock:
+            self._require_adopted("sync")
+            if self._index is not None:
+                torch = self._torch
+                refuse_capture("sync")
+                with torch.cuda.device(self._index), plainly(torch):
+                    self._sync()
 
     def release(self) -> None:
         """Ends it: the module is an ordinary one again, on the device if it is loaded, else on the CPU."""
@@ -439,6 +456,9 @@ class Adopted:
         """Brings the memory back; whether the content of views is undefined now."""
         held = [block for block in self._blocks if block.device is not None]
         if not held:
+            # What was there is gone, but the tag may still be paused.
+            if any(library.region_paused(block.region) for block in self._blocks):
+                self._resume(library)
             return True
         untouched = self._lazy and all(library.region_paused(block.region) for block in held)
         report = self._resume(library)
@@ -485,12 +505,14 @@ class Adopted:
             self._replace(strangers, gone)
 
     def _replace(self, strangers: list[Found], gone: set[int]) -> None:
-        """Forgets tensors, and takes others over."""
+        """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""
         torch = self._torch
         for block in self._blocks:
             for piece in block.pieces:
                 piece.shown = [each for each in piece.shown if id(each.tensor) not in gone]
-        self._blocks = [block for block in self._blocks if any(piece.shown for piece in block.pieces)]
+        hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
+        strangers = [Found(each.tensor, each.slots) for each in _shown(hollow)] + strangers
+        self._blocks = [block for block in self._blocks if block not in hollow]
         self._note_places()
         if not strangers:
             return

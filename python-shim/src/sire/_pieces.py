@@ -218,6 +218,11 @@ class Block:
         for piece in self.pieces:
             piece.show_host(torch)
 
+    @property
+    def wasted(self) -> int:
+        """Bytes of pieces that nobody shows any more."""
+        return sum(piece.size for piece in self.pieces if not piece.shown)
+
     def ranges(self) -> list[tuple[int, int]]:
         """Its memory on the device."""
         return [] if self.device is None else [(self.device.pointer, self.size)]

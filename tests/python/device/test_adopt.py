@@ -347,6 +347,40 @@ def test_tensors_that_were_pointed_elsewhere_are_found(adopted_ones: list[Adopte
         assert torch.equal(each.cpu(), fresh[name]), name
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_wishes_for_a_device_change_nothing_and_those_for_a_dtype_need_no_room(
+    adopted_ones: list[Adopted], loaded: bool
+) -> None:
+    torch.zeros(1, device="cuda")
+    net = Net(width=2048)
+    before = state(net)
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    if loaded:
+        adopted.load()
+    there = used()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    for wish in (lambda: net.to("cuda"), lambda: net.cuda(), lambda: net.cpu(), lambda: net.to(torch.float32)):
+        assert wish() is net
+        assert {each.is_cuda for each in net.parameters()} == {loaded}
+        assert used() == there
+    net.half()
+    assert {each.dtype for each in net.parameters()} == {torch.half}
+    assert {each.is_cuda for each in net.parameters()} == {loaded}
+    assert torch.cuda.max_memory_allocated() - held < MIB
+    assert used() <= there
+    halves = {name: each.half() if each.is_floating_point() else each for name, each in before.items()}
+    assert_equal(state(net), halves)
+    adopted.load()
+    assert_equal(state(net), halves)
+    assert adopted.nbytes < 0.51 * sum(each.nbytes for each in before.values())
+    net._apply(lambda tensor: tensor * 2)
+    assert torch.equal(net.two.bias.cpu(), halves["two.bias"] * 2)
+    plain = torch.nn.Linear(2, 2).cuda()
+    assert plain.weight.is_cuda
+
+
 def test_shared_tensors_belong_to_one(adopted_ones: list[Adopted]) -> None:
     whole = torch.nn.Sequential(Net(0), Net(1))
     part = whole[0]

@@ -1,0 +1,76 @@
+"""``module.to(...)``, ``.cuda()``, ``.half()`` and their like on modules that are adopted.
+
+Where an adopted module is, is not up to the module any more: a wish for another device changes nothing. Another dtype
+or memory format is made on the host, tensor by tensor, and taken over afterwards, so that the device never holds both.
+All of these go through ``torch.nn.Module._apply``, which is replaced when something is adopted for the first time; what
+else uses it, and modules that are not adopted, find it as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import _owners
+
+if TYPE_CHECKING:
+    from ._adopt import Adopted
+
+_PLACEMENTS = frozenset(("to", "cuda", "cpu", "half", "float", "double", "bfloat16", "type", "to_empty"))
+_installing = threading.Lock()
+_installed = False
+
+
+def install() -> None:
+    """From now on adopted modules are asked for. Once."""
+    global _installed
+    with _installing:
+        if _installed:
+            return
+        import torch
+
+        original = torch.nn.Module._apply
+
+        @functools.wraps(original)
+        def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
+            if isinstance(fn, _Request) or not _is_placement(fn):
+                return original(self, fn, recurse)
+            request = _Request(fn)
+            result = original(self, request, recurse)
+            for adopted in request.touched:
+                adopted.sync()
+            return result
+
+        torch.nn.Module._apply = _apply
+        _installed = True
+
+
+def _is_placement(fn: Any) -> bool:
+    """Whether it is one of the functions that PyTorch's own methods pass."""
+    names = str(getattr(fn, "__qualname__", "")).split(".")
+    return names[0] == "Module" and len(names) > 2 and names[1] in _PLACEMENTS
+
+
+class _Request:
+    """What a module is asked for, tensor by tensor."""
+
+    def __init__(self, fn: Callable[[Any], Any]) -> None:
+        self._fn = fn
+        self._format = inspect.getclosurevars(fn).nonlocals.get("convert_to_format")
+        self.touched: list[Adopted] = []
+
+    def __call__(self, tensor: Any) -> Any:
+        owner = _owners.of_tensor(tensor)
+        if owner is None or owner.device.type == "cpu":
+            return self._fn(tensor)
+        if owner not in self.touched:
+            self.touched.append(owner)
+        dtype = self._fn(tensor.new_empty((0,), device="cpu")).dtype
+        reordered = self._format is not None and tensor.dim() in (4, 5)
+        if dtype == tensor.dtype and not reordered:
+            return tensor
+        made = tensor.detach().to("cpu", dtype)
+        return made.contiguous(memory_format=self._format) if reordered else made
