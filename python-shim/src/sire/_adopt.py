@@ -354,7 +354,7 @@ class Adopted:
         for piece, group in zip(block.pieces, groups, strict=True):
             original = _bytes(torch, piece.shown[0].tensor, group)
             if id(piece) in wanted and block.host is not None:
-                piece.host = block.host.piece(at, piece.size)
+                piece.host, piece.packed = block.host.piece(at, piece.size), at == piece.offset
                 at += aligned(piece.size)
                 if original is not None:
                     piece.source(torch).copy_(original)
@@ -508,8 +508,7 @@ class Adopted:
         """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""
         torch = self._torch
         for block in self._blocks:
-            for piece in block.pieces:
-                piece.shown = [each for each in piece.shown if id(each.tensor) not in gone]
+            block.forget(gone)
         hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
         strangers = [Found(each.tensor, each.slots) for each in _shown(hollow)] + strangers
         self._blocks = [block for block in self._blocks if block not in hollow]

@@ -44,9 +44,11 @@ class Shown:
 
     def show(self, torch: Any, memory: Any) -> None:
         """From now on the tensor's data, and its gradient's, is in the memory given as byte tensor."""
-        self.point(
-            torch, torch.empty(0, dtype=self.dtype, device=memory.device).set_(memory.untyped_storage(), *self.layout)
-        )
+        self.point(torch, self.over(torch, memory))
+
+    def over(self, torch: Any, memory: Any) -> Any:
+        """The tensor that lies in this memory, given as byte tensor."""
+        return torch.empty(0, dtype=self.dtype, device=memory.device).set_(memory.untyped_storage(), *self.layout)
 
     def point(self, torch: Any, data: Any) -> None:
         """From now on this is the tensor's data."""
@@ -118,6 +120,8 @@ class Piece:
     """Before the first load of bytes that the library will keep: a byte tensor that has them."""
     file: tuple[str, int] | None = None
     """The file that has them, and from where on."""
+    packed: bool = False
+    """The host's bytes are at the piece's offset in the host memory of its block."""
     changed: bool = False
     """The host's bytes are not those of the device, whatever PyTorch says."""
     _lent: weakref.ref[memoryview] | None = None
@@ -147,7 +151,7 @@ class Piece:
     def fetch(self, torch: Any, device: Any) -> None:
         """Copies the bytes from the device to the host; what somebody was shown before stays as it was."""
         if self._lent is not None and self._lent() is not None:
-            self.host = HostBlock(self.size).piece(0, self.size)
+            self.host, self.packed = HostBlock(self.size).piece(0, self.size), False
         host_bytes(torch, self._memory()).copy_(device)
         self.settle()
 
@@ -177,27 +181,41 @@ class Block:
     device: DeviceBlock | None = None
     memory: list[Any] = field(default_factory=list)
     """Of each piece, its bytes on the device as a tensor."""
+    _datas: list[tuple[Shown, Any]] = field(default_factory=list)
 
     def allocate(self, torch: Any, library: Any, device: int) -> None:
         """Takes the memory on the device."""
         self.device = DeviceBlock(library, self.region, self.size, device)
         self.memory = [self.device.bytes(torch, piece.offset, piece.size) for piece in self.pieces]
+        self._datas = [
+            (shown, shown.over(torch, memory))
+            for piece, memory in zip(self.pieces, self.memory, strict=True)
+            for shown in piece.shown
+        ]
 
     def drop(self) -> None:
         """Gives the memory on the device back, as soon as no tensor lies in it."""
-        self.device, self.memory = None, []
+        self.device, self.memory, self._datas = None, [], []
 
     def fill(self, torch: Any, pieces: Iterable[Piece], non_blocking: bool) -> int:
         """Copies pieces from the host to the device; how many bytes."""
         if self.host is not None:
             self.host.register(torch)
         wanted = {id(piece) for piece in pieces}
+        if self.device is not None and self.host is not None and self._is_packed(wanted):
+            whole = self.device.bytes(torch, 0, self.size)
+            whole.copy_(host_bytes(torch, self.host.piece(0, self.size)), non_blocking=non_blocking)
+            return sum(piece.size for piece in self.pieces)
         copied = 0
         for piece, memory in zip(self.pieces, self.memory, strict=True):
             if id(piece) in wanted:
                 memory.copy_(piece.source(torch), non_blocking=non_blocking)
                 copied += piece.size
         return copied
+
+    def _is_packed(self, wanted: set[int]) -> bool:
+        """Whether one copy brings all of it."""
+        return all(id(piece) in wanted and piece.packed for piece in self.pieces)
 
     def fetch(self, torch: Any, everything: bool) -> int:
         """Copies what was written on the device, or all of it, to the host; how many bytes."""
@@ -210,8 +228,16 @@ class Block:
 
     def show_device(self, torch: Any) -> None:
         """Its tensors show the device's bytes."""
-        for piece, memory in zip(self.pieces, self.memory, strict=True):
-            piece.show(torch, memory)
+        for piece in self.pieces:
+            piece.changed = False
+        for shown, data in self._datas:
+            shown.point(torch, data)
+
+    def forget(self, gone: set[int]) -> None:
+        """These tensors, by identity, are not shown any more."""
+        for piece in self.pieces:
+            piece.shown = [each for each in piece.shown if id(each.tensor) not in gone]
+        self._datas = [(shown, data) for shown, data in self._datas if id(shown.tensor) not in gone]
 
     def show_host(self, torch: Any) -> None:
         """Its tensors show the host's bytes."""

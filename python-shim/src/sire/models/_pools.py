@@ -210,8 +210,10 @@ class ResourcePoolCUDA(ResourcePool):
         import torch
 
         free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int(free) + max(0, int(cached))
+        # The counters themselves: PyTorch's functions make a table of a hundred of them first.
+        counters = torch._C._cuda_memoryStats(self._device.index)
+        reserved, active = (counters[name]["all"]["current"] for name in ("reserved_bytes", "active_bytes"))
+        return int(free) + max(0, int(reserved) - int(active))
 
     def _give_back_caches(self) -> None:
         import torch
