@@ -172,6 +172,30 @@ typedef struct sire_resume_options {
   size_t order_count;
 } sire_resume_options;
 
+// What a program says about a region beside its policy. Set `struct_size` to `sizeof(sire_standing)`.
+typedef struct sire_standing {
+  // `sizeof(sire_standing)`.
+  size_t struct_size;
+  // Regions of a higher one make way later; 0 if nobody said anything.
+  int32_t priority;
+  // It does not make way at all.
+  bool pinned;
+  // For how long after its last use it makes way only when nobody else is left, in seconds.
+  double keep_alive_seconds;
+} sire_standing;
+
+// What `sire_make_room` may use of a device. Set `struct_size` to `sizeof(sire_budget)`.
+typedef struct sire_budget {
+  // `sizeof(sire_budget)`.
+  size_t struct_size;
+  // The most that regions may hold; 0: what there is.
+  uint64_t limit_bytes;
+  // What stays free for others.
+  uint64_t headroom_bytes;
+  // For how long after its last use every region is spared while another is left, in seconds.
+  double residency_seconds;
+} sire_budget;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -403,6 +427,44 @@ sire_status sire_progress_cancel(const struct sire_progress *progress);
 // What the caller sees to:
 // `progress` is NULL or open, and no other thread is using it.
 sire_status sire_progress_close(struct sire_progress *progress);
+
+// What is said about the tag and what is under it (NULL: everything) from now on.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated, `standing` NULL or a sized struct.
+sire_status sire_standing_set(const char *tag, const struct sire_standing *standing);
+
+// Somebody uses the tag and what is under it (NULL: everything): until as many `sire_unlease` these regions do not make way for others. A pause
+// by name is not refused.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated.
+sire_status sire_lease(const char *tag);
+
+// Undoes one `sire_lease` of the same tag; the regions count as used now.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated.
+sire_status sire_unlease(const char *tag);
+
+// What `sire_make_room` may use of a device from now on, and for how long everybody spares what was just used.
+//
+// What the caller sees to:
+// `budget` is NULL or a sized struct.
+sire_status sire_budget_set(int32_t device, const struct sire_budget *budget);
+
+// Makes room for `bytes` more on a device, within its budget: regions that were paused with `release` 1 and that nobody uses give their memory back,
+// those of low priority and those used least recently first, no more than necessary. Nothing is copied.
+// `SIRE_STATUS_OUT_OF_DEVICE_MEMORY` if that would not be enough: then nobody gave anything. `buf` gets the tags, one in each line.
+//
+// What the caller sees to:
+// `out_bytes` is NULL or writable; `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_make_room(int32_t device,
+                           size_t bytes,
+                           size_t *out_bytes,
+                           char *buf,
+                           size_t cap,
+                           size_t *out_len);
 
 // Gives `peer` access to present and future memory on `device`.
 sire_status sire_allow_peer(int32_t device, int32_t peer);

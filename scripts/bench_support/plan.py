@@ -24,6 +24,9 @@ class Sizes:
     # Profiles of the model clock; none: all of them.
     profiles: tuple[str, ...] = ()
     calls: int = 20_000
+    served: int = 10
+    served_mib: int = 32
+    requests: int = 60
 
 
 SMOKE = Sizes(
@@ -39,4 +42,7 @@ SMOKE = Sizes(
     simulated_gib=1,
     profiles=("h100-pcie5-kvcached",),
     calls=1000,
+    served=5,
+    served_mib=4,
+    requests=10,
 )

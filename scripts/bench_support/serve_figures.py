@@ -1,0 +1,86 @@
+"""More models than the device holds: a trace of requests served by Sire, by accelerate's offloading hooks, and by plain `.to()`, on one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .figures import MIB, Figure, Target, Unmeasurable, Wrong
+from .plan import Sizes
+from .workshop import ROOT, Workshop
+
+KEPT = ROOT / ".sire" / "bench" / "accelerate"
+PACKAGES = ("psutil", "pyyaml", "huggingface_hub", "safetensors", "packaging", "numpy")
+WAYS = ("sire", "accelerate", "to")
+
+
+def python() -> Path:
+    """An interpreter with PyTorch on this machine's device: of this checkout, or named in SIRE_BENCH_PYTHON."""
+    named = os.environ.get("SIRE_BENCH_PYTHON")
+    found = [Path(named)] if named else sorted((ROOT / ".sire").glob("env-*/bin/python"))
+    if not found:
+        raise Unmeasurable("there is no environment with PyTorch in .sire; make one with 'sire software-env', or name one in SIRE_BENCH_PYTHON")
+    return found[-1]
+
+
+def accelerate(interpreter: Path, offline: bool) -> Path:
+    """A folder that has accelerate, without another PyTorch."""
+    if not (KEPT / "accelerate").is_dir():
+        if offline:
+            raise Unmeasurable("accelerate is not there, and --offline forbids to fetch it")
+        pip = [str(interpreter), "-m", "pip", "install", "-q", "--target", str(KEPT)]
+        for command in ([*pip, *PACKAGES], [*pip, "--no-deps", "accelerate"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise Unmeasurable(f"accelerate could not be fetched: {done.stderr.strip()[-300:]}")
+    return KEPT
+
+
+def one(shop: Workshop, interpreter: Path, way: str, sizes: Sizes, seed: int, more: Path) -> dict[str, Any]:
+    """One process, one trace."""
+    arguments = [str(each) for each in (sizes.served, 3, sizes.served_mib, sizes.requests, seed)]
+    environment = shop.environment(None, (3 * (sizes.served_mib + 1) + 64) * MIB)
+    # An environment of the software device finds its own libraries.
+    environment.pop("LD_LIBRARY_PATH", None)
+    environment |= {
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "python-shim" / "src"), str(more))),
+        "SIRE_LIBRARY": str(shop.sire.library),
+        "SIRE_HOOK_MODE": "torch",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run([str(interpreter), str(ROOT / "benches" / "serve.py"), way, *arguments], env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Wrong(f"serve.py {way}: {done.stderr.strip()[-600:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def serve(shop: Workshop, sizes: Sizes, offline: bool) -> list[Figure]:
+    """The three ways in turns, the same trace in each turn."""
+    interpreter = python()
+    more = accelerate(interpreter, offline)
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for number in range(max(2, min(sizes.repeats, 5))):
+        for way in WAYS if number % 2 == 0 else reversed(WAYS):
+            runs[way].append(one(shop, interpreter, way, sizes, number, more))
+    wrong = [run["wrong"] for way in WAYS for run in runs[way]]
+    if any(wrong):
+        raise Wrong(f"serve: {sum(wrong)} answers were wrong")
+
+    def series(way: str, what: str) -> list[float]:
+        return [float(run[what]) for run in runs[way]]
+
+    described = f"{sizes.served} models of {sizes.served_mib} MiB on a device for 3, {sizes.requests} requests (Zipf)"
+    over = [max(0.0, run["peak"] - run["base"] - run["budget"]) for run in runs["sire"]]
+    less = "less is better"
+    return [
+        Figure("serve.wrong_outputs", "", series("sire", "wrong"), target=Target("max", at_most=0), notes=[described]),
+        Figure("serve.peak_over_budget_bytes", "B", over, target=Target("max", at_most=0)),
+        Figure("serve.hit_rate", "", series("sire", "hits"), notes=["requests that found their model on the device"]),
+        Figure("serve.bytes_vs_accelerate", "B", series("sire", "bytes"), series("accelerate", "bytes"), target=Target("ratio", at_most=0.5), notes=[less]),
+        Figure("serve.time_vs_accelerate", "s", series("sire", "seconds"), series("accelerate", "seconds"), target=Target("ratio", at_most=1.0), notes=[less]),
+        Figure("serve.time_vs_to", "s", series("sire", "seconds"), series("to", "seconds"), target=Target("ratio", at_most=1.0), notes=[less]),
+    ]
