@@ -215,6 +215,12 @@ class ResourcePoolCUDA(ResourcePool):
         reserved, active = (counters[name]["all"]["current"] for name in ("reserved_bytes", "active_bytes"))
         return int(free) + max(0, int(reserved) - int(active))
 
+    def get_pool_used_size(self) -> int:
+        """Bytes that the library's regions hold there, whoever made them, and what other users say they hold."""
+        devices = _library.load().stats()["devices"]
+        held = sum(int(each["resident_bytes"]) for each in devices if each["device"] == self._device.index)
+        return held + sum(user.get_used_resource_size(self._device) for user in self.users if not user.in_library)
+
     def _give_back_caches(self) -> None:
         import torch
 

@@ -36,6 +36,8 @@ class ResourcePoolUserABC(ABC, Generic[T]):
     """It does not make way at all."""
     release: Release | None = None
     """How it is offloaded; None: as the pools were set up."""
+    in_library: bool = False
+    """What it holds on a CUDA device is memory of the library's, which counts that itself."""
 
     def __init__(self) -> None:
         self._locks = 0
@@ -177,6 +179,8 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     memory a call takes beside the weights, ``keep_alive`` for how many seconds after its last use it makes way only
     when nobody else is left. The rest is as for `sire.models.adopt`.
     """
+
+    in_library = True
 
     def __init__(
         self,
