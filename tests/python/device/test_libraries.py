@@ -1,0 +1,121 @@
+"""Real libraries, as users have them, managed without special code. Skipped, each by itself, where it is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import sire
+import torch
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """Skips where one of the packages is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(autouse=True)
+def pools() -> None:
+    """Default pools."""
+    sire.setup_default_pools(release="eager")
+
+
+def tiny_llama() -> Any:
+    """A model of a few hundred kilobytes, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@needs("transformers")
+def test_generating_with_a_cache() -> None:
+    reference = tiny_llama()
+    prompt = torch.tensor([[1, 5, 9, 33]])
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    expected = reference.generate(prompt, **settings)
+    model = tiny_llama()
+    for _ in range(2):
+        with sire.auto_manage(model) as wrapper:
+            assert model.device.type == "cuda"
+            found = model.generate(prompt.to(wrapper.get_execution_device()), **settings)
+        assert model.device.type == "cpu"
+        assert torch.equal(found.cpu(), expected)
+    assert isinstance(sire.manage(model).user, sire.TransformersModelWrapper)
+    hook = sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        logits = model(input_ids=prompt).logits
+        assert torch.allclose(logits.cpu(), reference(input_ids=prompt).logits, atol=1e-4)
+    hook.remove()
+
+
+@needs("transformers", "peft")
+def test_training_an_adapter() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny_llama(), settings)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-2)
+    prompt = torch.tensor([[1, 5, 9, 33, 7, 2]])
+    losses = []
+    copied = 0
+    for _ in range(4):
+        with sire.auto_manage(model) as wrapper:
+            ids = prompt.to(wrapper.get_execution_device())
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            before = wrapper.user.adopted.bytes_copied
+        copied = wrapper.user.adopted.bytes_copied - before
+        assert all(each.device.type == "cpu" for each in model.parameters())
+    assert losses[-1] < losses[0]
+    trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
+    assert copied <= 2 * trained, "frozen weights were copied back"
+
+
+@needs("diffusers", "transformers")
+def test_a_pipeline_whose_models_take_turns() -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    def pipeline() -> Any:
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        )
+        made = DDIMPipeline(unet.eval(), DDIMScheduler(num_train_timesteps=10))
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    settings = {"num_inference_steps": 2, "output_type": "np", "batch_size": 1}
+    expected = pipeline()(generator=torch.Generator().manual_seed(3), **settings).images
+    managed = pipeline()
+    wrapper = sire.manage(managed)
+    assert isinstance(wrapper.user, sire.DiffusersPipelineWrapper)
+    assert str(managed._execution_device) == "cuda:0"
+    found = managed(generator=torch.Generator().manual_seed(3), **settings).images
+    assert abs(found - expected).max() < 1e-3
+    assert managed.unet.device.type == "cpu"
