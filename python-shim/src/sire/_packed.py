@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,8 @@ ALIGNMENT = 512
 """Bytes: where a tensor may begin, on the device and in host memory, as PyTorch's own allocator has it."""
 # Registering less than this with the driver costs more than it saves.
 _WORTH_REGISTERING = 1 << 20
+# Reentrant: the memory may go while somebody counts.
+_counting = threading.RLock()
 
 
 def aligned(size: int) -> int:
@@ -102,8 +105,19 @@ class _Map(mmap.mmap):
     """Mapped memory that is taken from the driver before it goes from the process."""
 
     unregister: Callable[[], object] | None = None
+    taken = 0
+    """Bytes of host memory in all of them that count."""
+    _counted = 0
+
+    def counts(self, size: int) -> None:
+        """These bytes count as host memory of backups."""
+        with _counting:
+            self._counted = size
+            _Map.taken += size
 
     def __del__(self) -> None:
+        with _counting:
+            _Map.taken -= self._counted
         if self.unregister is not None:
             self.unregister()
 
@@ -127,10 +141,17 @@ def host_bytes(torch: Any, piece: memoryview) -> Any:
 
 
 def _anonymous(size: int) -> _Map:
+    """Within the library's limit for backups (``SIRE_HOST_LIMIT``, the control group's, the machine's)."""
+    host = next(tier for tier in _library.load().stats()["tiers"] if tier["tier"] == "host")
+    limit, taken = host["limit_bytes"], int(host["used_bytes"]) + _Map.taken
+    if limit is not None and taken + size > limit:
+        raise _no_room(size, f"host memory: {taken} of {limit} bytes are in use (SIRE_HOST_LIMIT). Use backup='disk'")
     try:
-        return _Map(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        made = _Map(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise _no_room(size, f"host memory: {error}") from error
+    made.counts(size)
+    return made
 
 
 def _on_disk(size: int) -> _Map:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -515,6 +518,91 @@ def test_subclasses_are_taken_apart(adopted_ones: list[Adopted]) -> None:
         assert torch.equal(net.weight.a.cpu(), a)
         assert torch.equal(net.weight.b.cpu(), b)
         adopted.offload()
+
+
+class BrokenError(Exception):
+    """What the library is made to fail with."""
+
+
+@pytest.mark.parametrize("release", ["eager", "lazy"])
+def test_every_call_of_a_cycle_fails_once(
+    adopted_ones: list[Adopted], monkeypatch: pytest.MonkeyPatch, release: str, way: str
+) -> None:
+    """Whatever call of the library's fails, nothing is lost, the state is one of the two, and the cycle works again."""
+    plain = _library.Library._call
+    left = [-1]
+
+    def call(library: _library.Library, name: str, *arguments: Any) -> None:
+        # A thread can always leave.
+        left[0] -= name != "sire_region_leave"
+        if left[0] == 0 and name != "sire_region_leave":
+            raise BrokenError(name)
+        plain(library, name, *arguments)
+
+    monkeypatch.setattr(_library.Library, "_call", call)
+    failed = set()
+    for number in range(1, 60):
+        net = Net(seed=number)
+        expected = state(net)
+        adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+        adopted_ones.append(adopted)
+        left[0] = number
+        try:
+            adopted.load()
+            with torch.no_grad():
+                net.two.bias.add_(1)
+                expected["two.bias"] = expected["two.bias"] + 1
+            adopted.offload(release)  # type: ignore[arg-type]
+            adopted.load()
+            adopted.offload("eager")
+        except BrokenError as error:
+            failed.add(str(error))
+        finished = left[0] > 0
+        left[0] = -1
+        if way == "view":
+            assert {each.is_cuda for each in net.parameters()} == {adopted.loaded}, number
+            assert_equal(state(net), expected)
+        adopted.load()
+        assert_equal(state(net), expected)
+        adopted.offload()
+        adopted.load()
+        assert_equal(state(net), expected)
+        adopted.release()
+        if finished:
+            break
+    assert finished, "there are more calls than were tried"
+    assert failed >= {"sire_region_enter", "sire_allocate", "sire_pause", "sire_resume"}
+
+
+def test_host_memory_has_an_end(adopted_ones: list[Adopted], tmp_path: Path) -> None:
+    program = """
+import torch, sire
+from sire.models import adopt
+net = torch.nn.Linear(1024, 1024)
+before = net.weight.detach().clone()
+first = adopt(torch.nn.Linear(512, 512))
+try:
+    adopt(net)
+except sire.OutOfBackupSpaceError as error:
+    assert "SIRE_HOST_LIMIT" in str(error), error
+else:
+    raise SystemExit("the limit was passed")
+assert torch.equal(net.weight, before)
+adopted = adopt(net, backup="disk")
+adopted.load()
+assert torch.equal(net.weight.cpu(), before)
+adopted.offload()
+del first
+import gc; gc.collect()
+"""
+    environment = dict(os.environ) | {"SIRE_HOST_LIMIT": "4MiB"}
+    done = subprocess.run([sys.executable, "-c", program], check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    environment |= {"SIRE_HOST_LIMIT": "1GiB", "SIRE_DISK_DIR": str(tmp_path / "missing")}
+    nowhere = "import torch, sire\nfrom sire.models import adopt\nadopt(torch.nn.Linear(64, 64), backup='disk')"
+    done = subprocess.run([sys.executable, "-c", nowhere], check=False, env=environment, capture_output=True, text=True)
+    assert "OutOfBackupSpaceError" in done.stderr
+    assert "missing" in done.stderr
 
 
 def test_the_disk_is_a_place_too(adopted_ones: list[Adopted], way: str) -> None:

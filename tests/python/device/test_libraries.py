@@ -1,4 +1,4 @@
-"""Real libraries, as users have them, managed without special code. Skipped, each by itself, where it is not installed."""
+"""Real libraries, as users have them, managed without special code. Each is skipped where it is not installed."""
 
 from __future__ import annotations
 

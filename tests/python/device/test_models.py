@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import sire
 import torch
-from sire import models
+from sire import _library, models
 from sire.models import _manage, _pools
 from torch import nn
 
@@ -161,6 +161,24 @@ def test_models_make_way_for_one_another() -> None:
     assert sire.summary()["pools"]["cuda:0"]["used_bytes"] == 0
 
 
+def test_an_allocation_outside_takes_what_nobody_uses(mode: str) -> None:
+    """In hook mode preload without Python; in hook mode torch the allocation is none that the library hears of."""
+    sire.setup_default_pools(release="lazy")
+    made, expected = blocks(4, mib=16)
+    for each in made:
+        with sire.auto_manage(each):
+            pass
+    assert sire.summary()["pools"]["cuda:0"]["used_bytes"] == 64 * MIB
+    free, _ = torch.cuda.mem_get_info()
+    if mode == "torch":
+        sire.evict(32 * MIB)
+    ballast = torch.empty(free + 24 * MIB, dtype=torch.uint8, device="cuda")
+    assert 0 < sire.summary()["pools"]["cuda:0"]["used_bytes"] <= 32 * MIB
+    with sire.auto_manage(made[0]) as wrapper:
+        assert near(answer(made[0], wrapper), expected[0])
+    del ballast
+
+
 def test_ten_models_on_a_device_for_three() -> None:
     """A trace as users make it: few models are asked for often, most now and then."""
     budget = 3 * 8 * MIB + 2 * MIB
@@ -189,7 +207,17 @@ def test_ten_models_on_a_device_for_three() -> None:
     assert copied == loads * 8 * MIB, "clean weights were copied back"
 
 
-def test_sixteen_threads() -> None:
+@pytest.mark.parametrize("faults", [0.0, 0.05])
+def test_sixteen_threads(faults: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, luck, failed = _library.Library._call, random.Random(5), []  # noqa: S311
+
+    def call(library: _library.Library, name: str, *arguments: Any) -> None:
+        if name in ("sire_allocate", "sire_resume", "sire_pause", "sire_make_room") and luck.random() < faults:
+            failed.append(name)
+            raise sire.DriverError(f"{name} was made to fail")
+        plain(library, name, *arguments)
+
+    monkeypatch.setattr(_library.Library, "_call", call)
     sire.setup_default_pools(vram_limit=14 * MIB, release="lazy")
     made, expected = blocks(8, mib=4)
     wrappers = [sire.manage(each) for each in made]
@@ -201,7 +229,10 @@ def test_sixteen_threads() -> None:
         try:
             for _ in range(6):
                 chosen = chooser.sample(range(8), chooser.choice([1, 1, 2]))
-                with contextlib.suppress(ZeroDivisionError), sire.auto_manage(*(made[i] for i in chosen)):
+                with (
+                    contextlib.suppress(ZeroDivisionError, sire.DriverError),
+                    sire.auto_manage(*(made[i] for i in chosen)),
+                ):
                     for i in chosen:
                         if not near(answer(made[i], wrappers[i]), expected[i]):
                             wrong.append(i)
@@ -218,7 +249,12 @@ def test_sixteen_threads() -> None:
     assert not any(each.is_alive() for each in threads), "a deadlock"
     assert failures == []
     assert wrong == []
+    assert bool(failed) == (faults > 0)
     assert all(wrapper.user.locks == 0 for wrapper in wrappers)
+    monkeypatch.undo()
+    for model, wrapper, right in zip(made, wrappers, expected, strict=True):
+        with sire.auto_manage(model):
+            assert near(answer(model, wrapper), right)
 
 
 def test_who_waits_and_who_need_not() -> None:
