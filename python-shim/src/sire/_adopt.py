@@ -341,11 +341,20 @@ class Adopted:
             source.give(pieces)
         region = _library.load().region_open(self._encoded, *self._policy(views, source is not None).fields())
         block = Block(pieces, size, views, region)
-        need = [piece for piece in pieces if piece.host is None and (views or _lies_on_device(piece))]
+        need = [piece for piece in pieces if piece.host is None and (views or self._must_move(piece))]
         if need:
             block.host = HostBlock(sum(aligned(piece.size) for piece in need), on_disk=self._on_disk)
         self._move_to_host(block, need, groups)
         return [block]
+
+    def _must_move(self, piece: Piece) -> bool:
+        """Whether bytes on the device go to the host, so that they are not there twice at the first load.
+
+        Not where somebody else holds the place in autograd's graph: that does not survive another device.
+        """
+        tensors = [shown.tensor for shown in piece.shown]
+        on_device = bool(tensors[0].device.type == "cuda")
+        return on_device and not any(_tensors.keeps_graph(self._torch, each) for each in tensors)
 
     def _move_to_host(self, block: Block, need: list[Piece], groups: list[Group]) -> None:
         """Piece by piece, so that what the module had before can go; memory on the device, when all is copied."""
@@ -561,10 +570,6 @@ def _bytes(torch: Any, tensor: Any, group: Group) -> Any | None:
         return None
     whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
     return whole.set_(tensor.untyped_storage(), group.start, (group.size,), (1,))
-
-
-def _lies_on_device(piece: Piece) -> bool:
-    return bool(piece.shown[0].tensor.device.type == "cuda")
 
 
 def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:

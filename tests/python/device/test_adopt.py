@@ -520,6 +520,64 @@ def test_subclasses_are_taken_apart(adopted_ones: list[Adopted]) -> None:
         adopted.offload()
 
 
+def test_hooks_on_accumulation_survive(adopted_ones: list[Adopted]) -> None:
+    """As DistributedDataParallel makes them: another device for the parameter's data would lose them."""
+    net = torch.nn.Linear(8, 8).cuda()
+    called: list[int] = []
+    nodes = []
+    for each in net.parameters():
+        node = each.view_as(each).grad_fn.next_functions[0][0]
+        node.register_hook(lambda *_: called.append(1))
+        nodes.append(node)
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    for number in (1, 2):
+        adopted.load()
+        net(torch.ones(1, 8, device="cuda")).sum().backward()
+        assert len(called) == 2 * number
+        adopted.offload()
+        assert net.weight.is_cuda, "paused, not shown on the host"
+
+
+def test_compiled_modules_are_not_compiled_again(adopted_ones: list[Adopted]) -> None:
+    net, reference = Net().eval(), twin().eval().cuda()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    x = torch.randn(4, 256, device="cuda")
+    with torch.no_grad():
+        expected = reference(x)
+        for number in range(3):
+            adopted.load()
+            with torch._dynamo.config.patch(error_on_recompile=number > 0):
+                assert torch.allclose(compiled(x), expected, atol=1e-6)
+            adopted.offload()
+
+
+def test_captured_graphs_go_on(adopted_ones: list[Adopted]) -> None:
+    net = torch.nn.Linear(256, 256)
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    with torch.no_grad():
+        x, y = torch.zeros(4, 256, device="cuda"), torch.zeros(4, 256, device="cuda")
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            y.copy_(net(x))
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y.copy_(net(x))
+            with pytest.raises(sire.CapturingError):
+                adopted.offload()
+        for number in range(2):
+            adopted.offload()
+            adopted.load()
+            x.fill_(number + 1)
+            graph.replay()
+            assert torch.equal(y, net(x))
+
+
 class BrokenError(Exception):
     """What the library is made to fail with."""
 
@@ -574,9 +632,9 @@ def test_every_call_of_a_cycle_fails_once(
     assert failed >= {"sire_region_enter", "sire_allocate", "sire_pause", "sire_resume"}
 
 
-def test_host_memory_has_an_end(adopted_ones: list[Adopted], tmp_path: Path) -> None:
+def test_host_memory_and_the_disk_have_an_end() -> None:
     program = """
-import torch, sire
+import gc, os, torch, sire
 from sire.models import adopt
 net = torch.nn.Linear(1024, 1024)
 before = net.weight.detach().clone()
@@ -592,17 +650,22 @@ adopted = adopt(net, backup="disk")
 adopted.load()
 assert torch.equal(net.weight.cpu(), before)
 adopted.offload()
+adopted.release()
+os.environ["SIRE_DISK_DIR"] = "/somewhere/missing"
+try:
+    adopt(net, backup="disk")
+except sire.OutOfBackupSpaceError as error:
+    assert "/somewhere/missing" in str(error), error
+else:
+    raise SystemExit("the disk was not asked")
+assert torch.equal(net.weight, before)
 del first
-import gc; gc.collect()
+gc.collect()
+adopt(torch.nn.Linear(512, 512))
 """
     environment = dict(os.environ) | {"SIRE_HOST_LIMIT": "4MiB"}
     done = subprocess.run([sys.executable, "-c", program], check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    environment |= {"SIRE_HOST_LIMIT": "1GiB", "SIRE_DISK_DIR": str(tmp_path / "missing")}
-    nowhere = "import torch, sire\nfrom sire.models import adopt\nadopt(torch.nn.Linear(64, 64), backup='disk')"
-    done = subprocess.run([sys.executable, "-c", nowhere], check=False, env=environment, capture_output=True, text=True)
-    assert "OutOfBackupSpaceError" in done.stderr
-    assert "missing" in done.stderr
 
 
 def test_the_disk_is_a_place_too(adopted_ones: list[Adopted], way: str) -> None:
