@@ -323,6 +323,7 @@ impl Machine {
         }
         batch.open(phase, left);
         self.tiers.shared.settle();
+        self.host.drop_buffers();
     }
 }
 

@@ -133,8 +133,8 @@ impl Part<'_, '_> {
     }
 
     fn send_chunk(&mut self, pipe: &mut Pipe<'_, Piece>, at: At) -> Result<()> {
-        let step = self.team.machine.settings.copy_piece;
-        let pieces = pieces(at, self.chunk(at), step, |segment| !segment.filled);
+        let settings = &self.team.machine.settings;
+        let pieces = pieces(at, self.chunk(at), settings, |segment| !segment.filled);
         self.unsafe_pieces.insert(at, pieces.len());
         for piece in pieces {
             if pipe.is_full() {
