@@ -95,7 +95,7 @@ impl<T> Sent<T> {
 enum Kernel<T> {
     /// Not made yet.
     Wanted,
-    Open(Ring<Sent<T>>),
+    Open(Box<Ring<Sent<T>>>),
     /// Not wanted, refused by the kernel, or broken.
     Closed,
 }
@@ -181,7 +181,7 @@ impl<T: Send + 'static> Queue<T> {
             return Err(request);
         }
         if matches!(self.kernel, Kernel::Wanted) {
-            self.kernel = Ring::new(self.depth).map_or(Kernel::Closed, Kernel::Open);
+            self.kernel = Ring::new(self.depth).map_or(Kernel::Closed, |ring| Kernel::Open(Box::new(ring)));
         }
         let Kernel::Open(ring) = &mut self.kernel else { return Err(request) };
         let (record, buffer) = (&request.record, &request.buffer);
@@ -203,7 +203,7 @@ impl<T: Send + 'static> Queue<T> {
     }
 
     /// A request that the kernel has ended. With `wait`, the next.
-    fn from_kernel(&mut self, wait: bool) -> Option<Done<T>> {
+    fn ended_by_kernel(&mut self, wait: bool) -> Option<Done<T>> {
         let Kernel::Open(ring) = &mut self.kernel else { return None };
         match ring.next(wait) {
             Ok(ended) => ended.map(|Ended { holder, span, outcome }| holder.arrived(&span, outcome)),
@@ -243,7 +243,7 @@ impl<T: Send + 'static> Queue<T> {
     /// A request that has ended, if there is one.
     pub(crate) fn poll(&mut self) -> Option<Done<T>> {
         let done = lock(&self.shared.state).done.pop_front();
-        let done = done.or_else(|| self.from_kernel(false))?;
+        let done = done.or_else(|| self.ended_by_kernel(false))?;
         self.under_way -= 1;
         Some(done)
     }
@@ -256,7 +256,7 @@ impl<T: Send + 'static> Queue<T> {
         if let Some(done) = self.poll() {
             return Some(done);
         }
-        if let Some(done) = self.from_kernel(true) {
+        if let Some(done) = self.ended_by_kernel(true) {
             self.under_way -= 1;
             return Some(done);
         }
@@ -274,7 +274,7 @@ impl<T: Send + 'static> Queue<T> {
 impl<T: Send + 'static> Drop for Queue<T> {
     /// What has not begun never will; what is under way is waited for.
     fn drop(&mut self) {
-        while self.from_kernel(true).is_some() {}
+        while self.ended_by_kernel(true).is_some() {}
         let mut state = lock(&self.shared.state);
         state.closed = true;
         state.waiting.clear();
