@@ -15,6 +15,8 @@ MIB = 1 << 20
 # A ceiling whose own fastest and slowest repetition differ by more than this says nothing about what is below it.
 STEADY = 1.5
 PASSED = 1.25
+# The share of what a bare copy reaches that is asked for where that copy is the limit.
+NEAR = 0.9
 
 
 class Unmeasurable(Exception):
@@ -98,6 +100,13 @@ class Figure:
         """Not to be judged if it passes its ceiling by more than noise: then that was no ceiling."""
         if self.ratio is not None and self.ratio > PASSED:
             self.meaningless.append(f"faster than {what}, so something else slowed that down")
+
+    def bounded_by(self, limits: Sequence[float], what: str) -> None:
+        """Where no program could reach the target ratio, because `limits` are what `what` itself reaches: `NEAR` of that will do."""
+        limit, goal = median(limits), self.target.at_least if self.target is not None else None
+        if self.target is not None and goal is not None and limit < goal:
+            self.notes.append(f"{self.target} is out of reach here: {what} is itself only {limit:.2f} times as fast")
+            self.target = Target(self.target.of, at_least=round(NEAR * limit, 2))
 
     def as_json(self, device: str) -> dict[str, object]:
         return {

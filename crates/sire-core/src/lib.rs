@@ -15,7 +15,7 @@
 //! policy                    who makes way: a pure function
 //! pages                     which pages of content host memory has already
 //! tier                      where backups are: host memory, disk, files, tiers from outside
-//! raw                       the only file with unsafe code: host pages, copies, preallocation
+//! raw                       the only module with unsafe code: host pages, copies, the kernel's queue for files
 //! driver                    the trait: what the engine asks of a GPU
 //! digest                    what tells pages of content apart: the definition of the hash
 //! settings, notices, terms, error, ranges, sync, clock    leaves

@@ -1,4 +1,4 @@
-//! The fence: the only file of the engine with unsafe code. Here are host pages that may be registered with the
+//! The fence: the only files of the engine with unsafe code are this one and [`ring`]. Here are host pages that may be registered with the
 //! driver, copies between them and the device, and the system calls that the standard library lacks.
 //!
 //! What makes copies sound: a [`Span`] keeps its pages mapped; a [`Flight`] holds the span of a copy that is
@@ -8,6 +8,8 @@
 //! extent (or to one staging buffer of one lane), so two copies never meet in it. A range that several segments share
 //! ([`pages`](crate::pages)) is lent, and what is lent is only read.
 #![allow(unsafe_code)]
+
+pub(crate) mod ring;
 
 use crate::digest::Digest;
 use crate::driver::{

@@ -9,6 +9,8 @@ const LARGEST_CHUNK: u64 = 1 << 44;
 /// A slab has room for eight of these and counts their bytes in 32 bits; two staging buffers must fit in host memory.
 const LARGEST_PIECE: u64 = 1 << 30;
 
+/// Copies under way at once on a lane.
+pub(crate) const IN_FLIGHT: usize = 2;
 /// The longest page of content.
 const PAGE: u64 = 2 << 20;
 /// Beyond this many threads memory comes in no faster.
@@ -38,6 +40,12 @@ impl Settings {
         let host_unit = config.host_unit.clamp(4096, LARGEST_PIECE).next_multiple_of(4096);
         let host_threads = config.host_threads.min(MOST_THREADS);
         Settings { chunk, small, copy_piece, host_unit, host_threads, config: Mutex::new(config) }
+    }
+
+    /// Largest copy queued at once between a device and host memory: what is under way on a lane is no more than one `copy_piece`, so that calls of
+    /// the program which wait for the device wait no longer than behind a plain copy in such pieces.
+    pub(crate) fn host_piece(&self) -> u64 {
+        (self.copy_piece / IN_FLIGHT as u64).next_multiple_of(4096)
     }
 
     /// Content is judged by pages of this length, a multiple of 16.
@@ -84,6 +92,11 @@ impl Settings {
     /// Whether disk backups are compressed.
     pub(crate) fn compress(&self) -> Compress {
         lock(&self.config).disk_compress
+    }
+
+    /// Whether the kernel's own queue may be used for files.
+    pub(crate) fn io_uring(&self) -> bool {
+        lock(&self.config).io_uring
     }
 
     /// Whether clean host backups are shared between processes.

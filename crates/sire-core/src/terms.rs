@@ -143,7 +143,9 @@ pub struct Config {
     pub tends: bool,
     /// Whether disk backups are compressed after the pause (default: no).
     pub disk_compress: Compress,
-    /// Largest copy that is queued at once (default 4 MiB); two are in flight.
+    /// Whether requests to files go through the kernel's own queue, io_uring, where it allows that (default: yes). If not, each has a thread.
+    pub io_uring: bool,
+    /// The most that is queued on a lane between a device and host memory, in two copies (default 4 MiB); and the largest record of a tier.
     pub copy_piece: u64,
     /// Bytes of device memory that pause/resume/allocate leave free (default 0).
     pub margin: u64,
@@ -166,6 +168,7 @@ impl Default for Config {
             shared_dir: None,
             tends: true,
             disk_compress: Compress::No,
+            io_uring: true,
             copy_piece: 4 << 20,
             margin: 0,
         }

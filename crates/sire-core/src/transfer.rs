@@ -6,12 +6,11 @@
 use crate::driver::{Addr, Device, Driver, DriverError, DriverResult, Event, Stream};
 use crate::error::Result;
 use crate::raw::{self, Broken, Flight, Span};
+use crate::settings::IN_FLIGHT;
 use crate::sync::{Mutex, lock};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Pieces under way at once.
-pub(crate) const IN_FLIGHT: usize = 2;
 /// How often a pipe tries to find out whether its copies are done before it gives the lane up.
 const DRAIN_ATTEMPTS: usize = 3;
 

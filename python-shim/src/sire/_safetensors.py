@@ -5,8 +5,8 @@ an `InvalidArgumentError` that names the file and the tensor: lengths are bounde
 small non-negative integers, ranges lie inside the file and do not overlap. (That a file has bytes which are no tensor's
 is no reason to refuse it.)
 
-The package ``safetensors`` hands out tensors, not the places of their bytes in the file; the tests use it as the twin of
-this reader.
+The package ``safetensors`` hands out tensors, not the places of their bytes in the file; the tests use it as the twin
+of this reader.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 use crate::sync::{AtomicBool, Ordering};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// Offsets, lengths and addresses of direct requests are multiples of this.
@@ -36,6 +36,11 @@ impl DirectFile {
     /// Whether requests pass the page cache by.
     pub(crate) fn is_direct(&self) -> bool {
         self.direct.is_some() && !self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The direct way itself, unless the file system has refused it.
+    pub(crate) fn direct(&self) -> Option<BorrowedFd<'_>> {
+        self.direct.as_ref().filter(|_| self.is_direct()).map(File::as_fd)
     }
 
     /// The direct way, for a request that can take it.

@@ -14,6 +14,7 @@ use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -152,6 +153,10 @@ impl Room for DiskFile {
 
     fn align(&self) -> u64 {
         BLOCK
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.direct()
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -107,6 +108,10 @@ impl Room for FileRoom {
 
     fn align(&self) -> u64 {
         BLOCK
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.direct()
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {

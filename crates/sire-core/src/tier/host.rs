@@ -138,7 +138,7 @@ impl HostTier {
         let mut found: Vec<Option<Arc<HostRange>>> = lens.iter().map(|&len| self.fit(len, kind)).collect();
         let mut missing: u64 = lens.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(&l, _)| rounded(l)).sum();
         if missing > 0 {
-            self.tidy(self.spare(missing));
+            self.tidy_backups(self.spare(missing));
             self.make_way(missing, limit)?;
         }
         for (&len, place) in lens.iter().zip(&mut found).filter(|(_, place)| place.is_none()) {
@@ -248,20 +248,50 @@ impl HostTier {
 
     /// Gives unused slabs back to the system until at most `keep` unused bytes are left; returns bytes given back.
     pub(crate) fn tidy(&self, keep: u64) -> u64 {
-        let mut gone = Vec::new();
-        let mut slabs = lock(&self.slabs);
+        self.tidy_but(keep, |_| false)
+    }
+
+    /// The same; transitions' buffers stay if everything is retained.
+    fn tidy_backups(&self, keep: u64) -> u64 {
+        let retains = self.retains();
+        self.tidy_but(keep, |slab| retains && slab.kind().passing)
+    }
+
+    fn tidy_but(&self, keep: u64, stays: impl Fn(&HostSlab) -> bool) -> u64 {
+        let slabs = lock(&self.slabs);
         let mut kept: u64 = slabs.iter().filter(|slab| !slab.is_free()).map(|slab| slab.unused()).sum();
-        slabs.retain(|slab| {
-            if !slab.is_free() {
+        drop(slabs);
+        self.give_back(|slab| {
+            if stays(slab) {
                 return true;
             }
-            let stay = kept + slab.len() <= keep;
-            if stay {
-                kept += slab.len();
-            } else {
+            let stays = kept + slab.len() <= keep;
+            kept += if stays { slab.len() } else { 0 };
+            stays
+        })
+    }
+
+    /// After a transition: its buffers go back to the system, unless everything is retained.
+    pub(crate) fn drop_buffers(&self) {
+        if !self.retains() {
+            self.give_back(|slab| !slab.kind().passing);
+        }
+    }
+
+    fn retains(&self) -> bool {
+        self.settings.host_keeping().0 == Retention::Retain
+    }
+
+    /// Gives those unused slabs back to the system that need not stay; returns bytes given back.
+    fn give_back(&self, mut stays: impl FnMut(&HostSlab) -> bool) -> u64 {
+        let mut gone = Vec::new();
+        let mut slabs = lock(&self.slabs);
+        slabs.retain(|slab| {
+            let stays = !slab.is_free() || stays(slab);
+            if !stays {
                 gone.push(Arc::clone(slab));
             }
-            stay
+            stays
         });
         drop(slabs);
         let bytes = gone.iter().map(|slab| slab.len()).sum();
@@ -288,7 +318,7 @@ impl HostTier {
             // Memory that only waits for a next pause must not be what the machine runs short of.
             spare = spare.min(memory::room().bytes.max(reserve.saturating_sub(used)));
         }
-        self.tidy(spare);
+        self.tidy_backups(spare);
     }
 
     /// Unused bytes that the policy keeps beside what is in use and `more` bytes.

@@ -31,6 +31,7 @@ use record::{Record, Sum};
 use shared::SharedTier;
 use std::fmt::Debug;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A place for backups outside host memory: a disk, another machine, an object store.
@@ -102,6 +103,13 @@ pub trait Room: Send + Sync + Debug {
     /// # Errors
     /// `BackupIo`, also for a range that is not inside the room; the content of `into` is then undefined.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<()>;
+
+    /// A file with the same bytes at the same offsets, which takes requests of this alignment past the page cache and stays open while the room
+    /// lives. If there is one, the kernel may be asked for them without [`Room::read`] and [`Room::write`]; what does not come or go whole that way is done again through these, whose
+    /// answers count.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Whether bytes that have been there may be replaced by others. If not, others get room of their own.
     fn is_rewritable(&self) -> bool {

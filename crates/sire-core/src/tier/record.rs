@@ -51,22 +51,39 @@ impl Record {
 
     /// Writes the first `len` bytes of `buffer`, which may be padded; `at` must be a multiple of the room's alignment.
     pub(crate) fn save(&self, buffer: &Span) -> Result<Answer> {
+        let (padded, answer) = self.outgoing(buffer)?;
+        padded.read(|bytes| guarded(|| self.room.write(self.at, bytes)))?;
+        Ok(answer)
+    }
+
+    /// What goes to the room to save the first `len` bytes of `buffer`: padded with zeros. And the answer if it arrives.
+    pub(crate) fn outgoing(&self, buffer: &Span) -> Result<(Span, Answer)> {
         let padded = buffer.part(0, self.padded()).filter(|_| self.skew() == 0).ok_or_else(|| unfit(buffer))?;
         let bytes = padded.part(0, self.len).ok_or_else(|| unfit(buffer))?;
         let sum = padded.write(|bytes| {
             let (content, padding) = bytes.split_at_mut(self.len as usize);
             padding.fill(0);
-            let sum = Sum::of(content);
-            guarded(|| self.room.write(self.at, bytes)).map(|()| sum)
-        })?;
-        Ok(Answer { bytes, sum })
+            Sum::of(content)
+        });
+        Ok((padded, Answer { bytes, sum }))
     }
 
     /// Reads the record into `buffer`. With `expected`, its bytes have that checksum, or it fails.
     pub(crate) fn load(&self, buffer: &Span, expected: Option<Sum>) -> Result<Answer> {
+        let (at, padded) = self.incoming(buffer)?;
+        padded.write(|bytes| guarded(|| self.room.read(at, bytes)))?;
+        self.arrived(&padded, expected)
+    }
+
+    /// Where the room is to be read, and the part of `buffer` that its bytes fill.
+    pub(crate) fn incoming(&self, buffer: &Span) -> Result<(u64, Span)> {
         let padded = buffer.part(0, self.padded()).ok_or_else(|| unfit(buffer))?;
-        padded.write(|bytes| guarded(|| self.room.read(self.at - self.skew(), bytes)))?;
-        let bytes = padded.part(self.skew(), self.len).ok_or_else(|| unfit(buffer))?;
+        Ok((self.at - self.skew(), padded))
+    }
+
+    /// The record, once the room's bytes fill `padded`.
+    pub(crate) fn arrived(&self, padded: &Span, expected: Option<Sum>) -> Result<Answer> {
+        let bytes = padded.part(self.skew(), self.len).ok_or_else(|| unfit(padded))?;
         let sum = bytes.read(Sum::of);
         if expected.is_some_and(|expected| expected != sum) {
             return Err(self.damaged());

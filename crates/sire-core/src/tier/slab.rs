@@ -26,6 +26,8 @@ enum Unit {
 pub(crate) struct Kind {
     /// The driver is not to know it.
     pub(crate) plain: bool,
+    /// For buffers of one transition: it is not counted as what backups need.
+    pub(crate) passing: bool,
     /// The NUMA node from which it comes, if that matters.
     pub(crate) node: Option<u32>,
 }
@@ -114,6 +116,9 @@ impl HostSlab {
     /// Takes `len` free bytes; returns where.
     pub(super) fn take(&self, len: u64) -> Option<u64> {
         let start = lock(&self.holes).take(len)?;
+        if self.kind.passing {
+            return Some(start);
+        }
         let used = self.common.used.fetch_add(len, Ordering::Relaxed) + len;
         self.common.peak.fetch_max(used, Ordering::Relaxed);
         Some(start)
@@ -121,7 +126,9 @@ impl HostSlab {
 
     /// Makes bytes that were taken free again.
     pub(super) fn give(&self, range: Range<u64>) {
-        self.common.used.fetch_sub(range.end - range.start, Ordering::Relaxed);
+        if !self.kind.passing {
+            self.common.used.fetch_sub(range.end - range.start, Ordering::Relaxed);
+        }
         lock(&self.holes).add(range);
     }
 

@@ -1,11 +1,12 @@
 //! Buffers between a device and a tier: host memory of the arena, so that the driver may know it, at addresses that
 //! direct requests to a disk can use. There are enough for what flies on a lane and what a tier has under way.
 
-use super::host::HostTier;
+use super::host::{HostTier, Kind};
 use super::record::LARGEST_ALIGN;
 use crate::error::Result;
 use crate::raw::Span;
 
+const PASSING: Kind = Kind { plain: false, passing: true, node: None };
 /// Fewer than this make a transition wait for itself.
 const FEWEST: usize = 2;
 
@@ -23,7 +24,7 @@ impl Buffers {
         let mut count = count.max(FEWEST);
         let ranges = loop {
             // One page more, so that each can begin on a page.
-            match host.reserve(&vec![size + LARGEST_ALIGN; count], None) {
+            match host.reserve_kind(&vec![size + LARGEST_ALIGN; count], None, PASSING) {
                 Err(_) if count > FEWEST => count = FEWEST.max(count / 2),
                 outcome => break outcome?,
             }

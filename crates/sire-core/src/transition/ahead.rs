@@ -202,7 +202,7 @@ impl Copier<'_> {
     fn pieces(&mut self, index: usize) -> Vec<Piece> {
         let (page, chunk) = (self.machine.settings.page(), &mut self.shadow.chunks[index]);
         let at = (0, index);
-        let mut all = pieces(at, chunk, self.machine.settings.copy_piece, |held| !held.filled && held.is_stored());
+        let mut all = pieces(at, chunk, &self.machine.settings, |held| !held.filled && held.is_stored());
         for (segment, held) in chunk.segments.iter_mut().enumerate().filter(|(_, held)| !held.filled) {
             if self.hashed {
                 held.pages.clear();

@@ -327,6 +327,7 @@ impl Machine {
         }
         batch.open(phase, left);
         self.tiers.shared.settle();
+        self.host.drop_buffers();
     }
 }
 

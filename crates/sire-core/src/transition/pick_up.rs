@@ -275,7 +275,7 @@ impl<'a, 'c> Part<'a, 'c> {
             }
         }
         let copied = |segment: &Segment| segment.byte().is_none();
-        let pieces = pieces(at, &claim.chunks[at.1], machine.settings.copy_piece, copied);
+        let pieces = pieces(at, &claim.chunks[at.1], &machine.settings, copied);
         if pieces.is_empty() {
             // What was filled has no event of its own: it is known to have arrived when everything has.
             self.filled.push(at);

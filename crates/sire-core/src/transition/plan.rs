@@ -97,7 +97,7 @@ impl Machine {
     /// The host memory that a region's backups of memory on `device` are to take.
     pub(super) fn host_kind(&self, region: &Region, device: Device) -> Kind {
         let node = self.settings.host_nodes().then(|| self.heap.driver.host_node(device)).flatten();
-        Kind { plain: region.policy.pageable, node }
+        Kind { plain: region.policy.pageable, node, ..Kind::default() }
     }
 
     /// Room in host memory for every draft whose region has none elsewhere.

@@ -12,12 +12,14 @@ use crate::error::{Error, Result};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::ranges::Ranges;
 use crate::raw::Span;
+use crate::settings::IN_FLIGHT;
 use crate::terms::{Backup, Clean, Report};
 use crate::tier::file::Attached;
 use crate::tier::queue::Queue;
 use crate::tier::record::{Answer, Record, Sum};
+use crate::tier::staging::Buffers;
 use crate::tier::{Place, Room, Segment, file, page_cuts};
-use crate::transfer::{IN_FLIGHT, Pipe};
+use crate::transfer::Pipe;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -111,7 +113,7 @@ impl Machine {
 
 /// Reads the records that are to be compared byte by byte, ahead of the comparison.
 struct Files<'a> {
-    desk: Desk,
+    buffers: Buffers,
     list: &'a [Check],
     queue: Queue<usize>,
     requested: usize,
@@ -120,14 +122,14 @@ struct Files<'a> {
 
 impl<'a> Files<'a> {
     fn new(desk: Desk, list: &'a [Check]) -> Files<'a> {
-        let queue = Queue::new(desk.depth);
-        Files { desk, list, queue, requested: 0, ready: BTreeMap::new() }
+        let (buffers, queue) = desk.open();
+        Files { buffers, list, queue, requested: 0, ready: BTreeMap::new() }
     }
 
     fn read_ahead(&mut self) {
         while let Some(check) = self.list.get(self.requested) {
             if check.known.is_none() {
-                let Some(buffer) = self.desk.buffers.take() else { return };
+                let Some(buffer) = self.buffers.take() else { return };
                 self.queue.read(check.record.clone(), buffer, None, self.requested);
             }
             self.requested += 1;
@@ -144,7 +146,7 @@ impl<'a> Files<'a> {
         let (buffer, outcome) = self.ready.remove(&index)?;
         let same = |answer: Answer| answer.bytes.read(|file| device.read(|bytes| bytes == file)).then_some(answer.sum);
         let sum = outcome.ok().and_then(same);
-        self.desk.buffers.put(&buffer);
+        self.buffers.put(&buffer);
         sum
     }
 }

@@ -1,5 +1,5 @@
 //! The pass that makes chunks give their memory back. A chunk whose bytes are on the device is first copied to its
-//! segments, piece by piece; as soon as its last piece is safe it is unmapped and released, while
+//! segments, piece by piece; once its last piece is safe and the next copies are under way it is unmapped and released, while
 //! the next chunk is copied. All devices work at the same time. Chunks that are only discarded come last, after those of every device: what
 //! fails before them costs them nothing.
 
@@ -26,7 +26,7 @@ struct Part<'a, 'c> {
     /// How many pieces of a chunk are not safe yet.
     unsafe_pieces: BTreeMap<At, usize>,
     promised: &'a Promised,
-    /// Chunks whose bytes are safe, and which wait for the room of all others to be certain.
+    /// Chunks whose bytes are safe, and which wait for the lane to be busy, or for the room of all others to be certain.
     safe: Vec<At>,
     report: Report,
 }
@@ -124,17 +124,24 @@ impl Part<'_, '_> {
             if self.is_freed(at) {
                 continue;
             }
-            if self.chunk(at).is_saved() { self.now_safe(at)? } else { self.send_chunk(pipe, at)? }
+            if self.chunk(at).is_saved() {
+                self.safe.push(at)
+            } else {
+                self.send_chunk(pipe, at)?
+            }
+            self.release_safe()?;
         }
-        while self.land(pipe)? {}
+        while self.land(pipe)? {
+            self.release_safe()?;
+        }
         while self.settle(true)? {}
         self.promised.keep()?;
         self.release_safe()
     }
 
     fn send_chunk(&mut self, pipe: &mut Pipe<'_, Piece>, at: At) -> Result<()> {
-        let step = self.team.machine.settings.copy_piece;
-        let pieces = pieces(at, self.chunk(at), step, |segment| !segment.filled);
+        let settings = &self.team.machine.settings;
+        let pieces = pieces(at, self.chunk(at), settings, |segment| !segment.filled);
         self.unsafe_pieces.insert(at, pieces.len());
         for piece in pieces {
             if pipe.is_full() {
@@ -151,6 +158,8 @@ impl Part<'_, '_> {
             let offset = claim.chunks[at.1].segments[piece.segment].offset + piece.from;
             pipe.send_out(claim.extent.base.offset(offset), span, piece)?;
             self.report.bytes_copied += piece.len;
+            // Only now that the lane has its next piece: an unmap may have to wait for the copy that is under way.
+            self.release_safe()?;
         }
         Ok(())
     }
@@ -163,7 +172,7 @@ impl Part<'_, '_> {
         Ok(())
     }
 
-    /// Waits for the oldest piece and does what follows from it. False if nothing was under way.
+    /// Waits for the oldest piece; it is safe, or on its way to be. False if nothing was under way.
     fn land(&mut self, pipe: &mut Pipe<'_, Piece>) -> Result<bool> {
         let Some((piece, span)) = pipe.land()? else { return Ok(false) };
         if let Some(span) = span {
@@ -175,7 +184,7 @@ impl Part<'_, '_> {
         Ok(true)
     }
 
-    /// Releases the chunk whose last piece has become safe. False if none has.
+    /// Notes the chunk whose last piece has become safe. False if no piece has.
     fn settle(&mut self, wait: bool) -> Result<bool> {
         let Some(Safe { piece, place }) = self.sink.next_safe(wait)? else { return Ok(false) };
         if let Some(place) = place {
@@ -185,18 +194,16 @@ impl Part<'_, '_> {
         *left -= 1;
         if *left == 0 {
             self.unsafe_pieces.remove(&piece.at);
-            self.now_safe(piece.at)?;
+            self.safe.push(piece.at);
         }
         Ok(true)
     }
 
-    /// The chunk's bytes are safe. It goes at once, unless room for others is still only promised: nothing is given up before that is certain.
-    fn now_safe(&mut self, at: At) -> Result<()> {
-        self.safe.push(at);
-        if self.promised.is_kept() { self.release_safe() } else { Ok(()) }
-    }
-
+    /// Chunks whose bytes are safe go, unless room for others is still only promised: nothing is given up before that is certain.
     fn release_safe(&mut self) -> Result<()> {
+        if self.safe.is_empty() || !self.promised.is_kept() {
+            return Ok(());
+        }
         std::mem::take(&mut self.safe).into_iter().try_for_each(|at| self.release(at))
     }
 

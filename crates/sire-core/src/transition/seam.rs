@@ -9,11 +9,11 @@ use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::Claim;
 use crate::raw::Span;
+use crate::settings::IN_FLIGHT;
 use crate::tier::queue::{Done, Queue};
 use crate::tier::record::{Answer, Record, Sum};
 use crate::tier::staging::Buffers;
 use crate::tier::{Place, Segment, repeat};
-use crate::transfer::IN_FLIGHT;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Less than this is moved by the calling thread: starting others would take longer.
@@ -27,6 +27,15 @@ pub(super) type Staging = BTreeMap<Device, Desk>;
 pub(super) struct Desk {
     pub(super) buffers: Buffers,
     pub(super) depth: usize,
+    /// Whether files may be asked through the kernel's own queue.
+    pub(super) ring: bool,
+}
+
+impl Desk {
+    /// The buffers, and a queue of requests for them.
+    pub(super) fn open<T: Send + 'static>(self) -> (Buffers, Queue<T>) {
+        (self.buffers, Queue::new(self.depth, self.ring))
+    }
 }
 
 /// Records, their bytes, and how many requests their tiers like to have under way.
@@ -58,7 +67,7 @@ impl Machine {
     pub(super) fn desk(&self, need: Need) -> Result<Desk> {
         let depth = if need.bytes < WORTH_THREADS { 0 } else { need.depth.min(need.count) };
         let buffers = Buffers::new(&self.host, (depth + IN_FLIGHT).min(need.count), self.settings.copy_piece)?;
-        Ok(Desk { buffers, depth })
+        Ok(Desk { buffers, depth, ring: self.settings.io_uring() })
     }
 }
 
@@ -90,7 +99,8 @@ pub(super) struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     pub(super) fn new(machine: &'a Machine, desk: Desk) -> Sink<'a> {
-        Sink { machine, buffers: desk.buffers, queue: Queue::new(desk.depth), safe: VecDeque::new() }
+        let (buffers, queue) = desk.open();
+        Sink { machine, buffers, queue, safe: VecDeque::new() }
     }
 
     /// Host memory for a piece to land in; `None` if another piece must become safe first.
@@ -182,7 +192,7 @@ impl Source {
                 }
             }
         }
-        let (buffers, queue) = (desk.buffers, Queue::new(desk.depth));
+        let (buffers, queue) = desk.open();
         Source { buffers, queue, ahead, asked: 0, requested: 0, kept, ready: BTreeMap::new() }
     }
 

@@ -15,10 +15,11 @@ use crate::extent::{Chunk, Claim, Truth};
 use crate::ranges::Ranges;
 use crate::raw::{self, Span};
 use crate::region::Region;
+use crate::settings::IN_FLIGHT;
 use crate::terms::{Clean, Report};
 use crate::tier::host::HostRange;
 use crate::tier::{Segment, page_cuts};
-use crate::transfer::{IN_FLIGHT, Pipe};
+use crate::transfer::Pipe;
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -253,7 +253,7 @@ fn make_room(world: &World, chunks: u64) -> Vec<String> {
 
 #[test]
 fn who_makes_way_is_up_to_the_program() {
-    let mut world = three_held();
+    let world = three_held();
     assert_eq!(make_room(&world, 1), Vec::<String>::new(), "there was room");
     world.engine.set_standing(&tag("one"), Standing { priority: 1, ..Standing::default() }).unwrap();
     world.engine.lease(&tag("two")).unwrap();
