@@ -152,6 +152,11 @@ class Adopted:
         return sum(int(regions[block.region]["resident_bytes"]) for block in self._blocks)
 
     @property
+    def regions(self) -> tuple[int, ...]:
+        """The library's numbers of its regions."""
+        return tuple({block.region for block in self._blocks})
+
+    @property
     def module(self) -> Any | None:
         """The module, while anybody uses it."""
         return self._module()

@@ -195,9 +195,9 @@ class ResourcePoolCUDA(ResourcePool):
         super().__init__(torch.device("cuda", index), limit=limit, headroom=headroom)
 
     def set_limits(self, limit: Share | None, headroom: Share = 0) -> None:
-        """Changes the limits; the library is told too."""
+        """Changes the limits. The library is told what stays free; its own limit would count others' regions too."""
         super().set_limits(limit, headroom)
-        _library.load().budget_set(self._device.index, self.limit or 0, self.headroom, self.residency)
+        _library.load().budget_set(self._device.index, 0, self.headroom, self.residency)
 
     def get_pool_total_size(self) -> int:
         """Bytes of the device."""
@@ -216,10 +216,12 @@ class ResourcePoolCUDA(ResourcePool):
         return int(free) + max(0, int(reserved) - int(active))
 
     def get_pool_used_size(self) -> int:
-        """Bytes that the library's regions hold there, whoever made them, and what other users say they hold."""
-        devices = _library.load().stats()["devices"]
-        held = sum(int(each["resident_bytes"]) for each in devices if each["device"] == self._device.index)
-        return held + sum(user.get_used_resource_size(self._device) for user in self.users if not user.in_library)
+        """Bytes that users hold: the library is asked once for what their tags have."""
+        users = self.users
+        regions = _library.load().stats()["regions"]
+        mine = {number for user in users for number in user.regions if user.get_runtime_device() == self._device}
+        held = sum(int(regions[number]["resident_bytes"]) for number in mine)
+        return held + sum(user.get_used_resource_size(self._device) for user in users if not user.regions)
 
     def _give_back_caches(self) -> None:
         import torch
@@ -227,9 +229,14 @@ class ResourcePoolCUDA(ResourcePool):
         torch.cuda.empty_cache()
 
     def _make_room(self, size: int) -> None:
+        import torch
+
+        missing = size - self.get_pool_free_size()
+        free, _ = torch.cuda.mem_get_info(self._device)
         library = _library.load()
         with suppress(OutOfMemoryError):
-            given, tags = library.make_room(self._device.index, size)
+            # In the library's words: so many bytes more than the device has free beside the headroom.
+            given, tags = library.make_room(self._device.index, max(0, int(free) - self.headroom + missing))
             for tag in tags:
                 log.add("evict", tag, given // len(tags), detail="what was held lazily")
 

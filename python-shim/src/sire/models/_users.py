@@ -36,8 +36,6 @@ class ResourcePoolUserABC(ABC, Generic[T]):
     """It does not make way at all."""
     release: Release | None = None
     """How it is offloaded; None: as the pools were set up."""
-    in_library: bool = False
-    """What it holds on a CUDA device is memory of the library's, which counts that itself."""
 
     def __init__(self) -> None:
         self._locks = 0
@@ -105,6 +103,11 @@ class ResourcePoolUserABC(ABC, Generic[T]):
     def locked(self) -> bool:
         """Whether somebody uses the object, or it is pinned."""
         return self._locks > 0 or self.pinned
+
+    @property
+    def regions(self) -> tuple[int, ...]:
+        """The library's numbers of the regions that hold all it has on its device; none if it holds it otherwise."""
+        return ()
 
     @property
     def locks(self) -> int:
@@ -180,8 +183,6 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     when nobody else is left. The rest is as for `sire.models.adopt`.
     """
 
-    in_library = True
-
     def __init__(
         self,
         model: Any,
@@ -210,6 +211,11 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     def name(self) -> str:
         """Its tag."""
         return self.adopted.tag
+
+    @property
+    def regions(self) -> tuple[int, ...]:
+        """Those of its tag."""
+        return self.adopted.regions
 
     def configure(self, **changes: Any) -> None:
         """Changes what can be changed later: priority, keep_alive, inference_memory_estimator."""
