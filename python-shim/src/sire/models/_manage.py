@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from .._adopt import Release
-from .._errors import InvalidArgumentError, OutOfMemoryError, UnsupportedError
+from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError
 from ._backward import come_back_for_backward
 from ._context import sire_inference_context_manager
 from ._estimate import measuring
@@ -77,7 +77,9 @@ def _load_all(users: list[ResourcePoolUserABC[Any]]) -> None:
     except BaseException:
         for user in locked:
             if user.unlock() == 0:
-                user.offload_if_idle(default_release())
+                # What fails here stays loaded, and makes way when somebody needs room; the first failure is raised.
+                with suppress(SireError):
+                    user.offload_if_idle(default_release())
         raise
 
 
