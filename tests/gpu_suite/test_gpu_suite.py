@@ -24,7 +24,7 @@ from gpu_suite_support.context import Context  # noqa: E402
 from gpu_suite_support.main import chosen  # noqa: E402
 from gpu_suite_support.probes.ask import all_questions  # noqa: E402
 from gpu_suite_support.report import Report  # noqa: E402
-from gpu_suite_support.steps import STEPS, kit  # noqa: E402
+from gpu_suite_support.steps import STEPS, kit, pytests  # noqa: E402
 from gpu_suite_support.steps.interference import judge  # noqa: E402
 from gpu_suite_support.steps.kit import PARTS  # noqa: E402
 
@@ -163,6 +163,33 @@ def test_wrong_bytes_fail_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     kit.run(context, report)
     assert len(report.failed) == len(PARTS)
     assert all("WRONG BYTES" in check["detail"] and "block 3" in check["detail"] for check in report.checks)
+
+
+ONE_MODE = "import os, pytest\ndef test_one():\n    if os.environ['SIRE_TEST_MODE'] == 'torch': pytest.skip()"
+NO_MODE = "import pytest\ndef test_one(): pytest.skip()"
+
+
+@pytest.mark.parametrize(
+    ("body", "failing"),
+    [
+        (ONE_MODE, set()),
+        (NO_MODE, {"python.test_a.ran"}),
+        ("", {"python.preload.test_a", "python.torch.test_a", "python.test_a.ran"}),
+    ],
+)
+def test_a_file_that_runs_in_no_mode_fails(
+    body: str, failing: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tests" / "python"
+    (folder / "device").mkdir(parents=True)
+    (folder / "device" / "test_a.py").write_text(body)
+    (folder / "test_b.py").write_text("def test_two(): pass")
+    monkeypatch.setattr(pytests, "ROOT", tmp_path)
+    monkeypatch.setattr(Context, "env", lambda *_, **__: dict(os.environ))
+    report = Report(tmp_path / "out.json", "software")
+    context = Context("software", tmp_path / "libsire_alloc.so", None, sys.executable, tmp_path, time.monotonic() + 60)
+    pytests.run(context, report)
+    assert {check["name"] for check in report.checks if not check["passed"]} == failing
 
 
 def test_the_table_of_questions_is_complete() -> None:

@@ -229,7 +229,7 @@ impl Engine {
             self.segments.refuse_mixed(&regions)?;
             self.machine.pause(regions, options)
         };
-        let outcome = self.trace.timed(Verb::Pause, selection, Duration::ZERO, pause);
+        let outcome = self.trace.timed(Verb::of_pause(options.lazy), selection, Duration::ZERO, pause);
         if outcome.is_ok() {
             self.machine.tend_later();
         }

@@ -68,12 +68,12 @@ pub fn of(trace: &Trace) -> Needs {
             }
             Event::Transition(done) => {
                 let verbs: &[bool] = match done.verb {
-                    Verb::Pause => &[true],
+                    Verb::Pause | Verb::PauseLazily => &[true],
                     Verb::Switch => &[true, false],
                     Verb::Resume | Verb::ResumeStart => &[false],
                     Verb::Prefetch | Verb::PreCopy => &[],
                 };
-                if done.status != 0 && !(done.verb == Verb::Pause && super::player::ended_paused(done.status)) {
+                if done.status != 0 && !(done.verb.is_pause() && super::player::ended_paused(done.status)) {
                     continue;
                 }
                 for (tag, paused) in done.tags.iter().zip(verbs) {

@@ -273,9 +273,12 @@ impl Player<'_> {
         let [first, rest @ ..] = done.tags.as_slice() else { return Ok(()) };
         let options = ResumeOptions { wait: done.wait, ..ResumeOptions::default() };
         let name = done.verb.name();
-        let pause = |engine: &Engine| engine.pause(&selection_of(first), PauseOptions::default());
+        let lazy = done.verb == Verb::PauseLazily;
+        let pause =
+            |engine: &Engine| engine.pause(&selection_of(first), PauseOptions { lazy, ..PauseOptions::default() });
         let report = match done.verb {
-            Verb::Pause => self.timed(name, pause),
+            Verb::Pause | Verb::PauseLazily => self.timed(name, pause),
+            Verb::PreCopy => self.timed(name, |engine| engine.pre_copy(&selection_of(first), false)),
             Verb::Resume | Verb::ResumeStart => self.timed(name, |engine| engine.resume(&selection_of(first), options)),
             Verb::Switch => self.timed(name, |engine| {
                 let second = rest.first().map_or("", String::as_str);
@@ -287,7 +290,7 @@ impl Player<'_> {
                     ..resumed
                 })
             }),
-            Verb::Prefetch | Verb::PreCopy => {
+            Verb::Prefetch => {
                 self.played.left_out += 1;
                 return Ok(());
             }
@@ -298,7 +301,7 @@ impl Player<'_> {
         timing.moved += report.bytes_moved;
         timing.copied += report.bytes_copied;
         match done.verb {
-            Verb::Pause => Ok(()),
+            Verb::Pause | Verb::PauseLazily | Verb::PreCopy => Ok(()),
             Verb::Switch => self.compare(rest.first().map_or("", String::as_str)),
             _ => self.compare(first),
         }

@@ -85,6 +85,31 @@ fn a_replay_makes_the_same_calls_and_keeps_every_byte() {
 }
 
 #[test]
+fn lazy_pauses_and_pre_copies_are_played_as_what_they_were() {
+    let machine = Machine::new(Options { memory: 24 * MIB, ..Options::default() }).unwrap();
+    let engine = Engine::new(Arc::new(SimDriver::on(machine)), config());
+    let path = engine.trace(&std::env::temp_dir().join(format!("sire-replay-lazy-{}", std::process::id()))).unwrap();
+    let policy = Policy { backup: Backup::Host, clean: Clean::Declared, ..Policy::default() };
+    let region = engine.region("weights", policy).unwrap();
+    let request = Request { region, device: Ordinal(0), size: 6 * MIB, stream: ProgramStream(0), capturing: false };
+    engine.allocate(request).unwrap();
+    let all = Selection::All;
+    engine.pre_copy(&all, false).unwrap();
+    engine.pause(&all, PauseOptions { lazy: true, ..PauseOptions::default() }).unwrap();
+    engine.resume(&all, ResumeOptions::default()).unwrap();
+    let trace = parse(&std::fs::read(&path).unwrap()).unwrap();
+    std::fs::remove_file(path).unwrap();
+
+    let device = device::software(24 * MIB, 1, None).unwrap();
+    let played = player::play(&trace, &device, true).unwrap();
+    assert_eq!((played.trouble(), played.left_out), (None, 0));
+    assert!(played.timings["pre_copy"].copied >= 6 * MIB, "the backup was made beforehand");
+    let pause = &played.timings["pause_lazily"];
+    assert_eq!((pause.seconds.len(), pause.copied, pause.moved), (1, 0, 0), "a lazy pause gives nothing back");
+    assert_eq!(played.timings["resume"].copied, 0);
+}
+
+#[test]
 fn one_wrong_byte_is_found_where_it_is() {
     let device = device::software(16 * MIB, 1, None).unwrap();
     let engine = Engine::new(device.driver.clone(), config());

@@ -188,12 +188,26 @@ pub enum Verb {
     Prefetch = 4,
     /// Backups were made while the program went on.
     PreCopy = 5,
+    /// A pause that left memory where it is until somebody needs it.
+    PauseLazily = 6,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 6] =
-        [Verb::Pause, Verb::Resume, Verb::Switch, Verb::ResumeStart, Verb::Prefetch, Verb::PreCopy];
+    pub const ALL: [Verb; 7] =
+        [Verb::Pause, Verb::Resume, Verb::Switch, Verb::ResumeStart, Verb::Prefetch, Verb::PreCopy, Verb::PauseLazily];
+
+    /// Of a pause.
+    #[must_use]
+    pub const fn of_pause(lazy: bool) -> Verb {
+        if lazy { Verb::PauseLazily } else { Verb::Pause }
+    }
+
+    /// Whether the tags are paused by it and nothing else happens.
+    #[must_use]
+    pub const fn is_pause(self) -> bool {
+        matches!(self, Verb::Pause | Verb::PauseLazily)
+    }
 
     /// As in figures and reports.
     #[must_use]
@@ -205,6 +219,7 @@ impl Verb {
             Verb::ResumeStart => "resume_start",
             Verb::Prefetch => "prefetch",
             Verb::PreCopy => "pre_copy",
+            Verb::PauseLazily => "pause_lazily",
         }
     }
 
