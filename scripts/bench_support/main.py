@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import clean_figures, disk_figures, other_figures, pause_figures, peer, picture, report, serve_figures, simulated_figures
+from . import clean_figures, disk_figures, layer_figures, other_figures, pause_figures, peer, picture, report, serve_figures, simulated_figures
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
 from .plan import SMOKE, Sizes
@@ -69,6 +69,9 @@ class Bench:
             (("scale",), lambda: other_figures.scale(shop, sizes)),
             (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
             (("serve",), lambda: serve_figures.serve(shop, sizes, offline)),
+            (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
+            (("slyce",), lambda: layer_figures.slices(shop, sizes)),
+            (("commits", "memory"), lambda: layer_figures.patches(shop, sizes)),
             (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
         ]
 

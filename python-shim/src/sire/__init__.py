@@ -161,18 +161,38 @@ _MODELS = frozenset(
     )
 )
 """Names of `sire.models`, which is imported when one of them is used."""
+_COMMITS = frozenset(
+    (
+        "AutoManageCommitObjectProxy",
+        "CallableCommit",
+        "CommitABC",
+        "CommitObjectProxy",
+        "CommitWithAutoManage",
+        "HookCommit",
+        "InferenceOptimizerCommit",
+        "InferenceOptimizerHook",
+        "LoraCommit",
+        "WeightCommit",
+    )
+)
+"""Names of `sire.models.commits`, likewise."""
+_SUBPACKAGES = frozenset(("compat", "memory", "models", "slyce"))
 
 
 def __getattr__(name: str) -> _Any:
-    if name in _MODELS:
-        import importlib
+    import importlib
 
+    if name in _MODELS:
         return getattr(importlib.import_module(".models", __name__), name)
+    if name in _COMMITS:
+        return getattr(importlib.import_module(".models.commits", __name__), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODELS})
+    return sorted({*globals(), *_MODELS, *_COMMITS, *_SUBPACKAGES})
 
 
 hook_mode: _hooks.HookMode | None

@@ -1,0 +1,203 @@
+"""Backward passes and optimizers over units that come and go.
+
+A forward pass saves weights for the backward pass. Here it saves *which* weight: the tensor is asked for when the
+backward pass gets there, which brings the unit, so that between the passes the unit can leave. What is no unit's is
+saved as ever. Gradients travel with their parameters.
+
+An optimizer steps where its parameters are. Before a step, a unit goes to host memory, its gradients and optimizer
+state with it, unless all of that is on the device and the device has room for what the step makes beside it. It stays
+where it is until the step is over.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from .residency import Residency
+from .unit import Unit
+
+
+class _Weight(NamedTuple):
+    """A saved tensor that is part of a unit's: which, and which of its elements."""
+
+    residency: Residency
+    unit: Unit
+    of: Any
+    offset: int
+    dtype: Any
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    version: int
+
+
+@contextmanager
+def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
+    """Inside runs a module's forward, with gradients; weights that it saves for its backward pass are saved by name."""
+    import torch
+
+    if not unit.tensors:
+        yield
+        return
+    spans = [(each.data_ptr(), each.data_ptr() + _reach(each), each) for each in unit.tensors]
+    where = unit.here
+
+    def pack(saved: Any) -> Any:
+        if saved.layout == torch.strided and saved.device == where:
+            at = saved.data_ptr()
+            for start, end, tensor in spans:
+                if start <= at < end and saved.dtype == tensor.dtype:
+                    offset = (at - start) // saved.element_size()
+                    shape, strides = tuple(saved.shape), tuple(saved.stride())
+                    return _Weight(residency, unit, tensor, offset, saved.dtype, shape, strides, tensor._version)
+        return saved, saved._version
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        yield
+
+
+def _reach(tensor: Any) -> int:
+    """Bytes from the first element to the end of the last one."""
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return int((last + 1) * tensor.element_size())
+
+
+def _unpack(packed: Any) -> Any:
+    import torch
+
+    if not isinstance(packed, _Weight):
+        tensor, version = packed
+        _refuse_changed(tensor, version)
+        return tensor
+    packed.residency.hold_for_backward(packed.unit)
+    _refuse_changed(packed.of, packed.version)
+    tensor = packed.of.detach()
+    empty = torch.empty(0, dtype=packed.dtype, device=tensor.device)
+    offset = tensor.storage_offset() + packed.offset
+    return empty.set_(tensor.untyped_storage(), offset, packed.shape, packed.strides)
+
+
+def _refuse_changed(tensor: Any, version: int) -> None:
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"a tensor of shape {list(tensor.shape)} is at version {tensor._version}; expected {version} instead"
+        )
+
+
+def expect_backward(output: Any, unit: Unit, residency: Residency) -> None:
+    """The backward pass through these outputs will need the unit, gradients included."""
+    import torch
+
+    if not torch.is_grad_enabled():
+        return
+
+    def needed(_: Any) -> None:
+        residency.hold_for_backward(unit)
+
+    for each in torch.utils._pytree.tree_leaves(output):
+        if isinstance(each, torch.Tensor) and each.requires_grad and each.grad_fn is not None:
+            each.register_hook(needed)
+
+
+# --- gradients and optimizers ---------------------------------------------------------------------------------
+
+_owners: Any = None
+_owners_lock = threading.Lock()
+# For each thread, the units that an optimizer of it works on.
+_stepping = threading.local()
+
+
+def watch(unit: Unit, residency: Residency) -> list[Any]:
+    """Optimizers and backward passes find the unit of its parameters from now on; returns handles with ``remove``."""
+    handles = []
+    for each in unit.tensors:
+        if each.is_leaf and each.requires_grad:
+            handles.append(each.register_post_accumulate_grad_hook(_beside_its_parameter))
+        with _owners_lock:
+            _known_owners()[each] = (weakref.ref(unit), weakref.ref(residency))
+    return handles
+
+
+def forget(unit: Unit) -> None:
+    """Optimizers do not find the unit any more."""
+    with _owners_lock:
+        for each in unit.tensors:
+            _known_owners().pop(each, None)
+
+
+def owner(tensor: Any) -> tuple[Unit, Residency] | None:
+    """The unit of a tensor, and who looks after it."""
+    with _owners_lock:
+        found = _known_owners().get(tensor)
+    if found is None:
+        return None
+    unit, residency = found[0](), found[1]()
+    return None if unit is None or residency is None else (unit, residency)
+
+
+def _known_owners() -> Any:
+    global _owners
+    if _owners is None:
+        from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+        from torch.utils.weak import WeakIdKeyDictionary
+
+        _owners = WeakIdKeyDictionary()
+        register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
+    return _owners
+
+
+def _beside_its_parameter(parameter: Any) -> None:
+    gradient = parameter.grad
+    if gradient is not None and gradient.device != parameter.device:
+        gradient.data = gradient.data.to(parameter.device)
+
+
+def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    _after_step(optimizer)  # a step that ended with an exception
+    units: dict[int, tuple[Unit, Residency]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            found = owner(parameter)
+            if found is not None:
+                units[id(found[0])] = found
+    _stepping.units = []
+    taken = 0
+    for unit, residency in units.values():
+        with unit.lock:
+            taken += _settle(unit, residency, optimizer, taken)
+            unit.frozen = True
+        _stepping.units.append(unit)
+
+
+def _after_step(optimizer: Any, *_: Any) -> None:
+    for unit in getattr(_stepping, "units", []):
+        unit.frozen = False
+    _stepping.units = []
+
+
+def _settle(unit: Unit, residency: Residency, optimizer: Any, taken: int) -> int:
+    """Parameters, gradients and optimizer state in one place; returns what the step will take on the device for them,
+    where steps of other units take ``taken`` bytes."""
+    states = [state for each in unit.tensors if (state := optimizer.state.get(each))]
+    tensors = [value for state in states for value in state.values() if hasattr(value, "data_ptr") and value.dim()]
+    if unit.tier == "gpu" and all(each.device == unit.here for each in tensors):
+        # Some of what is computed, and the first time as much state as most optimizers have.
+        cost = unit.nbytes * (2 if tensors else 5)
+        if unit.leases or unit.pinned or residency.spare(unit.here) - taken >= cost:
+            return cost
+    unit.frozen = False
+    if unit.tier == "gpu" and not unit.leases and not unit.pinned:
+        residency.offload(unit)
+    if unit.tier == "disk":
+        unit.promote()
+    for each in tensors:
+        if each.device != unit.here:
+            each.data = each.data.to(unit.here)
+    return 0

@@ -1,0 +1,226 @@
+"""Tensors that change places and stay the same objects.
+
+A holding has the tensors of one module that are to move: parameters and buffers, with the gradients of the former.
+Moving sets each tensor's ``data``, so that optimizers, tied modules, hooks and `state_dict` go on with the objects
+they know, and ``tensor.device`` tells the truth. Tensors that share memory share it afterwards too. All or nothing:
+room for everything is found before the first tensor changes.
+
+`Holding` does it with PyTorch alone, on any device. `adopted` uses Sire's regions where the library serves this
+process: addresses on the device stay, and what has not changed is not copied back.
+
+A tensor whose content is on the disk is *hollow*: it has its shape and dtype, and every element is the same NaN, which
+cannot be written to. So only floating-point tensors become hollow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+# Less of a piece of memory than this share: its tensors are copied out of it instead of moving all of it.
+_WORTH_MOVING_WHOLE = 0.5
+
+Make = Callable[[int], Any]
+
+
+class Mover(Protocol):
+    """What a unit needs of a holding."""
+
+    tensors: list[Any]
+
+    @property
+    def device(self) -> Any:
+        """Where the tensors are now."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that loading takes on the device."""
+
+    def load(self, device: Any) -> int:
+        """Brings everything to the device; returns the bytes that were copied."""
+
+    def offload(self) -> int:
+        """Brings everything to host memory; returns the bytes that were copied."""
+
+    def release(self) -> None:
+        """Leaves plain tensors where they are."""
+
+
+class Holding:
+    """Tensors moved with PyTorch alone. ``pin``: host memory that the driver knows, where there is a driver."""
+
+    def __init__(self, tensors: Sequence[Any], pin: bool = False) -> None:
+        self.tensors = list(tensors)
+        self._pin = pin
+
+    @property
+    def device(self) -> Any:
+        """Where the tensors are now."""
+        import torch
+
+        return self.tensors[0].device if self.tensors else torch.device("cpu")
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that loading takes on the device, gradients included."""
+        return sum(size_of(each) for each in with_gradients(self.tensors))
+
+    def load(self, device: Any) -> int:
+        """Brings everything to the device; returns the bytes that were copied."""
+        return self._move(lambda size: _bytes_on(device, size))
+
+    def offload(self) -> int:
+        """Brings everything to host memory; returns the bytes that were copied. The device is waited for."""
+        pin = self._pin and self.device.type == "cuda"
+        return self._move(lambda size: _host_bytes(size, pin))
+
+    def release(self) -> None:
+        """Nothing to do: the tensors are plain ones."""
+
+    def _move(self, make: Make) -> int:
+        moves = [move for group in shared_memory(with_gradients(self.tensors)) for move in _moved(group, make)]
+        for tensor, data in moves:
+            tensor.data = data
+        return sum(size_of(tensor) for tensor, _ in moves)
+
+
+def with_gradients(tensors: Sequence[Any]) -> list[Any]:
+    """The tensors and what gradients they have."""
+    return [*tensors, *(each.grad for each in tensors if each.is_leaf and each.grad is not None)]
+
+
+def size_of(tensor: Any) -> int:
+    """Bytes of the tensor's own elements."""
+    return int(tensor.numel() * tensor.element_size())
+
+
+def shared_memory(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """The tensors, those of the same memory together."""
+    groups: dict[Any, list[Any]] = {}
+    for each in tensors:
+        storage = each.untyped_storage()
+        groups.setdefault((str(each.device), storage.data_ptr() or id(each)), []).append(each)
+    yield from groups.values()
+
+
+def _moved(group: list[Any], make: Make) -> Iterator[tuple[Any, Any]]:
+    """Each tensor of one piece of memory, and its new data."""
+    if len(group) == 1 or not _is_most_of_it(group):
+        for tensor in group:
+            fresh = over(make(size_of(tensor)), tensor, tensor.shape, 0, _dense_strides(tensor))
+            fresh.copy_(tensor.data)
+            yield tensor, fresh
+        return
+    old = group[0].untyped_storage()
+    whole = make(old.nbytes())
+    whole.untyped_storage().copy_(old)
+    for tensor in group:
+        yield tensor, over(whole, tensor, tensor.shape, tensor.storage_offset(), tensor.stride())
+
+
+def _is_most_of_it(group: list[Any]) -> bool:
+    return bool(sum(size_of(each) for each in group) >= _WORTH_MOVING_WHOLE * group[0].untyped_storage().nbytes())
+
+
+def over(memory: Any, like: Any, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Any:
+    """A tensor of ``like``'s dtype over the bytes of another."""
+    import torch
+
+    empty = torch.empty(0, dtype=like.dtype, device=memory.device)
+    return empty.set_(memory.untyped_storage(), offset, shape, strides)
+
+
+def _dense_strides(tensor: Any) -> tuple[int, ...]:
+    """The tensor's own order of dimensions, without gaps (channels_last stays channels_last)."""
+    import torch
+
+    return tuple(torch.empty_like(tensor, device="meta").stride())
+
+
+def _bytes_on(device: Any, size: int) -> Any:
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _host_bytes(size: int, pin: bool) -> Any:
+    import torch
+
+    if pin:
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # memory that may be locked ran out: slower copies are better than none
+            pass
+    return torch.empty(size, dtype=torch.uint8)
+
+
+class Pieces:
+    """The memory of floating-point CPU tensors as dense tensors, and how to make the tensors over such memory again."""
+
+    def __init__(self, tensors: Sequence[Any]) -> None:
+        self.memory: list[Any] = []
+        """Dense tensors; none while the tensors are hollow."""
+        self._shapes: list[tuple[Any, Any]] = []
+        self._parts: list[list[tuple[Any, Any, int, tuple[int, ...]]]] = []
+        for group in _worth_moving_whole(tensors):
+            if all(each.is_floating_point() or each.is_complex() for each in group):
+                self._add(group)
+
+    def _add(self, group: list[Any]) -> None:
+        alone = len(group) == 1 and group[0].is_contiguous()
+        whole = group[0].detach() if alone else _all_bytes(group[0])
+        self.memory.append(whole)
+        self._shapes.append((whole.shape, whole.dtype))
+        self._parts.append([(each, each.shape, 0 if alone else each.storage_offset(), each.stride()) for each in group])
+
+    def hollow(self) -> None:
+        """Takes the tensors' memory away."""
+        for parts in self._parts:
+            for tensor, *_ in parts:
+                tensor.data = stand_in(tensor.dtype).expand(tensor.shape)
+        self.memory = []
+
+    def fresh(self) -> list[Any]:
+        """Memory for the content, to be filled and given to `fill`."""
+        import torch
+
+        return [torch.empty(shape, dtype=dtype) for shape, dtype in self._shapes]
+
+    def fill(self, memory: Sequence[Any]) -> None:
+        """Makes the hollow tensors what they were, over this memory; one that somebody gave other data keeps that."""
+        self.memory = list(memory)
+        for whole, parts in zip(memory, self._parts, strict=True):
+            for tensor, shape, offset, strides in parts:
+                if is_hollow(tensor):
+                    tensor.data = over(whole, tensor, shape, offset, strides)
+
+
+def _worth_moving_whole(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    for group in shared_memory(tensors):
+        if _is_most_of_it(group):
+            yield group
+        else:
+            yield from ([each] for each in group)
+
+
+def _all_bytes(tensor: Any) -> Any:
+    import torch
+
+    storage = tensor.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+@cache
+def stand_in(dtype: Any) -> Any:
+    """The one element that hollow tensors of a dtype show."""
+    import torch
+
+    return torch.full((), float("nan")).to(dtype)
+
+
+def is_hollow(tensor: Any) -> bool:
+    """Whether the tensor's content is elsewhere."""
+    return tensor.is_floating_point() | tensor.is_complex() and bool(
+        tensor.data_ptr() == stand_in(tensor.dtype).data_ptr()
+    )

@@ -1,0 +1,212 @@
+"""One module's tensors, the tier they are in, and who is using them.
+
+Tiers: ``gpu`` (any device that computes beside the CPU), ``cpu`` and ``disk``. A unit goes one tier at a time. Whoever
+moves it has its lock; whoever uses it has a lease, and a leased unit does not leave. No unit knows another: who must
+go for whom is `residency`'s to say.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from .._errors import BusyError
+from .disk import DiskStore, Stored
+from .holding import Mover, Pieces, size_of, with_gradients
+
+Tier = Literal["gpu", "cpu", "disk"]
+MakeMover = Callable[[Sequence[Any], Any], Mover]
+"""Of tensors, and the device that they are to be on or are on now."""
+
+
+class Unit:
+    """Tensors that move together. ``device``: where they are to be used; methods that move need ``lock`` held."""
+
+    def __init__(
+        self, name: str, tensors: Sequence[Any], device: Any, mover: MakeMover, disk: DiskStore | None
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.lock = threading.RLock()
+        self.priority = 0
+        self.pinned = False
+        self.frozen = False
+        """An optimizer works on the tensors: they stay where they are."""
+        self.holders: dict[int, int] = {}
+        """Leases, by thread."""
+        self.last_used = time.monotonic()
+        self.uses = 0
+        self.in_use = True
+        """Not offloaded: whoever offloads it says so, also where there is no device to leave."""
+        self.tensors: list[Any] = []
+        self._make = mover
+        self._disk = disk
+        self._mover: Mover | None = None
+        self._away: tuple[Stored, Pieces] | None = None
+        self.set_tensors(tensors)
+
+    # --- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def tier(self) -> Tier:
+        """Where the content is."""
+        if self._away is not None:
+            return "disk"
+        return "cpu" if self.here.type == "cpu" else "gpu"
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the content is on the disk."""
+        return self._away is not None
+
+    @property
+    def here(self) -> Any:
+        """The device that the tensors are on."""
+        import torch
+
+        if self._mover is not None:
+            return self._mover.device
+        return self.tensors[0].device if self.tensors else torch.device("cpu")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tensors are where they are to be used."""
+        return self._away is None and (not self.tensors or self.here == self.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, gradients not included."""
+        return sum(size_of(each) for each in self.tensors)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that it takes, or would take, on its device."""
+        if self._mover is not None:
+            return self._mover.device_bytes
+        return sum(size_of(each) for each in with_gradients(self.tensors))
+
+    @property
+    def coming_bytes(self) -> int:
+        """Bytes that it takes on its device beside what it has there."""
+        return 0 if self.ready else self.device_bytes
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes that a backward pass will add."""
+        return sum(size_of(each) for each in self.tensors if each.requires_grad and each.is_leaf and each.grad is None)
+
+    @property
+    def leases(self) -> int:
+        """How many use it now."""
+        return sum(self.holders.values())
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether nobody needs it where it is."""
+        return not self.holders and not self.pinned and not self.frozen
+
+    def used_by_others(self) -> bool:
+        """Whether a thread other than the caller's has a lease."""
+        return any(thread != threading.get_ident() for thread in list(self.holders))
+
+    def set_tensors(self, tensors: Sequence[Any]) -> None:
+        """From now on the unit is these tensors; those before are plain tensors in host memory or on the device."""
+        if self._away is not None:
+            self.promote()
+        if self._mover is not None:
+            self._mover.release()
+        self._mover, self.tensors = None, list(tensors)
+
+    # --- leases -------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """The calling thread uses the unit."""
+        me = threading.get_ident()
+        self.holders[me] = self.holders.get(me, 0) + 1
+        self.frozen = False
+
+    def let_go(self, thread: int) -> None:
+        """Undoes one `hold` of a thread."""
+        left = self.holders.get(thread, 0) - 1
+        if left > 0:
+            self.holders[thread] = left
+        else:
+            self.holders.pop(thread, None)
+
+    def touch(self) -> None:
+        """It is used now."""
+        self.last_used = time.monotonic()
+        self.uses += 1
+
+    # --- moving -------------------------------------------------------------------------------------------
+
+    def load(self) -> int:
+        """To the device, from wherever it is. Returns the bytes that were copied."""
+        self.promote()
+        self.in_use = True
+        if not self.tensors or self.here == self.device:
+            return 0
+        if self.device.type == "cpu":
+            return self._offloaded()
+        if self._mover is None:
+            self._mover = self._make(self.tensors, self.device)
+        return self._mover.load(self.device)
+
+    def offload(self) -> int:
+        """To host memory, from the device; from the disk nothing happens. Returns the bytes that were copied."""
+        self.refuse_use("offloaded")
+        copied = self._offloaded()
+        self.in_use = False
+        return copied
+
+    def demote(self) -> int:
+        """To the disk. Returns the bytes that were written, which is nothing without a disk or if it is there
+        already.
+        """
+        if self._disk is None or self._away is not None or not self.tensors:
+            return 0
+        self.refuse_use("moved to the disk")
+        self._offloaded()
+        if self._mover is not None:
+            self._mover.release()
+            self._mover = None
+        pieces = Pieces(with_gradients(self.tensors))
+        stored = self._disk.write(pieces.memory)
+        pieces.hollow()
+        self._away = (stored, pieces)
+        self.in_use = False
+        return stored.stored_bytes
+
+    def promote(self) -> int:
+        """From the disk to host memory. Returns the bytes that were read; the file goes only when all is back."""
+        if self._away is None or self._disk is None:
+            return 0
+        stored, pieces = self._away
+        memory = pieces.fresh()
+        self._disk.read(stored, memory)
+        pieces.fill(memory)
+        self._away = None
+        self._disk.drop(stored)
+        return stored.stored_bytes
+
+    def release(self) -> None:
+        """The tensors are plain ones from now on, where they are; from the disk they come to host memory."""
+        self.promote()
+        if self._mover is not None:
+            self._mover.release()
+            self._mover = None
+
+    def _offloaded(self) -> int:
+        if self._away is not None or self.tier == "cpu":
+            return 0
+        if self._mover is None:
+            self._mover = self._make(self.tensors, self.here)
+        return self._mover.offload()
+
+    def refuse_use(self, what: str) -> None:
+        """`BusyError` if somebody needs the unit where it is."""
+        if not self.may_leave:
+            why = "an optimizer works on it" if self.frozen else "pinned" if self.pinned else "in use"
+            raise BusyError(f"{self.name!r} cannot be {what} now: it is {why}. Repeat the call afterwards")

@@ -1,0 +1,353 @@
+"""Modules that bring their unit when they are called.
+
+`wrap` changes a module in place: it becomes an instance of a class made of `ModuleWrapper` and its own class, so that
+the model keeps its structure, `state_dict` its keys, and ``isinstance`` its answers. `unwrap` undoes it. Copies and
+pickles of a wrapped module are plain modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, cast
+
+from .._errors import UnsupportedError
+from . import gradients
+from .residency import Residency
+from .unit import Unit
+
+_KEY = "_sire_wrapped"
+
+
+@dataclass
+class Wrapped:
+    """What a wrapped module knows: its unit, who looks after it, and the units of tensors that it shares with
+    others.
+    """
+
+    unit: Unit
+    residency: Residency
+    choose: Callable[[Any], bool]
+    shared: tuple[tuple[Unit, Residency], ...] = ()
+    handles: list[Any] = field(default_factory=list)
+    calls: int = 0
+    last_call: float | None = None
+    listed: list[int] = field(default_factory=list)
+
+
+class ModuleWrapper:
+    """What every wrapped module is besides its own class: a module with a unit. ``isinstance`` finds wrapped
+    modules.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the module with its unit where it is to be used."""
+        wrapped = self.__dict__.get(_KEY)
+        if wrapped is None:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        _refresh(self, wrapped)
+        wrapped.calls += 1
+        wrapped.last_call = time.time()
+        with _leased(wrapped):
+            output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+            gradients.expect_backward(output, wrapped.unit, wrapped.residency)
+            return output
+
+    def offload_all(self) -> None:
+        """Everything of this module leaves the device. `sire.BusyError` while it is being used."""
+        wrapped = unit_of(self)
+        wrapped.residency.offload(wrapped.unit)
+
+    def load_all(self, device: Any = None) -> None:
+        """Everything of this module comes to ``device``: by default where it was last sent, else the GPU if there is
+        one.
+        """
+        wrapped = unit_of(self)
+        target = wanted_device(wrapped, device)
+        if target != wrapped.unit.device:
+            self.to(target)  # type: ignore[attr-defined]
+        with wrapped.residency.lease(wrapped.unit):
+            pass
+
+    def get_memory_info(self) -> dict[str, Any]:
+        """Counts of parameters and MiB, loaded and offloaded, and when the module was last called."""
+        wrapped = unit_of(self)
+        unit, here = wrapped.unit, wrapped.unit.in_use
+        elsewhere = [each for each in _tensors_of(self) if all(each is not held for held in unit.tensors)]
+        resident = sum(each.numel() * each.element_size() for each in elsewhere)
+        held, count = unit.nbytes, sum(each.numel() for each in unit.tensors)
+        others = sum(each.numel() for each in elsewhere)
+        return {
+            "module_id": unit.name,
+            "tier": unit.tier,
+            "device": str(unit.device),
+            "total_parameters": count + others,
+            "loaded_parameters": others + (count if here else 0),
+            "offloaded_parameters": 0 if here else count,
+            "offload_ratio": 0.0 if here or not count else count / (count + others),
+            "loaded_memory_mb": (resident + (held if here else 0)) / 2**20,
+            "offloaded_memory_mb": (0 if here else held) / 2**20,
+            "is_active": unit.leases > 0,
+            "forward_count": wrapped.calls,
+            "last_forward_time": wrapped.last_call,
+        }
+
+    def cleanup(self) -> None:
+        """The module is a plain one again, with its weights where they are."""
+        if _KEY in self.__dict__:
+            unwrap(self)
+
+    # --- what PyTorch does to modules -----------------------------------------------------------------------
+
+    def _apply(self, function: Callable[[Any], Any], recurse: bool = True) -> Any:
+        """``.to``, ``.cuda``, ``.half`` and their like. Another device is where the unit is to be used from now on,
+        and nothing of it is moved; another dtype is converted in host memory.
+        """
+        wrapped = self.__dict__.get(_KEY)
+        if wrapped is None:
+            return super()._apply(function, recurse)  # type: ignore[misc]
+        _refresh(self, wrapped)
+        unit = wrapped.unit
+        with unit.lock:
+            device, converted = _converted(unit, function)
+            _sent_to(wrapped, device)
+            if converted is not None:
+                unit.release()
+                if unit.tier == "gpu":
+                    wrapped.residency.offload(unit)
+                    unit.release()
+            held = {id(each) for each in unit.tensors} | {
+                id(each.grad) for each in unit.tensors if each.grad is not None
+            }
+            held |= {id(each) for other, _ in wrapped.shared for each in other.tensors}
+
+            def outside(tensor: Any) -> Any:
+                if id(tensor) not in held:
+                    return function(tensor)
+                return tensor if converted is None else converted(tensor)
+
+            super()._apply(outside, recurse)  # type: ignore[misc]
+            return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        bring_to_memory(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        bring_to_memory(self)
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        bring_to_memory(self)
+        state = {name: value for name, value in self.__dict__.items() if name != _KEY}
+        return (_unmade, (original_class(self),), state)
+
+
+# --- wrapping -------------------------------------------------------------------------------------------------
+
+
+def wrap(module: Any, unit: Unit, residency: Residency, choose: Callable[[Any], bool]) -> None:
+    """``module`` brings ``unit`` when it is called; ``choose`` says which of its tensors the unit has."""
+    if any(each.__name__ == "ScriptModule" for each in type(module).__mro__):
+        raise UnsupportedError(
+            f"{type(module).__name__} cannot be wrapped: its class cannot be changed. Wrap the module it was made of"
+        )
+    wrapped = Wrapped(unit, residency, choose)
+    module.__dict__[_KEY] = wrapped
+    module.__class__ = _wrapped_class(cast(Any, type(module)))
+    residency.add(unit)
+    _connect(module, wrapped)
+
+
+def unwrap(module: Any) -> None:
+    """The module is what it was before `wrap`; its tensors are where they are, in host memory if they were on the
+    disk.
+    """
+    wrapped: Wrapped = module.__dict__[_KEY]
+    with wrapped.unit.lock:
+        wrapped.unit.release()
+        _disconnect(wrapped)
+        wrapped.residency.remove(wrapped.unit)
+        module.__class__ = original_class(module)
+        del module.__dict__[_KEY]
+
+
+def unit_of(module: Any) -> Wrapped:
+    """What a wrapped module knows."""
+    wrapped: Wrapped | None = module.__dict__.get(_KEY)
+    if wrapped is None:
+        raise UnsupportedError("this module is not managed any more; wrap it again")
+    return wrapped
+
+
+def is_wrapped(module: Any) -> bool:
+    """Whether the module has a unit."""
+    return _KEY in module.__dict__
+
+
+def original_class(module: Any) -> type:
+    """The class that the module had before it was wrapped."""
+    found: type = getattr(type(module), "_sire_original", type(module))
+    return found
+
+
+@cache
+def _wrapped_class(original: type) -> type:
+    body = {"__module__": original.__module__, "__doc__": original.__doc__, "_sire_original": original}
+    return type(original.__name__, (ModuleWrapper, original), body)
+
+
+def _unmade(kind: type) -> Any:
+    """An object of a class, without its ``__init__``."""
+    return cast(Any, kind).__new__(kind)
+
+
+@contextlib.contextmanager
+def _leased(wrapped: Wrapped) -> Iterator[None]:
+    """The unit, and those of tensors that it shares, are where they are used; what is saved of them is saved by
+    name.
+    """
+    with contextlib.ExitStack() as stack:
+        for unit, residency in ((wrapped.unit, wrapped.residency), *wrapped.shared):
+            residency.acquire(unit)
+            stack.callback(residency.release, unit, threading.get_ident())
+            if _grad_enabled():
+                stack.enter_context(gradients.forward_of(unit, residency))
+        yield
+
+
+def _grad_enabled() -> bool:
+    import torch
+
+    return bool(torch.is_grad_enabled())
+
+
+def own_tensors(module: Any, choose: Callable[[Any], bool]) -> tuple[list[Any], list[tuple[Unit, Residency]]]:
+    """The module's tensors that a unit of its own would have; and the units that have others of its tensors."""
+    mine, others = [], {}
+    for each in _tensors_of(module):
+        found = gradients.owner(each)
+        if found is not None:
+            others[id(found[0])] = found
+        elif choose(each):
+            mine.append(each)
+    return mine, list(others.values())
+
+
+def _tensors_of(module: Any) -> list[Any]:
+    found = {id(each): each for each in module.parameters()}
+    found.update((id(each), each) for each in module.buffers())
+    return list(found.values())
+
+
+def _identities(module: Any) -> list[int]:
+    """What changes when the module gets other tensors."""
+    parts = module.modules() if module._modules else (module,)
+    return [id(each) for part in parts for table in (part._parameters, part._buffers) for each in table.values()]
+
+
+def _connect(module: Any, wrapped: Wrapped) -> None:
+    _, others = own_tensors(module, lambda _: False)
+    wrapped.shared = tuple(each for each in others if each[0] is not wrapped.unit)
+    wrapped.handles = gradients.watch(wrapped.unit, wrapped.residency)
+    wrapped.listed = _identities(module)
+
+
+def _disconnect(wrapped: Wrapped) -> None:
+    for handle in wrapped.handles:
+        handle.remove()
+    gradients.forget(wrapped.unit)
+
+
+def _refresh(module: Any, wrapped: Wrapped) -> None:
+    """If the module has other parameters than before (`load_state_dict(assign=True)`, assignment), so has its unit."""
+    if wrapped.listed == _identities(module):
+        return
+    with wrapped.unit.lock:
+        _disconnect(wrapped)
+        mine, _ = own_tensors(module, wrapped.choose)
+        wrapped.unit.set_tensors(mine)
+        _connect(module, wrapped)
+
+
+def bring_to_memory(module: Any) -> None:
+    """Nothing of the module is on the disk afterwards; what is on the device stays there."""
+    wrapped = module.__dict__.get(_KEY)
+    if wrapped is not None:
+        with wrapped.unit.lock:
+            wrapped.unit.promote()
+
+
+# --- where and what -------------------------------------------------------------------------------------------
+
+
+def wanted_device(wrapped: Wrapped, device: Any) -> Any:
+    """Where ``load_all`` brings a module."""
+    import torch
+
+    if device is not None:
+        return concrete(torch.device(device))
+    if wrapped.unit.device.type != "cpu":
+        return wrapped.unit.device
+    return default_device()
+
+
+def default_device() -> Any:
+    """The current CUDA device if there is one, else the CPU."""
+    import torch
+
+    return concrete(torch.device("cuda")) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def concrete(device: Any) -> Any:
+    """The device with its number."""
+    import torch
+
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _sent_to(wrapped: Wrapped, device: Any) -> None:
+    """The unit is to be used on this device from now on."""
+    unit = wrapped.unit
+    if device == unit.device:
+        return
+    if unit.tier == "gpu":
+        if not unit.may_leave:
+            unit.refuse_use("sent to another device")
+        wrapped.residency.offload(unit)
+        unit.release()
+    unit.device = device
+
+
+def _converted(unit: Unit, function: Callable[[Any], Any]) -> tuple[Any, Callable[[Any], Any] | None]:
+    """Where a conversion leads, asked with empty tensors; and what it does to the content, if it does anything."""
+    import torch
+
+    device, changes, dtypes = unit.device, False, {}
+    for dtype in {each.dtype for each in unit.tensors}:
+        probe = torch.empty(0, dtype=dtype, device=unit.device)
+        answer = function(probe)
+        device, dtypes[dtype] = concrete(answer.device), answer.dtype
+        same_place = device == unit.device and not (answer is probe and _only_moves(function))
+        changes |= answer.dtype != dtype or same_place
+    if not changes:
+        return device, None
+
+    def convert(tensor: Any) -> Any:
+        if _only_moves(function) and device.type != "cpu":
+            return tensor.to(dtypes[tensor.dtype])  # in host memory, and nothing of it on the device
+        result = function(tensor)
+        return result if result.device == tensor.device else result.to(tensor.device)
+
+    return device, convert
+
+
+def _only_moves(function: Callable[[Any], Any]) -> bool:
+    """Whether a function that returns an empty tensor itself is one of PyTorch's conversions, which do nothing then."""
+    return function.__module__ in ("torch.nn.modules.module", __name__) and "share_memory" not in function.__qualname__

@@ -1,0 +1,83 @@
+"""What tensors were before they were written to, and how to make them that again, to the bit.
+
+Of a managed module on its device, the host's copy is what the tensors were, so that nothing has to be saved; that
+holds as long as the module is not offloaded, which whoever says `backups_serve` sees to. Of anything else a copy is
+saved in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from .._adopt import Adopted
+from .._errors import InvalidArgumentError
+from .._owners import of_tensor
+
+_serve: ContextVar[bool] = ContextVar("sire_backups_serve", default=False)
+
+
+@contextmanager
+def backups_serve() -> Iterator[None]:
+    """What is saved inside is undone before its module is offloaded, so that the host's copy of it can serve."""
+    token = _serve.set(True)
+    try:
+        yield
+    finally:
+        _serve.reset(token)
+
+
+class Undo:
+    """Saved tensors. Saving one twice keeps what it was first."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, tuple[Any, Any]] = {}
+        self._clean: dict[int, tuple[Any, Adopted]] = {}
+        self.bytes_saved = 0
+        """Bytes of copies that were made."""
+
+    def save(self, tensor: Any) -> None:
+        """Remembers what the tensor is now."""
+        if id(tensor) in self._copies or id(tensor) in self._clean:
+            return
+        adopted = _with_clean_backup(tensor) if _serve.get() else None
+        if adopted is not None:
+            self._clean[id(tensor)] = (tensor, adopted)
+            return
+        copy = tensor.detach().to("cpu", copy=True)
+        self.bytes_saved += copy.numel() * copy.element_size()
+        self._copies[id(tensor)] = (tensor, copy)
+
+    def restore(self) -> None:
+        """Makes all tensors what they were. After an error it can be repeated."""
+        import torch
+
+        with torch.no_grad():
+            for tensor, adopted in self._clean.values():
+                adopted.restore(tensor)
+            for tensor, copy in self._copies.values():
+                tensor.copy_(copy)
+
+
+def _with_clean_backup(tensor: Any) -> Adopted | None:
+    """Who has a host copy that is equal to the tensor; None if nobody has. Compared, not believed."""
+    import torch
+
+    adopted = of_tensor(tensor)
+    if adopted is None or not adopted.loaded or tensor.device.type != "cuda":
+        return None
+    try:
+        host = adopted.host(tensor)
+    except InvalidArgumentError:
+        return None
+    with torch.no_grad():
+        same = host is not None and torch.equal(_bits(host), _bits(tensor.detach()).cpu())
+    return adopted if same else None
+
+
+def _bits(tensor: Any) -> Any:
+    import torch
+
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor

@@ -1,0 +1,64 @@
+"""Models larger than the device, layer by layer and in slices; patches that are applied and reverted; what monitoring costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .figures import MIB, Figure, Target, Wrong
+from .plan import Sizes
+from .serve_figures import accelerate, python
+from .workshop import ROOT, Workshop
+
+STRATEGIES = ("none", "active_only", "limit_gpu")
+
+
+def one(shop: Workshop, interpreter: Path, device_mib: int, more: Path | None, *arguments: object) -> dict[str, Any]:
+    """One process, one measurement."""
+    environment = shop.environment(None, device_mib * MIB)
+    environment.pop("LD_LIBRARY_PATH", None)
+    folders = [str(ROOT / "python-shim" / "src"), *([] if more is None else [str(more)])]
+    environment |= {"PYTHONPATH": os.pathsep.join(folders), "SIRE_LIBRARY": str(shop.sire.library), "SIRE_HOOK_MODE": "torch", "OMP_NUM_THREADS": "1"}
+    command = [str(interpreter), str(ROOT / "benches" / "layers.py"), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Wrong(f"layers.py {' '.join(map(str, arguments))}: {done.stderr.strip()[-600:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if result["wrong"]:
+        raise Wrong(f"layers.py {' '.join(map(str, arguments))}: {result['wrong']} answers were wrong")
+    return result
+
+
+def oversized(shop: Workshop, sizes: Sizes, offline: bool) -> list[Figure]:
+    """Both ways in turns."""
+    interpreter = python()
+    more = accelerate(interpreter, offline)
+    count, mib = 16, max(4, sizes.served_mib // 4)
+    seconds: dict[str, list[float]] = {"sire": [], "accelerate": []}
+    for number in range(max(2, min(sizes.repeats, 5))):
+        for way in ("sire", "accelerate") if number % 2 == 0 else ("accelerate", "sire"):
+            seconds[way].append(one(shop, interpreter, count * mib // 2, more, "oversized", way, count, mib, 3)["seconds"])
+    notes = [f"{count} layers of {mib} MiB on a device for half of them; less is better"]
+    return [Figure("oversized.time_vs_sequential_offload", "s", seconds["sire"], seconds["accelerate"], target=Target("ratio", at_most=1.0), notes=notes)]
+
+
+def slices(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """Each strategy, for one pass over all slices."""
+    interpreter, repeats = python(), 1 if sizes.repeats <= 2 else 3
+    count, mib = 8, max(4, sizes.served_mib // 4)
+    runs = [one(shop, interpreter, count * mib, None, "slices", count, mib, 3) for _ in range(repeats)]
+    return [Figure(f"slyce.{each}.time", "s", [run[each] for run in runs], notes=[f"{count} slices of {mib} MiB"]) for each in STRATEGIES]
+
+
+def patches(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """One rebase between five stacks of LoRAs of rank 8 on a weight of 1 MiB; CPU time of a look at memory, as a share of the interval."""
+    interpreter, repeats = python(), 1 if sizes.repeats <= 2 else 3
+    runs = [one(shop, interpreter, 256, None, "patches", 200) for _ in range(repeats)]
+    overhead = [run["overhead"] for run in runs]
+    return [
+        Figure("commits.rebase_us", "us", [run["us"] for run in runs], notes=["between LoRAs of rank 8 on a weight of 1 MiB"]),
+        Figure("memory.monitor_overhead", "", overhead, target=Target("max", at_most=0.01)),
+    ]

@@ -1,0 +1,427 @@
+"""Commits on real modules: exact to the bit whatever the order, all or nothing, and without copies of managed
+weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sire
+import torch
+from sire.models.commits import (
+    AutoManageCommitObjectProxy,
+    CallableCommit,
+    CommitABC,
+    CommitObjectProxy,
+    CommitWithAutoManage,
+    HookCommit,
+    InferenceOptimizerCommit,
+    InferenceOptimizerHook,
+    LoraCommit,
+    OptimizationPlan,
+    WeightCommit,
+)
+from torch import nn
+
+WIDTH = 16
+
+
+def small(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)).to(dtype)
+
+
+def bits(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def same(model: nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+    found = model.state_dict()
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name].cpu().view(torch.uint8), value.view(torch.uint8)) for name, value in expected.items()
+    )
+
+
+def lora(seed: int, names: tuple[str, ...] = ("0", "2"), rank: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name in names:
+        state[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, WIDTH, generator=generator)
+        state[f"base_model.model.{name}.lora_B.weight"] = torch.randn(WIDTH, rank, generator=generator)
+    return state
+
+
+def commits(count: int = 6) -> list[CommitABC[Any]]:
+    """Of all kinds, most of them on the same weights."""
+
+    def doubled(model: Any) -> Callable[[], None]:
+        before = model[0].bias.detach().clone()
+        with torch.no_grad():
+            model[0].bias.mul_(2)
+
+        def undo() -> None:
+            with torch.no_grad():
+                model[0].bias.copy_(before)
+
+        return undo
+
+    made: list[CommitABC[Any]] = []
+    for i in range(count):
+        kind = i % 4
+        if kind == 0:
+            made.append(LoraCommit(lora(i), scale=0.5))
+        elif kind == 1:
+            made.append(WeightCommit({"0.weight": torch.full((WIDTH, WIDTH), 0.1 * i), "2.bias": lambda w: w * 3}))
+        elif kind == 2:
+            made.append(CallableCommit(doubled))
+        else:
+            made.append(HookCommit({"0": lambda module, args, output: output + 1}))
+    return made
+
+
+# --- exactness -------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_random_rebases_end_as_a_fresh_load() -> None:
+    model, chooser, available = small(), random.Random(1), commits(8)  # noqa: S311
+    clean, x = bits(model), torch.ones(1, WIDTH, dtype=torch.bfloat16)
+    plain = model(x)
+    for step in range(10_000):
+        proxy = CommitObjectProxy(model)
+        for commit in chooser.sample(available, chooser.randint(0, 4)):
+            proxy.add_commit(commit)
+        proxy.apply_commit_stack()
+        assert proxy.applied_commits == proxy.commit_stack
+        if step % 1000 == 0:  # the naive twin: a fresh load with the same commits, applied once
+            twin = small()
+            for commit in proxy.commit_stack:
+                commit.apply(twin)
+            assert same(model, bits(twin)), f"step {step}"
+    CommitObjectProxy(model).apply_commit_stack()
+    assert same(model, clean)
+    assert torch.equal(model(x), plain)
+    assert not model[0]._forward_hooks
+
+
+@pytest.mark.parametrize("stacks", [("AB", "B"), ("AB", "BC"), ("ABC", "AC"), ("A", ""), ("AB", "ABC")])
+def test_the_longest_common_prefix_stays(stacks: tuple[str, str]) -> None:
+    log: list[str] = []
+
+    def named(name: str) -> CallableCommit[list[str]]:
+        def apply(obj: list[str]) -> Callable[[list[str]], None]:
+            obj.append(name)
+            log.append(f"+{name}")
+
+            def revert(base: list[str]) -> None:
+                assert base.pop() == name
+                log.append(f"-{name}")
+
+            return revert
+
+        return CallableCommit(apply)
+
+    class Names(list[str]):
+        pass
+
+    base, by_name = Names(), {name: named(name) for name in "ABC"}
+    for stack in stacks:
+        proxy = CommitObjectProxy[Any](base)
+        for name in stack:
+            proxy.add_commit(by_name[name])
+        log.clear()
+        assert "".join(proxy.apply_commit_stack()) == stack
+    first, second = stacks
+    common = len([1 for i in range(min(len(first), len(second))) if first[: i + 1] == second[: i + 1]])
+    assert log == [f"-{name}" for name in reversed(first[common:])] + [f"+{name}" for name in second[common:]]
+
+
+def test_one_commit_on_two_objects_reverts_each_to_its_own() -> None:
+    one, two = small(), small()
+    with torch.no_grad():
+        two[0].weight.add_(1)
+    first, second, commit = bits(one), bits(two), WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH)})
+    for model in (one, two):
+        CommitObjectProxy(model).add_commit(commit).apply_commit_stack()
+    for model in (one, two):
+        CommitObjectProxy(model).revert_all()
+    assert same(one, first)
+    assert same(two, second)
+
+
+# --- all or nothing ----------------------------------------------------------------------------------------------
+
+
+def failing(model: Any) -> None:
+    model.extra = 1
+    model[0].register_forward_hook(lambda *_: None)
+    del model[2]
+    raise ValueError("on purpose")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        CallableCommit(failing),
+        WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH), "2.weight": lambda w: w[:1]}),
+        WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH), "nowhere": torch.ones(1)}),
+        LoraCommit(lora(1, names=("0", "7"))),
+        HookCommit({"0": print, "nowhere": print}),
+    ],
+)
+def test_a_failing_commit_leaves_what_was_before(bad: CommitABC[Any]) -> None:
+    model = small()
+    good = commits(4)
+    proxy = CommitObjectProxy(model).add_commit(good[0]).add_commit(good[1])
+    proxy.apply_commit_stack()
+    before, children = bits(model), len(model)
+    with pytest.raises((ValueError, sire.SireError)):
+        CommitObjectProxy(model).add_commit(good[0]).add_commit(good[2]).add_commit(bad).apply_commit_stack()
+    assert proxy.applied_commits == (good[0], good[1])
+    assert same(model, before)
+    assert len(model) == children
+    assert not hasattr(model, "extra")
+    assert not model[0]._forward_hooks
+    proxy.revert_all()
+    assert same(model, bits(small()))
+
+
+def test_a_commit_that_breaks_weights_it_did_not_name_is_told_and_stops_everything() -> None:
+    model = small()
+
+    def careless(model: Any) -> None:
+        with torch.no_grad():
+            model[0].weight.zero_()
+        raise ValueError("on purpose")
+
+    proxy = CommitObjectProxy(model)
+    with pytest.raises(ValueError, match="on purpose"):
+        proxy.clone_and_add_callable_commit(careless).apply_commit_stack()
+    with pytest.raises(sire.SireError, match=r"0\.weight"):
+        proxy.apply_commit_stack()
+    model.load_state_dict(small().state_dict())
+    proxy.forget()
+    assert proxy.apply_commit_stack() is model
+    with pytest.raises(ValueError, match="on purpose"):
+        proxy.clone_and_add_callable_commit(careless, touches=["0.weight"]).apply_commit_stack()
+    assert same(proxy.apply_commit_stack(), bits(small()))
+
+
+# --- proxies -----------------------------------------------------------------------------------------------------
+
+
+def test_proxies_nest_and_threads_take_turns() -> None:
+    model = small(torch.float32)
+    plain = CommitObjectProxy(model)
+    one = plain.clone_and_add_commit(WeightCommit({"0.bias": torch.full((WIDTH,), 1.0)}))
+    two = plain.clone_and_add_commit(WeightCommit({"0.bias": torch.full((WIDTH,), 2.0)}))
+    base = model[0].bias.detach().clone()
+    with one:
+        with two:
+            assert torch.equal(model[0].bias, base + 2)
+            with one:
+                assert torch.equal(model[0].bias, base + 1)
+            assert torch.equal(model[0].bias, base + 2)
+        assert torch.equal(model[0].bias, base + 1)
+    wrong: list[object] = []
+
+    def work(proxy: CommitObjectProxy[Any], value: float) -> None:
+        for _ in range(100):
+            with proxy as current:
+                if not torch.equal(current[0].bias, base + value):
+                    wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=each) for each in ((one, 1.0), (two, 2.0), (plain, 0.0))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+
+
+def test_revert_on_exit_also_after_an_exception() -> None:
+    model = small()
+    clean = bits(model)
+    proxy = CommitObjectProxy(model, revert_on_exit=True).add_commit(LoraCommit(lora(1)))
+    with pytest.raises(ZeroDivisionError), proxy:
+        assert not same(model, clean)
+        _ = 1 / 0
+    assert same(model, clean)
+
+
+def test_a_clone_has_a_stack_of_its_own() -> None:
+    proxy = CommitObjectProxy(small())
+    commit = commits(1)[0]
+    clone = proxy.clone().add_commit(commit)
+    assert proxy.commit_stack == ()
+    assert clone.clone().commit_stack == (commit,)
+    assert clone.base_object is proxy.base_object
+    with pytest.raises(sire.InvalidArgumentError, match="already"):
+        clone.add_commit(commit)
+
+
+# --- LoRA --------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: Path, state: dict[str, torch.Tensor]) -> None:
+    header, content = {}, b""
+    for name, value in state.items():
+        data = bytes(value.contiguous().view(-1).view(torch.uint8).tolist())
+        dtype = {torch.float32: "F32", torch.float16: "F16"}[value.dtype]
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(value.shape),
+            "data_offsets": [len(content), len(content) + len(data)],
+        }
+        content += data
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        ("base_model.model.0.lora_A.weight", "base_model.model.0.lora_B.weight"),
+        ("0.lora_A.default.weight", "0.lora_B.default.weight"),
+        ("lora_unet_0.lora_down.weight", "lora_unet_0.lora_up.weight"),
+        ("transformer.0.lora.down.weight", "transformer.0.lora.up.weight"),
+    ],
+)
+def test_a_lora_is_merged_in_fp32_with_one_rounding(tmp_path: Path, down: str, up: str) -> None:
+    model = small()
+    a, b = torch.randn(4, WIDTH), torch.randn(WIDTH, 4)
+    expected = (model[0].weight.float() + (b @ a) * 0.5).to(torch.bfloat16)
+    write_safetensors(tmp_path / "lora.safetensors", {down: a, up: b})
+    with CommitObjectProxy(model).add_commit(LoraCommit(tmp_path / "lora.safetensors", scale=0.5)):
+        assert torch.equal(model[0].weight, expected)
+
+
+def test_alpha_and_convolutions() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    a, b = torch.randn(2, 3, 3, 3), torch.randn(8, 2, 1, 1)
+    before = model[0].weight.detach().clone()
+    state = {"lora_unet_0.lora_down.weight": a, "lora_unet_0.lora_up.weight": b, "lora_unet_0.alpha": torch.tensor(1.0)}
+    expected = before + (b.flatten(1) @ a.flatten(1)).reshape(before.shape) * 0.5
+    with CommitObjectProxy(model).add_commit(LoraCommit(state)):
+        assert torch.equal(model[0].weight, expected)
+
+
+def test_a_quantized_layer_gets_a_side_path() -> None:
+    class Quantized(nn.Module):
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.step = weight.abs().max() / 127
+            self.register_buffer("weight", (weight / self.step).round().to(torch.int8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.weight.float() * self.step)
+
+    model = nn.Sequential(Quantized(torch.randn(WIDTH, WIDTH)))
+    state, x = lora(3, names=("0",)), torch.randn(2, WIDTH)
+    a, b = state.values()
+    plain, weight = model(x), model[0].weight.clone()
+    proxy = CommitObjectProxy(model).add_commit(LoraCommit(state, scale=2.0))
+    with proxy:
+        assert torch.allclose(model(x), plain + 2.0 * (x @ a.t() @ b.t()), atol=1e-4)
+        assert torch.equal(model[0].weight, weight)
+    proxy.revert_all()
+    assert torch.equal(model(x), plain)
+    with pytest.raises(sire.UnsupportedError, match="cannot be merged"):
+        CommitObjectProxy(model).add_commit(LoraCommit(state, mode="merge")).apply_commit_stack()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"0.lora_A.weight": torch.ones(4, WIDTH)},
+        {"0.something": torch.ones(1)},
+        {**lora(1), "0.lora_magnitude_vector": torch.ones(WIDTH)},
+    ],
+)
+def test_a_state_that_is_no_lora_is_refused_when_the_commit_is_made(state: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(sire.SireError):
+        LoraCommit(state)
+
+
+# --- managed modules ---------------------------------------------------------------------------------------------
+
+
+def test_a_managed_module_needs_no_second_copy_and_comes_back_clean() -> None:
+    sire.setup_default_pools()
+    model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))
+    clean, x = bits(model), torch.randn(1, 512)
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        expected[0].weight.add_(1)
+    proxy = AutoManageCommitObjectProxy(model).add_commit(WeightCommit({"0.weight": torch.ones(512, 512)}))
+    from sire.models._undo import Undo
+
+    made: list[Undo] = []
+    before = Undo.save
+
+    def save(self: Undo, tensor: Any) -> None:
+        before(self, tensor)
+        made.append(self)
+
+    Undo.save = save  # type: ignore[method-assign]
+    try:
+        for _ in range(2):
+            with proxy as current, torch.no_grad():
+                assert next(current.parameters()).device.type == proxy.am.get_execution_device().type
+                assert torch.allclose(current(x.to(proxy.am.get_execution_device())).cpu(), expected(x), atol=1e-2)
+            assert same(model, clean)
+            assert next(model.parameters()).device.type == "cpu"
+    finally:
+        Undo.save = before  # type: ignore[method-assign]
+    assert made
+    if torch.cuda.is_available():
+        assert sum(each.bytes_saved for each in made) == 0, "the host's copy is the undo log"
+    with pytest.raises(sire.InvalidArgumentError, match="inside"):
+        proxy.apply_commit_stack()
+
+
+def test_a_commit_learns_where_its_object_runs() -> None:
+    seen: list[Any] = []
+
+    class Asks(CommitWithAutoManage[Any]):
+        def apply(self, obj: Any, **kwargs: Any) -> Callable[[Any], None]:
+            seen.append(self.am.get_execution_device())
+            return lambda _: None
+
+    proxy = AutoManageCommitObjectProxy(small()).add_commit(Asks())
+    with proxy:
+        assert seen == [proxy.am.get_execution_device()]
+    with pytest.raises(sire.InvalidArgumentError, match="AutoManageCommitObjectProxy"):
+        CommitObjectProxy(small()).add_commit(Asks()).apply_commit_stack()
+
+
+def test_the_inference_optimizer_plans_once_and_is_taken_back(tmp_path: Path) -> None:
+    model, x = small(torch.float32), torch.ones(1, WIDTH)
+    expected = model(x)
+    proxy = CommitObjectProxy(model).add_commit(InferenceOptimizerCommit(tmp_path))
+    with proxy as current:
+        assert torch.equal(current(x), expected)
+        assert torch.equal(current(x), expected)
+    (kept,) = tmp_path.glob("plan-*.json")
+    plan = OptimizationPlan.from_json(kept.read_text())
+    assert plan.order == ["0", "2"]
+    assert plan.module_footprints["0"] == 4 * (WIDTH * WIDTH + WIDTH)
+    assert [(each.trigger_module, each.module_to_prefetch) for each in plan.prefetch_schedule] == [
+        ("0", "2"),
+        ("2", "0"),
+    ]
+    proxy.revert_all()
+    assert type(model[0]) is nn.Linear
+    hook = InferenceOptimizerHook(tmp_path)
+    hook.attach(model)
+    assert hook.plan == plan
+    assert torch.equal(model(x), expected)
+    hook.detach()

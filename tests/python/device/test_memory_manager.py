@@ -1,0 +1,293 @@
+"""`sire.memory` on a device that is half as large as the model: right outputs, right losses, and never too much memory.
+
+The device has 64 MiB (test_device_modes.py says so); what a layer does on it is done by the same code as on the CPU,
+so that results must be equal to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+import sire
+import torch
+from sire._units.adopted import Movers
+from sire.memory import MemoryConfig, MemoryManager, ModuleWrapper, auto_manage_model
+from torch import nn
+
+WIDTH = 1024
+LAYERS = 32
+CUDA = torch.device("cuda", 0)
+
+
+def stack(layers: int = LAYERS, width: int = WIDTH) -> nn.Sequential:
+    """4 MiB of weights for each layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(*[layer for _ in range(layers) for layer in (nn.Linear(width, width), nn.Tanh())])
+
+
+def device_bytes() -> int:
+    return torch.cuda.mem_get_info()[1]
+
+
+def weight_bytes(model: nn.Module) -> int:
+    return sum(each.numel() * each.element_size() for each in model.parameters())
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Leaves nothing on the device. What managers paused must not be resumed all at once: it would not fit."""
+    yield
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """To the bit on the software device; a GPU sums in another order."""
+    exact = "software" in torch.cuda.get_device_name()
+    return torch.equal(found, expected) if exact else torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture
+def oversized() -> nn.Sequential:
+    model = stack()
+    if weight_bytes(model) < 2 * device_bytes():
+        pytest.skip("the device is not small enough for this test")
+    return model
+
+
+@pytest.mark.parametrize("engine", ["sire", "pytorch"])
+def test_a_model_twice_the_device_runs_forward(
+    oversized: nn.Sequential, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "pytorch":
+        monkeypatch.setattr(Movers, "_served", lambda self: False)
+    x = torch.randn(8, WIDTH)
+    with torch.no_grad():
+        expected = oversized(x)
+        parameters, keys = list(oversized.parameters()), list(oversized.state_dict())
+        manager = auto_manage_model(oversized)
+        assert oversized.to("cuda") is oversized
+        for _ in range(3):
+            assert same(oversized(x.cuda()).cpu(), expected)
+    assert all(one is other for one, other in zip(parameters, oversized.parameters(), strict=True))
+    assert list(oversized.state_dict()) == keys
+    summary = manager.get_memory_summary()
+    assert summary["system"]["engine"] == engine
+    assert summary["system"]["managed_modules"] == LAYERS
+    assert summary["system"]["total_offloads"] > LAYERS
+    assert summary["gpu"]["total_bytes"] == device_bytes()
+    manager.cleanup()
+    assert not any(isinstance(each, ModuleWrapper) for each in oversized.modules())
+    with torch.no_grad():
+        assert same(oversized(x), expected), "cleanup leaves the whole model on the CPU, where it has room"
+
+
+def test_sending_an_oversized_model_to_the_device_takes_no_room(oversized: nn.Sequential) -> None:
+    with MemoryManager() as manager:
+        manager.wrap_model(oversized)
+        torch.cuda.synchronize()
+        before = torch.cuda.mem_get_info()[0]
+        oversized.to("cuda")
+        assert before - torch.cuda.mem_get_info()[0] <= 4 << 20, "biases only"
+        assert oversized[0].bias.device == CUDA
+        assert oversized[0].weight.device.type == "cpu"
+        assert oversized[0].weight.shape == (WIDTH, WIDTH)
+
+
+def trained(model: nn.Module, device: str, steps: int = 2) -> list[float]:
+    """Losses of some steps."""
+    torch.manual_seed(1)
+    x, y = torch.randn(8, WIDTH), torch.randn(8, WIDTH)
+    chosen = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        chosen.zero_grad()
+        loss = nn.functional.mse_loss(model(x.to(device)), y.to(device))
+        loss.backward()
+        chosen.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_model_twice_the_device_trains(oversized: nn.Sequential) -> None:
+    twin = copy.deepcopy(oversized)
+    manager = auto_manage_model(oversized)
+    oversized.to("cuda")
+    losses = trained(oversized, "cuda")
+    manager.cleanup()
+    assert losses == trained(twin, "cpu")
+    for name, value in twin.state_dict().items():
+        assert same(oversized.state_dict()[name].cpu(), value), name
+
+
+def test_gradients_accumulate_over_backward_passes() -> None:
+    model, twin = stack(4), stack(4)
+    x = torch.randn(4, WIDTH)
+    config = MemoryConfig(aggressive_post_forward_offload=True, prefetch_enabled=False)
+    with MemoryManager(config) as manager:
+        manager.wrap_model(model)
+        model.to("cuda")
+        for _ in range(2):
+            model(x.cuda()).sum().backward()
+            twin(x).sum().backward()
+        for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert mine.grad is not None
+            assert mine.grad.device == mine.device
+            assert same(mine.grad.cpu(), other.grad)
+        assert all(layer.weight.device.type == "cpu" for layer in model if isinstance(layer, nn.Linear))
+
+
+def test_manual_control_moves_a_layer_both_ways() -> None:
+    layer = nn.Linear(WIDTH, WIDTH)
+    expected = layer.weight.detach().clone()
+    with MemoryManager() as manager:
+        wrapped = manager.wrap_module(layer, module_id="my_layer")
+        assert wrapped is layer
+        wrapped.load_all()
+        assert wrapped.weight.device == CUDA
+        assert wrapped.bias.device == CUDA
+        assert same(wrapped.weight.cpu(), expected)
+        wrapped.offload_all()
+        assert wrapped.weight.device.type == "cpu"
+        assert same(wrapped.weight, expected)
+        info = manager.get_memory_summary()["modules"]["my_layer"]
+        assert info["offloaded_parameters"] == WIDTH * WIDTH
+        assert info["loaded_parameters"] == WIDTH, "the bias stays"
+
+
+def test_offload_1d_parameters_takes_biases_too() -> None:
+    layer = nn.Linear(WIDTH, WIDTH)
+    with MemoryManager(MemoryConfig(offload_1d_parameters=True)) as manager:
+        manager.wrap_module(layer)
+        layer.to("cuda")
+        assert layer.bias.device.type == "cpu"
+        layer(torch.ones(1, WIDTH, device="cuda"))
+        assert layer.bias.device == CUDA
+
+
+def test_weights_written_while_they_are_away_are_the_weights_that_come_back() -> None:
+    model = stack(2)
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    with MemoryManager() as manager, torch.no_grad():
+        manager.wrap_model(model)
+        model.to("cuda")
+        model(torch.ones(1, WIDTH, device="cuda"))
+        manager.offload_all_modules()
+        model.load_state_dict(state)
+        model(torch.ones(1, WIDTH, device="cuda"))
+        assert model[0].weight.device == CUDA
+        for name, value in model.state_dict().items():
+            assert same(value.cpu(), state[name])
+
+
+def test_half_converts_without_a_spike(oversized: nn.Sequential) -> None:
+    expected = copy.deepcopy(oversized).to(torch.bfloat16)
+    with MemoryManager() as manager:
+        manager.wrap_model(oversized)
+        oversized.to("cuda", torch.bfloat16)
+        x = torch.ones(1, WIDTH, dtype=torch.bfloat16)
+        with torch.no_grad():
+            assert same(oversized(x.cuda()).cpu(), expected(x))
+        assert oversized[0].weight.dtype == torch.bfloat16
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False))
+    model[1].weight = model[0].weight
+    x = torch.ones(2, WIDTH)
+    expected = model(x)
+    with MemoryManager(MemoryConfig(aggressive_post_forward_offload=True)) as manager:
+        manager.wrap_model(model)
+        model.to("cuda")
+        assert same(model(x.cuda()).cpu(), expected)
+        assert model[1].weight is model[0].weight
+        model(x.cuda()).sum().backward()
+        assert model[0].weight.grad is not None
+
+
+def test_a_transformer_layer_is_one_unit_and_keeps_its_fast_path() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 64)
+    with torch.no_grad():
+        expected = model(x)
+        with MemoryManager(MemoryConfig(aggressive_post_forward_offload=True)) as manager:
+            manager.wrap_model(model)
+            model.to("cuda")
+            assert isinstance(model.layers[0], ModuleWrapper)
+            assert torch.allclose(model(x.cuda()).cpu(), expected, atol=1e-5)
+
+
+def test_sixteen_threads_share_a_device_for_half_of_the_layers(oversized: nn.Sequential) -> None:
+    x = torch.randn(16, 1, WIDTH)
+    with torch.no_grad():
+        expected = [layer(x[i]) for i, layer in enumerate(list(oversized)[::2][:16])]
+    wrong: list[object] = []
+    with MemoryManager(MemoryConfig(memory_check_interval=0.01)) as manager:
+        manager.wrap_model(oversized)
+        oversized.to("cuda")
+        layers = list(oversized)[::2][:16]
+
+        def work(number: int) -> None:
+            try:
+                for step in range(6):
+                    at = (number + step) % 16
+                    with torch.no_grad():
+                        if not same(layers[at](x[at].cuda()).cpu(), expected[at]):
+                            wrong.append((number, step))
+            except Exception as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        assert all(each.leases == 0 for each in manager.residency.listed())
+
+
+def test_an_exception_inside_forward_leaves_nothing_leased(oversized: nn.Sequential) -> None:
+    with MemoryManager() as manager:
+        manager.wrap_model(oversized)
+        oversized.to("cuda")
+        with pytest.raises(RuntimeError):
+            oversized(torch.ones(1, WIDTH + 1, device="cuda"))
+        assert all(each.leases == 0 for each in manager.residency.listed())
+        with torch.no_grad():
+            oversized(torch.ones(1, WIDTH, device="cuda"))
+
+
+def test_a_layer_larger_than_the_device_is_a_clear_error() -> None:
+    layer = nn.Linear(8192, 4096)
+    if device_bytes() > weight_bytes(layer):
+        pytest.skip("the device is not small enough for this test")
+    with MemoryManager() as manager:
+        manager.wrap_module(layer, "huge")
+        layer.to("cuda")
+        with pytest.raises(sire.OutOfMemoryError, match="no room for 'huge'"):
+            layer(torch.ones(1, 8192, device="cuda"))
+        assert layer.weight.device.type == "cpu"
+        layer.to("cpu")
+        layer(torch.ones(1, 8192))
+
+
+def test_the_disk_gives_back_what_it_was_given() -> None:
+    oversized, x = stack(12), torch.randn(2, WIDTH)
+    with torch.no_grad():
+        expected = oversized(x)
+        with MemoryManager(MemoryConfig(enable_cpu_offload=False)) as manager:
+            manager.wrap_model(oversized)
+            oversized.to("cuda")
+            assert manager.disk.info()["files"] == 12
+            assert same(oversized(x.cuda()).cpu(), expected)
+            assert manager.get_memory_summary()["system"]["total_demotions"] >= 12
+        where = oversized[0].weight.device
+        assert all(each.device == where for each in oversized.parameters())
+        assert same(oversized(x.to(where)).cpu(), expected)

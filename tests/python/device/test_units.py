@@ -1,0 +1,483 @@
+"""What `sire.memory` and `sire.slyce` rest on, against naive twins: the order of leaving, files, settings, readings.
+
+Most of it needs no device.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import pickle
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sire
+import torch
+from sire._units.disk import DiskStore
+from sire._units.holding import Holding, Pieces, is_hollow
+from sire._units.order import Standing, UseOrder, leaving_order, usage_order
+from sire._units.readings import Usage
+from sire.memory import MemoryConfig, MemoryManager, MemoryMonitor, MemoryStats, ModuleWrapper
+from sire.slyce import SlyceModel
+from torch import nn
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+DOCUMENTED = {
+    "gpu_offload_threshold": 0.85,
+    "gpu_emergency_threshold": 0.95,
+    "gpu_reload_threshold": 0.70,
+    "cpu_offload_threshold": 0.90,
+    "memory_check_interval": 0.1,
+    "enable_cpu_offload": True,
+    "enable_disk_offload": True,
+    "compress_disk_cache": True,
+    "eager_offload_on_wrap": True,
+    "offload_1d_parameters": False,
+    "max_disk_usage_gb": 50.0,
+    "offload_batch_size": 10,
+    "prefetch_enabled": True,
+}
+"""The seed's table."""
+
+
+def test_defaults_are_those_of_the_document() -> None:
+    config = MemoryConfig()
+    assert {name: getattr(config, name) for name in DOCUMENTED} == DOCUMENTED
+    assert all(type(getattr(config, name)) is type(value) for name, value in DOCUMENTED.items())
+
+
+def test_presets_are_on_both_sides_of_the_defaults() -> None:
+    low, usual, high = MemoryConfig.for_low_memory(), MemoryConfig(), MemoryConfig.for_high_performance()
+    for name in ("gpu_offload_threshold", "gpu_emergency_threshold", "gpu_reload_threshold", "cpu_offload_threshold"):
+        assert getattr(low, name) < getattr(usual, name) < getattr(high, name)
+    assert low.offload_batch_size < usual.offload_batch_size < high.offload_batch_size
+    assert (low.max_disk_usage_gb, high.memory_check_interval) == (20.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 1.5) for name, value in DOCUMENTED.items() if isinstance(value, float) and value < 1),
+        *((name, "yes") for name in DOCUMENTED),
+        ("memory_check_interval", 0),
+        ("offload_batch_size", 0),
+        ("offload_batch_size", 2.5),
+        ("max_disk_usage_gb", -1.0),
+        ("vram_cap_gb", 0),
+        ("disk_cache_dir", 3),
+        ("gpu_reload_threshold", 0.85),
+        ("gpu_offload_threshold", 0.95),
+        ("cpu_offload_threshold", 0.98),
+        ("prediction_window", 0),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any) -> None:
+    if field == "memory_check_interval" and value == 1.5:
+        return
+    with pytest.raises(ValueError, match=field):
+        MemoryConfig(**{field: value})
+
+
+# --- who leaves --------------------------------------------------------------------------------------------------
+
+
+def misses(sequence: list[str], room: int, order: UseOrder[str] | None) -> int:
+    """Loads that a cache of ``room`` units needs; ``order`` None: least recently used leaves."""
+    there: dict[str, int] = {}
+    count = 0
+    for now, name in enumerate(sequence):
+        if name not in there:
+            count += 1
+            if len(there) == room:
+                standing = {each: Standing(idle=now - at) for each, at in there.items()}
+                upcoming = [] if order is None else order.upcoming(100)
+                del there[leaving_order(standing, upcoming)[0]]
+        there[name] = now
+        if order is not None:
+            order.used(name)
+    return count
+
+
+def fewest_misses(sequence: list[str], room: int) -> int:
+    """The naive twin: every choice is tried."""
+    best: dict[frozenset[str], int] = {frozenset(): 0}
+    for name in sequence:
+        following: dict[frozenset[str], int] = {}
+        for there, count in best.items():
+            if name in there:
+                options = [(there, count)]
+            elif len(there) < room:
+                options = [(there | {name}, count + 1)]
+            else:
+                options = [((there - {gone}) | {name}, count + 1) for gone in there]
+            for state, cost in options:
+                following[state] = min(cost, following.get(state, cost))
+        best = following
+    return min(best.values())
+
+
+@pytest.mark.parametrize(("units", "room"), [(4, 2), (5, 3), (6, 2), (6, 5)])
+def test_once_a_loop_is_known_nobody_leaves_in_vain(units: int, room: int) -> None:
+    names = [str(number) for number in range(units)]
+    # Of forward and backward passes in turn, least recently used is right already.
+    for loop, better in ((names, True), (names + names[-2:0:-1], False)):
+        order: UseOrder[str] = UseOrder()
+        misses(loop * 2, room, order)
+        known = misses(loop * 6, room, order)
+        assert known <= fewest_misses(loop * 6, room) + units
+        assert known + better <= misses(loop * 6, room, None)
+
+
+def test_upcoming_tells_forward_from_backward() -> None:
+    order: UseOrder[str] = UseOrder()
+    for name in "abccbaabc":
+        order.used(name)
+    assert order.upcoming(10) == ["b", "a", "c"]
+    order.used("b")
+    assert order.upcoming(2) == ["a", "b"]
+    order.forget("a")
+    assert order.upcoming(10) == []
+
+
+def test_leaving_by_usage_agrees_with_sorting_by_hand() -> None:
+    chooser = random.Random(3)  # noqa: S311
+    for _ in range(200):
+        names = [str(number) for number in range(6)]
+        standing = {
+            name: Standing(chooser.random() * 10, chooser.randint(0, 9), chooser.randint(0, 1)) for name in names
+        }
+        upcoming = chooser.sample(names, 3)
+        found = usage_order(standing, upcoming)
+        for first, second in itertools.combinations(found, 2):
+            one, other = standing[first], standing[second]
+            if one.priority != other.priority:
+                assert one.priority < other.priority
+            elif (first in upcoming) != (second in upcoming):
+                assert second in upcoming
+            elif first in upcoming:
+                assert upcoming.index(first) > upcoming.index(second)
+            else:
+                assert one.uses / (1 + one.idle) <= other.uses / (1 + other.idle)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def every_dtype() -> list[torch.Tensor]:
+    made = [torch.randn(33, 7).to(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)]
+    return [*made, torch.randn(5, dtype=torch.complex64), torch.randn(0, 4), torch.arange(9), torch.randn(())]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_disk_returns_every_bit(tmp_path: Path, compress: bool) -> None:
+    store = DiskStore(tmp_path, compress=compress)
+    tensors = [*every_dtype(), torch.full((3 << 20,), 0.5), torch.randn(2 << 20)]
+    stored = store.write(tensors)
+    back = [torch.empty_like(each) for each in tensors]
+    store.read(stored, back)
+    for one, other in zip(tensors, back, strict=True):
+        assert torch.equal(
+            one.view(-1).view(torch.uint8) if one.numel() else one,
+            other.view(-1).view(torch.uint8) if one.numel() else other,
+        )
+    assert (store.used < 0.9 * stored.raw_bytes) is compress
+    assert os.stat(stored.path).st_mode & 0o777 == 0o600
+    store.drop(stored)
+    assert store.used == 0
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    store, tensor = DiskStore(tmp_path), torch.randn(1000)
+    stored = store.write([tensor])
+    content = bytearray(stored.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for wrong in (bytes(content), bytes(content[:-1]), b""):
+        stored.path.write_bytes(wrong)
+        with pytest.raises(sire.BackupIoError, match="stay on the disk"):
+            store.read(stored, [torch.empty_like(tensor)])
+
+
+def test_a_full_disk_leaves_everything_in_memory(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, limit=1000)
+    with pytest.raises(sire.OutOfBackupSpaceError, match="max_disk_usage_gb"):
+        store.write([torch.randn(1000)])
+    assert store.used == 0
+    model = nn.Linear(64, 64)
+    with MemoryManager(MemoryConfig(max_disk_usage_gb=1e-6, disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(model)
+        assert not manager.residency.demote(next(iter(manager.residency.listed())))
+        assert manager.events()[-1].what == "failed"
+        assert not is_hollow(model.weight)
+
+
+def test_a_directory_that_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, torch; from sire._units.disk import DiskStore; s = DiskStore(sys.argv[1]);"
+        "s.write([torch.ones(9)]); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    alive = DiskStore(tmp_path)
+    alive.write([torch.ones(9)])
+    assert not left.exists()
+    DiskStore(tmp_path).write([torch.ones(9)])
+    assert alive.directory.exists(), "what a living process has stays"
+
+
+# --- tensors that move -------------------------------------------------------------------------------------------
+
+
+def test_moving_keeps_identity_views_and_strides() -> None:
+    base = torch.randn(6, 4)
+    tensors = [base, base[1:3], torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.randn(8)[2:4]]
+    expected, strides = [each.clone() for each in tensors], [each.stride() for each in tensors]
+    identities = [id(each) for each in tensors]
+    holding = Holding(tensors)
+    holding.load("cuda" if torch.cuda.is_available() else "cpu")
+    holding.offload()
+    pieces = Pieces(tensors)
+    memory = [each.clone() for each in pieces.memory]
+    pieces.hollow()
+    assert all(is_hollow(each) for each in tensors)
+    assert torch.isnan(tensors[0]).all()
+    with pytest.raises(RuntimeError):
+        tensors[0].add_(1)
+    pieces.fill(memory)
+    assert [id(each) for each in tensors] == identities
+    assert all(torch.equal(one, other) for one, other in zip(tensors, expected, strict=True))
+    assert [each.stride() for each in tensors[:3]] == strides[:3]
+    base[1, 0] = 7
+    assert tensors[1][0, 0] == 7, "a view stays a view"
+
+
+def test_on_the_disk_a_model_is_still_the_model(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(3, 8)
+    expected, state = model(x), {name: value.clone() for name, value in model.state_dict().items()}
+    manager = MemoryManager(MemoryConfig(disk_cache_dir=tmp_path))
+    manager.wrap_model(model)
+
+    def to_the_disk() -> None:
+        assert all(manager.residency.demote(unit) for unit in manager.residency.listed())
+        assert model[0].weight.shape == (8, 8)
+        assert is_hollow(model[0].weight)
+
+    to_the_disk()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    to_the_disk()
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    to_the_disk()
+    loaded = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert torch.equal(loaded(x), expected)
+    assert not isinstance(loaded[0], ModuleWrapper)
+    to_the_disk()
+    model.load_state_dict({name: value * 2 for name, value in state.items()})
+    assert torch.equal(model[1].weight, state["1.weight"] * 2)
+    to_the_disk()
+    model.load_state_dict(state, assign=True)
+    assert torch.equal(model(x), expected)
+    to_the_disk()
+    manager.cleanup()
+    assert torch.equal(model(x), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_moving_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sire._units import holding
+
+    tensors = [torch.randn(4), torch.randn(4), torch.randn(4)]
+    before, addresses = [each.clone() for each in tensors], [each.data_ptr() for each in tensors]
+    calls = iter(range(10))
+
+    def failing(device: Any, size: int) -> torch.Tensor:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("on purpose")
+        return torch.empty(size, dtype=torch.uint8)
+
+    monkeypatch.setattr(holding, "_bytes_on", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        Holding(tensors).load("cuda")
+    assert [each.data_ptr() for each in tensors] == addresses
+    assert all(torch.equal(one, other) for one, other in zip(tensors, before, strict=True))
+
+
+def test_a_prefetch_that_fails_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sire._units.unit import Unit
+
+    original = Unit.load
+
+    def failing(self: Unit) -> int:
+        if threading.current_thread().name.startswith("sire-units"):
+            raise RuntimeError("on purpose")
+        return original(self)
+
+    monkeypatch.setattr(Unit, "load", failing)
+    model, x = nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)]), torch.ones(1, 8)
+    expected = model(x)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_model(model)
+        for _ in range(3):
+            assert all(manager.residency.demote(unit) for unit in manager.residency.listed())
+            assert torch.equal(model(x), expected)
+            manager.residency.settle()
+        assert any("on purpose" in event.note for event in manager.events())
+
+
+# --- readings and what they lead to ------------------------------------------------------------------------------
+
+
+def full(share: float) -> Usage:
+    return Usage(1000, 1000 - int(share * 1000))
+
+
+def test_host_memory_that_is_short_sends_units_to_the_disk_in_batches(tmp_path: Path) -> None:
+    config = MemoryConfig(offload_batch_size=2, disk_cache_dir=tmp_path)
+    manager = MemoryManager(config)
+    model = manager.wrap_model(nn.Sequential(*[nn.Linear(8, 8) for _ in range(5)]))
+    calm, short, emergency = (MemoryStats(0.0, {}, full(share), full(0)) for share in (0.5, 0.92, 0.99))
+    assert manager.relieve_cpu(calm) == 0
+    model(torch.ones(1, 8))
+    assert manager.relieve_cpu(MemoryStats(0.0, {}, Usage(10**6, 0), full(0))) >= 2
+    manager.load_all_modules()
+    assert manager.relieve_cpu(short) == 1, "one is enough for 20 bytes"
+    manager.load_all_modules()
+    with manager.residency.lease(manager.residency.listed()[0]):
+        assert manager.relieve_cpu(emergency) == 4, "everything but what is in use"
+    manager.cleanup()
+
+
+def test_the_monitor_judges_by_its_settings() -> None:
+    shares = iter([0.1, 0.3, 0.5, 0.72, 0.86, 0.96])
+    monitor = MemoryMonitor(
+        MemoryConfig(), {"gpus": lambda: {0: full(next(shares))}, "cpu": lambda: full(0.5), "disk": lambda: full(0.1)}
+    )
+    said = []
+    for _ in range(6):
+        monitor.look()
+        said.append(
+            (monitor.can_reload_to_gpu(), monitor.should_offload_from_gpu(), monitor.should_emergency_offload_gpu())
+        )
+    assert said == [(True, False, False)] * 3 + [(False, False, False), (False, True, False), (False, True, True)]
+    assert monitor.predict_memory_pressure()["gpu"] == 1.0
+    assert monitor.predict_memory_pressure()["cpu"] == 0.5
+
+
+def test_the_monitor_runs_now_and_then_and_stops() -> None:
+    monitor, looks = MemoryMonitor(MemoryConfig(memory_check_interval=0.01)), []
+    monitor.start_monitoring(looks.append)
+    monitor.start_monitoring(looks.append)
+    deadline = time.monotonic() + 20
+    while len(looks) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    monitor.stop_monitoring()
+    count = len(looks)
+    assert count >= 3
+    assert "sire-memory-monitor" not in [each.name for each in threading.enumerate()]
+    assert looks[-1].cpu.total > 0
+
+
+def test_monitoring_costs_at_most_one_percent() -> None:
+    monitor = MemoryMonitor()
+    for _ in range(50):
+        monitor.look()
+    assert monitor.seconds_spent / 50 <= 0.01 * monitor.config.memory_check_interval
+
+
+def test_summaries_are_complete_before_anything_happened() -> None:
+    summary = MemoryManager().get_memory_summary()
+    assert {"timestamp", "gpu", "cpu", "disk", "recommendations", "modules", "system"} <= summary.keys()
+    assert {"active", "auto_manage", "managed_modules", "total_offloads", "total_reloads", "uptime_seconds"} <= summary[
+        "system"
+    ].keys()
+    assert 0.0 <= summary["gpu"]["usage_ratio"] <= 1.0
+
+
+# --- slices that need no device ------------------------------------------------------------------------------------
+
+
+def test_slices_have_signatures_of_their_own_and_are_made_when_they_are_used() -> None:
+    made: list[str] = []
+
+    class Adds(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            made.append("adds")
+            self.by = nn.Parameter(torch.tensor([by]))
+
+        def forward(self, one: torch.Tensor, *, other: torch.Tensor) -> torch.Tensor:
+            return one + other + self.by
+
+    model = SlyceModel(
+        [
+            {"name": "adds", "constructor": Adds, "config": 2.0},
+            {"name": "line", "constructor": nn.Linear, "config": (4, 2)},
+        ],
+        log_to_console=False,
+    )
+    assert made == []
+    assert [each.tier for each in model.summary().slices] == ["not made", "not made"]
+    assert torch.equal(model(torch.ones(4), other=torch.ones(4)), torch.full((4,), 4.0))
+    assert model(torch.ones(4), active_slice="line").shape == (2,)
+    assert model.active_slice == "line"
+    assert list(model.state_dict()) == ["slices.adds.by", "slices.line.weight", "slices.line.bias"]
+    model.reset_slice("adds")
+    model(torch.ones(4), other=torch.ones(4), active_slice="adds")
+    assert made == ["adds", "adds"]
+
+
+def test_state_is_saved_and_loaded_also_before_slices_are_made(tmp_path: Path) -> None:
+    slices = [{"name": name, "constructor": nn.Linear, "config": (4, 4)} for name in ("one", "two")]
+    model = SlyceModel(slices, log_to_console=False).construct_all()
+    model.save_state_dict(tmp_path / "state.pt")
+    for source in (tmp_path / "state.pt", model.state_dict()):
+        other = SlyceModel(slices, log_to_console=False)
+        other.slice("one")
+        other.load_state_dict(source)
+        for name in ("one", "two"):
+            assert torch.equal(other.slice(name).weight, model.slice(name).weight)
+    with pytest.raises(sire.InvalidArgumentError, match="three"):
+        model.load_state_dict({"three": {}})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slices": []},
+        {"slices": [{"name": "a.b", "constructor": nn.Linear}]},
+        {"slices": [{"name": "a"}]},
+        {"slices": [{"name": "a", "constructor": nn.Linear}] * 2},
+        {"gpu_strategy": "sometimes"},
+        {"max_gpu_mem_mb": 0},
+        {"max_cpu_mem_mb": 5},
+        {"log_level": "LOUD"},
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    arguments = {"slices": [{"name": "a", "constructor": nn.Linear, "config": (1, 1)}], "log_to_console": False} | wrong
+    with pytest.raises(sire.InvalidArgumentError):
+        SlyceModel(**arguments)
+
+
+def test_host_memory_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    slices = [{"name": str(i), "constructor": nn.Linear, "config": (256, 256)} for i in range(4)]
+    model = SlyceModel(slices, disk_cache_path=tmp_path, max_cpu_mem_mb=0.6, log_to_console=False)
+    x = torch.randn(1, 256)
+    model.construct_all()
+    expected = [model.run_slice(str(i), x) for i in range(4)]
+    summary = model.summary()
+    assert summary.cpu_bytes <= 0.6 * 2**20
+    assert summary.disk_bytes >= 2 * 4 * 256 * 256
+    for i in (2, 0, 3, 1):
+        assert torch.equal(model.run_slice(str(i), x), expected[i])
+    model.close()
