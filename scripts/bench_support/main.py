@@ -11,7 +11,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import clean_figures, disk_figures, layer_figures, other_figures, pause_figures, peer, picture, report, serve_figures, simulated_figures
+from . import (
+    allocator_figures,
+    clean_figures,
+    disk_figures,
+    layer_figures,
+    other_figures,
+    pause_figures,
+    peer,
+    picture,
+    report,
+    serve_figures,
+    simulated_figures,
+)
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
 from .plan import SMOKE, Sizes
@@ -72,7 +84,20 @@ class Bench:
             (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
             (("slyce",), lambda: layer_figures.slices(shop, sizes)),
             (("commits", "memory"), lambda: layer_figures.patches(shop, sizes)),
+            *self.allocator(),
             (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
+        ]
+
+    def allocator(self) -> list[tuple[tuple[str, ...], Measure]]:
+        """Against PyTorch's own allocator. Each is a dozen processes with PyTorch: too many to show that everything works."""
+        if self.options.smoke and not self.options.only:
+            return []
+        shop, sizes = self.shop, self.sizes
+        workloads = tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS)
+        return [
+            (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
+            (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
+            (workloads, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
         ]
 
     def disk_folder(self) -> Path:

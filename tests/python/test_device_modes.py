@@ -1,4 +1,4 @@
-"""Runs ``device/`` with real PyTorch: every file in a process of its own, once per hook mode.
+"""Runs ``device/`` with real PyTorch: every file in a process of its own, in each hook mode.
 
 The interpreter must have PyTorch and a device, real or the software one; otherwise these are skipped and say so.
 """
@@ -20,6 +20,20 @@ SMALL = {"test_memory_manager.py", "test_slices.py"}
 ONCE = {"test_commits.py", "test_slices.py", "test_units.py"}
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
+# Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
+DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py")
+
+
+def runs() -> list[tuple[str, str]]:
+    """(mode, file): those that were asked for, else both modes with nearly all files and the third with some."""
+    wanted = os.environ.get("SIRE_TEST_HOOK_MODES")
+    if wanted:
+        return [(mode, file) for mode in wanted.split(",") for file in FILES]
+    everywhere = [(mode, file) for file in FILES for mode in ("torch", "preload") if mode == "torch" or file not in ONCE]
+    return everywhere + [("allocator", file) for file in DIFFERENT]
+
+
+RUNS = runs()
 
 
 @functools.cache
@@ -44,10 +58,7 @@ def environment(**extra: str) -> dict[str, str]:
     return variables | extra
 
 
-PAIRS = [(mode, file) for file in FILES for mode in ("torch", "preload") if mode == "torch" or file not in ONCE]
-
-
-@pytest.mark.parametrize(("mode", "file"), PAIRS)
+@pytest.mark.parametrize(("mode", "file"), RUNS)
 def test_on_device(mode: str, file: str) -> None:
     reason = why_not()
     if reason is not None:

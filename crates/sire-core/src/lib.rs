@@ -11,6 +11,7 @@
 //! heap                      large and small allocations, slabs, memory that waits to be given back
 //! registry, region          address -> extent; tags, policies, threads inside, state
 //! extent, mapping           one reservation and its chunks: where each byte is
+//! cache                     what a caching allocator decides: blocks, arenas, what other streams still use
 //! transfer                  pipelined copies between a device and the tiers
 //! policy                    who makes way: a pure function
 //! pages                     which pages of content host memory has already
@@ -32,6 +33,7 @@ pub mod segments;
 pub mod tier;
 pub mod trace;
 
+mod cache;
 mod clock;
 mod extent;
 mod heap;
