@@ -29,7 +29,8 @@ def runs() -> list[tuple[str, str]]:
     wanted = os.environ.get("SIRE_TEST_HOOK_MODES")
     if wanted:
         return [(mode, file) for mode in wanted.split(",") for file in FILES]
-    everywhere = [(mode, file) for file in FILES for mode in ("torch", "preload") if mode == "torch" or file not in ONCE]
+    both = [(mode, file) for file in FILES for mode in ("torch", "preload")]
+    everywhere = [(mode, file) for mode, file in both if mode == "torch" or file not in ONCE]
     return everywhere + [("allocator", file) for file in DIFFERENT]
 
 
