@@ -3,8 +3,9 @@
 use crate::boundary::invalid;
 use crate::capture::{self, Relaxed};
 use crate::process::Process;
+use crate::torch;
 use sire_core::driver::{Addr, Device, ProgramStream};
-use sire_core::engine::{RegionId, Request};
+use sire_core::engine::{RegionId, Request, Reuse};
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_int, c_void};
 
@@ -16,22 +17,50 @@ pub(crate) fn allocate(
     bytes: usize,
     stream: *mut c_void,
 ) -> Result<*mut c_void> {
-    let device = u32::try_from(device).map_err(|_| invalid(format!("device {device} does not exist")))?;
-    let request = Request {
+    let request = request(region, device, bytes, stream)?;
+    let _relaxed = Relaxed::enter(process);
+    process.engine.allocate(request).map(pointer)
+}
+
+/// The same from the engine's cache.
+pub(crate) fn from_cache(
+    process: &Process,
+    region: RegionId,
+    device: c_int,
+    bytes: usize,
+    stream: *mut c_void,
+) -> Result<*mut c_void> {
+    let request = request(region, device, bytes, stream)?;
+    let pool = torch::pool(request.device, stream);
+    let _relaxed = Relaxed::enter(process);
+    process.engine.allocate_cached(request, pool).map(pointer)
+}
+
+fn request(region: RegionId, device: c_int, bytes: usize, stream: *mut c_void) -> Result<Request> {
+    Ok(Request {
         region,
-        device: Device(device),
+        device: self::device(device)?,
         size: bytes as u64,
         stream: ProgramStream(stream as u64),
         capturing: capture::in_progress(),
-    };
-    let _relaxed = Relaxed::enter(process);
-    process.engine.allocate(request).map(pointer)
+    })
+}
+
+/// A device by C's number.
+pub(crate) fn device(number: c_int) -> Result<Device> {
+    u32::try_from(number).map(Device).map_err(|_| invalid(format!("device {number} does not exist")))
 }
 
 /// Frees an address that the engine owns.
 pub(crate) fn free(process: &Process, ptr: *const c_void) -> Result<()> {
     let _relaxed = Relaxed::enter(process);
     process.engine.free(address(ptr), capture::in_progress())
+}
+
+/// The same; memory of the engine's cache is used again as `reuse` says.
+pub(crate) fn free_as(process: &Process, ptr: *const c_void, reuse: Reuse) -> Result<()> {
+    let _relaxed = Relaxed::enter(process);
+    process.engine.free_cached(address(ptr), reuse, capture::in_progress())
 }
 
 /// Whether the engine owns the address. Wait-free.

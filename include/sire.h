@@ -172,6 +172,14 @@ typedef struct sire_resume_options {
   size_t order_count;
 } sire_resume_options;
 
+// PyTorch's name of a private pool (`c10::cuda::MempoolId_t`).
+typedef struct sire_torch_pool_id {
+  // Its first half.
+  uint64_t first;
+  // Its second half.
+  uint64_t second;
+} sire_torch_pool_id;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -460,6 +468,38 @@ void *sire_torch_pool_malloc(ptrdiff_t bytes, int device, void *stream);
 // What the caller sees to:
 // None beyond being called from C; a pointer that is not Sire's goes to the CUDA runtime.
 void sire_torch_free(void *ptr, ptrdiff_t _bytes, int _device, void *_stream);
+
+// `stream` uses the tensor at `ptr`, too: its memory is not used again before what the stream has been given until the free is done.
+// For `set_record_stream_fn`, as the next ones are for the setters of their names; PyTorch gets all of them with the first allocation.
+void sire_torch_record_stream(void *ptr,
+                              void *stream);
+
+// From now on, allocations on `device` on streams that `filter` (a `std::function<bool(cudaStream_t)>`, or NULL for all) takes belong to the
+// private pool, and a capture is in progress.
+//
+// What the caller sees to:
+// `filter` is NULL or such a function, and lives until this returns.
+void sire_torch_begin_allocate_to_pool(int device,
+                                       struct sire_torch_pool_id pool,
+                                       const void *filter);
+
+// Not any more.
+void sire_torch_end_allocate_to_pool(int device, struct sire_torch_pool_id pool);
+
+// Nobody needs the private pool any more: what is free in it can be given back.
+void sire_torch_release_pool(int device, struct sire_torch_pool_id pool);
+
+// Gives the driver what is cached (`torch.cuda.empty_cache`).
+void sire_torch_reset(void);
+
+// The most memory that may be cached and in use, as a part of what the device has.
+void sire_torch_set_memory_fraction(double fraction, int device);
+
+// The start of the allocation that holds `ptr`, and its bytes; `ptr` itself, and 0, if it is not Sire's.
+//
+// What the caller sees to:
+// `out_bytes` is NULL or writable.
+void *sire_torch_base_allocation(void *ptr, size_t *out_bytes);
 
 // Whether this thread's allocations belong to a region from now on.
 void tms_set_interesting_region(bool interesting_region);

@@ -275,6 +275,16 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
     /// `Lost` if the device faulted.
     fn record(&self, event: Event, stream: Stream) -> DriverResult<()>;
 
+    /// Puts `event` behind what the program's `stream` holds now, on the device of the event. Not to be called while the program captures that stream.
+    ///
+    /// # Errors
+    /// `Unsupported` if the driver cannot look at the program's streams; the driver's own if there is no such stream.
+    fn record_on(&self, event: Event, stream: ProgramStream) -> DriverResult<()> {
+        let _ = event;
+        let message = format!("this driver does not record events on the program's streams ({:#x})", stream.0);
+        Err(DriverError { kind: DriverErrorKind::Unsupported, verb: "record_on", code: 0, message })
+    }
+
     /// Blocks the calling thread until `event` has passed.
     ///
     /// # Errors

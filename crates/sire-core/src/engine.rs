@@ -22,9 +22,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+mod caching;
+
+pub use caching::PoolNumber;
 pub use crate::terms::{
     Backup, BackupView, Clean, Compress, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
-    ResumeOptions, Retention, Selection, State, SwitchOptions, Tended,
+    ResumeOptions, Retention, Reuse, Selection, State, SwitchOptions, Tended,
 };
 
 /// The engine: one per process. All functions may be called from any thread.
@@ -155,8 +158,12 @@ impl Engine {
 
     /// Where memory is short, what paused regions hold lazily makes way.
     fn find_memory(&self, request: &Request, region: &Region) -> Result<Addr> {
+        self.or_make_way(request, || self.machine.heap.allocate(request, region))
+    }
+
+    fn or_make_way(&self, request: &Request, allocate: impl Fn() -> Result<Addr>) -> Result<Addr> {
         loop {
-            let outcome = self.machine.heap.allocate(request, region);
+            let outcome = allocate();
             let Err(error) = &outcome else { return outcome };
             let can_be = request.size < LARGEST && !request.capturing;
             let short = error.status == Status::OutOfDeviceMemory && can_be;
@@ -205,7 +212,10 @@ impl Engine {
     /// `UnknownAddress` if no live allocation starts there; `DeviceLost`: it is not freed then.
     pub fn free(&self, addr: Addr, capturing: bool) -> Result<()> {
         self.trace.record(|| Event::Free { addr: addr.0 });
-        self.machine.heap.free(addr, capturing)?;
+        match self.machine.heap.free_cached(addr, Reuse::InStreamOrder, capturing) {
+            Some(freed) => freed?,
+            None => self.machine.heap.free(addr, capturing)?,
+        }
         self.freed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -391,6 +401,9 @@ impl Engine {
     fn hold_one(&self, addr: Addr) -> Result<u64> {
         let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, 1))?;
         let whole = base.0 - extent.base.0..base.0 - extent.base.0 + size;
+        if extent.cached.is_some() {
+            return self.hold_cached(&extent, base, size);
+        }
         if extent.stays_resident(&whole) {
             return Ok(size);
         }
@@ -406,6 +419,17 @@ impl Engine {
         Ok(size)
     }
 
+    /// The pieces of a cache in which the block lies stay.
+    fn hold_cached(&self, extent: &Arc<Extent>, base: Addr, size: u64) -> Result<u64> {
+        let region = self.machine.regions.get(extent.region)?;
+        let _admission = region.admit("keep memory resident in")?;
+        for part in self.parts(base, size)? {
+            part.extent.keep_resident(part.range);
+            self.machine.drop_backups(&part.extent);
+        }
+        Ok(size)
+    }
+
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
         let set = |parts: Vec<Part>| parts.into_iter().for_each(|part| part.extent.set_override(&part.range, keep));
         let outcome = self.parts(addr, len).map(set);
@@ -417,12 +441,18 @@ impl Engine {
     fn parts(&self, addr: Addr, len: u64) -> Result<Vec<Part>> {
         let outside = || outside(addr, len);
         let end = addr.0.checked_add(len).ok_or_else(outside)?;
+        if let Some(depot) = self.machine.heap.cache_of(addr) {
+            depot.note_remarks();
+        }
         let mut parts: Vec<Part> = Vec::new();
         let mut at = addr.0;
         loop {
             let (extent, base, size) = self.find(Addr(at)).ok_or_else(outside)?;
             let reached = end.min(base.0 + size);
-            let (start, may_go_on) = (extent.base.0, extent.mapping.is_some());
+            let (start, whole) = (extent.base.0, base.0 + size);
+            // A block of a cache may lie in several pieces, but nothing lies in several blocks.
+            let reached = reached.min(extent.addresses().end);
+            let may_go_on = extent.mapping.is_some() || (extent.cached.is_some() && reached < whole);
             parts.push(Part { extent, range: at - start..reached - start });
             match reached == end {
                 true => return Ok(parts),
@@ -541,7 +571,7 @@ impl Engine {
     pub fn trim(&self) -> (u64, u64) {
         self.trace.record(|| Event::Trim);
         let machine = &self.machine;
-        let device = machine.release_all() + machine.heap.reclaim();
+        let device = machine.release_all() + machine.heap.trim_caches() + machine.heap.reclaim();
         machine.drop_retained();
         for region in machine.regions.all() {
             drop(lock(&region.room).take());

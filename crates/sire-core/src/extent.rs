@@ -9,6 +9,7 @@
 mod reading;
 mod slab;
 
+use crate::cache::Depot;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::mapping::Mapping;
 use crate::ranges::Ranges;
@@ -107,6 +108,8 @@ pub(crate) struct Extent {
     pub(crate) slab: Option<Slab>,
     /// Set where the program made the mapping itself: then the addresses are its own too.
     pub(crate) mapping: Option<Mapping>,
+    /// Set where it is a piece of a cache, in addresses of the cache's.
+    pub(crate) cached: Option<Arc<Depot>>,
     inner: Mutex<Inner>,
     resident: AtomicU64,
     backed_up: AtomicU64,
@@ -168,6 +171,17 @@ impl Extent {
         (extent, claim)
     }
 
+    /// A piece of a cache, claimed by the caller; nothing is mapped yet.
+    pub(crate) fn of_piece(addresses: Range<u64>, region: RegionId, depot: &Arc<Depot>) -> (Arc<Extent>, Claim) {
+        let (base, size) = (Addr(addresses.start), addresses.end - addresses.start);
+        let (device, cached) = (depot.device, Some(Arc::clone(depot)));
+        let extent = Extent { base, size, requested: size, device, region, cached, ..Extent::claimed_by_maker() };
+        let extent = Arc::new(extent);
+        let chunks = vec![Chunk::new(0, size)];
+        let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
+        (extent, claim)
+    }
+
     /// Nothing yet, claimed.
     fn claimed_by_maker() -> Extent {
         let inner = Inner {
@@ -189,6 +203,7 @@ impl Extent {
             region: RegionId(0),
             slab: None,
             mapping: None,
+            cached: None,
             inner: Mutex::new(inner),
             resident: AtomicU64::new(0),
             backed_up: AtomicU64::new(0),
@@ -282,8 +297,16 @@ impl Extent {
         (!inner.freed).then(|| self.claimed_beside_readers(&mut inner)).flatten()
     }
 
-    /// The allocation that holds `addr`: its base and size.
+    /// Whether its reservation is not its own, and goes with somebody else's.
+    pub(crate) fn lodges(&self) -> bool {
+        self.mapping.is_some() || self.cached.is_some()
+    }
+
+    /// The allocation that holds `addr`: its base and size. One of a cache may begin before the extent, and end after it.
     pub(crate) fn allocation(&self, addr: Addr) -> Option<(Addr, u64)> {
+        if let Some(depot) = &self.cached {
+            return depot.block(addr);
+        }
         let offset = addr.0.checked_sub(self.base.0)?;
         match &self.slab {
             Some(slab) => slab.slot(offset).map(|(start, size)| (self.base.offset(start), size)),
@@ -369,7 +392,11 @@ impl Extent {
         if !self.is_open() {
             return Ranges::new();
         }
-        self.slab.as_ref().map_or_else(|| Ranges::of(0..self.requested), Slab::live_ranges)
+        match (&self.slab, &self.cached) {
+            (Some(slab), _) => slab.live_ranges(),
+            (_, Some(depot)) => depot.live_ranges(&self.addresses()),
+            _ => Ranges::of(0..self.requested),
+        }
     }
 
     /// Offsets to save, where `keeps` is the region's policy. Gaps below `gap` bytes between slots are saved too:
@@ -405,6 +432,7 @@ impl Extent {
     pub(crate) fn figures(&self) -> Figures {
         let (allocations, requested) = match &self.slab {
             Some(slab) => (slab.live() as u64, slab.requested()),
+            None if self.cached.is_some() => self.cached.as_ref().map_or((0, 0), |depot| depot.figures(&self.addresses())),
             None if self.is_freed() => (0, 0),
             None => (1, self.requested),
         };

@@ -11,6 +11,7 @@
 //! heap                      large and small allocations, slabs, memory that waits to be given back
 //! registry, region          address -> extent; tags, policies, threads inside, state
 //! extent, mapping           one reservation and its chunks: where each byte is
+//! cache                     what a caching allocator decides: blocks, arenas, what other streams still use
 //! transfer                  pipelined copies between a device and the tiers
 //! pages                     which pages of content host memory has already
 //! tier                      where backups are: host memory, disk, files, tiers from outside
@@ -30,6 +31,7 @@ pub mod segments;
 pub mod tier;
 pub mod trace;
 
+mod cache;
 mod clock;
 mod extent;
 mod heap;

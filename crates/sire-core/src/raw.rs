@@ -517,6 +517,7 @@ impl Driver for Counted {
         open_event(device: Device) -> Event;
         close_event(event: Event) -> ();
         record(event: Event, stream: Stream) -> ();
+        record_on(event: Event, stream: ProgramStream) -> ();
         wait(event: Event) -> ();
         query(event: Event) -> bool;
         fill(stream: Stream, dst: Addr, len: u64, byte: u8) -> ();

@@ -93,6 +93,8 @@ pub(crate) struct Region {
     pub(crate) policy: Policy,
     gate: Mutex<Gate>,
     changed: Condvar,
+    /// Whether the gate's phase is `Resident`, for whoever cannot wait for its lock.
+    door: Arc<AtomicBool>,
     history: Mutex<History>,
     /// The room of the last backup in a tier, kept for the next one if the policy says so.
     pub(crate) room: Mutex<Option<Arc<dyn Room>>>,
@@ -114,6 +116,7 @@ impl Region {
             policy,
             gate: Mutex::new(gate),
             changed: Condvar::new(),
+            door: Arc::new(AtomicBool::new(true)),
             history: Mutex::default(),
             room: Mutex::new(None),
         }
@@ -199,6 +202,7 @@ impl Region {
             return Ok(None);
         }
         let next = if target == Phase::Paused { Phase::Pausing } else { Phase::Resuming };
+        self.door.store(false, Ordering::SeqCst);
         Ok(Some(std::mem::replace(&mut gate.phase, next)))
     }
 
@@ -282,6 +286,7 @@ impl Region {
         let mut gate = lock(&self.gate);
         gate.phase = phase;
         gate.left = left;
+        self.door.store(phase == Phase::Resident, Ordering::SeqCst);
         drop(gate);
         self.changed.notify_all();
     }
@@ -290,6 +295,12 @@ impl Region {
     pub(crate) fn reopen(&self, phase: Phase) {
         let left = lock(&self.gate).left;
         self.open(phase, Left { over: left.over || std::thread::panicking(), ..left });
+    }
+
+    /// Whether memory of the region may be given out: true while it is resident. From the moment that it is false, a transition may look at what
+    /// the region holds, so whoever gives memory out on its word does so under a lock that the transition takes, too.
+    pub(crate) fn door(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.door)
     }
 
     /// Reads or changes the region's history.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// log2 of a page. Every reservation is aligned to it, so that no two extents share a page.
-const PAGE_BITS: u32 = 21;
+pub(crate) const PAGE_BITS: u32 = 21;
 /// What reservations are aligned to.
 pub(crate) const PAGE: u64 = 1 << PAGE_BITS;
 /// log2 of a table's entries: three levels of 12 bits and a page make 57 bits of address.
@@ -23,8 +23,8 @@ const ENTRIES: usize = 1 << LEVEL_BITS;
 type Leaf = Box<[AtomicU32]>;
 type Middle = Box<[OnceLock<Leaf>]>;
 
-/// For every page: 0, or 1 + the number of pages back to the extent's first page.
-struct Pages(Box<[OnceLock<Middle>]>);
+/// A number for every page, 0 where nothing was ever set. Reading is wait-free. (The registry's: 1 + the number of pages back to the extent's first.)
+pub(crate) struct Pages(Box<[OnceLock<Middle>]>);
 
 fn table<T: Default>() -> Box<[T]> {
     (0..ENTRIES).map(|_| T::default()).collect()
@@ -35,12 +35,13 @@ fn index(page: u64, level: u32) -> usize {
 }
 
 impl Pages {
-    fn new() -> Pages {
+    /// 0 everywhere.
+    pub(crate) fn new() -> Pages {
         Pages(table())
     }
 
-    /// The page's entry; `None` where nothing was ever set.
-    fn get(&self, page: u64) -> Option<u32> {
+    /// The page's number, unless it is 0.
+    pub(crate) fn get(&self, page: u64) -> Option<u32> {
         if page >> (LEVEL_BITS * 3) != 0 {
             return None;
         }
@@ -49,7 +50,8 @@ impl Pages {
         (back != 0).then_some(back)
     }
 
-    fn table_bytes(&self) -> usize {
+    /// Bytes of the tables.
+    pub(crate) fn table_bytes(&self) -> usize {
         let middles = self.0.iter().filter_map(OnceLock::get);
         let middle = |middle: &Middle| {
             let leaves = middle.iter().filter(|leaf| leaf.get().is_some()).count();
@@ -58,7 +60,13 @@ impl Pages {
         ENTRIES * size_of::<OnceLock<Middle>>() + middles.map(middle).sum::<usize>()
     }
 
-    fn set(&self, page: u64, back: u32) {
+    /// The page's number is 0 again.
+    pub(crate) fn clear(&self, page: u64) {
+        self.set(page, 0);
+    }
+
+    /// Sets the number of a page below 2^36.
+    pub(crate) fn set(&self, page: u64, back: u32) {
         let middle = self.0[index(page, 2)].get_or_init(table);
         let leaf = middle[index(page, 1)].get_or_init(table);
         leaf[index(page, 0)].store(back, Ordering::Release);

@@ -190,6 +190,17 @@ pub struct Request {
     pub capturing: bool,
 }
 
+/// When freed memory of a cache can be given out again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Reuse {
+    /// To work that is submitted to the same stream later, and at once; other streams that used it were named
+    /// ([`Engine::record_stream`](crate::engine::Engine::record_stream)).
+    #[default]
+    InStreamOrder,
+    /// When everything that was submitted to the device before the free is done: who frees does not say which streams used it.
+    AfterDevice,
+}
+
 /// Which regions a call means.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Selection {

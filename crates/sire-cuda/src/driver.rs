@@ -482,6 +482,12 @@ impl Driver for CudaDriver {
         call!(self, "record", event_record(event.0 as Opaque, stream.0 as Opaque), "recording an event")
     }
 
+    fn record_on(&self, event: Event, stream: ProgramStream) -> DriverResult<()> {
+        let _current = self.enter_event("record_on", event)?;
+        let stream = stream.0 as Opaque;
+        call!(self, "record_on", event_record(event.0 as Opaque, stream), "recording an event on the program's stream")
+    }
+
     fn wait(&self, event: Event) -> DriverResult<()> {
         let _current = self.enter_event("wait", event)?;
         call!(self, "wait", event_synchronize(event.0 as Opaque), "waiting for an event")

@@ -180,6 +180,13 @@ impl Driver for SimDriver {
         self.call("record", "cuEventRecord", 0, recorded)
     }
 
+    fn record_on(&self, event: Event, stream: ProgramStream) -> DriverResult<()> {
+        self.call("record_on", "cuEventRecord", 0, |machine| {
+            let device = machine.event_device(EventId(event.0))?;
+            machine.resolve_stream(device, stream.0).and_then(|stream| machine.event_record(EventId(event.0), stream))
+        })
+    }
+
     fn wait(&self, event: Event) -> DriverResult<()> {
         self.call("wait", "cuEventSynchronize", 0, |machine| machine.event_synchronize(EventId(event.0)))
     }

@@ -543,6 +543,14 @@ impl Machine {
         locked(&self.streams().tables).events.remove(&event).map(drop).ok_or_else(|| no_event(event))
     }
 
+    /// The device that the event was made for.
+    ///
+    /// # Errors
+    /// `INVALID_HANDLE`.
+    pub fn event_device(&self, event: EventId) -> Result<u32> {
+        locked(&self.streams().tables).events.get(&event).map(|event| event.device).ok_or_else(|| no_event(event))
+    }
+
     fn recorded(&self, event: EventId) -> Result<(Recorded, bool)> {
         self.core().check_open()?;
         let tables = locked(&self.streams().tables);

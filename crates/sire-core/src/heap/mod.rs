@@ -2,16 +2,18 @@
 //! slabs ([`slabs`]); what the program maps itself comes in by [`mappings`]. What cannot be given back at once (a capture is running, or the driver refused) waits in
 //! the graveyard and is finished by a later call.
 
+pub(crate) mod caching;
 pub(crate) mod mappings;
 pub(crate) mod reading;
 mod slabs;
 
 use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
+use crate::cache::Depot;
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
 use crate::notices::Notices;
 use crate::region::Region;
-use crate::registry::{PAGE, Registry};
+use crate::registry::{PAGE, Pages, Registry};
 use crate::settings::Settings;
 use crate::sync::{Mutex, lock};
 use crate::terms::Request;
@@ -41,6 +43,9 @@ pub(crate) struct Heap {
     pub(crate) registry: Registry,
     pub(crate) notices: Notices,
     bins: Bins,
+    /// Caches, by device, and for each page of theirs, 1 + the device.
+    depots: Box<[OnceLock<Arc<Depot>>]>,
+    cached_pages: Pages,
     graveyard: Mutex<Vec<Arc<Extent>>>,
     /// Extents that are being read, see [`reading`].
     reading: Mutex<Vec<Arc<Extent>>>,
@@ -63,6 +68,8 @@ impl Heap {
             registry: Registry::new(),
             notices: Notices::default(),
             bins: Bins::default(),
+            depots: (0..caching::DEVICES).map(|_| OnceLock::new()).collect(),
+            cached_pages: Pages::new(),
             graveyard: Mutex::new(Vec::new()),
             reading: Mutex::default(),
             orphans: Mutex::default(),
@@ -136,6 +143,12 @@ impl Heap {
     }
 
     fn fill(&self, claim: &mut Claim, region: &Region) -> Result<()> {
+        self.back(claim, region)?;
+        self.set_access(claim)
+    }
+
+    /// Makes and maps memory for every chunk; nobody may touch it yet.
+    fn back(&self, claim: &mut Claim, region: &Region) -> Result<()> {
         let Claim { extent, chunks, .. } = claim;
         for chunk in chunks.iter_mut() {
             let made = self.create(extent.device, chunk.size, None);
@@ -143,7 +156,7 @@ impl Heap {
             chunk.physical = Some(made.map_err(|e| if e.status == Status::OutOfDeviceMemory { short(()) } else { e })?);
             self.map(extent.base, chunk)?;
         }
-        self.set_access(claim)
+        Ok(())
     }
 
     /// Physical memory, if that leaves the margin free.
@@ -293,6 +306,7 @@ impl Heap {
         }
         let extent = self.registry.find(addr).ok_or_else(|| unknown(addr, "it lies in no memory of Sire's"))?;
         match &extent.slab {
+            _ if extent.cached.is_some() => Err(unknown(addr, "a cache has it")),
             _ if extent.mapping.is_some() => Err(unknown(addr, "the program mapped it itself, and is to unmap it")),
             Some(slab) => self.free_slot(&extent, slab, addr),
             None if addr != extent.base => {
@@ -342,7 +356,11 @@ impl Heap {
             return bytes;
         }
         self.registry.remove(extent);
-        if extent.mapping.is_some() {
+        if let Some(depot) = &extent.cached {
+            self.forget_piece(extent, depot);
+            return bytes;
+        }
+        if extent.lodges() {
             self.unreserve_left();
             return bytes;
         }
@@ -385,7 +403,10 @@ impl Heap {
 
     /// Bytes of host memory that the tables and lists of the heap take, about.
     pub(crate) fn bookkeeping(&self) -> u64 {
-        self.registry.table_bytes() + self.bins.list_bytes()
+        self.registry.table_bytes()
+            + self.bins.list_bytes()
+            + self.cached_pages.table_bytes() as u64
+            + self.caches().map(|depot| depot.bookkeeping()).sum::<u64>()
     }
 
     /// Gives back what is only cached: the graveyard, and empty slabs. Returns physical bytes given back. Not to be called during a
