@@ -83,10 +83,10 @@ pub(crate) fn give_back(ptr: *mut c_void) {
     if ptr.is_null() {
         return;
     }
-    let freed = catch(|| match process::started().filter(|process| allocate::owns(process, ptr)) {
+    let freed = catch(|| match process::started() {
         Some(process) if process.engine.caches(allocate::address(ptr)) => allocate::free_as(process, ptr, reuse()),
-        Some(process) => allocate::free(process, ptr),
-        None => pass_on(ptr),
+        Some(process) if allocate::owns(process, ptr) => allocate::free(process, ptr),
+        _ => pass_on(ptr),
     });
     if let Err(error) = freed {
         boundary::remember(&error);

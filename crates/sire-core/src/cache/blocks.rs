@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     Moving,
     /// Memory that nobody uses.
     Free,
+    /// The same, but freed a moment ago and in no bin yet: the next request of its size gets it back as it is.
+    Warm,
     /// The program's.
     Used,
     /// The program has freed it, but work on other streams may still use it.

@@ -63,8 +63,6 @@ struct State {
     spare: Vec<Event>,
     /// Private pools by the program's names.
     pools: BTreeMap<(u64, u64), u32>,
-    /// Something was said about single allocations (keep, discard), so that a free has to take it back.
-    remarks: bool,
 }
 
 /// See the [module documentation](self).
@@ -76,6 +74,8 @@ pub(crate) struct Depot {
     state: Mutex<State>,
     /// Whether anything waits, so that nobody need lock to find out.
     waits: AtomicBool,
+    /// Something was said about single allocations (keep, discard), so that a free has to take it back.
+    remarks: AtomicBool,
 }
 
 impl Depot {
@@ -90,9 +90,8 @@ impl Depot {
             quarantined: 0,
             spare: Vec::new(),
             pools: BTreeMap::new(),
-            remarks: false,
         };
-        Depot { device, granule, state: Mutex::new(state), waits: AtomicBool::new(false) }
+        Depot { device, granule, state: Mutex::new(state), waits: AtomicBool::new(false), remarks: AtomicBool::new(false) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -331,12 +330,12 @@ impl Depot {
 
     /// From now on a free takes back what was said about the allocation.
     pub(crate) fn note_remarks(&self) {
-        self.state().remarks = true;
+        self.remarks.store(true, Ordering::Release);
     }
 
     /// Whether anything was ever said about single allocations.
     pub(crate) fn has_remarks(&self) -> bool {
-        self.state().remarks
+        self.remarks.load(Ordering::Acquire)
     }
 
     /// Reads or changes what is counted.

@@ -43,6 +43,7 @@ impl Cache {
     /// What is needed for `requested` bytes in `arena`, when [`Cache::take`] has found nothing. `frugal`: no byte more than that.
     pub(crate) fn grow(&mut self, arena: u32, requested: u64, frugal: bool) -> Step {
         let size = rounded(requested);
+        self.cool(arena);
         let holes: Vec<Index> = self.arenas[arena as usize].holes.iter(&self.blocks).collect();
         let fits = holes.into_iter().filter_map(|hole| self.fit(hole, size));
         let Some(fit) = fits.min_by_key(|fit| (fit.map, self.blocks.get(fit.hole).start)) else {
@@ -192,6 +193,7 @@ impl Cache {
             if pool != 0 && self.pools.contains_key(&pool) {
                 continue;
             }
+            self.cool(arena as u32);
             for index in self.arenas[arena].bins.from(&self.blocks, self.granule) {
                 if bytes >= enough {
                     return taken;

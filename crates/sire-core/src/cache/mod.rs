@@ -69,6 +69,8 @@ struct Arena {
     key: Key,
     bins: Bins,
     holes: List,
+    /// The block that was freed last, or `NONE`.
+    warm: Index,
     /// Start and bytes of what was mapped in one go.
     pieces: BTreeMap<u64, u64>,
     mapped: u64,
@@ -145,7 +147,7 @@ impl Cache {
     pub(crate) fn add_arena(&mut self, key: Key) -> u32 {
         let arena = self.arenas.len() as u32;
         let (bins, pieces) = (Bins::new(), BTreeMap::new());
-        self.arenas.push(Arena { key, bins, holes: List::EMPTY, pieces, mapped: 0, version: 0, live: None });
+        self.arenas.push(Arena { key, bins, holes: List::EMPTY, warm: NONE, pieces, mapped: 0, version: 0, live: None });
         self.keys.insert(key, arena);
         arena
     }
@@ -154,9 +156,41 @@ impl Cache {
     #[inline]
     pub(crate) fn take(&mut self, arena: u32, requested: u64) -> Option<u64> {
         let size = rounded(requested);
+        let warm = self.arenas[arena as usize].warm;
+        if warm != NONE {
+            if self.blocks.get(warm).size == size {
+                return Some(self.give_back(warm, requested));
+            }
+            self.cool(arena);
+        }
         let index = self.arenas[arena as usize].bins.find(&self.blocks, size)?;
         self.unlink(index);
         Some(self.give_out(index, size, requested))
+    }
+
+    /// A warm block is the program's again: it has its name already.
+    #[inline]
+    fn give_back(&mut self, index: Index, requested: u64) -> u64 {
+        let block = self.blocks.get_mut(index);
+        (block.kind, block.requested, block.recorded) = (Kind::Used, requested, false);
+        let Block { start, size, arena, .. } = *block;
+        self.arenas[arena as usize].warm = NONE;
+        let large = self.arenas[arena as usize].key.large;
+        self.counts.down(large, &[(Figure::InactiveSplit, 1), (Figure::InactiveSplitBytes, size)]);
+        self.count_use(arena, size, requested);
+        start
+    }
+
+    /// The block that was freed last goes where free blocks are.
+    fn cool(&mut self, arena: u32) {
+        let arena = &mut self.arenas[arena as usize];
+        let index = std::mem::replace(&mut arena.warm, NONE);
+        if index != NONE {
+            let Block { start, size, .. } = *self.blocks.get(index);
+            self.counts.down(arena.key.large, &[(Figure::InactiveSplit, 1), (Figure::InactiveSplitBytes, size)]);
+            self.blocks.unname(start);
+            self.set_free(index);
+        }
     }
 
     /// The first `size` bytes of a block that is in no bin become the program's, the rest is free.
@@ -169,6 +203,12 @@ impl Cache {
             self.set_free(rest);
         }
         self.blocks.name(index);
+        self.count_use(arena, size, requested);
+        start
+    }
+
+    #[inline]
+    fn count_use(&mut self, arena: u32, size: u64, requested: u64) {
         let arena = &mut self.arenas[arena as usize];
         arena.version += 1;
         let changes = [
@@ -179,7 +219,6 @@ impl Cache {
             (Figure::RequestedBytes, requested),
         ];
         self.counts.up(arena.key.large, &changes);
-        start
     }
 
     /// The program gives the block at `start` back; `None` if none of its blocks starts there.
@@ -190,8 +229,20 @@ impl Cache {
             self.blocks.get_mut(index).kind = Kind::Waiting;
             return Some(Freed::After(self.recorded.remove(&start).unwrap_or_default()));
         }
-        self.release(index);
+        self.warm(index);
         Some(Freed::Ready)
+    }
+
+    /// The block can be given out again, at once and as it is; the one that was freed before it is free like any other.
+    #[inline]
+    fn warm(&mut self, index: Index) {
+        let Block { size, arena, .. } = *self.blocks.get(index);
+        self.cool(arena);
+        let large = self.arenas[arena as usize].key.large;
+        self.counts.down(large, &[(Figure::Active, 1), (Figure::ActiveBytes, size)]);
+        self.counts.up(large, &[(Figure::InactiveSplit, 1), (Figure::InactiveSplitBytes, size)]);
+        self.blocks.get_mut(index).kind = Kind::Warm;
+        self.arenas[arena as usize].warm = index;
     }
 
     /// The same, for a block that is not to be given out before [`Cache::passed`]. False if none of the program's blocks starts there.

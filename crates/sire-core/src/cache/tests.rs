@@ -72,6 +72,13 @@ impl Twin {
     fn allocate(&mut self, arena: u8, size: u64, fails: bool, stuck: bool) {
         let key = Twin::key(arena, size);
         let arena = self.cache.arena(key).unwrap_or_else(|| self.cache.add_arena(key));
+        let warm = self.cache.arenas[arena as usize].warm;
+        if warm != NONE && self.cache.blocks.get(warm).size == rounded(size) {
+            let start = self.cache.blocks.get(warm).start;
+            assert_eq!(self.cache.take(arena, size), Some(start), "what was freed last fits");
+            return self.held.push(Held { start, requested: size, arena, waits: false });
+        }
+        self.cache.cool(arena);
         let free = self.blocks(arena).into_iter().filter(|block| block.kind == Kind::Free);
         let best = free.filter(|block| block.size >= rounded(size)).min_by_key(|block| block.size);
         let Some(start) = self.cache.take(arena, size) else {
@@ -230,8 +237,11 @@ impl Twin {
                 assert!(!alike(Kind::Free) && !alike(Kind::Hole), "neighbours were not joined at {at:#x}");
                 let mut add = |figure: Figure, by: u64| sums[figure as usize] += by;
                 match block.kind {
-                    Kind::Free => {
-                        free.push(index);
+                    Kind::Free | Kind::Warm => {
+                        assert_eq!(block.kind == Kind::Warm, cache.arenas[arena as usize].warm == index);
+                        if block.kind == Kind::Free {
+                            free.push(index);
+                        }
                         add(Figure::InactiveSplit, 1);
                         add(Figure::InactiveSplitBytes, block.size);
                     }
