@@ -57,11 +57,12 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>
 
 /// Only the files that define the interface are read; the hooks come out of a macro and are CUDA's to declare.
 fn header(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
-    const INTERFACE: [&str; 9] = [
+    const INTERFACE: [&str; 10] = [
         "status.rs",
         "abi/values.rs",
         "abi/region.rs",
         "abi/memory.rs",
+        "abi/cache.rs",
         "abi/transition.rs",
         "abi/progress.rs",
         "abi/process.rs",

@@ -89,6 +89,18 @@ pub(crate) unsafe fn put_text(text: &[u8], buf: *mut c_char, cap: usize) {
     }
 }
 
+/// A text output: as much as fits, and the full length.
+///
+/// # Safety
+/// As for [`put_text`]; `out_len` is NULL or writable.
+pub(crate) unsafe fn put_whole_text(text: &str, buf: *mut c_char, cap: usize, out_len: *mut usize) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        put_text(text.as_bytes(), buf, cap);
+        put(out_len, text.len());
+    }
+}
+
 /// The string at `text`; None if it is NULL.
 ///
 /// # Safety

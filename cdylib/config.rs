@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 pub(crate) struct Settings {
     /// `SIRE_DISABLE`: hooks pass everything through, `sire_*` answer `Inactive`.
     pub disabled: bool,
-    /// Whether hooks serve regions (`SIRE_HOOK_MODE`, or else `TMS_HOOK_MODE`, is not `torch`).
+    /// Whether hooks serve regions (`SIRE_HOOK_MODE`, or else `TMS_HOOK_MODE`, is neither `torch` nor `allocator`).
     pub hooks: bool,
     /// `SIRE_REGION`: tag of the process-wide region.
     pub region: Option<String>,
@@ -93,9 +93,9 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
 
 /// Whether a mode was chosen in which hooks serve regions.
 fn hook_mode(variables: Variables<'_>, name: &str) -> std::result::Result<Option<bool>, String> {
-    parsed(variables, name, "preload or torch", |text| match text {
+    parsed(variables, name, "preload, torch or allocator", |text| match text {
         "preload" => Some(true),
-        "torch" => Some(false),
+        "torch" | "allocator" => Some(false),
         _ => None,
     })
 }

@@ -304,6 +304,32 @@ sire_status sire_backup_get(const void *ptr, size_t bytes, const void **out_data
 // `token` is NULL or came from `sire_backup_get` and was not given back yet.
 sire_status sire_backup_put(void *token);
 
+// What the cache of a device counts, as a JSON object with the names and meanings of `torch.cuda.memory_stats`
+// (`"allocated_bytes.all.current"`, ...). A text output: call with `cap` 0 to measure.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_memory_stats_json(int32_t device, char *buf, size_t cap, size_t *out_len);
+
+// Every segment and block of the caches of all devices, as a JSON list in the shape of `torch.cuda.memory_snapshot`; each segment also has
+// the `tag` of its region. A text output: call with `cap` 0 to measure.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_memory_snapshot_json(char *buf,
+                                      size_t cap,
+                                      size_t *out_len);
+
+// The peaks of a device's cache are from now on what there is now; with `accumulated`, what has come and gone is counted anew instead.
+sire_status sire_memory_stats_reset(int32_t device,
+                                    bool accumulated);
+
+// Gives the driver what caches hold free; how many bytes goes to `out_bytes`. `SIRE_STATUS_CAPTURING` during a capture.
+//
+// What the caller sees to:
+// `out_bytes` is NULL or writable.
+sire_status sire_empty_cache(size_t *out_bytes);
+
 // Brings automatic backups (`backup` 4) of the tag and what is under it (NULL: everything) from the disk back into host memory, as far as
 // there is room, so that a resume is fast. Changes nothing else. Output: bytes that moved.
 //

@@ -19,6 +19,15 @@ import types as _types
 from typing import Any as _Any
 
 from . import _hooks
+from ._allocator import (
+    Allocator,
+    empty_cache,
+    memory_snapshot,
+    memory_stats,
+    reset_accumulated_memory_stats,
+    reset_peak_memory_stats,
+    use_allocator,
+)
 from ._errors import (
     BackupIoError,
     BusyError,
@@ -61,13 +70,13 @@ from ._progress import Order, Progress, learn_order
 from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
-from ._torch import use_allocator
 from ._transitions import pause, paused, pre_copy, prefetch, promote, resume, switch
 from ._version import __version__
 
 version = __version__
 
 __all__ = [
+    "Allocator",
     "BackupIoError",
     "BusyError",
     "CancelledError",
@@ -100,6 +109,7 @@ __all__ = [
     "cuda_graph",
     "disable",
     "discard",
+    "empty_cache",
     "file_backup",
     "format_size",
     "get_cpu_backup",
@@ -108,6 +118,8 @@ __all__ = [
     "keep_resident",
     "learn_order",
     "library_path",
+    "memory_snapshot",
+    "memory_stats",
     "parse_size",
     "pause",
     "paused",
@@ -115,6 +127,8 @@ __all__ = [
     "prefetch",
     "promote",
     "region",
+    "reset_accumulated_memory_stats",
+    "reset_peak_memory_stats",
     "resume",
     "set_disk_directory",
     "set_margin",
@@ -127,7 +141,7 @@ __all__ = [
 ]
 
 hook_mode: _hooks.HookMode | None
-"""``"preload"`` or ``"torch"``; None while it is neither set nor needed yet."""
+"""``"preload"``, ``"torch"`` or ``"allocator"``; None while it is neither set nor needed yet."""
 
 
 class _Module(_types.ModuleType):

@@ -36,11 +36,11 @@ def cuda_graph(
     if torch is None:
         raise UnsupportedError("cuda_graph captures a torch.cuda.CUDAGraph: import torch first")
     if _torch.whole_process_pluggable(torch):
-        raise UnsupportedError(
-            "a graph's memory comes from a pool, and PyTorch's whole-process pluggable allocator has none; "
-            "use regions without sire.use_allocator()"
-        )
-    pool_id = _torch.pool_of_graph(torch, graph, pool, (tag, region.policy))
+        # The library itself keeps what is captured apart, by the name of PyTorch's pool.
+        _torch.probe_pluggable(torch)
+        pool_id = pool
+    else:
+        pool_id = _torch.pool_of_graph(torch, graph, pool, (tag, region.policy))
     capture = torch.cuda.graph(
         graph, pool=pool_id, stream=stream, capture_error_mode=capture_error_mode, **capture_options
     )

@@ -1,8 +1,9 @@
 """How allocations reach the library in this process, and what makes that impossible.
 
-Two modes. ``preload``: the library was loaded by LD_PRELOAD, and the program's own cudaMalloc arrives in it.
-``torch``: PyTorch is told, per region, to allocate through the library's functions. The mode is decided once,
-at first use: what was set, else SIRE_HOOK_MODE, else TMS_HOOK_MODE, else ``preload`` if the hook is live.
+Three modes. ``preload``: the library was loaded by LD_PRELOAD, and the program's own cudaMalloc arrives in it.
+``torch``: PyTorch is told, per region, to allocate through the library's functions. ``allocator``: the library is
+PyTorch's allocator for everything (`sire.use_allocator`). The mode is decided once, at first use: what was set, else
+SIRE_HOOK_MODE, else TMS_HOOK_MODE, else ``preload`` if the hook is live.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Literal, cast
 from . import _library
 from ._errors import InactiveError, InvalidArgumentError
 
-HookMode = Literal["preload", "torch"]
+HookMode = Literal["preload", "torch", "allocator"]
 
-_MODES = ("preload", "torch")
+_MODES = ("preload", "torch", "allocator")
 _wanted: HookMode | None = None
 _decided: HookMode | None = None
 _deciding = threading.Lock()
@@ -51,14 +52,14 @@ def set_hook_mode(mode: object) -> None:
 
 def _mode(mode: object, source: str) -> HookMode:
     if mode not in _MODES:
-        raise InvalidArgumentError(f"{source} is 'preload' or 'torch', not {mode!r}")
+        raise InvalidArgumentError(f"{source} is 'preload', 'torch' or 'allocator', not {mode!r}")
     return cast(HookMode, mode)
 
 
 def _decide() -> HookMode:
     wanted = _wanted or _wanted_by_environment()
-    if wanted == "torch":
-        return "torch"
+    if wanted in ("torch", "allocator"):
+        return wanted
     if _library.load().hook_live():
         return "preload"
     if wanted == "preload":

@@ -153,6 +153,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_allow_peer": [c_int32, c_int32],
     "sire_set_margin": [c_size_t],
     "sire_set_disk_directory": [c_char_p],
+    "sire_memory_stats_json": [c_int32, c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_memory_snapshot_json": [c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_memory_stats_reset": [c_int32, c_bool],
+    "sire_empty_cache": [POINTER(c_size_t)],
     "sire_trim": [POINTER(c_size_t), POINTER(c_size_t)],
     "sire_hook_probe": [POINTER(c_int32)],
     "sire_stats_json": [c_char_p, c_size_t, POINTER(c_size_t)],
@@ -446,14 +450,37 @@ class Library:
 
     def stats(self) -> dict[str, Any]:
         """Everything observable."""
-        length = c_size_t()
-        self._call("sire_stats_json", None, 0, byref(length))
+        found: dict[str, Any] = json.loads(self._text("sire_stats_json"))
+        return found
+
+    def memory_stats(self, device: int) -> dict[str, int]:
+        """What a device's cache counts."""
+        found: dict[str, int] = json.loads(self._text("sire_memory_stats_json", device))
+        return found
+
+    def memory_snapshot(self) -> list[dict[str, Any]]:
+        """Segments and blocks of all caches."""
+        found: list[dict[str, Any]] = json.loads(self._text("sire_memory_snapshot_json"))
+        return found
+
+    def memory_stats_reset(self, device: int, accumulated: bool) -> None:
+        """Peaks, or what has come and gone, from now on."""
+        self._call("sire_memory_stats_reset", device, accumulated)
+
+    def empty_cache(self) -> int:
+        """Gives the driver what caches hold free; the bytes."""
+        size = c_size_t()
+        self._call("sire_empty_cache", byref(size))
+        return size.value
+
+    def _text(self, name: str, *arguments: Any) -> bytes:
+        """A text output, as long as it has become by the time that it fits."""
+        length = c_size_t(4096)
         while True:
             buffer = ctypes.create_string_buffer(length.value + 1)
-            self._call("sire_stats_json", buffer, length.value + 1, byref(length))
+            self._call(name, *arguments, buffer, length.value + 1, byref(length))
             if length.value < len(buffer):
-                found: dict[str, Any] = json.loads(buffer.value)
-                return found
+                return buffer.value
 
     def capture_begin(self) -> None:
         """A stream capture begins that no hook sees."""

@@ -186,6 +186,7 @@ class Region:
     def _routed(self, torch: Any) -> Iterator[None]:
         if _torch.whole_process_pluggable(torch):
             _torch.probe_pluggable(torch)
+            self._device_of(torch)
             yield
             return
         key, device = (self._tag, self._policy), self._device_of(torch)

@@ -55,13 +55,15 @@ def ready_torch() -> Any | None:
     torch = loaded_torch()
     if torch is None:
         return None
-    _refuse_version(torch)
+    refuse_version(torch)
     if not torch.cuda.is_initialized():
+        if _hooks.hook_mode() == "allocator" and not whole_process_pluggable(torch):
+            become_allocator(torch)
         _initialize(torch)
     return torch
 
 
-def _refuse_version(torch: Any) -> None:
+def refuse_version(torch: Any) -> None:
     version = str(torch.__version__)
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None or (int(match[1]), int(match[2])) < OLDEST_TORCH:
@@ -391,8 +393,14 @@ def whole_process_pluggable(torch: Any) -> bool:
     return bool(torch.cuda.memory.get_allocator_backend() == "pluggable")
 
 
+_is_ours = False
+
+
 def probe_pluggable(torch: Any) -> None:
-    """Raises if the whole-process allocator is somebody else's: a region would do nothing."""
+    """Raises if the whole-process allocator is somebody else's: a region would do nothing. Asked until it is ours."""
+    global _is_ours
+    if _is_ours or _whole is not None:
+        return
     pointer = torch.cuda.caching_allocator_alloc(512)
     try:
         ours = _library.load().owns(int(pointer))
@@ -403,21 +411,25 @@ def probe_pluggable(torch: Any) -> None:
             "PyTorch's allocator was replaced by one that does not lead to Sire, and it offers no pools. "
             "Use sire.use_allocator(), or run under LD_PRELOAD=$(sire path)."
         )
+    _is_ours = True
 
 
-def use_allocator() -> None:
-    """Makes the library PyTorch's only CUDA allocator (torch.cuda.memory.change_current_allocator)."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UnsupportedError(f"use_allocator() needs PyTorch, which cannot be imported: {error}") from error
-    _refuse_version(torch)
-    path = _library.load().path
-    allocator = torch.cuda.memory.CUDAPluggableAllocator(path, "sire_torch_malloc", "sire_torch_free")
-    try:
-        torch.cuda.memory.change_current_allocator(allocator)
-    except RuntimeError as error:
-        raise UnsupportedError(
-            f"PyTorch does not accept another allocator any more: {error}. "
-            "Call sire.use_allocator() once, before anything uses CUDA."
-        ) from error
+def become_allocator(torch: Any) -> None:
+    """Makes the library PyTorch's only CUDA allocator, once."""
+    global _whole
+    with _pluggable_lock:
+        if _whole is not None:
+            return
+        path = _library.load().path
+        allocator = torch.cuda.memory.CUDAPluggableAllocator(path, "sire_torch_malloc", "sire_torch_free")
+        try:
+            torch.cuda.memory.change_current_allocator(allocator)
+        except RuntimeError as error:
+            raise UnsupportedError(
+                f"PyTorch does not accept another allocator any more: {error}. "
+                "Call sire.use_allocator() once, before anything uses CUDA."
+            ) from error
+        _whole = allocator
+
+
+_whole: Any = None

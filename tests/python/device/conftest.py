@@ -16,6 +16,29 @@ import torch
 
 MODE = os.environ.get("SIRE_TEST_MODE", "torch")
 
+if MODE == "allocator":
+    # Before anything uses CUDA.
+    sire.use_allocator()
+
+
+SKIPS = Path(__file__).with_name("allocator_skips.txt")
+
+
+def skips() -> dict[str, str]:
+    """Tests that PyTorch makes impossible in hook mode ``allocator``, and why."""
+    lines = [line for line in SKIPS.read_text().splitlines() if line and not line.startswith("#")]
+    return {test.strip(): why.strip() for test, _, why in (line.partition(":  ") for line in lines)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if MODE != "allocator":
+        return
+    known = skips()
+    for item in items:
+        why = known.get(f"{item.path.name}::{getattr(item, 'originalname', item.name)}")
+        if why is not None:
+            item.add_marker(pytest.mark.skip(reason=why))
+
 
 @pytest.fixture
 def mode() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ def host_used() -> int:
 def open_files() -> int:
     """File descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def stranger(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A tensor in no region: with the library as the whole process's allocator, only `sire.disable` makes one."""
+    import sire
+
+    if os.environ.get("SIRE_TEST_MODE") != "allocator":
+        return make()
+    with sire.disable():
+        return make()
 
 
 def region_bytes(tag: str) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sire
 import torch
-from measure import MIB
+from measure import MIB, stranger
 
 
 def full(value: int, mebibytes: int = 16) -> torch.Tensor:
@@ -66,6 +66,6 @@ def test_a_new_tensor_in_an_old_block_is_copied(tag: str) -> None:
 
 def test_changed_wants_memory_of_a_region(tag: str) -> None:
     with pytest.raises(sire.UnknownAddressError):
-        sire.changed(torch.ones(4, device="cuda"))
+        sire.changed(stranger(lambda: torch.ones(4, device="cuda")))
     with pytest.raises(sire.InvalidArgumentError):
         sire.changed(torch.ones(4))

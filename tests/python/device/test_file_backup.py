@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sire
 import torch
-from measure import MIB, host_used, region_bytes
+from measure import MIB, host_used, region_bytes, stranger
 from weights import content, write
 
 
@@ -142,7 +142,7 @@ def test_a_file_that_was_replaced_or_removed_is_still_there(tag: str, path: Path
 def test_what_does_not_fit_is_named(tag: str, path: Path) -> None:
     with sire.region(tag, backup="file"):
         wide, tall = torch.zeros(6, 4, device="cuda"), torch.zeros(4, 6, device="cuda")
-    outside = torch.zeros(4, device="cuda")
+    outside = stranger(lambda: torch.zeros(4, device="cuda"))
     there = torch.zeros(4)
     write(path, {"wide": wide, "half": wide.half(), "flat": wide.flatten(), "turned": tall.t(), "outside": outside})
     for name, tensor, why in (

@@ -132,8 +132,6 @@ impl Counts {
             ("num_device_free", self.driver_frees),
         ];
         named.extend(single.map(|(name, value)| (name.to_owned(), value)));
-        // PyTorch says so where no limit is set.
-        named.insert("max_split_size".to_owned(), u64::MAX);
         named
     }
 }
