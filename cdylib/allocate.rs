@@ -51,10 +51,9 @@ pub(crate) fn device(number: c_int) -> Result<Device> {
     u32::try_from(number).map(Device).map_err(|_| invalid(format!("device {number} does not exist")))
 }
 
-/// Frees an address that the engine owns.
+/// Frees an address that the engine owns. Who frees so does not say which streams used it: in the engine's cache it waits for the device.
 pub(crate) fn free(process: &Process, ptr: *const c_void) -> Result<()> {
-    let _relaxed = Relaxed::enter(process);
-    process.engine.free(address(ptr), capture::in_progress())
+    free_as(process, ptr, Reuse::AfterDevice)
 }
 
 /// The same; memory of the engine's cache is used again as `reuse` says.

@@ -16,6 +16,8 @@ pub(crate) struct Settings {
     pub disabled: bool,
     /// Whether hooks serve regions (`SIRE_HOOK_MODE`, or else `TMS_HOOK_MODE`, is neither `torch` nor `allocator`).
     pub hooks: bool,
+    /// `SIRE_SLABS`: what hooked functions allocate in regions comes from the engine's cache.
+    pub slabs: bool,
     /// `SIRE_REGION`: tag of the process-wide region.
     pub region: Option<String>,
     /// `SIRE_BACKUP`, if it is set.
@@ -80,6 +82,7 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
     Ok(Settings {
         disabled: flag(variables, "SIRE_DISABLE")?,
         hooks: mode.unwrap_or(true),
+        slabs: flag(variables, "SIRE_SLABS")?,
         region: variables("SIRE_REGION"),
         backup: parsed(variables, "SIRE_BACKUP", "none, cpu, disk, file or auto", parse_backup)?,
         libcuda: variables("SIRE_LIBCUDA").map(PathBuf::from),

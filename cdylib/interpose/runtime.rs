@@ -123,7 +123,8 @@ fn allocate_in(region: RegionId, bytes: usize, stream: *mut c_void, runtime: &Ru
     let process = process::get_with(&|name, version| runtime.driver_function(name, version))?;
     let device = current_device(runtime)?;
     start_runtime(runtime, device);
-    allocate::allocate(process, region, device, bytes, stream)
+    let allocate = if config::get()?.slabs { allocate::from_cache } else { allocate::allocate };
+    allocate(process, region, device, bytes, stream)
 }
 
 fn current_device(runtime: &Runtime) -> Result<c_int> {

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import clean_figures, disk_figures, other_figures, pause_figures, peer, picture, report, simulated_figures
+from . import allocator_figures, clean_figures, disk_figures, other_figures, pause_figures, peer, picture, report, simulated_figures
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
 from .plan import SMOKE, Sizes
@@ -68,6 +68,9 @@ class Bench:
             (("file",), lambda: disk_figures.file(shop, sizes, self.disk_folder())),
             (("scale",), lambda: other_figures.scale(shop, sizes)),
             (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
+            (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
+            (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
+            (tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS), lambda: allocator_figures.traces(shop, sizes, self.scratch)),
             (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
         ]
 

@@ -571,7 +571,7 @@ impl Engine {
     pub fn trim(&self) -> (u64, u64) {
         self.trace.record(|| Event::Trim);
         let machine = &self.machine;
-        let device = machine.release_all() + machine.heap.trim_caches() + machine.heap.reclaim();
+        let device = machine.release_all() + machine.heap.reclaim();
         machine.drop_retained();
         for region in machine.regions.all() {
             drop(lock(&region.room).take());

@@ -493,3 +493,61 @@ fn segments_change_beside_a_transition() {
         shuttle::check_random(once, 20 * schedules());
     }
 }
+
+/// What meets in a cache: two threads that allocate and free there, that make it grow or give back, beside pauses of its region, on a device
+/// that has not enough for everybody's growth at once.
+#[test]
+fn a_cache_serves_threads_beside_pauses() {
+    const MIB: u64 = 1 << 20;
+    type Cached = fn(&World, RegionId) -> Result<(), Error>;
+    fn there_and_back(world: &World, region: RegionId, size: u64, stream: u64) -> Result<(), Error> {
+        let request = Request { stream: ProgramStream(stream), ..World::request(region, size) };
+        let addr = world.engine.allocate_cached(request, PoolNumber::NONE)?;
+        assert!(world.engine.caches(addr));
+        world.engine.record_stream(addr, ProgramStream(9));
+        world.engine.free(addr, false)
+    }
+    const CACHED: [Cached; 5] = [
+        |world, region| there_and_back(world, region, 600, 0),
+        |world, region| there_and_back(world, region, 2 * MIB, 0),
+        |world, region| there_and_back(world, region, 4 * MIB, 1),
+        |world, _| {
+            world.engine.pause(&tag("cached"), PauseOptions::default())?;
+            world.engine.resume(&tag("cached"), ResumeOptions::default()).map(drop)
+        },
+        |world, _| {
+            world.engine.empty_caches();
+            Ok(())
+        },
+    ];
+    fn run_cached(world: &World, region: RegionId, operation: Cached) {
+        for _ in 0..2 {
+            if let Err(error) = operation(world, region) {
+                let fine = [Status::Paused, Status::Busy, Status::OutOfDeviceMemory].contains(&error.status);
+                assert!(fine, "{error}");
+            }
+        }
+    }
+    for first in 0..CACHED.len() {
+        for second in first..CACHED.len() {
+            let once = move || {
+                let mut world = World::with(8 * MIB, MIB);
+                world.cached = true;
+                let region = world.region("cached", policy(Backup::Host));
+                let stays = world.allocate(region, 600).unwrap();
+                world.write(stays);
+                let world = Arc::new(world);
+                let other = Arc::clone(&world);
+                let thread = shuttle::thread::spawn(move || run_cached(&other, region, CACHED[second]));
+                run_cached(&world, region, CACHED[first]);
+                thread.join().unwrap();
+                let mut world = Arc::into_inner(world).unwrap();
+                world.driver.pass_stream(ProgramStream(9));
+                world.resume(&Selection::All).unwrap();
+                world.check();
+                world.check_no_leak();
+            };
+            shuttle::check_random(once, schedules());
+        }
+    }
+}

@@ -72,12 +72,12 @@ impl Cache {
         (free(before) + room + free(after) >= size).then_some(Fit { hole, map: room, with_after: true })
     }
 
-    /// Middling requests bring an eighth of what the arena has already, within limits: fewer driver calls, and little slack.
+    /// Middling requests bring a little of what the arena has already, within limits: fewer driver calls, and hardly any slack.
     fn wish(&self, arena: u32, size: u64, missing: u64) -> u64 {
         if size >= MIDDLING {
             return missing;
         }
-        let share = self.arenas[arena as usize].mapped / 8 / self.granule * self.granule;
+        let share = self.arenas[arena as usize].mapped / 32 / self.granule * self.granule;
         missing.max(share.min(AT_ONCE))
     }
 

@@ -409,14 +409,14 @@ impl Heap {
             + self.caches().map(|depot| depot.bookkeeping()).sum::<u64>()
     }
 
-    /// Gives back what is only cached: the graveyard, and empty slabs. Returns physical bytes given back. Not to be called during a
+    /// Gives back what is only cached: the graveyard, what caches hold free, and empty slabs. Returns physical bytes given back. Not to be called during a
     /// capture; if one has begun nevertheless, nothing is done.
     pub(crate) fn reclaim(&self) -> u64 {
         if self.is_capturing() {
             return 0;
         }
         self.await_readers_of_freed();
-        let bytes = self.exhume();
+        let bytes = self.exhume() + self.trim_caches();
         for device in self.bins.quarantined_devices() {
             // A device that cannot be synchronised keeps its quarantine; its slabs are not empty then.
             let _ = self.synchronize(device);

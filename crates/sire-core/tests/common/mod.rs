@@ -52,6 +52,8 @@ struct State {
     streams: HashMap<u64, (Device, VecDeque<Op>)>,
     /// Event -> (device, ticket last recorded, ticket last passed).
     events: HashMap<u64, (Device, u64, u64)>,
+    /// Points in the program's streams that nothing has passed yet: stream, event, ticket.
+    marks: Vec<(u64, u64, u64)>,
     /// Start -> bytes.
     registered: BTreeMap<usize, usize>,
     lost: Option<String>,
@@ -119,6 +121,16 @@ impl State {
             at += part;
         }
         Ok(())
+    }
+
+    fn pass_marks(&mut self, passes: impl Fn(u64) -> bool) {
+        let (passed, left): (Vec<_>, Vec<_>) = self.marks.drain(..).partition(|(stream, ..)| passes(*stream));
+        self.marks = left;
+        for (_, event, ticket) in passed {
+            if let Some(known) = self.events.get_mut(&event) {
+                known.2 = known.2.max(ticket);
+            }
+        }
     }
 
     fn execute(&mut self, device: Device, op: Op) {
@@ -273,6 +285,11 @@ impl MemDriver {
     /// The same, once `before` calls of it have passed.
     pub fn at_later(&self, verb: &'static str, before: u64, surprise: impl FnOnce() + Send + 'static) {
         *self.1.lock().unwrap() = Some((verb, before, Box::new(surprise)));
+    }
+
+    /// What the program has given to `stream` is done.
+    pub fn pass_stream(&self, stream: ProgramStream) {
+        self.peek_state().pass_marks(|at| at == stream.0);
     }
 
     pub fn set_capturing(&self, capturing: bool) {
@@ -484,6 +501,7 @@ impl Driver for MemDriver {
         assert!(!state.capturing, "synchronize during a capture");
         let streams: Vec<u64> = state.streams.iter().filter(|(_, s)| s.0 == device).map(|(id, _)| *id).collect();
         streams.into_iter().for_each(|stream| state.run(stream, None));
+        state.pass_marks(|_| true);
         state.check_lost("synchronize")
     }
 
@@ -523,6 +541,16 @@ impl Driver for MemDriver {
         known.1 = ticket;
         let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("record", "stream not open") };
         queue.1.push_back(Op::Mark { event: event.0, ticket });
+        Ok(())
+    }
+
+    fn record_on(&self, event: Event, stream: ProgramStream) -> DriverResult<()> {
+        let mut state = self.begin("record_on")?;
+        assert!(!state.capturing, "a point in a stream that may be captured");
+        let ticket = state.id();
+        let Some(known) = state.events.get_mut(&event.0) else { return invalid("record_on", "event not open") };
+        known.1 = ticket;
+        state.marks.push((stream.0, event.0, ticket));
         Ok(())
     }
 

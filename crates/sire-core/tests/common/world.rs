@@ -101,6 +101,8 @@ pub struct World {
     pub engine: Engine,
     pub twins: BTreeMap<Addr, Twin>,
     pub policies: BTreeMap<RegionId, Policy>,
+    /// Allocations come from the engine's cache.
+    pub cached: bool,
     /// Makes every write different.
     seed: u8,
     /// How many files were attached.
@@ -170,7 +172,7 @@ impl World {
             ..Config::default()
         };
         let engine = Engine::new(driver.clone(), config);
-        World { driver, engine, twins: BTreeMap::new(), policies: BTreeMap::new(), seed: 0, attached: 0, dir }
+        World { driver, engine, twins: BTreeMap::new(), policies: BTreeMap::new(), cached: false, seed: 0, attached: 0, dir }
     }
 
     pub fn region(&mut self, tag: &str, policy: Policy) -> RegionId {
@@ -188,7 +190,10 @@ impl World {
     }
 
     pub fn allocate_as(&mut self, request: Request) -> Result<Addr, Error> {
-        let addr = self.engine.allocate(request)?;
+        let addr = match self.cached {
+            true => self.engine.allocate_cached(request, PoolNumber::NONE)?,
+            false => self.engine.allocate(request)?,
+        };
         let size = request.size as usize;
         let overlap = self.twins.range(..Addr(addr.0 + request.size)).next_back();
         assert!(overlap.is_none_or(|(a, t)| a.0 + t.bytes.len() as u64 <= addr.0), "{addr:?} is handed out twice");

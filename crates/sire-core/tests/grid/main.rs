@@ -7,6 +7,7 @@
 mod common;
 
 mod ahead;
+mod caching;
 mod clean;
 mod damage;
 mod engine;

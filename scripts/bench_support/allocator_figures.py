@@ -1,0 +1,89 @@
+"""The whole-process allocator against PyTorch's own: the same calls, on the same device, in the same run, one process after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .figures import MIB, Figure, Target, Unmeasurable, Wrong, ways
+from .plan import Sizes
+from .workshop import ROOT, Workshop
+
+CHILD = Path(__file__).with_name("allocator_child.py")
+PAIR_SIZES = (4096, 65536, 1 << 20, 16 << 20)
+WORKLOADS = ("training", "checkpointed", "inference", "beams")
+THREADS = 8
+
+Answer = dict[str, float]
+
+
+def ask(shop: Workshop, side: str, *arguments: str) -> Answer:
+    """One process of one side; its answer."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SIRE_", "TMS_", "LD_PRELOAD"))}
+    kept |= {"SIRE_LIBRARY": str(shop.sire.library), "PYTHONPATH": str(ROOT / "python-shim" / "src"), "OMP_NUM_THREADS": "1"}
+    kept |= {"SIRE_SIM_MEMORY": str(3072 * MIB), "SIRE_SIM_POISON": "off", "SIRE_LOG": "error"}
+    command = [sys.executable, str(CHILD), side, *arguments]
+    done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        if "No module named 'torch'" in last or "CUDA" in last:
+            raise Unmeasurable(f"needs PyTorch on a device (scripts/test --only env makes one): {last}")
+        raise Wrong(f"{CHILD.name} {side} {' '.join(arguments)} failed: {last}")
+    answer: Answer = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def both(shop: Workshop, repeats: int, *arguments: str) -> list[tuple[Answer, Answer]]:
+    """Ours and PyTorch's, one right after the other, in turns."""
+    found = []
+    for other_first in ways(repeats):
+        sides = ("native", "sire") if other_first else ("sire", "native")
+        answers = {side: ask(shop, side, *arguments) for side in sides}
+        found.append((answers["sire"], answers["native"]))
+    return found
+
+
+def calls(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """An allocation of a cached size and its free, by PyTorch's own call and by torch.empty."""
+    figures = []
+    for command, name, limit, note in (
+        ("pairs", "pair", 0.8, "PyTorch's raw allocate and free of a cached size"),
+        ("empty", "empty", 1.0, "torch.empty less the same on the meta device"),
+    ):
+        answers = both(shop, sizes.repeats, command, str(sizes.calls), *map(str, PAIR_SIZES))
+        for size in map(str, PAIR_SIZES):
+            ours, theirs = ([answer[side][size] for answer in answers] for side in (0, 1))
+            figure = Figure(f"alloc.{size}.{name}_vs_native", "ns", ours, theirs, target=Target("ratio", at_most=limit))
+            figure.notes.append(f"{note}; ceiling: PyTorch's own allocator; less is better")
+            figures.append(figure)
+    return figures
+
+
+def threads(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """Several threads that free and allocate at the same time."""
+    answers = both(shop, sizes.repeats, "threads", str(THREADS), str(sizes.calls), "4096")
+    ours, theirs = ([answer[side]["seconds"] * 1e3 for answer in answers] for side in (0, 1))
+    figure = Figure(f"threads{THREADS}.vs_native", "ms", ours, theirs, target=Target("ratio", at_most=1.0))
+    figure.notes.append(f"{THREADS} threads of Python, {sizes.calls} pairs each; ceiling: PyTorch's own allocator; less is better")
+    return [figure]
+
+
+def traces(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
+    """The allocations of real workloads, recorded under PyTorch's allocator and replayed on both, sixteen times as large."""
+    figures = []
+    for name in WORKLOADS:
+        file = folder / f"{name}.allocations"
+        ask(shop, "native", "record", name, str(file))
+        answers = both(shop, sizes.repeats, "replay", str(file))
+        ours, theirs = ([answer[side]["reserved"] / MIB for answer in answers] for side in (0, 1))
+        reserved = Figure(f"trace.{name}.reserved_vs_native", "MiB", ours, theirs, target=Target("ratio", at_most=1.0))
+        used = answers[0][0]["allocated"] / MIB
+        reserved.notes.append(f"most memory held at once, for {used:.0f} MiB in use; ceiling: PyTorch's own allocator; less is better")
+        ours, theirs = ([answer[side]["later"] * 1e3 for answer in answers] for side in (0, 1))
+        times = Figure(f"trace.{name}.time_vs_native", "ms", ours, theirs)
+        times.notes.append(f"{answers[0][0]['calls']:.0f} calls, Python's loop included; ceiling: PyTorch's own allocator; less is better")
+        figures += [reserved, times]
+    return figures
