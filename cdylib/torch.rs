@@ -197,9 +197,8 @@ pub extern "C" fn sire_torch_set_memory_fraction(fraction: f64, device: c_int) {
 /// `out_bytes` is NULL or writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sire_torch_base_allocation(ptr: *mut c_void, out_bytes: *mut usize) -> *mut c_void {
-    let found = process::started().and_then(|process| {
-        catch(|| Ok(process.engine.allocation(allocate::address(ptr)))).ok().flatten()
-    });
+    let found = process::started()
+        .and_then(|process| catch(|| Ok(process.engine.allocation(allocate::address(ptr)))).ok().flatten());
     let (base, bytes) = found.map_or((ptr, 0), |(base, bytes, ..)| (allocate::pointer(base), bytes as usize));
     // SAFETY: the caller's promise.
     unsafe { boundary::put(out_bytes, bytes) };

@@ -58,8 +58,7 @@ pub unsafe extern "C" fn sire_empty_cache(out_bytes: *mut usize) -> sire_status 
     call(|| {
         let process = process::get()?;
         if capture::in_progress() {
-            let why =
-                "cannot empty the cache while a CUDA graph is being captured: it would wait for the device; end the capture first";
+            let why = "cannot empty the cache while a CUDA graph is being captured: it would wait for the device; end the capture first";
             return Err(Error::new(Status::Capturing, why));
         }
         let bytes = process.engine.empty_caches();

@@ -59,6 +59,10 @@ def test_lazy(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("lazy.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="128MiB", SIRE_LOG="off"))
 
 
+def test_slabs(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("slabs.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="128MiB", SIRE_LOG="off", SIRE_SLABS="1"))
+
+
 def test_progress(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("progress.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

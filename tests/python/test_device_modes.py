@@ -1,4 +1,4 @@
-"""Runs ``device/`` with real PyTorch: every file in a process of its own, once per hook mode.
+"""Runs ``device/`` with real PyTorch: every file in a process of its own, in each hook mode.
 
 The interpreter must have PyTorch and a device, real or the software one; otherwise these are skipped and say so.
 """
@@ -16,6 +16,20 @@ import sire
 
 HERE = Path(__file__).resolve().parent
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
+# Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
+DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py")
+
+
+def runs() -> list[tuple[str, str]]:
+    """(mode, file): those that were asked for, else both modes with all files and the third with some."""
+    wanted = os.environ.get("SIRE_TEST_HOOK_MODES")
+    if wanted:
+        return [(mode, file) for mode in wanted.split(",") for file in FILES]
+    everywhere = [(mode, file) for mode in ("preload", "torch") for file in FILES]
+    return everywhere + [("allocator", file) for file in DIFFERENT]
+
+
+RUNS = runs()
 
 
 @functools.cache
@@ -40,8 +54,7 @@ def environment(**extra: str) -> dict[str, str]:
     return variables | extra
 
 
-@pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("mode", ["torch", "preload"])
+@pytest.mark.parametrize(("mode", "file"), RUNS)
 def test_on_device(mode: str, file: str) -> None:
     reason = why_not()
     if reason is not None:

@@ -24,11 +24,11 @@ use std::time::Duration;
 
 mod caching;
 
-pub use caching::PoolNumber;
 pub use crate::terms::{
     Backup, BackupView, Clean, Compress, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
     ResumeOptions, Retention, Reuse, Selection, State, SwitchOptions, Tended,
 };
+pub use caching::PoolNumber;
 
 /// The engine: one per process. All functions may be called from any thread.
 #[derive(Debug)]

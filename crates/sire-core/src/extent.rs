@@ -432,7 +432,9 @@ impl Extent {
     pub(crate) fn figures(&self) -> Figures {
         let (allocations, requested) = match &self.slab {
             Some(slab) => (slab.live() as u64, slab.requested()),
-            None if self.cached.is_some() => self.cached.as_ref().map_or((0, 0), |depot| depot.figures(&self.addresses())),
+            None if self.cached.is_some() => {
+                self.cached.as_ref().map_or((0, 0), |depot| depot.figures(&self.addresses()))
+            }
             None if self.is_freed() => (0, 0),
             None => (1, self.requested),
         };

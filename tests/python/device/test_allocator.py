@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import MODE, skips
 
 HERE = Path(__file__).resolve().parent
@@ -278,7 +279,8 @@ assert torch.cuda.memory_stats()['allocated_bytes.all.freed'] == 0
 snapshot = torch.cuda.memory_snapshot()
 [segment] = [s for s in snapshot if s['segment_type'] == 'small']
 assert segment['allocated_size'] == 512 and segment['tag'] == 'default'
-assert segment['blocks'][0] == {'address': b.data_ptr(), 'size': 512, 'requested_size': 400, 'state': 'active_allocated', 'frames': []}
+block = {'address': b.data_ptr(), 'size': 512, 'requested_size': 400, 'state': 'active_allocated', 'frames': []}
+assert segment['blocks'][0] == block
 assert sum(block['size'] for s in snapshot for block in s['blocks']) == torch.cuda.memory_reserved()
 assert 'Allocated memory' in torch.cuda.memory_summary()
 torch.cuda.empty_cache()

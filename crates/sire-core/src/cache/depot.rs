@@ -91,7 +91,13 @@ impl Depot {
             spare: Vec::new(),
             pools: BTreeMap::new(),
         };
-        Depot { device, granule, state: Mutex::new(state), waits: AtomicBool::new(false), remarks: AtomicBool::new(false) }
+        Depot {
+            device,
+            granule,
+            state: Mutex::new(state),
+            waits: AtomicBool::new(false),
+            remarks: AtomicBool::new(false),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -63,7 +63,9 @@ impl Cache {
         let Block { size: room, before, after, .. } = *self.blocks.get(hole);
         let free = |index: Index| match index {
             NONE => 0,
-            index => Some(self.blocks.get(index)).filter(|block| block.kind == Kind::Free).map_or(0, |block| block.size),
+            index => {
+                Some(self.blocks.get(index)).filter(|block| block.kind == Kind::Free).map_or(0, |block| block.size)
+            }
         };
         let missing = size.saturating_sub(free(before)).max(1).next_multiple_of(self.granule);
         if missing <= room {

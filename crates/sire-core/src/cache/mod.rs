@@ -147,7 +147,16 @@ impl Cache {
     pub(crate) fn add_arena(&mut self, key: Key) -> u32 {
         let arena = self.arenas.len() as u32;
         let (bins, pieces) = (Bins::new(), BTreeMap::new());
-        self.arenas.push(Arena { key, bins, holes: List::EMPTY, warm: NONE, pieces, mapped: 0, version: 0, live: None });
+        self.arenas.push(Arena {
+            key,
+            bins,
+            holes: List::EMPTY,
+            warm: NONE,
+            pieces,
+            mapped: 0,
+            version: 0,
+            live: None,
+        });
         self.keys.insert(key, arena);
         arena
     }

@@ -1,8 +1,8 @@
 //! What a cache tells: which addresses the program uses (a pause saves nothing else), and lists of segments and blocks in the shape of PyTorch's
 //! memory snapshot.
 
-use super::blocks::{Index, Kind, NONE};
 use super::Cache;
+use super::blocks::{Index, Kind, NONE};
 use serde::Serialize;
 use std::ops::Range;
 use std::sync::Arc;
@@ -68,7 +68,8 @@ impl Cache {
         {
             return Arc::clone(live);
         }
-        let used = self.walk(number).into_iter().map(|index| self.blocks.get(index)).filter(|block| block.kind == Kind::Used);
+        let used =
+            self.walk(number).into_iter().map(|index| self.blocks.get(index)).filter(|block| block.kind == Kind::Used);
         let live: Arc<[Live]> = used.map(|block| Live { start: block.start, requested: block.requested }).collect();
         let arena = &mut self.arenas[number as usize];
         arena.live = Some((arena.version, Arc::clone(&live)));
@@ -93,7 +94,9 @@ impl Cache {
             let mut open: Option<Segment> = None;
             for index in self.walk(arena) {
                 let block = self.blocks.get(index);
-                if matches!(block.kind, Kind::Hole | Kind::Moving) || open.as_ref().is_some_and(|s| s.address + s.total_size != block.start) {
+                if matches!(block.kind, Kind::Hole | Kind::Moving)
+                    || open.as_ref().is_some_and(|s| s.address + s.total_size != block.start)
+                {
                     segments.extend(open.take());
                 }
                 if !matches!(block.kind, Kind::Hole | Kind::Moving) {

@@ -1,5 +1,6 @@
 //! The cache against a naive twin: random lives of a few arenas, with memory that sometimes does not come and sometimes does not go. The twin knows only which
 //! addresses the program was given, and finds everything else by looking at every block.
+#![allow(clippy::expect_used, clippy::panic)]
 
 use super::blocks::{Block, Index, Kind, NONE, UNIT};
 use super::*;
@@ -30,13 +31,29 @@ struct Twin {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Allocate { arena: u8, size: u64, fails: bool, stuck: bool },
-    Free { which: usize, later: bool },
-    Record { which: usize, stream: u64 },
+    Allocate {
+        arena: u8,
+        size: u64,
+        fails: bool,
+        stuck: bool,
+    },
+    Free {
+        which: usize,
+        later: bool,
+    },
+    Record {
+        which: usize,
+        stream: u64,
+    },
     Pass(usize),
-    Trim { enough: u64 },
+    Trim {
+        enough: u64,
+    },
     /// Of what is leaving, some goes and some stays.
-    Decide { which: usize, stays: bool },
+    Decide {
+        which: usize,
+        stays: bool,
+    },
     Limit(Option<u64>),
     GiveBackAddresses,
 }
@@ -110,7 +127,7 @@ impl Twin {
             }
         };
         let map = growth.map.clone();
-        assert!(map.start % GRANULE == 0 && map.end % GRANULE == 0 && map.end - map.start < size + GRANULE, "{map:?}");
+        assert!((map.start | map.end).is_multiple_of(GRANULE) && map.end - map.start < size + GRANULE, "{map:?}");
         let middle = map.start + (map.end - map.start) / GRANULE / 2 * GRANULE;
         let mut pieces = vec![map.start..middle, middle..map.end];
         pieces.retain(|piece| !piece.is_empty());
@@ -194,7 +211,9 @@ impl Twin {
         if let Some(held) = used.get(which % used.len().max(1)) {
             match self.cache.free(held.start).expect("it was the program's") {
                 Freed::Ready => self.held.retain(|other| other != held),
-                Freed::After(_) => self.held.iter_mut().filter(|other| *other == held).for_each(|other| other.waits = true),
+                Freed::After(_) => {
+                    self.held.iter_mut().filter(|other| *other == held).for_each(|other| other.waits = true)
+                }
             }
         }
     }
@@ -232,7 +251,7 @@ impl Twin {
             let there = |index: Index| (index != NONE).then_some(index);
             for index in std::iter::successors(there(reservation.first), |&i| there(cache.blocks.get(i).after)) {
                 let block = *cache.blocks.get(index);
-                assert!(block.start == at && block.size > 0 && block.start % UNIT == 0 && block.size % UNIT == 0);
+                assert!(block.start == at && block.size > 0 && (block.start | block.size).is_multiple_of(UNIT));
                 let alike = |kind| before.is_some_and(|b| b.kind == kind) && block.kind == kind;
                 assert!(!alike(Kind::Free) && !alike(Kind::Hole), "neighbours were not joined at {at:#x}");
                 let mut add = |figure: Figure, by: u64| sums[figure as usize] += by;

@@ -1,6 +1,6 @@
 //! The engine as a caching allocator: for programs that allocate far more often than a driver should be asked, such as PyTorch with every tensor.
 
-use super::{Engine, Request, RegionId, Reuse};
+use super::{Engine, RegionId, Request, Reuse};
 use crate::driver::{Addr, Device, ProgramStream};
 use crate::error::{Error, Result, Status};
 use crate::sync::Ordering;
@@ -55,7 +55,8 @@ impl Engine {
             let what = format!("allocate in region '{}'", region.tag);
             return Err(heap.short_of(request.device, request.size, &what));
         }
-        let grow = || heap.take_cached(request, pool.0).map_or_else(|| heap.allocate_cached(request, pool.0, &region), Ok);
+        let grow =
+            || heap.take_cached(request, pool.0).map_or_else(|| heap.allocate_cached(request, pool.0, &region), Ok);
         let outcome = self.or_make_way(request, grow);
         if outcome.as_ref().is_err_and(|error| error.status == Status::OutOfDeviceMemory) {
             heap.depot(request.device)?.counts(|counts| counts.out_of_memory += 1);
@@ -139,9 +140,10 @@ impl Engine {
     /// # Errors
     /// `InvalidArgument` if there is no such device; the driver's.
     pub fn reset_memory_stats(&self, device: Device, accumulated: bool) -> Result<()> {
-        self.machine.heap.depot(device)?.counts(|counts| {
-            if accumulated { counts.reset_accumulated() } else { counts.reset_peaks() }
-        });
+        self.machine
+            .heap
+            .depot(device)?
+            .counts(|counts| if accumulated { counts.reset_accumulated() } else { counts.reset_peaks() });
         Ok(())
     }
 

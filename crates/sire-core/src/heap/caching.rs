@@ -6,7 +6,7 @@
 
 use super::{Heap, doing};
 use crate::cache::{Depot, Door, Freed, Growth, Key, Quick, Step, Waiting};
-use crate::driver::{Addr, Device, ProgramStream};
+use crate::driver::{Addr, Device, Event, ProgramStream};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Extent, Freed as FreedExtent};
 use crate::ranges::Ranges;
@@ -95,10 +95,12 @@ impl Heap {
         let key = Key::of(request.region, request.stream, pool, request.size);
         let arena = depot.arena(key, || Door { open: region.door(), tells: region.may_be_clean() });
         // A program that frees more than it can reuse waits for the device before it takes more.
-        if !request.capturing && depot.has_quarantine() && self.collect(&depot).is_ok() {
-            if let Some(addr) = self.take_cached(request, pool) {
-                return Ok(addr);
-            }
+        if !request.capturing
+            && depot.has_quarantine()
+            && self.collect(&depot).is_ok()
+            && let Some(addr) = self.take_cached(request, pool)
+        {
+            return Ok(addr);
         }
         let mut pressure = 0;
         loop {
@@ -261,8 +263,7 @@ impl Heap {
     fn mark(&self, depot: &Depot, start: u64, streams: &[ProgramStream]) {
         let mut points = Vec::new();
         for &stream in streams {
-            let event = depot.spare_event().map_or_else(|| self.driver.open_event(depot.device), Ok);
-            match event.and_then(|event| self.driver.record_on(event, stream).map_err(|e| (depot.put_event(event), e).1).map(|()| event)) {
+            match self.mark_one(depot, stream) {
                 Ok(event) => points.push((event, stream)),
                 Err(_) => {
                     points.into_iter().for_each(|(event, _)| depot.put_event(event));
@@ -271,6 +272,15 @@ impl Heap {
             }
         }
         depot.wait_for(start, points);
+    }
+
+    fn mark_one(&self, depot: &Depot, stream: ProgramStream) -> Result<Event> {
+        let event = match depot.spare_event() {
+            Some(event) => event,
+            None => self.driver.open_event(depot.device)?,
+        };
+        self.driver.record_on(event, stream).inspect_err(|_| depot.put_event(event))?;
+        Ok(event)
     }
 
     /// Gives out again what streams have passed. Not to be called during a capture.

@@ -7,9 +7,9 @@ pub(crate) mod mappings;
 pub(crate) mod reading;
 mod slabs;
 
+use crate::cache::Depot;
 use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
-use crate::cache::Depot;
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
 use crate::notices::Notices;
 use crate::region::Region;

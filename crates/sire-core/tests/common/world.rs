@@ -172,7 +172,16 @@ impl World {
             ..Config::default()
         };
         let engine = Engine::new(driver.clone(), config);
-        World { driver, engine, twins: BTreeMap::new(), policies: BTreeMap::new(), cached: false, seed: 0, attached: 0, dir }
+        World {
+            driver,
+            engine,
+            twins: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            cached: false,
+            seed: 0,
+            attached: 0,
+            dir,
+        }
     }
 
     pub fn region(&mut self, tag: &str, policy: Policy) -> RegionId {

@@ -35,7 +35,7 @@ fn what_is_freed_is_given_out_again_without_a_driver_call() {
     let region = world.region("a", policy(Backup::Host));
     let sizes = [1, 512, 5000, MIB, MIB + 1, 5 * MIB];
     let addrs: Vec<Addr> = sizes.iter().map(|&size| world.allocate(region, size).unwrap()).collect();
-    assert!(addrs.iter().all(|addr| addr.0 % 512 == 0));
+    assert!(addrs.iter().all(|addr| addr.0.is_multiple_of(512)));
     let calls = world.driver.calls();
     for (&size, &addr) in sizes.iter().zip(&addrs) {
         world.free(addr).unwrap();
