@@ -68,10 +68,20 @@ class Bench:
             (("file",), lambda: disk_figures.file(shop, sizes, self.disk_folder())),
             (("scale",), lambda: other_figures.scale(shop, sizes)),
             (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
+            *self.allocator(),
+            (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
+        ]
+
+    def allocator(self) -> list[tuple[tuple[str, ...], Measure]]:
+        """Against PyTorch's own allocator. Each is a dozen processes with PyTorch: too many to show that everything works."""
+        if self.options.smoke and not self.options.only:
+            return []
+        shop, sizes = self.shop, self.sizes
+        workloads = tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS)
+        return [
             (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
             (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
-            (tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS), lambda: allocator_figures.traces(shop, sizes, self.scratch)),
-            (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
+            (workloads, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
         ]
 
     def disk_folder(self) -> Path:
