@@ -19,7 +19,8 @@ from measure import MIB
 
 # The ways in which allocations come to Sire have nothing to do with it: one is enough.
 pytestmark = pytest.mark.skipif(
-    os.environ.get("SIRE_TEST_MODE") == "preload", reason="tiers do not know how memory was heard of; mode torch shows them"
+    os.environ.get("SIRE_TEST_MODE") == "preload",
+    reason="tiers do not know how memory was heard of; mode torch shows them",
 )
 
 PROGRAM = Path(__file__).resolve().with_name("worker_program.py")
