@@ -15,7 +15,7 @@ const STEPS: u32 = 5;
 /// Classes: enough for 2^44 bytes.
 const CLASSES: usize = 1024;
 /// So many blocks of one class are looked at for the best one: beyond, a block of the next class is as good.
-const LOOKED_AT: usize = 512;
+const LOOKED_AT: usize = 128;
 
 /// Names a block.
 pub(super) type Index = u32;
@@ -241,24 +241,16 @@ impl Bins {
         }
     }
 
-    /// The smallest free block of `size` bytes or more, the newest of equals; of a class with very many, one of about that size.
+    /// The smallest free block of `size` bytes or more, the lowest of equals; of a class with very many, one of about that size.
     pub(super) fn find(&self, blocks: &Blocks, size: u64) -> Option<Index> {
         let class = class_of(size);
         self.best_of(blocks, class, size).or_else(|| self.best_of(blocks, self.filled_from(class + 1)?, size))
     }
 
     fn best_of(&self, blocks: &Blocks, class: usize, size: u64) -> Option<Index> {
-        let mut best: Option<(u64, Index)> = None;
-        for index in self.lists[class].iter(blocks).take(LOOKED_AT) {
-            let has = blocks.get(index).size;
-            if has == size {
-                return Some(index);
-            }
-            if has > size && best.is_none_or(|(smallest, _)| has < smallest) {
-                best = Some((has, index));
-            }
-        }
-        best.map(|(_, index)| index)
+        let looked_at = self.lists[class].iter(blocks).take(LOOKED_AT);
+        let enough = looked_at.map(|index| (blocks.get(index), index)).filter(|(block, _)| block.size >= size);
+        enough.min_by_key(|(block, _)| (block.size, block.start)).map(|(_, index)| index)
     }
 
     fn filled_from(&self, class: usize) -> Option<usize> {
