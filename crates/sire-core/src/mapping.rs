@@ -13,6 +13,8 @@ pub struct Handle(pub u64);
 struct Terms {
     /// At most one entry per device.
     access: Vec<Access>,
+    /// What the program has said since, which whoever claims the extent next takes over.
+    asked: Vec<Access>,
     held: Option<&'static str>,
 }
 
@@ -34,11 +36,19 @@ impl Mapping {
         lock(&self.terms).access.clone()
     }
 
-    /// Notes who may touch it from now on, besides those who may already.
+    /// Notes who may touch it, besides those who may already, once [`Mapping::take_over`] is called: a transition that has the extent does not
+    /// take memory for open that the driver has not opened yet.
     pub(crate) fn allow(&self, more: &[Access]) {
-        let access = &mut lock(&self.terms).access;
-        access.retain(|old| more.iter().all(|new| new.device != old.device));
-        access.extend(more);
+        lock(&self.terms).asked.extend(more);
+    }
+
+    /// From now on those may touch it. To be called by whoever has claimed the extent and gives them access, at once or when there is memory.
+    pub(crate) fn take_over(&self) {
+        let Terms { access, asked, .. } = &mut *lock(&self.terms);
+        for new in asked.drain(..) {
+            access.retain(|old| old.device != new.device);
+            access.push(new);
+        }
     }
 
     /// Whether work on `device` may read and write it.

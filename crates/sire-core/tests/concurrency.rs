@@ -528,8 +528,8 @@ fn a_cache_serves_threads_beside_pauses() {
             }
         }
     }
-    for first in 0..CACHED.len() {
-        for second in first..CACHED.len() {
+    for (number, first) in CACHED.into_iter().enumerate() {
+        for second in CACHED.into_iter().skip(number) {
             let once = move || {
                 let mut world = World::with(8 * MIB, MIB);
                 world.cached = true;
@@ -538,8 +538,8 @@ fn a_cache_serves_threads_beside_pauses() {
                 world.write(stays);
                 let world = Arc::new(world);
                 let other = Arc::clone(&world);
-                let thread = shuttle::thread::spawn(move || run_cached(&other, region, CACHED[second]));
-                run_cached(&world, region, CACHED[first]);
+                let thread = shuttle::thread::spawn(move || run_cached(&other, region, second));
+                run_cached(&world, region, first);
                 thread.join().unwrap();
                 let mut world = Arc::into_inner(world).unwrap();
                 world.driver.pass_stream(ProgramStream(9));

@@ -107,7 +107,9 @@ impl Heap {
         let mut claims = Vec::new();
         for extent in extents {
             extent.mapping.iter().for_each(|mapping| mapping.allow(access));
-            claims.extend(extent.refresh_access());
+            let claim = extent.refresh_access();
+            claim.iter().filter_map(|claim| claim.extent.mapping.as_ref()).for_each(Mapping::take_over);
+            claims.extend(claim);
         }
         let is_mapped = |claim: &Claim| claim.chunks.iter().all(|chunk| chunk.mapped);
         let joined =

@@ -11,6 +11,7 @@ use crate::cache::Depot;
 use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
+use crate::mapping::Mapping;
 use crate::notices::Notices;
 use crate::region::Region;
 use crate::registry::{PAGE, Pages, Registry};
@@ -283,6 +284,7 @@ impl Heap {
                 Ok(()) => return,
                 Err(Unfinished::Freed(claim)) => return self.finish_free(claim),
                 Err(Unfinished::AccessStale(claim)) => {
+                    claim.extent.mapping.iter().for_each(Mapping::take_over);
                     if let Err(e) = self.set_access(&claim).or_else(|_| self.set_access(&claim)) {
                         self.notices.add(format!("a peer has no access to memory at {:?}: {e}", claim.extent.base));
                     }
