@@ -190,7 +190,7 @@ _COMMITS = frozenset(
     )
 )
 """Names of `sire.models.commits`, likewise."""
-_SUBPACKAGES = frozenset(("compat", "memory", "models", "slyce"))
+_SUBPACKAGES = frozenset(("compat", "memory", "models", "slyce", "vllm"))
 
 
 def __getattr__(name: str) -> _Any:

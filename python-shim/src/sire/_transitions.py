@@ -39,7 +39,7 @@ def pause(tag: str | None = None, *, live_only: bool = True, release: Release = 
     if release not in ("now", "lazy"):
         raise InvalidArgumentError(f"release is 'now' or 'lazy', not {release!r}")
     encoded = encode_selection(tag)
-    library = _ready("pause")
+    library = ready("pause")
     blocks = _blocks.block_map() if live_only else None
     fields = _interrupt.run(lambda: library.pause(encoded, blocks, lazy=release == "lazy"), library.cancel)
     return Report("pause", tag, **fields, notes=tuple(blocks.notes) if blocks else ())
@@ -57,7 +57,7 @@ def pre_copy(tag: str | None = None) -> Report:
     that comes meanwhile goes first. Ctrl-C, or a lack of host memory, ends the call; what was copied stays.
     """
     encoded = encode_selection(tag)
-    library = _ready("pre-copy")
+    library = ready("pre-copy")
     return Report("pre_copy", tag, **_interrupt.run(lambda: library.pre_copy(encoded), library.cancel))
 
 
@@ -91,7 +91,7 @@ def resume(
     encoded = encode_selection(tag)
     seconds = _seconds(wait)
     ranges = order_ranges(order)
-    library = _ready("resume")
+    library = ready("resume")
     if non_blocking:
         return Progress(library, library.resume_start(encoded, seconds, ranges), tag)
     fields = _interrupt.run(lambda: library.resume(encoded, seconds, ranges), library.cancel)
@@ -125,7 +125,7 @@ def promote(tag: str | None = None) -> int:
     For a tag that will be resumed soon, but not yet: its memory on the device stays away. Returns the bytes that moved.
     """
     encoded = encode_selection(tag)
-    return _ready("promote").promote(encoded)
+    return ready("promote").promote(encoded)
 
 
 def switch(*, pause: str, resume: str, live_only: bool = True) -> tuple[Report, Report]:
@@ -136,7 +136,7 @@ def switch(*, pause: str, resume: str, live_only: bool = True) -> tuple[Report, 
     memory that somebody else holds. ``live_only`` is as for `pause`.
     """
     leaving, coming = encode_tag(pause), encode_tag(resume)
-    library = _ready("switch")
+    library = ready("switch")
     blocks = _blocks.block_map() if live_only else None
     left, came = _interrupt.run(lambda: library.switch(leaving, coming, blocks), library.cancel)
     notes = tuple(blocks.notes) if blocks else ()
@@ -153,7 +153,8 @@ def paused(tag: str | None = None, *, wait: float = 0.0) -> Iterator[Report]:
         resume(tag, wait=wait)
 
 
-def _ready(action: str) -> _library.Library:
+def ready(action: str) -> _library.Library:
+    """The library, for a pause or resume; refused while a graph is being captured."""
     _hooks.hook_mode()
     if _torch.capturing():
         raise CapturingError(
