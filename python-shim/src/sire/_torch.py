@@ -388,6 +388,19 @@ def _shared_pool(torch: Any, key: PoolKey, index: int) -> Pool:
 # --- the whole process -----------------------------------------------------------------------------------
 
 
+def free_in_cache(torch: Any, device: int) -> int:
+    """Bytes of a device that a cache holds and no tensor uses: PyTorch's, or ours where that took its place."""
+    names = ("reserved_bytes", "active_bytes")
+    if whole_process_pluggable(torch):
+        counters = _library.load().memory_stats(device)
+        reserved, active = (counters[f"{name}.all.current"] for name in names)
+    else:
+        # The counters themselves: PyTorch's functions make a table of a hundred of them first.
+        stats = torch._C._cuda_memoryStats(device)
+        reserved, active = (stats[name]["all"]["current"] for name in names)
+    return max(0, int(reserved) - int(active))
+
+
 def whole_process_pluggable(torch: Any) -> bool:
     """Whether PyTorch's allocator was replaced as a whole, so that there is no cache and no pool."""
     return bool(torch.cuda.memory.get_allocator_backend() == "pluggable")

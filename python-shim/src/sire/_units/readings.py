@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import _torch
+
 # PyTorch takes memory in pieces of 20 MiB: less left free than that is none for it.
 _LEAST_HEADROOM = 24 << 20
 
@@ -56,11 +58,7 @@ def read_gpu(index: int) -> Usage:
     import torch
 
     free, total = torch.cuda.mem_get_info(index)
-    # As torch.cuda.memory_reserved, which makes a table of all statistics first.
-    stats = torch._C._cuda_memoryStats(index)
-    reserved, allocated = (stats[name]["all"]["current"] for name in ("reserved_bytes", "allocated_bytes"))
-    cached = reserved - allocated
-    return Usage(int(total), min(int(total), int(free) + max(0, cached)))
+    return Usage(int(total), min(int(total), int(free) + _torch.free_in_cache(torch, index)))
 
 
 def read_cpu() -> Usage:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _library
+from .. import _library, _torch
 from .._errors import InvalidArgumentError, OutOfMemoryError, SireError
 from .._sizes import Size, format_size, parse_size
 from ._events import log
@@ -210,10 +210,7 @@ class ResourcePoolCUDA(ResourcePool):
         import torch
 
         free, _ = torch.cuda.mem_get_info(self._device)
-        # The counters themselves: PyTorch's functions make a table of a hundred of them first.
-        counters = torch._C._cuda_memoryStats(self._device.index)
-        reserved, active = (counters[name]["all"]["current"] for name in ("reserved_bytes", "active_bytes"))
-        return int(free) + max(0, int(reserved) - int(active))
+        return int(free) + _torch.free_in_cache(torch, self._device.index)
 
     def get_pool_used_size(self) -> int:
         """Bytes that users hold: the library is asked once for what their tags have."""
