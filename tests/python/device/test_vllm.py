@@ -179,6 +179,24 @@ def test_waking_without_room_is_a_typed_error_and_can_be_repeated(worker: Any) -
     assert all(torch.equal(now, then) for now, then in zip(weights_of(worker), weights, strict=True))
 
 
+@pytest.mark.skipif(not on_software_device(), reason="fills the device")
+def test_of_several_tags_those_before_the_failure_are_awake(worker: Any) -> None:
+    weights = weights_of(worker)
+    worker.sleep(1)
+    free, _ = torch.cuda.mem_get_info()
+    with sire.disable():
+        thief = torch.empty(free - WEIGHTS - 40 * MIB, dtype=torch.uint8, device="cuda")
+    with pytest.raises(sire.OutOfMemoryError):
+        worker.wake_up(["weights", "kv_cache"])
+    assert all(torch.equal(now, then) for now, then in zip(weights_of(worker), weights, strict=True))
+    assert allocator().asleep
+    del thief
+    torch.cuda.empty_cache()
+    worker.wake_up(["weights", "kv_cache"])
+    assert not allocator().asleep
+    worker.kv_cache.fill_(1)
+
+
 def test_a_thread_that_allocates_stops_the_sleep_of_every_tag(worker: Any) -> None:
     weights, before = weights_of(worker), device_used()
     with allocator().use_memory_pool("weights"), pytest.raises(sire.BusyError, match="vllm/weights"):
@@ -323,10 +341,24 @@ def test_a_vllm_without_a_place_for_it_is_refused(stand_in: pytest.MonkeyPatch) 
         sire.vllm.register()
 
 
-def test_a_stranger_of_the_same_name_is_refused(stand_in: pytest.MonkeyPatch) -> None:
+def test_a_stranger_of_the_same_name_is_refused(stand_in: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     module = importlib.import_module("vllm.device_allocator.sleep_mode_backend")
     module.SleepModeBackendFactory.register_backend("sire", module.__name__, "CuMemBackend")
+    sire.vllm.register()  # nobody asked for it: vLLM goes on
+    assert "another plugin" in caplog.text
+    stand_in.setenv("SIRE_VLLM", "1")
     with pytest.raises(sire.UnsupportedError, match="another plugin"):
+        sire.vllm.register()
+
+
+def test_a_vllm_that_cannot_be_imported_is_named(stand_in: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "vllm" / "device_allocator"
+    package.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").touch()
+    (package / "__init__.py").write_text("import a_part_of_vllm_that_is_missing")
+    stand_in.syspath_prepend(str(tmp_path))
+    stand_in.setenv("SIRE_VLLM", "1")
+    with pytest.raises(sire.UnsupportedError, match="a_part_of_vllm_that_is_missing"):
         sire.vllm.register()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from types import ModuleType
@@ -21,18 +22,24 @@ BACKEND = "sire"
 """The name for ``--sleep-mode-backend``."""
 
 _GIVER = "get_mem_allocator_instance"
+_log = logging.getLogger("sire.vllm")
 
 
 def register() -> None:
     """Makes the backend ``sire`` known to vLLM and, with ``SIRE_VLLM=1``, gives vLLM its allocator; repeatable.
 
-    `UnsupportedError` without vLLM, or if ``SIRE_VLLM=1`` asks for what this vLLM has no place for. A vLLM that
-    has no pluggable backends yet is served through the allocator alone.
+    `UnsupportedError` without vLLM, or if ``SIRE_VLLM=1`` asks for what this vLLM has no place for; unasked, that is
+    a warning in the log. A vLLM that has no pluggable backends yet is served through the allocator alone.
     """
     require()
-    _register_backend()
     if _is_wanted():
+        _register_backend()
         _route()
+        return
+    try:
+        _register_backend()
+    except UnsupportedError as error:  # nobody asked for Sire, so vLLM goes on without
+        _log.warning("vLLM does not get the sleep-mode backend %r: %s", BACKEND, error)
 
 
 def require() -> None:
@@ -101,7 +108,7 @@ def _imported(name: str) -> ModuleType | None:
     """The module; None if this vLLM does not have it."""
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and name.startswith(error.name):
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name is not None and name.startswith(error.name):
             return None
         raise UnsupportedError(f"{name} of the installed vLLM cannot be imported: {error}") from error
