@@ -15,8 +15,6 @@ MIB = 1 << 20
 # A ceiling whose own fastest and slowest repetition differ by more than this says nothing about what is below it.
 STEADY = 1.5
 PASSED = 1.25
-# The share of what a bare copy reaches that is asked for where that copy is the limit.
-NEAR = 0.9
 
 
 class Unmeasurable(Exception):
@@ -101,12 +99,11 @@ class Figure:
         if self.ratio is not None and self.ratio > PASSED:
             self.meaningless.append(f"faster than {what}, so something else slowed that down")
 
-    def bounded_by(self, limits: Sequence[float], what: str) -> None:
-        """Where no program could reach the target ratio, because `limits` are what `what` itself reaches: `NEAR` of that will do."""
+    def tell_limit(self, limits: Sequence[float], what: str) -> None:
+        """Says so where the target is more than `what` itself reaches, which is `limits`. The target stays what it is."""
         limit, goal = median(limits), self.target.at_least if self.target is not None else None
-        if self.target is not None and goal is not None and limit < goal:
-            self.notes.append(f"{self.target} is out of reach here: {what} is itself only {limit:.2f} times as fast")
-            self.target = Target(self.target.of, at_least=round(NEAR * limit, 2))
+        if goal is not None and limit < goal:
+            self.notes.append(f"out of reach here: {what} is itself only {limit:.2f} times as fast")
 
     def as_json(self, device: str) -> dict[str, object]:
         return {

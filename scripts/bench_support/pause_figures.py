@@ -89,9 +89,8 @@ def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, 
         figure = Figure(f"{name.partition('@')[0]}.{call}{'.' if size else ''}{size}", "GiB/s", values, others, target=goal)
         copies = rates(column(left, way) + column(right, way), setup.amount)
         figure.doubt(copies, "the plain copy", 2.0)
-        if target is not None and target > 1:
-            bare = [theirs / copy for theirs, copy in zip(column(right, call), column(right, way), strict=True)]
-            figure.bounded_by(bare, "a plain copy")
+        bare = [theirs / copy for theirs, copy in zip(column(right, call), column(right, way), strict=True)]
+        figure.tell_limit(bare, "a plain copy")
         figure.notes.append(f"ceiling: {peer.name}; plain copy {median(copies):.1f} GiB/s; ours: {phases(left, call)}")
         figures.append(figure)
     return figures
