@@ -9,6 +9,7 @@
 
 mod function;
 mod install;
+mod library;
 mod pools;
 mod throw;
 

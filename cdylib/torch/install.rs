@@ -5,6 +5,7 @@
 //! Where they are not found, nobody would tell us which streams use a block: then freed memory waits for the whole device.
 
 use super::function::{Callee, Function};
+use super::library::Library;
 use super::{
     sire_torch_base_allocation, sire_torch_begin_allocate_to_pool, sire_torch_end_allocate_to_pool, sire_torch_pool_id,
     sire_torch_record_stream, sire_torch_release_pool, sire_torch_reset, sire_torch_set_memory_fraction,
@@ -69,7 +70,7 @@ const SETTERS: [(&str, *const c_void); 7] = [
 
 fn install(library: Library) -> Option<()> {
     let allocator = library.current_allocator()?;
-    let setters: Option<Vec<_>> = SETTERS.iter().map(|(name, ours)| Some((library.symbol(name)?, *ours))).collect();
+    let setters: Option<Vec<_>> = SETTERS.iter().map(|(name, ours)| Some((library.mangled(name)?, *ours))).collect();
     for (setter, ours) in setters? {
         type Set = unsafe extern "C-unwind" fn(*mut c_void, *mut Function);
         let mut function = Function::of(ours);
@@ -80,23 +81,10 @@ fn install(library: Library) -> Option<()> {
     Some(())
 }
 
-/// A library that is loaded already.
-#[derive(Clone, Copy)]
-struct Library(*mut c_void);
-
 impl Library {
-    fn loaded(name: &CStr) -> Option<Library> {
-        // SAFETY: RTLD_NOLOAD loads nothing and runs nothing.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
-        (!handle.is_null()).then_some(Library(handle))
-    }
-
     /// `name` ends with a NUL.
-    fn symbol(self, name: &str) -> Option<*mut c_void> {
-        let name = CStr::from_bytes_with_nul(name.as_bytes()).ok()?;
-        // SAFETY: the handle is open for good.
-        let found = unsafe { libc::dlsym(self.0, name.as_ptr()) };
-        (!found.is_null()).then_some(found)
+    fn mangled(self, name: &str) -> Option<*mut c_void> {
+        self.symbol(CStr::from_bytes_with_nul(name.as_bytes()).ok()?)
     }
 
     /// The object behind `change_current_allocator`, if it is of PyTorch's own class.
@@ -105,12 +93,12 @@ impl Library {
         #[repr(C)]
         struct Shared(*mut *mut c_void, *mut c_void);
         type Get = unsafe extern "C-unwind" fn(*mut Shared);
-        let get = self.symbol(in_namespace!("19getCurrentAllocatorEv"))?;
+        let get = self.mangled(in_namespace!("19getCurrentAllocatorEv"))?;
         let mut shared = Shared(std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: a shared_ptr has a destructor, so the function writes it where the hidden first argument points. The reference is
         // never given back: the allocator lives as long as the process.
         unsafe { std::mem::transmute::<*mut c_void, Get>(get)(&raw mut shared) };
-        let table = self.symbol("_ZTVN5torch4cuda22CUDAPluggableAllocator22CUDAPluggableAllocatorE\0")?;
+        let table = self.mangled("_ZTVN5torch4cuda22CUDAPluggableAllocator22CUDAPluggableAllocatorE\0")?;
         // SAFETY: an object with virtual functions begins with a pointer behind the two-word head of its class's table.
         let is_pluggable =
             !shared.0.is_null() && unsafe { *shared.0 == table.cast::<*mut c_void>().add(2).cast::<c_void>() };

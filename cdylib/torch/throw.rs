@@ -6,6 +6,7 @@
 //!
 //! If nothing can be thrown (a C program that calls `sire_torch_malloc`), NULL is returned after all.
 
+use super::library::Library;
 use crate::log;
 use sire_core::error::{Error, Status};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -103,23 +104,7 @@ struct CxxString {
     inline: [usize; 2],
 }
 
-/// A library that is loaded already; its search order covers what it depends on.
-#[derive(Clone, Copy)]
-struct Library(*mut c_void);
-
 impl Library {
-    fn loaded(name: &CStr) -> Option<Library> {
-        // SAFETY: RTLD_NOLOAD loads nothing and runs nothing.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
-        (!handle.is_null()).then_some(Library(handle))
-    }
-
-    fn symbol(self, name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: the handle is open for good.
-        let found = unsafe { libc::dlsym(self.0, name.as_ptr()) };
-        (!found.is_null()).then_some(found)
-    }
-
     fn throw(self) -> Option<Throw> {
         let found = self.symbol(c"__cxa_throw")?;
         // SAFETY: the signature is the C++ ABI's.

@@ -116,3 +116,16 @@ def test_reports_say_when_nothing_happened() -> None:
     )
     assert "everything: 4.00 MiB of 4.00 MiB released" in str(full)
     assert "5 B discarded" in str(full)
+
+
+def test_names_that_are_imported_late_are_those_of_their_packages() -> None:
+    pytest.importorskip("torch", reason="the packages of models need PyTorch")
+    import sire.models
+    import sire.models.commits
+
+    for late, package in ((sire._MODELS, sire.models), (sire._COMMITS, sire.models.commits)):
+        assert late <= set(package.__all__)
+        assert all(getattr(sire, name) is getattr(package, name) for name in late)
+        for name in set(package.__all__) - late:
+            own = getattr(sire, name, None)
+            assert own is None or own is getattr(package, name) or name in sire.__all__, name

@@ -549,25 +549,28 @@ impl Driver for Counted {
     }
 }
 
+/// Pages that stay for as long as a span of them, for tests.
+#[cfg(all(test, not(feature = "shuttle")))]
+#[derive(Debug)]
+pub(crate) struct Kept(pub(crate) Pages);
+
+#[cfg(all(test, not(feature = "shuttle")))]
+impl Keeper for Kept {
+    fn pages(&self) -> &Pages {
+        &self.0
+    }
+    fn lend(&self) {}
+    fn is_lent(&self) -> bool {
+        false
+    }
+}
+
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
 
     fn pages(len: u64, seam: u64) -> Pages {
         Pages::new(len, seam).unwrap_or_else(|e| unreachable!("{e}"))
-    }
-
-    #[derive(Debug)]
-    struct Kept(Pages);
-
-    impl Keeper for Kept {
-        fn pages(&self) -> &Pages {
-            &self.0
-        }
-        fn lend(&self) {}
-        fn is_lent(&self) -> bool {
-            false
-        }
     }
 
     #[test]

@@ -281,18 +281,14 @@ class Residency:
 
     def evict(self, unit: Unit) -> bool:
         """Offloads a unit if nobody uses or moves it now; whether it did."""
-        if not unit.lock.acquire(blocking=False):
-            return False
-        try:
-            if not unit.may_leave or self._needed_by_backward(unit) or unit.tier != "gpu":
+
+        def leave() -> bool:
+            if self._needed_by_backward(unit) or unit.tier != "gpu":
                 return False
             self.offload(unit)
             return True
-        except OutOfBackupSpaceError as error:
-            self._note("failed", unit, 0, time.perf_counter(), str(error))
-            return False
-        finally:
-            unit.lock.release()
+
+        return self._if_idle(unit, leave)
 
     def offload(self, unit: Unit) -> None:
         """To host memory, or where that is not wanted to the disk. `BusyError` if it is in use."""
@@ -305,10 +301,9 @@ class Residency:
 
     def demote(self, unit: Unit) -> bool:
         """To the disk if nobody uses it now; whether it did. Where the disk is full it stays, and the events say so."""
-        if not unit.lock.acquire(blocking=False):
-            return False
-        try:
-            if not unit.may_leave or unit.on_disk:
+
+        def leave() -> bool:
+            if unit.on_disk:
                 return False
             started, was_in_use = time.perf_counter(), unit.in_use
             written = unit.demote()
@@ -318,8 +313,18 @@ class Residency:
             self.counts["offloads"] += was_in_use
             self._note("demote", unit, written, started)
             return True
+
+        return self._if_idle(unit, leave)
+
+    def _if_idle(self, unit: Unit, leave: Callable[[], bool]) -> bool:
+        """What `leave` says, called where nobody uses or moves the unit; False elsewhere, or where there is no room."""
+        if not unit.lock.acquire(blocking=False):
+            return False
+        started = time.perf_counter()
+        try:
+            return unit.may_leave and leave()
         except OutOfBackupSpaceError as error:
-            self._note("failed", unit, 0, time.perf_counter(), str(error))
+            self._note("failed", unit, 0, started, str(error))
             return False
         finally:
             unit.lock.release()

@@ -1,10 +1,9 @@
 //! Who carries requests out: the kernel where a room has a file, threads elsewhere, and the room itself for what the kernel leaves undone.
 
 use super::*;
-use crate::raw::{Keeper, Pages};
+use crate::raw::{Keeper, Kept, Pages};
 use crate::tier::Room;
 use crate::tier::direct::{BLOCK, DirectFile};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,23 +12,6 @@ const RECORDS: u64 = 12;
 
 fn must<T, E: std::fmt::Display>(outcome: std::result::Result<T, E>) -> T {
     outcome.unwrap_or_else(|e| unreachable!("{e}"))
-}
-
-#[derive(Debug)]
-struct Kept(Pages);
-
-impl Keeper for Kept {
-    fn pages(&self) -> &Pages {
-        &self.0
-    }
-    fn lend(&self) {}
-    fn is_lent(&self) -> bool {
-        false
-    }
-    fn bring_in(&self, part: Range<u64>) -> Result<()> {
-        must(self.0.bring_in(part));
-        Ok(())
-    }
 }
 
 /// A file that counts how often it is asked as a room.
@@ -83,10 +65,9 @@ impl Counted {
 
 fn buffers() -> Vec<Span> {
     let pages = must(Pages::new(LEN * RECORDS, LEN * RECORDS));
+    must(pages.bring_in(0..LEN * RECORDS));
     let kept: Arc<dyn Keeper> = Arc::new(Kept(pages));
-    let spans: Vec<Span> = (0..RECORDS).filter_map(|i| Span::new(Arc::clone(&kept), i * LEN, LEN)).collect();
-    spans.iter().for_each(|span| must(span.bring_in()));
-    spans
+    (0..RECORDS).filter_map(|i| Span::new(Arc::clone(&kept), i * LEN, LEN)).collect()
 }
 
 /// The kernel lets this process have a queue. Where it does not, only threads are there to be tested.
