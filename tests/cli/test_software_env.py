@@ -137,25 +137,47 @@ def test_pip_is_content(environment_dir: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+USERS_OF_TORCH = ("accelerate", "peft", "transformers", "diffusers")
+
+
+def distributions(environment: Path) -> dict[str, list[str]]:
+    """Every installed distribution's files, by its name."""
+    code = """
+import importlib.metadata, json
+print(json.dumps({each.metadata["Name"].lower(): [str(file) for file in each.files or []] for each in importlib.metadata.distributions()}))
+"""
+    done = subprocess.run([str(environment / "bin/python"), "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
 def test_installing_what_uses_torch_leaves_the_stand_in_alone(environment_dir: Path) -> None:
     """Beside a torch without its dependencies, pip would plan every NVIDIA wheel and triton, into the stand-in's paths."""
     before = picture(libraries(environment_dir))
     planned = subprocess.run(
-        [str(environment_dir / "bin/python"), "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-",
-         "accelerate", "peft", "transformers", "diffusers"],
+        [str(environment_dir / "bin/python"), "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", *USERS_OF_TORCH],
         env=clean_environment(PIP_DISABLE_PIP_VERSION_CHECK="1"),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-    )  # fmt: skip
+    )
     if planned.returncode != 0 and ("No matching distribution" in planned.stderr or "Could not find a version" in planned.stderr):
         pytest.skip(f"no package index to plan with: {planned.stderr.strip().splitlines()[-1]}")
     assert planned.returncode == 0, planned.stderr
     names = [item["metadata"]["name"].lower() for item in json.loads(planned.stdout)["install"]]
     assert [name for name in names if name.startswith((*REAL_PACKAGES, "torch"))] == []
-    assert {"accelerate", "peft", "diffusers"} <= set(names)
+    assert set(USERS_OF_TORCH) <= {*names, *distributions(environment_dir)}, "what is not there already is planned"
     assert picture(libraries(environment_dir)) == before
+
+
+def test_what_stands_for_nvidias_packages_is_empty(environment_dir: Path) -> None:
+    """Also after whatever was installed there since: no real package has come over the stand-in."""
+    named = {name: files for name, files in distributions(environment_dir).items() if name.startswith(REAL_PACKAGES)}
+    assert any(name.startswith("triton") for name in named)
+    assert any(name.startswith(("nvidia-", "cuda-")) for name in named)
+    full = {name: [file for file in files if ".dist-info/" not in file] for name, files in named.items()}
+    assert {name: files for name, files in full.items() if files} == {}
 
 
 def test_running_again_changes_nothing_and_needs_no_network(sire: Sire, environment_dir: Path) -> None:
