@@ -1,5 +1,6 @@
 //! What concerns the whole process: peers, limits, statistics, captures, whether the hook is live.
 
+use crate::allocate;
 use crate::boundary::{self, call, invalid};
 use crate::capture;
 use crate::interpose::{probe, runtime};
@@ -7,7 +8,6 @@ use crate::log;
 use crate::process;
 use crate::status::sire_status;
 use serde_json::{Map, Value, json};
-use sire_core::driver::Device;
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_char, c_int};
 use std::path::PathBuf;
@@ -16,12 +16,7 @@ use std::sync::atomic::Ordering;
 /// Gives `peer` access to present and future memory on `device`.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_allow_peer(device: i32, peer: i32) -> sire_status {
-    call(|| {
-        let ordinal = |number: i32| {
-            u32::try_from(number).map(Device).map_err(|_| invalid(format!("device {number} does not exist")))
-        };
-        process::get()?.engine.allow_peer(ordinal(device)?, ordinal(peer)?)
-    })
+    call(|| process::get()?.engine.allow_peer(allocate::device(device)?, allocate::device(peer)?))
 }
 
 /// Bytes of device memory that allocations and resumes leave free.
@@ -98,10 +93,7 @@ pub unsafe extern "C" fn sire_stats_json(buf: *mut c_char, cap: usize, out_len: 
     call(|| {
         let text = statistics()?.to_string();
         // SAFETY: the caller's promises.
-        unsafe {
-            boundary::put_text(text.as_bytes(), buf, cap);
-            boundary::put(out_len, text.len());
-        }
+        unsafe { boundary::put_whole_text(&text, buf, cap, out_len) };
         Ok(())
     })
 }

@@ -1,10 +1,10 @@
 //! Who makes way when memory is short: standings, leases, budgets, and asking for room.
 
 use super::transition::selection;
+use crate::allocate;
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::process;
 use crate::status::sire_status;
-use sire_core::driver::Device;
 use sire_core::error::Result;
 use sire_core::policy::{Budget, Standing};
 use std::ffi::c_char;
@@ -42,10 +42,6 @@ fn milliseconds(what: &str, seconds: f64) -> Result<u64> {
         return Err(invalid(format!("{what} is {seconds}; it must be a number of seconds, 0 or more")));
     }
     Ok((seconds * 1e3) as u64)
-}
-
-fn ordinal(device: i32) -> Result<Device> {
-    u32::try_from(device).map(Device).map_err(|_| invalid(format!("device {device} does not exist")))
 }
 
 /// What is said about the tag and what is under it (NULL: everything) from now on.
@@ -106,7 +102,7 @@ pub unsafe extern "C" fn sire_unlease(tag: *const c_char) -> sire_status {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sire_budget_set(device: i32, budget: *const sire_budget) -> sire_status {
     call(|| {
-        let device = ordinal(device)?;
+        let device = allocate::device(device)?;
         // SAFETY: the caller's promise.
         let budget = unsafe { read_budget(budget) }?;
         process::get()?.engine.set_budget(device, budget);
@@ -147,13 +143,12 @@ pub unsafe extern "C" fn sire_make_room(
     out_len: *mut usize,
 ) -> sire_status {
     call(|| {
-        let made = process::get()?.engine.make_room(ordinal(device)?, bytes as u64)?;
+        let made = process::get()?.engine.make_room(allocate::device(device)?, bytes as u64)?;
         let tags = made.iter().map(|each| each.tag.as_str()).collect::<Vec<_>>().join("\n");
         // SAFETY: the caller's promises.
         unsafe {
             boundary::put(out_bytes, made.iter().map(|each| each.bytes).sum::<u64>() as usize);
-            boundary::put_text(tags.as_bytes(), buf, cap);
-            boundary::put(out_len, tags.len());
+            boundary::put_whole_text(&tags, buf, cap, out_len);
         }
         Ok(())
     })

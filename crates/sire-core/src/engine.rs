@@ -215,13 +215,7 @@ impl Engine {
     /// # Errors
     /// `UnknownAddress` if no live allocation starts there; `DeviceLost`: it is not freed then.
     pub fn free(&self, addr: Addr, capturing: bool) -> Result<()> {
-        self.trace.record(|| Event::Free { addr: addr.0 });
-        match self.machine.heap.free_cached(addr, Reuse::InStreamOrder, capturing) {
-            Some(freed) => freed?,
-            None => self.machine.heap.free(addr, capturing)?,
-        }
-        self.freed.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        self.free_cached(addr, Reuse::InStreamOrder, capturing)
     }
 
     /// Pauses what `selection` means: all of it, or nothing. With `options.lazy` the regions are paused and backed up, but their physical
@@ -404,10 +398,10 @@ impl Engine {
 
     fn hold_one(&self, addr: Addr) -> Result<u64> {
         let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, 1))?;
-        let whole = base.0 - extent.base.0..base.0 - extent.base.0 + size;
         if extent.cached.is_some() {
             return self.hold_cached(&extent, base, size);
         }
+        let whole = base.0 - extent.base.0..base.0 - extent.base.0 + size;
         if extent.stays_resident(&whole) {
             return Ok(size);
         }
@@ -427,7 +421,7 @@ impl Engine {
     fn hold_cached(&self, extent: &Arc<Extent>, base: Addr, size: u64) -> Result<u64> {
         let region = self.machine.regions.get(extent.region)?;
         let _admission = region.admit("keep memory resident in")?;
-        for part in self.parts(base, size)? {
+        for part in self.parts_remarked(base, size)? {
             part.extent.keep_resident(part.range);
             self.machine.drop_backups(&part.extent);
         }
@@ -436,7 +430,7 @@ impl Engine {
 
     fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
         let set = |parts: Vec<Part>| parts.into_iter().for_each(|part| part.extent.set_override(&part.range, keep));
-        let outcome = self.parts(addr, len).map(set);
+        let outcome = self.parts_remarked(addr, len).map(set);
         self.trace.record(|| Event::Override { addr: addr.0, len, keep, status: trace::status(&outcome) });
         outcome
     }
@@ -445,9 +439,6 @@ impl Engine {
     fn parts(&self, addr: Addr, len: u64) -> Result<Vec<Part>> {
         let outside = || outside(addr, len);
         let end = addr.0.checked_add(len).ok_or_else(outside)?;
-        if let Some(depot) = self.machine.heap.cache_of(addr) {
-            depot.note_remarks();
-        }
         let mut parts: Vec<Part> = Vec::new();
         let mut at = addr.0;
         loop {
@@ -464,6 +455,14 @@ impl Engine {
                 false => return Err(outside()),
             }
         }
+    }
+
+    /// The same, of which something is about to be said: the free of a cached block takes it back.
+    fn parts_remarked(&self, addr: Addr, len: u64) -> Result<Vec<Part>> {
+        if let Some(depot) = self.machine.heap.cache_of(addr) {
+            depot.note_remarks();
+        }
+        self.parts(addr, len)
     }
 
     /// The host backup of `[addr, addr + len)`, inside one allocation; `None` if there is none in host memory. Where it is not contiguous
@@ -518,7 +517,7 @@ impl Engine {
     /// `UnknownAddress` unless the range lies inside one allocation; `InvalidArgument` for another backup or bytes that the file
     /// does not have; `BackupIo` if it cannot be opened.
     pub fn attach_file(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<()> {
-        let parts = self.parts(addr, len)?;
+        let parts = self.parts_remarked(addr, len)?;
         for part in &parts {
             self.require_files(part.extent.region)?;
         }

@@ -297,11 +297,6 @@ impl Extent {
         (!inner.freed).then(|| self.claimed_beside_readers(&mut inner)).flatten()
     }
 
-    /// Whether its reservation is not its own, and goes with somebody else's.
-    pub(crate) fn lodges(&self) -> bool {
-        self.mapping.is_some() || self.cached.is_some()
-    }
-
     /// The allocation that holds `addr`: its base and size. One of a cache may begin before the extent, and end after it.
     pub(crate) fn allocation(&self, addr: Addr) -> Option<(Addr, u64)> {
         if let Some(depot) = &self.cached {
@@ -360,11 +355,16 @@ impl Extent {
         lock(&self.inner).attached.clone()
     }
 
-    /// A backup is known to have these offsets as they are.
+    /// A backup is known to have these offsets as they were when [`Extent::take_changed`] was asked. What was noted since stays: a block that is given
+    /// out while its region is about to be paused is written to only after the resume.
     pub(crate) fn forget_changed(&self, range: &Range<u64>) {
+        lock(&self.inner).settling.remove(range);
+    }
+
+    /// What was taken is not proven yet.
+    pub(crate) fn put_changed(&self, taken: &Ranges) {
         let mut inner = lock(&self.inner);
-        inner.changed.remove(range);
-        inner.settling.remove(range);
+        taken.iter().for_each(|range| inner.settling.add(range.clone()));
     }
 
     /// The content of these offsets is not what a backup may have of them.
@@ -430,17 +430,19 @@ impl Extent {
 
     /// Figures for statistics; of a claimed extent, as they were before.
     pub(crate) fn figures(&self) -> Figures {
-        let (allocations, requested) = match &self.slab {
-            Some(slab) => (slab.live() as u64, slab.requested()),
-            None if self.cached.is_some() => {
-                self.cached.as_ref().map_or((0, 0), |depot| depot.figures(&self.addresses()))
-            }
-            None if self.is_freed() => (0, 0),
-            None => (1, self.requested),
+        let (allocations, requested) = match (&self.slab, &self.cached) {
+            (Some(slab), _) => (slab.live() as u64, slab.requested()),
+            (None, Some(depot)) => depot.figures(&self.addresses()),
+            (None, None) if self.is_freed() => (0, 0),
+            (None, None) => (1, self.requested),
         };
-        let [resident, backed_up, stored] =
-            [&self.resident, &self.backed_up, &self.stored].map(|figure| figure.load(Ordering::Relaxed));
-        Figures { allocations, requested, resident, backed_up, stored }
+        let [backed_up, stored] = [&self.backed_up, &self.stored].map(|figure| figure.load(Ordering::Relaxed));
+        Figures { allocations, requested, resident: self.resident(), backed_up, stored }
+    }
+
+    /// Bytes of device memory that it holds; of a claimed extent, as they were before.
+    pub(crate) fn resident(&self) -> u64 {
+        self.resident.load(Ordering::Relaxed)
     }
 
     fn note(&self, chunks: &[Chunk]) {
@@ -665,6 +667,18 @@ mod tests {
         let Err(Unfinished::AccessStale(claim)) = claim.put_back() else { unreachable!("the peer was forgotten") };
         assert!(claim.put_back().is_ok());
         assert!(extent.refresh_access().is_some());
+    }
+
+    #[test]
+    fn what_is_noted_during_a_proof_is_not_forgotten_with_what_was_proven() {
+        let (extent, claim) = large();
+        extent.note_changed(&Ranges::of(0..4));
+        let taken = extent.take_changed();
+        extent.put_changed(&taken);
+        extent.note_changed(&Ranges::of(2..4));
+        extent.forget_changed(&(0..4));
+        assert_eq!(extent.take_changed(), Ranges::of(2..4));
+        drop(claim);
     }
 
     #[test]

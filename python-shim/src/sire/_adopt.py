@@ -310,8 +310,7 @@ class Adopted:
             return
         plain = [each for each in mine if _tensors.is_plain(torch, each.tensor)]
         if len(plain) < len(mine):
-            wrapped = _subclasses.unwrap([each for each in mine if each not in plain])
-            self._others += wrapped
+            self._others += _subclasses.unwrap([each for each in mine if not _tensors.is_plain(torch, each.tensor)])
         views = [each for each in plain if self._shows_views(each)]
         paused = [each for each in plain if not self._shows_views(each)]
         paused += [inner for other in self._others for inner in other.fresh()]

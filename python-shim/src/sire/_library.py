@@ -194,6 +194,7 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.disk_directory: str | None = None
         try:
             self._c = ctypes.CDLL(path)
             self._plain_signatures()
@@ -480,6 +481,7 @@ class Library:
     def set_disk_directory(self, path: bytes) -> None:
         """Directory of disk backups."""
         self._call("sire_set_disk_directory", path)
+        self.disk_directory = os.fsdecode(path)
 
     def trim(self) -> tuple[int, int]:
         """Frees what is only cached: (device bytes, host bytes)."""

@@ -155,7 +155,7 @@ def _anonymous(size: int) -> _Map:
 
 
 def _on_disk(size: int) -> _Map:
-    directory = os.environ.get("SIRE_DISK_DIR") or None
+    directory = _library.load().disk_directory or os.environ.get("SIRE_DISK_DIR") or None
     try:
         with tempfile.TemporaryFile(dir=directory, prefix="sire-") as file:
             # Room for every byte, so that no write into the mapping can fail later.

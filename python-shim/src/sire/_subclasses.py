@@ -8,7 +8,7 @@ the first time, and takes the place of the old one; from then on only pages move
 from __future__ import annotations
 
 from ._errors import UnsupportedError
-from ._tensors import Found, Slot
+from ._tensors import Found
 
 
 class Wrapped:
@@ -44,11 +44,6 @@ class Wrapped:
             slot.put(made)
         self.tensor = made
         self._shown = True
-
-    @property
-    def slots(self) -> list[Slot]:
-        """Where it hangs."""
-        return self._slots
 
 
 def unwrap(found: list[Found]) -> list[Wrapped]:

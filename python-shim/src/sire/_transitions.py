@@ -113,7 +113,13 @@ def prefetch(tag: Any = None, *, order: object = None, **more: Any) -> Any:
     ``resume(tag, non_blocking=True)``. Where there is no room, the `Progress` says so when somebody waits for it.
     """
     if tag is None or isinstance(tag, str):
+        if more:
+            raise TypeError(
+                f"prefetch of a tag takes only order, not {', '.join(sorted(more))}: that is for managed objects"
+            )
         return resume(tag, order=order, non_blocking=True)
+    if order is not None:
+        raise TypeError("prefetch of a managed object takes no order: it comes back in the order that was learned")
     from .models import prefetch as prefetch_object
 
     return prefetch_object(tag, **more)

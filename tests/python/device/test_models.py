@@ -377,6 +377,26 @@ def test_a_backward_after_the_end_finds_the_model_again() -> None:
         assert torch.equal(one.grad, other.grad.cpu())
 
 
+@pytest.mark.parametrize("by_itself", [True, False], ids=["hook", "auto_manage"])
+def test_a_graph_that_is_kept_can_be_gone_back_through_twice(by_itself: bool) -> None:
+    reference, model = layers().cuda(), layers()
+    torch.manual_seed(0)
+    x = torch.randn(4, 32)
+    kept = plainly(reference, x.cuda())
+    if by_itself:
+        sire.AutoManageHook.manage_module(model)
+        loss = plainly(model, x)
+    else:
+        with sire.auto_manage(model) as wrapper:
+            loss = plainly(model, x.to(wrapper.get_execution_device()))
+    for retain in (True, False):
+        kept.backward(retain_graph=retain)
+        loss.backward(retain_graph=retain)
+        assert not model[0].weight.is_cuda, "nobody uses it between the two"
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(one.grad.cpu(), other.grad.cpu())
+
+
 def test_a_prefetch_loads_in_the_background() -> None:
     sire.setup_default_pools(vram_limit=9 * MIB)
     made, expected = blocks(3)
@@ -500,6 +520,43 @@ def test_without_a_device_or_the_library_models_stay_on_the_cpu(missing: str) ->
     else:
         assert "Executing forward on device: cpu" in lines
         assert lines[-1] == "Model is now back on device: cpu"
+
+
+def test_a_user_that_was_forgotten_is_made_anew() -> None:
+    [model], _ = blocks(1)
+    first = sire.manage(model).user
+    assert sire.manage(model).user is first
+    models.get_resource_management().forget_user(first)
+    first.close()
+    second = sire.manage(model).user
+    assert second is not first
+    assert second in models.get_resource_management().users
+
+
+def test_eviction_takes_any_name_of_a_device() -> None:
+    sire.setup_default_pools(release="lazy")
+    [model], _ = blocks(1)
+    for name in ("cuda", "cuda:0", 0, torch.device("cuda")):
+        with sire.auto_manage(model):
+            pass
+        assert sire.evict(device=name) > 0
+        assert sire.evict(device=name) == 0
+    assert sire.evict(device="cpu") == 0
+
+
+def test_copies_on_the_disk_go_where_the_library_was_told(tmp_path: Path) -> None:
+    def mapped() -> list[str]:
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+
+    sire.set_disk_directory(tmp_path)
+    [model], _ = blocks(1)
+    with sire.auto_manage(sire.manage(model, backup="disk").get_manage_object()):
+        pass
+    assert mapped()
+    with pytest.raises(TypeError, match="wait"):
+        sire.prefetch("some tag", wait=3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="order"):
+        sire.prefetch(model, order=[model])
 
 
 def test_what_cannot_be_managed_says_so() -> None:

@@ -387,6 +387,21 @@ def test_the_monitor_runs_now_and_then_and_stops() -> None:
     assert looks[-1].cpu.total > 0
 
 
+def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    monitor, looks = MemoryMonitor(MemoryConfig(memory_check_interval=0.01)), threading.Semaphore(0)
+
+    def fails(_stats: Any) -> None:
+        looks.release()
+        raise OSError("nothing can be moved")
+
+    monitor.start_monitoring(fails)
+    assert all(looks.acquire(timeout=20) for _ in range(3))
+    assert monitor.monitoring
+    monitor.stop_monitoring()
+    assert not monitor.monitoring
+    assert "nothing can be moved" in caplog.text
+
+
 def test_monitoring_costs_at_most_one_percent() -> None:
     monitor = MemoryMonitor()
     for _ in range(50):

@@ -156,7 +156,7 @@ impl Depot {
     /// The same; the block waits for the whole device. Returns how many bytes wait so.
     pub(crate) fn free_later(&self, addr: Addr) -> Option<u64> {
         let mut state = self.state();
-        let size = state.cache.block(addr.0).filter(|live| live.start == addr.0)?.requested;
+        let size = state.cache.requested(addr.0)?;
         if !state.cache.free_later(addr.0) {
             return None;
         }
@@ -196,14 +196,10 @@ impl Depot {
         !self.state().quarantine.is_empty()
     }
 
-    /// What was put off until no capture is in progress.
-    pub(crate) fn take_deferred(&self) -> Vec<Deferred> {
-        std::mem::take(&mut self.state().deferred)
-    }
-
-    /// The points that are waited for: the caller asks about them and puts them back.
-    pub(crate) fn take_waiting(&self) -> Vec<Waiting> {
-        std::mem::take(&mut self.state().waiting)
+    /// The points that are waited for: the caller asks about them and puts them back. And what was put off until no capture is in progress.
+    pub(crate) fn take_asked(&self) -> (Vec<Waiting>, Vec<Deferred>) {
+        let mut state = self.state();
+        (std::mem::take(&mut state.waiting), std::mem::take(&mut state.deferred))
     }
 
     /// Of what was taken, this has passed, and that has not.
@@ -259,7 +255,7 @@ impl Depot {
 
     // ---- giving back ------------------------------------------------------------------------------------------------------------
 
-    /// See [`Cache::take_releasable`].
+    /// Addresses of pieces. See [`Cache::take_releasable`].
     pub(crate) fn take_releasable(&self, enough: u64) -> Vec<Range<u64>> {
         self.state().cache.take_releasable(enough)
     }
@@ -310,6 +306,11 @@ impl Depot {
     }
 
     // ---- what is known ----------------------------------------------------------------------------------------------------------
+
+    /// See [`Cache::requested`].
+    pub(crate) fn requested(&self, start: Addr) -> Option<u64> {
+        self.state().cache.requested(start.0)
+    }
 
     /// The allocation that holds `addr`: its start and its bytes.
     pub(crate) fn block(&self, addr: Addr) -> Option<(Addr, u64)> {

@@ -360,7 +360,7 @@ impl Cache {
         gone
     }
 
-    /// The most bytes of memory that may be mapped.
+    /// The most bytes of memory that may be mapped; what is paused counts, too.
     pub(crate) fn set_limit(&mut self, bytes: Option<u64>) {
         self.limit = bytes;
     }

@@ -54,8 +54,17 @@ impl Cache {
         all[first..last.max(first)].to_vec()
     }
 
+    /// Bytes that were asked for, of the program's block that starts at `start`.
+    pub(crate) fn requested(&self, start: u64) -> Option<u64> {
+        let block = self.blocks.get(self.blocks.named(start)?);
+        (block.kind == Kind::Used).then_some(block.requested)
+    }
+
     /// The program's block that holds `address`.
     pub(crate) fn block(&mut self, address: u64) -> Option<Live> {
+        if let Some(requested) = self.requested(address) {
+            return Some(Live { start: address, requested });
+        }
         self.live(&(address..address + 1)).first().copied()
     }
 

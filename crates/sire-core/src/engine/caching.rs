@@ -32,10 +32,9 @@ impl Engine {
     /// # Errors
     /// As [`Engine::allocate`].
     pub fn allocate_cached(&self, request: Request, pool: PoolNumber) -> Result<Addr> {
-        let outcome = match self.machine.heap.take_cached(&request, pool.0) {
-            Some(addr) => Ok(addr),
-            None => self.grow_cache(&request, pool),
-        };
+        let is_possible = (1..crate::heap::LARGEST).contains(&request.size);
+        let ready = is_possible.then(|| self.machine.heap.take_cached(&request, pool.0)).flatten();
+        let outcome = ready.map_or_else(|| self.grow_cache(&request, pool), Ok);
         if outcome.is_ok() {
             self.allocated.fetch_add(1, Ordering::Relaxed);
         }
@@ -72,11 +71,12 @@ impl Engine {
     /// # Errors
     /// As [`Engine::free`].
     pub fn free_cached(&self, addr: Addr, reuse: Reuse, capturing: bool) -> Result<()> {
-        let Some(freed) = self.machine.heap.free_cached(addr, reuse, capturing) else {
-            return self.free(addr, capturing);
-        };
+        // Before it happens: nobody can be given the address, and be recorded, earlier.
         self.trace.record(|| Event::Free { addr: addr.0 });
-        freed?;
+        match self.machine.heap.free_cached(addr, reuse, capturing) {
+            Some(freed) => freed?,
+            None => self.machine.heap.free(addr, capturing)?,
+        }
         self.freed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -112,7 +112,8 @@ impl Engine {
         self.machine.heap.trim_caches()
     }
 
-    /// The most memory that the cache of a device may hold, as a part of what the device has: 1 or more is no limit.
+    /// The most memory that the cache of a device may hold, as a part of what the device has: 1 or more is no limit. What is paused counts like what is not:
+    /// it comes back.
     ///
     /// # Errors
     /// `InvalidArgument` for a number below 0 or no number; the driver's.

@@ -12,7 +12,7 @@ use crate::terms::Selection;
 pub struct MadeWay {
     /// Its tag.
     pub tag: String,
-    /// Bytes of the device's memory that it gave back.
+    /// Bytes of device memory that it gave back, on every device where it had some.
     pub bytes: u64,
 }
 

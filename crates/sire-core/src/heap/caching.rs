@@ -2,7 +2,8 @@
 //! A piece of a cache is an extent like any other, so pause, resume, tiers and switch know nothing of caches, except that what the program does not use
 //! needs no backup.
 //!
-//! The fast path is [`Heap::take_cached`] and [`Heap::free_cached`]: one lock, no driver call. Everything else happens when that finds nothing.
+//! The fast path is [`Heap::take_cached`] and [`Heap::free_cached`]: one lock, and no driver call while no freed block waits for another stream.
+//! Everything else happens when that finds nothing.
 
 use super::{Heap, doing};
 use crate::cache::{Depot, Door, Freed, Growth, Key, Quick, Step, Waiting};
@@ -53,7 +54,7 @@ impl Heap {
         self.known_depot(device)
     }
 
-    /// Memory out of what a cache holds free: one lock, no driver call. `None` if there is none, or the region is not resident: the
+    /// Memory out of what a cache holds free: one lock, and no driver call unless freed blocks wait for other streams. `None` if there is none, or the region is not resident: the
     /// long way knows more.
     #[inline]
     pub(crate) fn take_cached(&self, request: &Request, pool: u32) -> Option<Addr> {
@@ -244,8 +245,8 @@ impl Heap {
     }
 
     fn forget_remarks(&self, depot: &Depot, addr: Addr) {
-        if let Some((base, size)) = depot.block(addr).filter(|(base, _)| *base == addr) {
-            self.each_part(base, size, |extent, part| extent.clear_override(&part));
+        if let Some(size) = depot.requested(addr) {
+            self.each_part(addr, size, |extent, part| extent.clear_override(&part));
         }
     }
 
@@ -289,11 +290,12 @@ impl Heap {
         if self.is_capturing() {
             return;
         }
-        for (start, streams) in depot.take_deferred() {
-            self.mark(depot, start, &streams);
+        let (waiting, deferred) = depot.take_asked();
+        if waiting.is_empty() && deferred.is_empty() {
+            return;
         }
         let (mut passed, mut left): (Vec<Waiting>, Vec<Waiting>) = (Vec::new(), Vec::new());
-        for point in depot.take_waiting() {
+        for point in waiting {
             // Points of one stream pass in order.
             let is_behind = left.iter().any(|other| other.stream == point.stream);
             // Who cannot say, as a lost device, has not passed.
@@ -301,6 +303,9 @@ impl Heap {
             if is_done { passed.push(point) } else { left.push(point) }
         }
         depot.put_waiting(&passed, left);
+        for (start, streams) in deferred {
+            self.mark(depot, start, &streams);
+        }
     }
 
     /// Waits for the device: then nothing waits any more.

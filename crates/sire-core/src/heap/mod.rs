@@ -362,7 +362,7 @@ impl Heap {
             self.forget_piece(extent, depot);
             return bytes;
         }
-        if extent.lodges() {
+        if extent.mapping.is_some() {
             self.unreserve_left();
             return bytes;
         }

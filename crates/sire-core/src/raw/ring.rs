@@ -1,6 +1,6 @@
 //! The kernel's own queue for requests to files (io_uring(7)): the only way to have many under way without a thread for each. What makes it
 //! sound is what makes copies sound: until the kernel has said that a request ended, the ring keeps its [`Span`] and its file;
-//! of a request of which the kernel never says so, the span is leaked.
+//! of a request of which the kernel never says so, the span is leaked, and whoever sent it must not use its buffer again (`give_up`).
 
 use super::{Flight, Span};
 use io_uring::{IoUring, opcode, types};

@@ -34,8 +34,8 @@ struct Request<T> {
 #[derive(Debug)]
 pub(crate) struct Done<T> {
     pub(crate) ticket: T,
-    /// The buffer that went with it.
-    pub(crate) buffer: Span,
+    /// The buffer that went with it; `None` if the kernel may use it for ever.
+    pub(crate) buffer: Option<Span>,
     pub(crate) outcome: Result<Answer>,
 }
 
@@ -46,7 +46,7 @@ impl<T> Request<T> {
             Verb::Write => record.save(&buffer),
             Verb::Read(expected) => record.load(&buffer, expected),
         };
-        Done { ticket, buffer, outcome }
+        Done { ticket, buffer: Some(buffer), outcome }
     }
 }
 
@@ -77,16 +77,16 @@ impl<T> Sent<T> {
             (Verb::Write, Some(answer)) => Ok(answer),
             (Verb::Write, None) => record.save(&buffer),
         };
-        Done { ticket, buffer, outcome }
+        Done { ticket, buffer: Some(buffer), outcome }
     }
 
-    /// Nobody knows whether the request ever ends.
+    /// Nobody knows whether the request ever ends: its buffer is nobody's any more.
     fn lost(self, error: &io::Error) -> Done<T> {
-        let Request { record, buffer, ticket, .. } = self.request;
+        let Request { record, ticket, .. } = self.request;
         let what = format!("{} bytes at {} of {}", record.len, record.at, record.room.place());
         let message =
             format!("the kernel's queue has lost a request for {what}: {error}; SIRE_IO_URING=0 does without it");
-        Done { ticket, buffer, outcome: Err(Error::new(Status::BackupIo, message)) }
+        Done { ticket, buffer: None, outcome: Err(Error::new(Status::BackupIo, message)) }
     }
 }
 
@@ -274,12 +274,12 @@ impl<T: Send + 'static> Queue<T> {
 impl<T: Send + 'static> Drop for Queue<T> {
     /// What has not begun never will; what is under way is waited for.
     fn drop(&mut self) {
-        while self.ended_by_kernel(true).is_some() {}
         let mut state = lock(&self.shared.state);
         state.closed = true;
         state.waiting.clear();
         drop(state);
         self.shared.work.notify_all();
+        while self.ended_by_kernel(true).is_some() {}
         for thread in self.threads.drain(..) {
             // It cannot have panicked: a tier's panic is caught where it happens.
             let _ = thread.join();

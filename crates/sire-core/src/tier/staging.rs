@@ -56,6 +56,11 @@ impl Buffers {
         self.free.extend(self.index(span));
     }
 
+    /// The same, of a request that has ended; one that was lost keeps its buffer.
+    pub(crate) fn put_back(&mut self, buffer: Option<Span>) {
+        buffer.iter().for_each(|buffer| self.put(buffer));
+    }
+
     fn index(&self, span: &Span) -> Option<usize> {
         let at = span.ptr() as u64;
         self.all.iter().position(|buffer| (buffer.ptr() as u64..buffer.ptr() as u64 + buffer.len()).contains(&at))

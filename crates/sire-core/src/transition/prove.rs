@@ -117,7 +117,7 @@ struct Files<'a> {
     list: &'a [Check],
     queue: Queue<usize>,
     requested: usize,
-    ready: BTreeMap<usize, (Span, Result<Answer>)>,
+    ready: BTreeMap<usize, (Option<Span>, Result<Answer>)>,
 }
 
 impl<'a> Files<'a> {
@@ -146,7 +146,7 @@ impl<'a> Files<'a> {
         let (buffer, outcome) = self.ready.remove(&index)?;
         let same = |answer: Answer| answer.bytes.read(|file| device.read(|bytes| bytes == file)).then_some(answer.sum);
         let sum = outcome.ok().and_then(same);
-        self.buffers.put(&buffer);
+        self.buffers.put_back(buffer);
         sum
     }
 }
@@ -168,7 +168,7 @@ fn to_check(index: usize, claim: &mut Claim, clean: Clean, page: u64) -> Vec<Che
         checks.extend(unknown(index, number, extent.base, chunk, &attached, page));
     }
     // What a file is proven to hold is not new any more, whatever else is.
-    extent.note_changed(&changed);
+    extent.put_changed(&changed);
     checks
 }
 

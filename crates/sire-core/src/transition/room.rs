@@ -41,13 +41,14 @@ impl Machine {
     fn resident_on(&self, region: &Region, on: impl Fn(Device) -> bool) -> u64 {
         let extents = self.heap.registry.extents_of(std::iter::once(region.id));
         let there = |extent: &&Arc<Extent>| on(extent.device) && !extent.always_stays();
-        extents.iter().filter(there).map(|extent| extent.figures().resident).sum()
+        extents.iter().filter(there).map(|extent| extent.resident()).sum()
     }
 
     /// Makes room for `bytes` more on `device`, within its budget, by giving back what regions hold lazily; which ones did, and how much.
     ///
     /// # Errors
-    /// `OutOfDeviceMemory` if all who may make way would not be enough: then nobody did. `Capturing`, or the driver's.
+    /// `OutOfDeviceMemory` if all who may make way would not be enough: then nobody did, unless it turned out so only afterwards, because somebody
+    /// was in use after all, or others took what had become free. `Capturing`, or the driver's.
     pub(crate) fn make_room_on(&self, device: Device, bytes: u64) -> Result<Vec<(Arc<Region>, u64)>> {
         if self.heap.is_capturing() {
             let message = "cannot make room while a CUDA graph is being captured; end the capture first";
@@ -65,14 +66,19 @@ impl Machine {
             return Err(self.no_room(device, bytes, missing, plan.bytes, candidates.len() - plan.victims.len()));
         }
         let victims = plan.victims.iter().filter_map(|&id| self.regions.get(id).ok());
-        Ok(victims.map(|region| (Arc::clone(&region), self.release_bytes(&region))).collect())
+        let made: Vec<(Arc<Region>, u64)> =
+            victims.map(|region| (Arc::clone(&region), self.release_bytes(&region))).collect();
+        match self.missing_on(device, bytes)? {
+            0 => Ok(made),
+            missing => Err(self.no_room(device, bytes, missing, 0, candidates.len())),
+        }
     }
 
     /// How many bytes are missing for `bytes` more.
     fn missing_on(&self, device: Device, bytes: u64) -> Result<u64> {
         let free = self.heap.driver.memory_info(device)?.free.saturating_sub(self.settings.margin());
         let extents = self.heap.registry.extents(|extent| extent.device == device);
-        let held = extents.iter().map(|extent| extent.figures().resident).sum();
+        let held = extents.iter().map(|extent| extent.resident()).sum();
         Ok(self.budget(device).missing(bytes, free, held))
     }
 

@@ -134,11 +134,12 @@ impl<'a> Sink<'a> {
         }
         let done = if wait { self.queue.wait() } else { self.queue.poll() };
         let Some(Done { ticket: (piece, record), buffer, outcome }) = done else { return Ok(None) };
-        let place = match outcome {
-            Ok(Answer { sum, .. }) => Place::Stored { room: record.room, at: record.at, sum },
-            Err(error) => self.fall_back(piece.len, &buffer, error)?,
+        let place = match (outcome, &buffer) {
+            (Ok(Answer { sum, .. }), _) => Place::Stored { room: record.room, at: record.at, sum },
+            (Err(error), Some(buffer)) => self.fall_back(piece.len, buffer, error)?,
+            (Err(error), None) => return Err(error),
         };
-        self.buffers.put(&buffer);
+        self.buffers.put_back(buffer);
         Ok(Some(Safe { piece, place: Some(place) }))
     }
 
@@ -176,7 +177,7 @@ pub(super) struct Source {
     /// Buffers that are not for reading ahead, because constants need one.
     kept: usize,
     /// Answers that came before they were asked for.
-    ready: BTreeMap<usize, (Span, Result<Answer>)>,
+    ready: BTreeMap<usize, (Option<Span>, Result<Answer>)>,
 }
 
 impl Source {
@@ -218,7 +219,7 @@ impl Source {
         loop {
             self.read_ahead();
             if let Some((buffer, outcome)) = self.ready.remove(&self.asked) {
-                let answer = outcome.inspect_err(|_| self.buffers.put(&buffer))?;
+                let answer = outcome.inspect_err(|_| self.buffers.put_back(buffer))?;
                 self.asked += 1;
                 return Ok(Some(answer.bytes));
             }
@@ -236,7 +237,7 @@ impl Source {
         let (buffers, asked) = (&mut self.buffers, self.asked);
         self.ready.retain(|&index, (buffer, _)| {
             if index < asked {
-                buffers.put(buffer);
+                buffers.put_back(buffer.take());
             }
             index >= asked
         });
@@ -256,7 +257,7 @@ impl Source {
 
     fn note(&mut self, done: Done<usize>) {
         if done.ticket < self.asked {
-            self.buffers.put(&done.buffer);
+            self.buffers.put_back(done.buffer);
         } else {
             self.ready.insert(done.ticket, (done.buffer, done.outcome));
         }

@@ -50,6 +50,34 @@ fn what_is_freed_is_given_out_again_without_a_driver_call() {
 }
 
 #[test]
+fn an_impossible_size_is_refused_even_where_memory_is_free() {
+    let mut world = world(ROOM);
+    let region = world.region("a", policy(Backup::None));
+    let addr = world.allocate(region, 512).unwrap();
+    world.free(addr).unwrap();
+    let ask = |size| world.engine.allocate_cached(on(region, size, 0), PoolNumber::NONE).unwrap_err().status;
+    assert_eq!(ask(0), Status::InvalidArgument);
+    assert_eq!([1 << 62, u64::MAX].map(ask), [Status::OutOfDeviceMemory; 2]);
+    world.check_no_leak();
+}
+
+#[test]
+fn any_cached_block_can_be_kept_resident() {
+    let mut world = world(ROOM);
+    let region = world.region("a", policy(Backup::Host));
+    // The third begins in an earlier piece than it ends in.
+    let addrs: Vec<Addr> = (0..3).map(|_| world.allocate(region, 3 * MIB).unwrap()).collect();
+    for &addr in &addrs {
+        world.write(addr);
+        assert_eq!(world.engine.keep_resident(addr.offset(3 * MIB - 1)).unwrap(), 3 * MIB);
+    }
+    world.pause(&tag("a")).unwrap();
+    world.check();
+    world.resume(&tag("a")).unwrap();
+    world.check_no_leak();
+}
+
+#[test]
 fn a_pause_copies_what_the_program_uses_and_no_more() {
     let mut world = world(ROOM);
     let region = world.region("a", policy(Backup::Host));

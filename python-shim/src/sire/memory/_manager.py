@@ -99,6 +99,7 @@ class MemoryManager:
         self._models: list[weakref.ref[Any]] = []
         self._lock = threading.RLock()
         self._started: float | None = None
+        self._spent_before = 0.0
         self._automatic = True
         self._made = 0
 
@@ -107,7 +108,7 @@ class MemoryManager:
     def start(self) -> None:
         """Begins to look at memory now and then, and to act on it. Repeating it is harmless."""
         if self._started is None:
-            self._started = time.monotonic()
+            self._started, self._spent_before = time.monotonic(), self.monitor.seconds_spent
         self.monitor.start_monitoring(self._act)
 
     def stop(self) -> None:
@@ -330,7 +331,7 @@ class MemoryManager:
             "misses": counts["misses"],
             "bytes_copied": self.residency.copied_bytes,
             "uptime_seconds": uptime,
-            "monitor_overhead": self.monitor.seconds_spent / uptime if uptime else 0.0,
+            "monitor_overhead": (self.monitor.seconds_spent - self._spent_before) / uptime if uptime else 0.0,
             "engine": self._movers.engine,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Any
 
 from .._units.readings import Usage, read_cpu, read_disk, read_gpus
 from ._config import MemoryConfig
+
+_log = logging.getLogger("sire.memory")
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,18 @@ class MemoryMonitor:
     @property
     def monitoring(self) -> bool:
         """Whether it looks now and then."""
-        return self._thread is not None
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def _run(self, stopping: threading.Event, each_time: Callable[[MemoryStats], None] | None) -> None:
         while not stopping.wait(self.config.memory_check_interval):
-            stats = self.look()
-            if each_time is not None:
-                each_time(stats)
+            try:
+                stats = self.look()
+                if each_time is not None:
+                    each_time(stats)
+            except Exception:
+                # What cannot be read or moved now may be possible at the next look.
+                _log.exception("a look at memory failed; the next is in %s s", self.config.memory_check_interval)
 
 
 def _continued(values: list[float]) -> float:

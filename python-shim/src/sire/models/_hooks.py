@@ -112,9 +112,10 @@ class AutoManageHook:
         if call.peak is not None:
             call.peak.__exit__()
             user.inference_memory_estimator.observe(call.args, call.kwargs or {}, call.peak.bytes)  # type: ignore[attr-defined]
+        # Also a backward after the first one (retain_graph) finds the user loaded.
+        watch(output, weakref.ref(user))
         if module.training and Held.until_backward(output, user):
             return
-        watch(output, weakref.ref(user))
         release([user])
 
     # --- what accelerate and diffusers ask of the hook of a module -------------------------------------------------

@@ -164,9 +164,10 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
 
     As many as it takes for ``size`` bytes, or all of them. Returns how many bytes that were.
     """
-    given = 0
-    for pool in get_resource_management():
-        if pool.get_pool_device().type != "cuda" or device not in (None, pool.get_pool_device()):
+    given, management = 0, get_resource_management()
+    wanted = list(management) if device is None else [management.get_resource_pool(device)]
+    for pool in wanted:
+        if pool is None or pool.get_pool_device().type != "cuda":
             continue
         for user in pool.users:
             if size is not None and given >= size:
@@ -184,6 +185,13 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
 
 _users_of: weakref.WeakKeyDictionary[Any, ResourcePoolUserABC[Any]] = weakref.WeakKeyDictionary()
 _making = threading.RLock()
+
+
+def forget(user: ResourcePoolUserABC[Any]) -> None:
+    """The user's object gets a new one when it is managed again."""
+    with _making:
+        for obj in [obj for obj, known in _users_of.items() if known is user]:
+            del _users_of[obj]
 
 
 def _known(obj: Any) -> ResourcePoolUserABC[Any] | None:

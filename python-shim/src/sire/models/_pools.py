@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .. import _library, _torch
 from .._errors import InvalidArgumentError, OutOfMemoryError, SireError
 from .._sizes import Size, format_size, parse_size
+from .._units.readings import read_cpu
 from ._events import log
 
 if TYPE_CHECKING:
@@ -165,19 +166,15 @@ class ResourcePool:
 
 
 class ResourcePoolCPU(ResourcePool):
-    """Host memory, as the operating system counts what is available."""
+    """Host memory: the machine's or the control group's, whichever has less left."""
 
     def get_pool_total_size(self) -> int:
-        """Bytes of the machine."""
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        """Bytes of the machine, or of the control group."""
+        return read_cpu().total
 
     def get_device_free_size(self) -> int:
         """Bytes that can be had without swapping."""
-        with suppress(OSError), open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        return read_cpu().free
 
 
 class ResourcePoolCUDA(ResourcePool):
@@ -305,6 +302,9 @@ class ResourcePoolManagement:
         for pool in self.get_user_pools(user):
             pool.remove_resource_pool_user(user)
         self._users.discard(user)
+        from ._manage import forget
+
+        forget(user)
 
     def clean_user(self) -> int:
         """Forgets users whose object nobody uses any more; how many."""

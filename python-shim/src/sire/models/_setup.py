@@ -44,9 +44,11 @@ def setup_default_pools(
     others: sizes such as ``"6GiB"``, or percentages. ``release="eager"`` gives device memory back as soon as nobody
     uses an object; ``"lazy"`` leaves it until somebody needs it, so that coming back costs nothing if nobody did.
     ``residency`` is for how many seconds after its last use an object is spared while another could make way.
+    ``ram_limit``, ``disk_dir`` and ``disk_limit`` are what the pools of host memory and of the disk report; backups are
+    limited by ``SIRE_HOST_LIMIT`` and ``SIRE_DISK_LIMIT``.
 
     Without a device, or without Sire's library, there is no pool of a device, and everything stays on the CPU.
-    Called again with arguments, it changes the limits of the pools that there are.
+    Called again with arguments, it sets the limits of the pools that there are anew, each to its argument or default.
     """
     global _release
     given = (vram_limit, headroom, ram_limit, disk_dir, disk_limit, release, residency)

@@ -231,7 +231,7 @@ class SliceManager(Residency):
 
     def relieve_cpu(self) -> int:
         """Sends slices to the disk until host memory is within its limit; how many went."""
-        if self.disk is None:
+        if self.disk is None or not self._host_is_full():
             return 0
         gone = 0
         for unit in self.in_leaving_order("cpu"):

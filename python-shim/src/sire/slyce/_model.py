@@ -162,7 +162,8 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         """The module of a slice; makes it if need be."""
         with self._making:
             found = self.manager.slice(name)
-            if found.module is None:
+            # Offloading may have made it already, without this model's conversions.
+            if found.module is None or name not in self.slices:
                 made: Any = self.manager.made(name).module
                 for conversion in self._conversions:
                     made._apply(conversion)

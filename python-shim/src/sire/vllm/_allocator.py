@@ -8,6 +8,7 @@ One pause of the parent is then one transaction over all tags, and leaves no mar
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ PARENT = "vllm"
 """Above every tag of vLLM's, so that ``sire.pause("vllm")`` and ``sire.stats()`` find them."""
 
 _log = logging.getLogger("sire.vllm")
+_making = threading.Lock()
 
 
 class SireAllocator:
@@ -40,9 +42,10 @@ class SireAllocator:
     @staticmethod
     def get_instance() -> SireAllocator:
         """The one of this process."""
-        if SireAllocator.instance is None:
-            SireAllocator.instance = SireAllocator()
-        return SireAllocator.instance
+        with _making:
+            if SireAllocator.instance is None:
+                SireAllocator.instance = SireAllocator()
+            return SireAllocator.instance
 
     def __init__(self) -> None:
         self._kept: list[Callable[[], Any]] = []
