@@ -12,6 +12,9 @@ ROW_UNITS = {"before": "bytes", "resident": "bytes", "paused": "bytes", "resumed
 SCENE_UNITS = {
     "baseline": {"out_of_memory": "bool", "models": "1", "models_loaded": "1"},
     "contention": {"out_of_memory": "bool", "exact": "bool", "waited_seconds": "s"},
+    "serving": {
+        "requests": "1", "loads": "1", "bytes_copied": "bytes", "bytes_with_to": "bytes", "peak": "bytes", "room": "bytes", "exact": "bool",
+    },
     "control": {"resident": "bytes", "paused": "bytes", "exact": "bool"},
     "control-contention": {"survived": "bool"},
 }

@@ -72,7 +72,7 @@ class Show:
 
     def play(self, *scenes: str, mode: str | None = None, must: bool = True) -> None:
         """Runs scenes in one process; records a failure if one did not show what it must."""
-        names = {scene: f"{scene}-{mode}" if mode and scene != "baseline" else scene for scene in scenes}
+        names = {scene: f"{scene}-{mode}" if mode and scene in ("turns", "contention") else scene for scene in scenes}
         command = [sys.executable, str(HERE / "scenario.py"), str(self.scratch), *scenes]
         if self.sabotage is not None:
             command += ["--sabotage", self.sabotage]
@@ -138,6 +138,7 @@ def perform(show: Show) -> None:
     show.play("turns", "contention", mode="preload")
     if "turns-preload" in show.results:
         picture(show, "preload")
+    show.play("serving", mode="torch")
     show.play("control", "control-contention", must=False)
 
 

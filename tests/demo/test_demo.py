@@ -6,7 +6,9 @@ Run from a checkout whose demo environment exists (`scripts/demo` or `scripts/te
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,10 @@ def test_the_demo_shows_everything_and_writes_its_figures(tmp_path: Path) -> Non
     assert figures["demo.baseline.models_loaded"]["value"] < figures["demo.baseline.models"]["value"] == 3
     assert figures["demo.contention-preload.exact"]["value"] == 1
     assert figures["demo.contention-preload.waited_seconds"]["value"] > 0
+    assert figures["demo.serving.exact"]["value"] == 1
+    assert 3 <= figures["demo.serving.loads"]["value"] < figures["demo.serving.requests"]["value"]
+    assert figures["demo.serving.bytes_copied"]["value"] <= figures["demo.serving.bytes_with_to"]["value"] / 2
+    assert figures["demo.serving.peak"]["value"] <= figures["demo.serving.room"]["value"]
     assert figures["demo.control.paused"]["value"] < figures["demo.control.resident"]["value"]
     assert figures["demo.control-contention.survived"]["value"] in (0, 1)
     assert all(figure["simulated"] is False for figure in figures.values())
@@ -66,6 +72,17 @@ def test_a_sabotaged_demo_fails(sabotage: str, promise: str) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     refused = [line for line in done.stdout.splitlines() if "NOT SHOWN: " in line and promise in line]
     assert len(refused) == 2, f"not in both hook modes: {done.stdout}{done.stderr}"
+
+
+def test_a_large_device_is_made_small_where_it_is_about_too_little(tmp_path: Path) -> None:
+    """As on a GPU, where the three models would fit side by side."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SIRE_")}
+    environment |= {"SIRE_SIM_MEMORY": "4GiB", "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(tmp_path / "device"), "HF_HUB_OFFLINE": "1"}
+    scenario = ROOT / "scripts" / "demo_support" / "scenario.py"
+    done = subprocess.run([sys.executable, str(scenario), str(tmp_path), "baseline"], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "OutOfMemoryError" in done.stdout
+    assert json.loads((tmp_path / "baseline.json").read_text())["models_loaded"] < 3
 
 
 def test_an_unknown_sabotage_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Step `examples`: the programs of `examples/`, as their first lines show them, in both hook modes."""
+"""Step `examples`: the programs of `examples/`, as their first lines show them, in both hook modes where they take one."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from .. import child
 from ..context import ROOT, Context
 from ..report import Report
 
-NAMES = ("simple", "cpu_backup", "rl_example")
+NAMES = ("simple", "cpu_backup", "rl_example", "sire_models")
 MODES = ("preload", "torch")
+# These choose by themselves, and run without a device, too: the preloaded library is the stricter one.
+FREE = ("memory", "slyce")
 
 
 def run(context: Context, report: Report) -> None:
     """One check per example and mode."""
     for name in NAMES:
-        script = ROOT / "examples" / f"{name}.py"
         for mode in MODES:
-            check = f"examples.{name}.{mode}"
-            if not script.exists():
-                report.check(check, False, f"examples/{name}.py is not there")
-                continue
-            if not context.torch:
-                report.check(check, False, "PyTorch is not there")
-                continue
-            outcome = child.run(
-                [context.python, str(script), mode],
-                env=context.env(preload=mode == "preload"),
-                timeout=context.left(60),
-                cwd=ROOT,
-            )
-            report.check(check, outcome.ok, "" if outcome.ok else outcome.tail(), outcome.seconds)
+            one(context, report, name, mode, [mode])
+    for name in FREE:
+        one(context, report, name, "preload", [])
+
+
+def one(context: Context, report: Report, name: str, mode: str, arguments: list[str]) -> None:
+    """One run of one example."""
+    check, script = f"examples.{name}.{mode}", ROOT / "examples" / f"{name}.py"
+    if not script.exists():
+        return report.check(check, False, f"examples/{name}.py is not there")
+    if not context.torch:
+        return report.check(check, False, "PyTorch is not there")
+    outcome = child.run(
+        [context.python, str(script), *arguments], env=context.env(preload=mode == "preload"), timeout=context.left(90), cwd=ROOT
+    )
+    return report.check(check, outcome.ok, "" if outcome.ok else outcome.tail(), outcome.seconds)
