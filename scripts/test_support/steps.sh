@@ -106,7 +106,7 @@ step_env() {
 }
 
 # Made from the docstrings: every public name has a place in it.
-step_api_reference() { SIRE_DOC_PYTHON=$(env_python) scripts/api-reference "$state/api"; }
+step_api_reference() { SIRE_BUILD_DOC_PYTHON=$(env_python) scripts/api-reference "$state/api"; }
 
 # PyTorch on the software device: by itself, and with the op layer.
 step_aten() {
