@@ -9,7 +9,7 @@ use crate::log;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The runtime does not have the function (`cudaErrorSharedObjectSymbolNotFound`).
@@ -261,7 +261,14 @@ pub(super) fn base_of(address: usize) -> usize {
 
 /// Where this library is loaded.
 pub(super) fn own_base() -> usize {
-    base_of(own_base as *const () as usize)
+    static BASE: AtomicUsize = AtomicUsize::new(0);
+    let known = BASE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let base = base_of(own_base as *const () as usize);
+    BASE.store(base, Ordering::Relaxed);
+    base
 }
 
 /// Whether the address belongs to this library.

@@ -134,14 +134,13 @@ unsafe extern "C" fn judge(handle: *mut c_void, name: *const c_char, caller: usi
 unsafe fn looked_up(handle: *mut c_void, name: &CStr, caller: usize) -> *mut c_void {
     // SAFETY: the program's own handle and one of its names.
     let found = unsafe { next::dlsym()(handle, name.as_ptr()) };
-    if found.is_null() || next::is_own(found) || is_inside(caller, found) {
+    if found.is_null() {
+        return found;
+    }
+    let (asking, holding) = (Some(next::base_of(caller)), Some(next::base_of(found as usize)));
+    // A library that looks for its own functions, and Sire itself, get what is there; so does who has found us already.
+    if asking == holding || holding == Some(next::own_base()) || [asking, holding].contains(&sire::base()) {
         return found;
     }
     sire::answer(name, found, caller, Found::LookedUp)
-}
-
-/// Sire itself, and a library that looks for its own functions, get what is there.
-fn is_inside(caller: usize, found: *mut c_void) -> bool {
-    let library = next::base_of(caller);
-    library == next::base_of(found as usize) || sire::holds(caller) || sire::holds(found as usize)
 }

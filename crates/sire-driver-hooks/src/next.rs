@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// `dlsym`'s own type.
 pub(crate) type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
@@ -108,6 +108,23 @@ pub(crate) fn base_of(address: usize) -> usize {
 }
 
 /// Whether an address is in this very library.
-pub(crate) fn is_own(address: *mut c_void) -> bool {
-    base_of(address as usize) == base_of(is_own as *const () as usize)
+fn is_own(address: *mut c_void) -> bool {
+    base_of(address as usize) == own_base()
+}
+
+/// Where this library is loaded.
+pub(crate) fn own_base() -> usize {
+    static BASE: AtomicUsize = AtomicUsize::new(0);
+    base_once(&BASE, own_base as *const () as usize)
+}
+
+/// [`base_of`] an address that does not change, kept in `place`: such a question takes microseconds.
+pub(crate) fn base_once(place: &AtomicUsize, address: usize) -> usize {
+    let known = place.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let base = base_of(address);
+    place.store(base, Ordering::Relaxed);
+    base
 }

@@ -3,7 +3,7 @@
 use crate::next;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// `sire_driver_answer`: name, what was found, who asks, whether it was found as the next definition (1) or by a look-up (0).
 type Answer = unsafe extern "C" fn(*const c_char, *mut c_void, usize, c_int) -> *mut c_void;
@@ -30,13 +30,18 @@ pub(crate) fn answer(name: &CStr, found: *mut c_void, caller: usize, how: Found)
 }
 
 fn ask() -> Option<Answer> {
-    let mut function = ANSWER.load(Ordering::Acquire);
-    if function.is_null() {
-        function = find();
-        ANSWER.store(function, Ordering::Release);
-    }
     // SAFETY: null, which is None, or found under this name in the library whose interface this is.
-    unsafe { std::mem::transmute::<*mut c_void, Option<Answer>>(function) }
+    unsafe { std::mem::transmute::<*mut c_void, Option<Answer>>(function()) }
+}
+
+fn function() -> *mut c_void {
+    let known = ANSWER.load(Ordering::Acquire);
+    if !known.is_null() {
+        return known;
+    }
+    let found = find();
+    ANSWER.store(found, Ordering::Release);
+    found
 }
 
 #[cold]
@@ -63,8 +68,9 @@ fn complain() {
     }
 }
 
-/// Whether an address is in `libsire_alloc.so`.
-pub(crate) fn holds(address: usize) -> bool {
-    let function = ANSWER.load(Ordering::Acquire);
-    !function.is_null() && next::base_of(function as usize) == next::base_of(address)
+/// Where `libsire_alloc.so` is loaded, if it is. It looks functions up itself, and may be the first to do so.
+pub(crate) fn base() -> Option<usize> {
+    static BASE: AtomicUsize = AtomicUsize::new(0);
+    let function = function();
+    (!function.is_null()).then(|| next::base_once(&BASE, function as usize))
 }
