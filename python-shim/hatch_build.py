@@ -1,7 +1,8 @@
 """Puts the two libraries and the ``sire`` command into the wheel, building them with cargo.
 
-SIRE_PREBUILT=DIR takes ``libsire_alloc.so``, ``libsire_driver.so`` and ``sire`` from DIR instead. SIRE_WHEEL_TARGET=2.28 builds the release
-form with cargo-zigbuild, for every Linux with that glibc, and refuses the result if it needs more.
+SIRE_PREBUILT=DIR takes ``libsire_alloc.so``, ``libsire_driver.so`` and ``sire`` from DIR instead.
+SIRE_WHEEL_TARGET=2.28 builds the release form with cargo-zigbuild, for every Linux with that glibc, and refuses the
+result if it needs more.
 """
 
 from __future__ import annotations

@@ -17,11 +17,14 @@ WAYS = ["linked", "dlsym", "proc", "proc11", "stream"]
 @pytest.fixture(scope="session")
 def names_dir(workshop: Workshop) -> Path:
     """A folder whose libcuda.so.1 notes what is called."""
-    return workshop.fixture("libcuda.so.1", FIXTURES / "driver.c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic", subdirectory="names").parent
+    options = ("-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic")
+    return workshop.fixture("libcuda.so.1", FIXTURES / "driver.c", *options, subdirectory="names").parent
 
 
 def private(workshop: Workshop, way: int) -> Path:
-    return workshop.fixture(f"private_{way}.so", FIXTURES / "private.c", f"-DWAY={way}", "-shared", "-fPIC", workshop.sire_so, workshop.link_runtime, subdirectory="private")
+    """A library that reaches the driver in one of the ways of fixtures/private.c."""
+    options = (f"-DWAY={way}", "-shared", "-fPIC", workshop.sire_so, workshop.link_runtime)
+    return workshop.fixture(f"private_{way}.so", FIXTURES / "private.c", *options, subdirectory="private")
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +164,8 @@ def test_harmless_in_programs_without_cuda(workshop: Workshop, driver_so: Path, 
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not here")
     plain = subprocess.run(command, capture_output=True, text=True, env=workshop.environment(preload=False))
-    loaded = subprocess.run(command, capture_output=True, text=True, env=workshop.environment(LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_DRIVER_DENY="/"))
+    environment = workshop.environment(LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_DRIVER_DENY="/")
+    loaded = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (loaded.returncode, loaded.stdout, loaded.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 

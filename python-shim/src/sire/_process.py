@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Literal
 
 from . import _hooks, _library
 from ._errors import InvalidArgumentError
 from ._regions import Backup, make_policy
 from ._tags import encode_tag
-
 
 _OURS = (_library.LIBRARY_NAME, _library.DRIVER_LIBRARY_NAME)
 
@@ -58,7 +57,7 @@ def _preload_mode(wanted: object) -> PreloadMode:
         return "driver" if _hooks.known_hook_mode() == "driver" else "preload"
     if wanted not in ("preload", "driver"):
         raise InvalidArgumentError(f"hook_mode of a child process is 'preload' or 'driver', not {wanted!r}")
-    return cast(PreloadMode, wanted)
+    return wanted
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sire
@@ -21,7 +22,8 @@ def driver() -> ctypes.CDLL:
     torch.cuda.init()
     torch.zeros(1, device="cuda")
     # By the file: PyTorch's own copy is not in the loader's way.
-    maps = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    maps = [line.split(maxsplit=5)[5] for line in lines if "/" in line]
     paths = [path for path in maps if "libcuda.so" in path or "libsire_sim_cuda" in path or "libcudart" in path]
     return ctypes.CDLL(paths[0])
 
