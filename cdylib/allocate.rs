@@ -2,12 +2,25 @@
 
 use crate::boundary::invalid;
 use crate::capture::{self, Relaxed};
+use crate::config;
 use crate::process::Process;
 use crate::torch;
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::{RegionId, Request, Reuse};
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_int, c_void};
+
+/// What a hooked function allocates in a region: as `SIRE_SLABS` says.
+pub(crate) fn in_region(
+    process: &Process,
+    region: RegionId,
+    device: c_int,
+    bytes: usize,
+    stream: *mut c_void,
+) -> Result<*mut c_void> {
+    let allocate = if config::get()?.slabs { from_cache } else { allocate };
+    allocate(process, region, device, bytes, stream)
+}
 
 /// `bytes` (more than 0) on `device`, in `region`.
 pub(crate) fn allocate(

@@ -16,6 +16,12 @@ pub(crate) struct Settings {
     pub disabled: bool,
     /// Whether hooks serve regions (`SIRE_HOOK_MODE`, or else `TMS_HOOK_MODE`, is neither `torch` nor `allocator`).
     pub hooks: bool,
+    /// Whether they are heard at driver level, if `libsire_driver.so` is there: `SIRE_HOOK_MODE` is `driver`, or not set.
+    pub driver_hooks: bool,
+    /// `SIRE_DRIVER_ALLOW`: of these libraries only; empty: of all.
+    pub driver_allow: Vec<String>,
+    /// `SIRE_DRIVER_DENY`: not of these.
+    pub driver_deny: Vec<String>,
     /// `SIRE_SLABS`: what hooked functions allocate in regions comes from the engine's cache.
     pub slabs: bool,
     /// `SIRE_REGION`: tag of the process-wide region.
@@ -81,7 +87,10 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
     let mode = hook_mode(variables, "SIRE_HOOK_MODE")?.or(hook_mode(variables, "TMS_HOOK_MODE")?);
     Ok(Settings {
         disabled: flag(variables, "SIRE_DISABLE")?,
-        hooks: mode.unwrap_or(true),
+        hooks: mode.is_none_or(|mode| mode != Mode::Pools),
+        driver_hooks: mode.is_none_or(|mode| mode == Mode::Driver),
+        driver_allow: list(variables, "SIRE_DRIVER_ALLOW")?,
+        driver_deny: list(variables, "SIRE_DRIVER_DENY")?,
         slabs: flag(variables, "SIRE_SLABS")?,
         region: variables("SIRE_REGION"),
         backup: parsed(variables, "SIRE_BACKUP", "none, cpu, disk, file or auto", parse_backup)?,
@@ -94,13 +103,35 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
     })
 }
 
-/// Whether a mode was chosen in which hooks serve regions.
-fn hook_mode(variables: Variables<'_>, name: &str) -> std::result::Result<Option<bool>, String> {
-    parsed(variables, name, "preload, torch or allocator", |text| match text {
-        "preload" => Some(true),
-        "torch" | "allocator" => Some(false),
+/// What a hook mode asks of the hooks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// They serve regions, at the level of the runtime.
+    Preload,
+    /// Also at driver level.
+    Driver,
+    /// PyTorch's pools come to us by themselves; hooks pass everything through.
+    Pools,
+}
+
+fn hook_mode(variables: Variables<'_>, name: &str) -> std::result::Result<Option<Mode>, String> {
+    parsed(variables, name, "preload, driver, torch or allocator", |text| match text {
+        "preload" => Some(Mode::Preload),
+        "driver" => Some(Mode::Driver),
+        "torch" | "allocator" => Some(Mode::Pools),
         _ => None,
     })
+}
+
+/// File names, separated by commas, colons or blanks. A path would match nothing.
+fn list(variables: Variables<'_>, name: &str) -> std::result::Result<Vec<String>, String> {
+    let wanted = "file names of libraries, such as libnccl.so or libcublas*, separated by commas";
+    let names = parsed(variables, name, wanted, |text| {
+        let names: Vec<String> =
+            text.split([',', ':', ' ']).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        (!names.is_empty() && names.iter().all(|name| !name.contains('/'))).then_some(names)
+    })?;
+    Ok(names.unwrap_or_default())
 }
 
 fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {

@@ -2,9 +2,10 @@
 
     python examples/simple.py torch
     python examples/simple.py preload
+    python examples/simple.py driver
     python examples/simple.py allocator
 
-For ``preload`` the process starts itself again with the library preloaded, which otherwise is done outside:
+For ``preload`` and ``driver`` the process starts itself again with the library preloaded, which otherwise is done outside:
 ``LD_PRELOAD=$(sire path) python ...`` or ``sire run -- python ...``.
 """
 
@@ -18,11 +19,11 @@ import sire
 
 def hook_mode() -> str:
     """The mode named on the command line; returns only in a process where it is in force."""
-    if len(sys.argv) != 2 or sys.argv[1] not in ("preload", "torch", "allocator"):
-        sys.exit(f"usage: python {sys.argv[0]} preload|torch|allocator")
+    if len(sys.argv) != 2 or sys.argv[1] not in ("preload", "driver", "torch", "allocator"):
+        sys.exit(f"usage: python {sys.argv[0]} preload|driver|torch|allocator")
     mode = sys.argv[1]
-    if mode == "preload" and os.environ.get("SIRE_HOOK_MODE") != "preload":
-        environment = os.environ | sire.subprocess_environment()
+    if mode in ("preload", "driver") and os.environ.get("SIRE_HOOK_MODE") != mode:
+        environment = os.environ | sire.subprocess_environment(hook_mode=mode)
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606
     return mode
 

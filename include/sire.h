@@ -524,6 +524,12 @@ sire_status sire_trim(size_t *out_device_bytes, size_t *out_host_bytes);
 // `out_live` is NULL or writable.
 sire_status sire_hook_probe(int32_t *out_live);
 
+// Whether look-ups of the driver's functions in this process reach this library (1) or not (0): `libsire_driver.so` is preloaded.
+//
+// What the caller sees to:
+// `out_live` is NULL or writable.
+sire_status sire_driver_hook_probe(int32_t *out_live);
+
 // Everything observable, as JSON (docs/abi.md shows it). A text output: call with `cap` 0 to measure.
 //
 // What the caller sees to:

@@ -1,7 +1,8 @@
-"""Puts the library and the ``sire`` command into the wheel, building them with cargo.
+"""Puts the two libraries and the ``sire`` command into the wheel, building them with cargo.
 
-SIRE_PREBUILT=DIR takes ``libsire_alloc.so`` and ``sire`` from DIR instead. SIRE_WHEEL_TARGET=2.28 builds the release
-form with cargo-zigbuild, for every Linux with that glibc, and refuses the result if it needs more.
+SIRE_PREBUILT=DIR takes ``libsire_alloc.so``, ``libsire_driver.so`` and ``sire`` from DIR instead.
+SIRE_WHEEL_TARGET=2.28 builds the release form with cargo-zigbuild, for every Linux with that glibc, and refuses the
+result if it needs more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import glibc_floor
 
 LIBRARY = "libsire_alloc.so"
+DRIVER_LIBRARY = "libsire_driver.so"
 COMMAND = "sire"
 
 
@@ -45,7 +47,8 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
             self._explain_editable(products)
             return
         included = build_data["force_include"]
-        included[str(products / LIBRARY)] = f"sire/_native/{LIBRARY}"
+        for library in (LIBRARY, DRIVER_LIBRARY):
+            included[str(products / library)] = f"sire/_native/{library}"
         included[str(self._write_build_id(products))] = "sire/_native/build_id.txt"
 
     def dependencies(self) -> list[str]:
@@ -59,9 +62,9 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
         if not named:
             return None
         directory = Path(named).resolve()
-        for name in (LIBRARY, COMMAND):
+        for name in (LIBRARY, DRIVER_LIBRARY, COMMAND):
             if not (directory / name).is_file():
-                raise RuntimeError(f"SIRE_PREBUILT={named} has no file {name}; build both with cargo build --release")
+                raise RuntimeError(f"SIRE_PREBUILT={named} has no file {name}; build all three with scripts/build")
         return directory
 
     def _build(self, floor: str | None) -> Path:
@@ -70,14 +73,14 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
         if cargo is None:
             raise RuntimeError(
                 "Sire's library is written in Rust and 'cargo' is not on the PATH. Install Rust 1.90 or later "
-                "with rustup, install a ready wheel, or name a directory with libsire_alloc.so and sire "
-                "in SIRE_PREBUILT."
+                "with rustup, install a ready wheel, or name a directory with libsire_alloc.so, "
+                "libsire_driver.so and sire in SIRE_PREBUILT."
             )
         target = f"{platform.machine()}-unknown-linux-gnu"
         command = [cargo, "build"]
         if floor:
             command = [cargo, "zigbuild", "--target", f"{target}.{floor}"]
-        command += ["--release", "--locked", "-p", "sire-alloc", "-p", "sire-cli"]
+        command += ["--release", "--locked", "-p", "sire-alloc", "-p", "sire-driver-hooks", "-p", "sire-cli"]
         self.app.display_info(f"building Sire's library and command: {' '.join(command)}")
         environment = _with_zig(os.environ) if floor else dict(os.environ)
         result = subprocess.run(command, cwd=checkout, env=environment, check=False)
@@ -92,7 +95,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
             raise RuntimeError(
                 "the Rust sources are not beside this directory: a source distribution of sire-alloc holds the "
                 "Python part only. Install from a clone of the repository (pip install ./python-shim), install a "
-                "wheel, or name a directory with libsire_alloc.so and sire in SIRE_PREBUILT."
+                "wheel, or name a directory with libsire_alloc.so, libsire_driver.so and sire in SIRE_PREBUILT."
             )
         return checkout
 
@@ -134,6 +137,6 @@ def _wheel_tag(products: Path, floor: str | None) -> str:
     if not floor:
         return f"py3-none-linux_{machine}"
     wanted = glibc_floor.parse(floor)
-    for name in (LIBRARY, COMMAND):
+    for name in (LIBRARY, DRIVER_LIBRARY, COMMAND):
         glibc_floor.require(products / name, wanted)
     return f"py3-none-manylinux_{wanted[0]}_{wanted[1]}_{machine}"

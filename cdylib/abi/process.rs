@@ -3,7 +3,7 @@
 use crate::allocate;
 use crate::boundary::{self, call, invalid};
 use crate::capture;
-use crate::interpose::{probe, runtime};
+use crate::interpose::{linear::PASSED, lookup, probe, runtime};
 use crate::log;
 use crate::process;
 use crate::status::sire_status;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_char, c_int};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Gives `peer` access to present and future memory on `device`.
 #[unsafe(no_mangle)]
@@ -84,6 +84,19 @@ pub unsafe extern "C" fn sire_hook_probe(out_live: *mut i32) -> sire_status {
     })
 }
 
+/// Whether look-ups of the driver's functions in this process reach this library (1) or not (0): `libsire_driver.so` is preloaded.
+///
+/// # Safety
+/// `out_live` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_driver_hook_probe(out_live: *mut i32) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        unsafe { boundary::put(out_live, c_int::from(lookup::live())) };
+        Ok(())
+    })
+}
+
 /// Everything observable, as JSON (docs/abi.md shows it). A text output: call with `cap` 0 to measure.
 ///
 /// # Safety
@@ -114,6 +127,7 @@ fn statistics() -> Result<Value> {
     stats.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
     stats.insert("driver".to_owned(), json!(process.map(|process| process.driver.description())));
     stats.insert("hook_live".to_owned(), json!(probe::live()));
+    stats.insert("driver_hooks".to_owned(), driver_hooks());
     for list in ["devices", "regions", "tiers"] {
         stats.entry(list).or_insert_with(|| json!([]));
     }
@@ -126,6 +140,19 @@ fn statistics() -> Result<Value> {
         counters.insert("driver_calls".to_owned(), json!(process.map_or(0, |process| process.driver.calls())));
     }
     Ok(Value::Object(stats))
+}
+
+/// Whether driver-level hooks are live, and the calls that they passed through.
+fn driver_hooks() -> Value {
+    let count = |passed: &AtomicU64| passed.load(Ordering::Relaxed);
+    json!({
+        "live": lookup::live(),
+        "allocate": count(&PASSED.allocate),
+        "free": count(&PASSED.free),
+        "managed": count(&PASSED.managed),
+        "pitch": count(&PASSED.pitch),
+        "pool": count(&PASSED.pool),
+    })
 }
 
 /// A stream capture begins that no hook sees. Until `sire_capture_end` Sire never synchronises.

@@ -1,6 +1,7 @@
 //! The way to the driver through a CUDA runtime: every question is passed on, and for the functions of [`entry`] the answer is ours.
 
-use super::{cudaError, entry, original};
+use super::entry::{Question, UNVERSIONED, replace};
+use super::{cudaError, lookup, original};
 use crate::config;
 use crate::log;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
@@ -16,7 +17,7 @@ pub(super) unsafe extern "C" fn entry_point(
     // SAFETY: the program's own arguments, as it passed them.
     unsafe {
         let code = original::runtime(caller).driver_entry_point(symbol, out, flags, status);
-        answer(code, symbol, out, entry::UNVERSIONED)
+        answer(code, symbol, out, UNVERSIONED, flags, caller)
     }
 }
 
@@ -31,12 +32,19 @@ pub(super) unsafe extern "C" fn entry_point_by_version(
     // SAFETY: the program's own arguments, as it passed them.
     unsafe {
         let code = original::runtime(caller).driver_entry_point_by_version(symbol, out, version, flags, status);
-        answer(code, symbol, out, version)
+        answer(code, symbol, out, version, flags, caller)
     }
 }
 
 /// Puts our function in the place of the driver's, if the runtime found one and hooks serve regions here.
-unsafe fn answer(code: cudaError, symbol: *const c_char, out: *mut *mut c_void, version: c_uint) -> cudaError {
+unsafe fn answer(
+    code: cudaError,
+    symbol: *const c_char,
+    out: *mut *mut c_void,
+    version: c_uint,
+    flags: c_ulonglong,
+    caller: usize,
+) -> cudaError {
     if code != 0 || symbol.is_null() || out.is_null() {
         return code;
     }
@@ -47,8 +55,9 @@ unsafe fn answer(code: cudaError, symbol: *const c_char, out: *mut *mut c_void, 
         notice(name, settings);
         return code;
     }
+    let all = lookup::live() && lookup::hears(caller);
     // SAFETY: the runtime has just written there.
-    unsafe { out.write_unaligned(entry::replace(name, version, out.read_unaligned())) };
+    unsafe { out.write_unaligned(replace(&Question::Versioned(name, version, flags), out.read_unaligned(), all)) };
     code
 }
 

@@ -1,5 +1,6 @@
 //! The functions of the CUDA runtime that Sire takes the place of: one table, each line calls into [`runtime`] or
-//! [`driver`]. What a program then finds in the place of the driver's own functions is in [`entry`] and [`segments`].
+//! [`driver`]. What a program then finds in the place of the driver's own functions is in [`entry`], and serves them in [`segments`], [`linear`],
+//! [`pool`] and [`streams`]; [`lookup`] says who finds it where driver-level hooks are loaded.
 //!
 //! Every exported function is three instructions: it hands its caller's return address on as one argument more. From that
 //! address [`original`] finds the runtime that *this caller* links, whichever way it was loaded. The exports carry no symbol
@@ -7,14 +8,19 @@
 
 #![allow(non_snake_case, reason = "CUDA's names")]
 
+mod context;
 mod driver;
 mod entry;
 mod guard;
+pub(crate) mod linear;
+pub mod lookup;
 pub(crate) mod original;
 pub(crate) mod peer;
+mod pool;
 pub(crate) mod probe;
 pub(crate) mod runtime;
 mod segments;
+mod streams;
 
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 
@@ -38,6 +44,8 @@ macro_rules! stub {
         core::arch::naked_asm!(concat!("mov ", $arm, ", x30"), "b {serve}", serve = sym $serve)
     };
 }
+
+use stub;
 
 /// Exports one function per line: name, arguments, the function that serves it, and where the return address goes
 /// (the first argument register that is free, on x86-64 and on AArch64; `stack`: none is free on x86-64).

@@ -4,12 +4,12 @@
 //! one process (.12 and .13) it finds the same one for everybody. So: return address -> the library that holds it -> that
 //! library's own search order. The answer is kept per call site, in a table that is read without a lock and only grows.
 
-use super::cudaError;
+use super::{cudaError, guard};
 use crate::log;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The runtime does not have the function (`cudaErrorSharedObjectSymbolNotFound`).
@@ -89,7 +89,7 @@ impl Runtime {
         let mut out = ptr::null_mut();
         let mut status = 0;
         // SAFETY: writes one pointer and one int; an unknown name is an error, not a fault.
-        let code = unsafe {
+        let code = guard::own_question(|| unsafe {
             if self.driver_entry_point_by_version.is_some() {
                 self.driver_entry_point_by_version(
                     name.as_ptr(),
@@ -101,7 +101,7 @@ impl Runtime {
             } else {
                 self.driver_entry_point(name.as_ptr(), &raw mut out, DEFAULT_STREAM_AS_COMPILED, &raw mut status)
             }
-        };
+        });
         if code == 0 && status == 0 { out } else { ptr::null_mut() }
     }
 }
@@ -174,7 +174,7 @@ fn look_up(caller: usize) -> &'static Runtime {
     }
     // Searched without the lock: the loader has its own, and a library's constructor may be calling us.
     let own = open_again(library.as_ref());
-    let found = Runtime::find(&|name| search(own, name));
+    let found = Runtime::find(&|name| search(own, base, name));
     if found.malloc.is_none() {
         // Nothing yet; a runtime may still come, so this is not remembered.
         static NOTHING: Runtime = Runtime::nothing();
@@ -207,42 +207,68 @@ fn open_again(library: Option<&libc::Dl_info>) -> *mut c_void {
     }
 }
 
-/// `name` through the caller's library, else behind us in the global order, else in any runtime that is loaded.
-fn search(own: *mut c_void, name: &CStr) -> *mut c_void {
-    if !own.is_null() {
-        // SAFETY: the handle is open.
-        let found = unsafe { libc::dlsym(own, name.as_ptr()) };
-        if is_foreign(found) {
-            return found;
-        }
-    }
-    // SAFETY: asks the loader for the next definition after this library.
-    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    if is_foreign(next) {
-        return next;
-    }
-    RUNTIMES.iter().map(|runtime| in_loaded(runtime, name)).find(|found| is_foreign(*found)).unwrap_or(ptr::null_mut())
+/// What code of the `caller`'s library would have reached without us. Another interposer behind us comes first: the global order does. Then the
+/// runtime that the library links, then the one in the global order, then any that is loaded.
+fn search(own: *mut c_void, base: usize, name: &CStr) -> *mut c_void {
+    let find = |handle: *mut c_void| {
+        // SAFETY: the handle is open, or the loader's for "the next definition after this library".
+        let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
+        is_foreign(found).then_some(found)
+    };
+    let next = find(libc::RTLD_NEXT);
+    let interposed = next.filter(|next| !is_runtime(*next));
+    // An interposer before us that calls on is not its own next.
+    let linked = || if own.is_null() { None } else { find(own).filter(|found| base_of(*found as usize) != base) };
+    let any = || RUNTIMES.iter().map(|runtime| loaded(runtime)).filter(|handle| !handle.is_null()).find_map(find);
+    interposed.or_else(linked).or(next).or_else(any).unwrap_or(ptr::null_mut())
 }
 
-fn in_loaded(runtime: &CStr, name: &CStr) -> *mut c_void {
-    // SAFETY: RTLD_NOLOAD loads nothing and runs nothing. The handle is kept for good, as above.
-    let handle = unsafe { libc::dlopen(runtime.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
-    if handle.is_null() {
-        return ptr::null_mut();
-    }
+/// Whether an address is in a CUDA runtime: it has what nobody has a reason to interpose.
+fn is_runtime(address: *mut c_void) -> bool {
+    let library = open_library_of(address as usize);
     // SAFETY: the handle is open.
-    unsafe { libc::dlsym(handle, name.as_ptr()) }
+    let found = if library.is_null() { library } else { unsafe { libc::dlsym(library, c"cudaGetLastError".as_ptr()) } };
+    !found.is_null() && base_of(found as usize) == base_of(address as usize)
+}
+
+/// A handle of a library that is loaded under this name, or null. Kept for good, as above.
+pub(super) fn loaded(name: &CStr) -> *mut c_void {
+    // SAFETY: RTLD_NOLOAD loads nothing and runs nothing.
+    unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) }
+}
+
+/// A handle of the library that holds an address, or null. Kept for good, as above.
+pub(super) fn open_library_of(address: usize) -> *mut c_void {
+    open_again(library_of(address).as_ref())
+}
+
+/// The path of the library that holds an address, as the loader has it.
+pub(super) fn path_of(address: usize) -> Option<&'static CStr> {
+    let library = library_of(address).filter(|library| !library.dli_fname.is_null())?;
+    // SAFETY: the name is the loader's, NUL-terminated, and stays as long as the library; whoever calls us does not go meanwhile.
+    Some(unsafe { CStr::from_ptr(library.dli_fname) })
 }
 
 /// Whether an address is there and not in this very library. (The main program's search order begins with what is preloaded.)
 fn is_foreign(address: *mut c_void) -> bool {
-    let base = |address: usize| library_of(address).map_or(0, |library| library.dli_fbase as usize);
-    !address.is_null() && base(address as usize) != own_base()
+    !address.is_null() && base_of(address as usize) != own_base()
+}
+
+/// Where the library that holds an address is loaded; 0: nobody's.
+pub(super) fn base_of(address: usize) -> usize {
+    library_of(address).map_or(0, |library| library.dli_fbase as usize)
 }
 
 /// Where this library is loaded.
 pub(super) fn own_base() -> usize {
-    library_of(own_base as *const () as usize).map_or(0, |library| library.dli_fbase as usize)
+    static BASE: AtomicUsize = AtomicUsize::new(0);
+    let known = BASE.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let base = base_of(own_base as *const () as usize);
+    BASE.store(base, Ordering::Relaxed);
+    base
 }
 
 /// Whether the address belongs to this library.

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const SUCCESS: cudaError = 0;
 const MEMORY_ALLOCATION: cudaError = 2;
-const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
+pub(super) const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
 const CAPTURE_WRONG_THREAD: cudaError = 908;
 
 /// Calls that went to the original.
@@ -38,33 +38,45 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
         return arrived;
     }
     // SAFETY: the program's own arguments.
-    let served = unsafe { serve(out, bytes, ptr::null_mut(), caller) };
+    let served = unsafe { serve(out, bytes, |region| allocate_in(region, bytes, ptr::null_mut(), caller)) };
     served.unwrap_or_else(|| {
         FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
         let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
-        let ask = || unsafe { runtime.malloc(out, bytes) };
-        ask_again(ask, bytes, runtime)
+        ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime)
     })
 }
 
-/// Makes an allocation outside regions. Where memory is short, what paused regions hold until somebody needs it makes way, and the runtime is
-/// asked again.
-fn ask_again(ask: impl Fn() -> cudaError, bytes: usize, runtime: &Runtime) -> cudaError {
-    let mut code = ask();
-    while code == MEMORY_ALLOCATION && make_way(bytes, runtime) {
+/// [`ask_again`], of a runtime.
+fn ask_runtime_again(ask: impl Fn() -> cudaError, bytes: usize, runtime: &Runtime) -> cudaError {
+    let forget = || {
         // SAFETY: takes nothing. The program is not to hear of the failure, in case the next attempt succeeds.
         let _ = unsafe { runtime.get_last_error() };
+    };
+    ask_again(ask, bytes, || current_device(runtime), forget)
+}
+
+/// Makes an allocation outside regions. Where memory is short, what paused regions hold until somebody needs it makes way on the `device`, and
+/// the original is asked again, after it was made to `forget` its error.
+pub(super) fn ask_again(
+    ask: impl Fn() -> cudaError,
+    bytes: usize,
+    device: impl Fn() -> Result<c_int>,
+    forget: impl Fn(),
+) -> cudaError {
+    let mut code = ask();
+    while code == MEMORY_ALLOCATION && make_way(bytes, &device) {
+        forget();
         code = ask();
     }
     code
 }
 
-fn make_way(bytes: usize, runtime: &Runtime) -> bool {
+fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>) -> bool {
     let Some(process) = process::started().filter(|_| !capture::in_progress()) else { return false };
     let Some(_guard) = Guard::enter() else { return false };
     let made = boundary::catch(|| {
-        let device = u32::try_from(current_device(runtime)?).map_err(|_| boundary::invalid("no device is current"))?;
+        let device = u32::try_from(device()?).map_err(|_| boundary::invalid("no device is current"))?;
         Ok(process.engine.make_way(Device(device), bytes as u64))
     });
     made.unwrap_or(false)
@@ -77,26 +89,32 @@ pub(super) unsafe extern "C" fn malloc_async(
     caller: usize,
 ) -> cudaError {
     // SAFETY: the program's own arguments.
-    let served = unsafe { serve(out, bytes, stream, caller) };
+    let served = unsafe { serve(out, bytes, |region| allocate_in(region, bytes, stream, caller)) };
     served.unwrap_or_else(|| {
         FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
         let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
-        let ask = || unsafe { runtime.malloc_async(out, bytes, stream) };
-        ask_again(ask, bytes, runtime)
+        ask_runtime_again(|| unsafe { runtime.malloc_async(out, bytes, stream) }, bytes, runtime)
     })
 }
 
-/// Serves an allocation inside a region; None: it is to be passed through.
-unsafe fn serve(out: *mut *mut c_void, bytes: usize, stream: *mut c_void, caller: usize) -> Option<cudaError> {
+/// Serves an allocation inside a region with `make`; None: it is to be passed through.
+///
+/// # Safety
+/// `out` is NULL or the program's place for the result.
+pub(super) unsafe fn serve(
+    out: *mut *mut c_void,
+    bytes: usize,
+    make: impl FnOnce(RegionId) -> Result<Option<*mut c_void>>,
+) -> Option<cudaError> {
     // What CUDA says about no bytes and about no place to put them, it shall say itself.
     if out.is_null() || bytes == 0 {
         return None;
     }
     let _guard = Guard::enter()?;
-    let made = boundary::catch(|| {
-        let Some(region) = wanted()? else { return Ok(None) };
-        allocate_in(region, bytes, stream, original::runtime(caller)).map(Some)
+    let made = boundary::catch(|| match wanted()? {
+        Some(region) => make(region),
+        None => Ok(None),
     });
     match made {
         Ok(None) => None,
@@ -119,12 +137,12 @@ pub(super) fn wanted() -> Result<Option<RegionId>> {
     }
 }
 
-fn allocate_in(region: RegionId, bytes: usize, stream: *mut c_void, runtime: &Runtime) -> Result<*mut c_void> {
+fn allocate_in(region: RegionId, bytes: usize, stream: *mut c_void, caller: usize) -> Result<Option<*mut c_void>> {
+    let runtime = original::runtime(caller);
     let process = process::get_with(&|name, version| runtime.driver_function(name, version))?;
     let device = current_device(runtime)?;
     start_runtime(runtime, device);
-    let allocate = if config::get()?.slabs { allocate::from_cache } else { allocate::allocate };
-    allocate(process, region, device, bytes, stream)
+    allocate::in_region(process, region, device, bytes, stream).map(Some)
 }
 
 fn current_device(runtime: &Runtime) -> Result<c_int> {
@@ -173,7 +191,7 @@ pub(super) unsafe extern "C" fn free_async(ptr: *mut c_void, stream: *mut c_void
 }
 
 /// Frees what is ours; None: it is to be passed through.
-fn take_back(ptr: *mut c_void) -> Option<cudaError> {
+pub(super) fn take_back(ptr: *mut c_void) -> Option<cudaError> {
     let process = owner(ptr)?;
     let _guard = Guard::enter()?;
     Some(match boundary::catch(|| allocate::free(process, ptr)) {
@@ -199,8 +217,7 @@ pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
     let runtime = original::runtime(caller);
     let place = &raw mut out;
     // SAFETY: writes one pointer.
-    let ask = || unsafe { runtime.malloc(place, bytes) };
-    let code = ask_again(ask, bytes, runtime);
+    let code = ask_runtime_again(|| unsafe { runtime.malloc(place, bytes) }, bytes, runtime);
     if code == SUCCESS { out } else { ptr::null_mut() }
 }
 
@@ -259,8 +276,10 @@ pub(super) unsafe extern "C" fn begin_capture_to_graph(
     })
 }
 
-/// Counts a capture from before it begins, so that no synchronisation of ours slips in between.
-fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) -> cudaError {
+/// Counts a capture from before it begins, so that no synchronisation of ours slips in between. A runtime's call of the driver inside of
+/// `begin` is not counted again.
+pub(super) fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) -> cudaError {
+    let Some(_guard) = Guard::enter() else { return begin() };
     capture::begin();
     let code = begin();
     if code == SUCCESS {
@@ -271,12 +290,17 @@ fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) -> cudaError 
     code
 }
 
-/// Destroying a stream voids what it captures, and nobody will end that.
 pub(super) unsafe extern "C" fn stream_destroy(stream: *mut c_void, caller: usize) -> cudaError {
+    // SAFETY: the program's own argument, as it passed it.
+    destroyed(stream, || unsafe { original::runtime(caller).stream_destroy(stream) })
+}
+
+/// Destroying a stream voids what it captures, and nobody will end that.
+pub(super) fn destroyed(stream: *mut c_void, destroy: impl FnOnce() -> cudaError) -> cudaError {
+    let Some(_guard) = Guard::enter() else { return destroy() };
     // Asked before: afterwards the same name may be another stream's.
     let captures = capture::in_progress() && capture::forget(stream as usize);
-    // SAFETY: the program's own argument, as it passed it.
-    let code = unsafe { original::runtime(caller).stream_destroy(stream) };
+    let code = destroy();
     if captures && code == SUCCESS {
         capture::end();
     } else if captures {
@@ -287,8 +311,13 @@ pub(super) unsafe extern "C" fn stream_destroy(stream: *mut c_void, caller: usiz
 
 pub(super) unsafe extern "C" fn end_capture(stream: *mut c_void, graph: *mut *mut c_void, caller: usize) -> cudaError {
     // SAFETY: the program's own arguments, as it passed them.
-    let code = unsafe { original::runtime(caller).end_capture(stream, graph) };
-    // Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not.
+    ended(stream, || unsafe { original::runtime(caller).end_capture(stream, graph) })
+}
+
+/// Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not.
+pub(super) fn ended(stream: *mut c_void, end: impl FnOnce() -> cudaError) -> cudaError {
+    let Some(_guard) = Guard::enter() else { return end() };
+    let code = end();
     if !matches!(code, CAPTURE_WRONG_THREAD | 1 | 400 | 401) {
         capture::forget(stream as usize);
         capture::end();

@@ -74,7 +74,7 @@ class Workshop:
         self.cuda = self._software(folder / "device") if software else self._real()
         link = ["-Wl,--no-as-needed", str(stub), "-ldl"]
         sources = {name: PEER_C / f"{name}.c" for name in ("cycle", "raw", "scale", "clean", "share", "file")}
-        sources |= {name: ROOT / "benches" / f"{name}.c" for name in ("stall", "hooks")}
+        sources |= {name: ROOT / "benches" / f"{name}.c" for name in ("stall", "hooks", "passthrough")}
         self.programs = {name: self._cc(folder / name, source, *link) for name, source in sources.items()}
         self.liar = self._liar(folder, sabotage) if sabotage else None
         self.device = "software" if software else "GPU"

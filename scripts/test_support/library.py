@@ -1,6 +1,6 @@
 """Looks at the built libraries from outside: the header, what they need, what they export, that they are harmless.
 
-``library.py LIBSIRE_ALLOC LIBSIRE_SIM_CUDA HEADER`` prints one line per check, and fails if one fails.
+``library.py LIBSIRE_ALLOC LIBSIRE_DRIVER LIBSIRE_SIM_CUDA HEADER`` prints one line per check, and fails if one fails.
 """
 
 from __future__ import annotations
@@ -73,23 +73,34 @@ def check_header(header: Path) -> str:
     return "complete in C11 and C++17"
 
 
-def check_harmless(library: Path) -> str:
+def check_driver(library: Path) -> str:
+    """`dlsym` and the driver's names, and nothing that anybody else could mean."""
+    found = exports(library)
+    strangers = sorted(name for name in found - {"dlsym"} if not re.match(r"cu[A-Z]", name))
+    assert "dlsym" in found and not strangers, f"exported: {', '.join(strangers) or 'no dlsym'}"
+    return f"dlsym and {len(found) - 1} of the driver's functions"
+
+
+def check_harmless(preload: str) -> str:
     """A program that has nothing to do with CUDA notices nothing."""
-    said = output("/bin/true", LD_PRELOAD=str(library))
+    said = output("/bin/true", LD_PRELOAD=preload)
     assert said == "", f"/bin/true said: {said}"
-    echoed = output("/bin/sh", "-c", "/bin/sh -c 'echo $((6 * 7))'", LD_PRELOAD=str(library))
+    echoed = output("/bin/sh", "-c", "/bin/sh -c 'echo $((6 * 7))'", LD_PRELOAD=preload)
     assert echoed == "42\n", echoed
     return "silent in /bin/true and in a shell's children"
 
 
 def main() -> int:
-    library, stand_in, header = (Path(argument).resolve() for argument in sys.argv[1:4])
+    library, driver, stand_in, header = (Path(argument).resolve() for argument in sys.argv[1:5])
     checks: list[tuple[str, Callable[[], str]]] = [
         ("library needs", lambda: check_needed(library)),
+        ("driver hooks need", lambda: check_needed(driver)),
         ("stand-in needs", lambda: check_needed(stand_in)),
         ("exports", lambda: check_exports(library, header)),
         ("header", lambda: check_header(header)),
-        ("harmless", lambda: check_harmless(library)),
+        ("driver hooks", lambda: check_driver(driver)),
+        ("harmless", lambda: check_harmless(f"{library}")),
+        ("driver hooks harmless", lambda: check_harmless(f"{driver} {library}")),
     ]
     failed = 0
     for name, check in checks:

@@ -62,6 +62,7 @@ prepare_machine() {
     ulimit -S -c 0
     # Tests find the products here, whatever the target directory is called.
     export SIRE_ALLOC_SO=$target/release/libsire_alloc.so SIRE_SIM_SO=$target/release/libsire_sim_cuda.so
+    export SIRE_DRIVER_SO=$target/release/libsire_driver.so
 }
 
 announce() {

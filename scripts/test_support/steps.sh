@@ -50,7 +50,7 @@ step_concurrency() { cargo test --release --locked -p sire-core --features shutt
 step_doc() { RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --release --locked --workspace --no-deps --document-private-items; }
 
 # The library from outside: header, exports, dependencies, harmlessness.
-step_library() { "$python" scripts/test_support/library.py "$SIRE_ALLOC_SO" "$SIRE_SIM_SO" include/sire.h; }
+step_library() { "$python" scripts/test_support/library.py "$SIRE_ALLOC_SO" "$SIRE_DRIVER_SO" "$SIRE_SIM_SO" include/sire.h; }
 
 # ruff, mypy and pytest, in an environment of their own.
 step_python_lint_tools() {

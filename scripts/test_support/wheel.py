@@ -1,4 +1,4 @@
-"""What a built wheel is: name, size, and of the library and the command in it the oldest glibc and what they load.
+"""What a built wheel is: name, size, and of the libraries and the command in it the oldest glibc and what they load.
 
 Usage: wheel.py WHEEL [--at-most 2.28]. Fails if a part is missing, needs a newer glibc, or loads what no Linux is sure
 to have.
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python-shim"))
 
 import glibc_floor
 
-PARTS = (r"sire/_native/libsire_alloc\.so", r"sire_alloc-[^/]+\.data/scripts/sire")
+PARTS = (r"sire/_native/libsire_alloc\.so", r"sire/_native/libsire_driver\.so", r"sire_alloc-[^/]+\.data/scripts/sire")
 # Parts of glibc, and the compiler's runtime, which every manylinux system has.
 ALLOWED = re.compile(r"(libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux-[a-z0-9-]+)\.so\.\d+")
 

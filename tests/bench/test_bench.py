@@ -36,6 +36,9 @@ OWN = {
     "disk.read",
     "scale.ns_per_allocation",
     "trace.pair_ns",
+    "hook.passthrough_ns",
+    "hook.lookup_ns",
+    "hook.driver_pair_ns",
     "sim.h100-pcie5-kvcached.pause",
     "sim.h100-pcie5-kvcached.resume",
 }
@@ -56,6 +59,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "SIRE_ALLOC_SO": library("SIRE_ALLOC_SO", "libsire_alloc.so"),
         "SIRE_SIM_SO": library("SIRE_SIM_SO", "libsire_sim_cuda.so"),
+        "SIRE_DRIVER_SO": library("SIRE_DRIVER_SO", "libsire_driver.so"),
     }
     command = [str(ROOT / "scripts" / "bench"), "--smoke", "--offline", "--device", "software", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -102,6 +102,17 @@ def test_another_library_before_sire_is_named(sire: Sire, library: Path, tmp_pat
     assert findings(sire("doctor", "--json", SIRE_LIBRARY=library))["hook"]["status"] == "served"
 
 
+def test_driver_level_hooks_are_looked_for(sire: Sire, library: Path, tmp_path: Path) -> None:
+    if not library.with_name("libsire_driver.so").is_file():
+        pytest.skip("libsire_driver.so is not built: scripts/build")
+    found = findings(sire("doctor", "--json", SIRE_LIBRARY=library))["driver hooks"]
+    assert (found["status"], "sire run --hook-mode driver" in found["detail"]) == ("served", True)
+    copy = tmp_path / library.name
+    copy.write_bytes(library.read_bytes())
+    found = findings(sire("doctor", "--json", SIRE_LIBRARY=copy))["driver hooks"]
+    assert (found["status"], "libsire_driver.so" in found["detail"]) == ("note", True)
+
+
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_expandable_segments_are_served_under_either_name(sire: Sire, library: Path, name: str) -> None:
     segments = findings(sire("doctor", "--json", SIRE_LIBRARY=library, **{name: "expandable_segments:True"}))["segments"]

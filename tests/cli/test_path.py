@@ -14,6 +14,18 @@ def test_it_prints_the_path_and_nothing_else(sire: Sire, library: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{library}\n", "")
 
 
+def test_the_library_for_driver_level_hooks_is_beside_the_other(sire: Sire, library: Path, tmp_path: Path) -> None:
+    driver = library.with_name("libsire_driver.so")
+    if not driver.is_file():
+        pytest.skip("libsire_driver.so is not built: scripts/build")
+    assert sire("path", "--driver", SIRE_LIBRARY=library).stdout == f"{driver}\n"
+    copy = tmp_path / library.name
+    copy.write_bytes(library.read_bytes())
+    done = sire("path", "--driver", SIRE_LIBRARY=copy)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"which is not at {tmp_path / 'libsire_driver.so'}" in done.stderr
+
+
 def test_it_finds_the_library_beside_itself(command: Path, sire: Sire) -> None:
     beside = command.parent / "libsire_alloc.so"
     if not beside.is_file():

@@ -32,6 +32,26 @@ def test_torch_mode_preloads_nothing(sire: Sire, library: Path) -> None:
     assert " r-xp " in maps and f" {library}" not in done.stdout.replace(f"SIRE_LIBRARY={library}", ""), variables
 
 
+def test_driver_mode_preloads_both_libraries_before_all_others(sire: Sire, library: Path, tmp_path: Path) -> None:
+    driver = library.with_name("libsire_driver.so")
+    if not driver.is_file():
+        pytest.skip("libsire_driver.so is not built: scripts/build")
+    other = "libm.so.6 libpthread.so.0"
+    done = sire("run", "--hook-mode", "driver", "--", "sh", "-c", "cat /proc/self/maps; env", SIRE_LIBRARY=library, LD_PRELOAD=other)
+    assert done.returncode == 0
+    assert f"LD_PRELOAD={driver}:{library}:libm.so.6:libpthread.so.0\n" in done.stdout
+    assert "SIRE_HOOK_MODE=driver\n" in done.stdout
+    assert preloaded(done.stdout.partition("LD_PRELOAD")[0], driver)
+    # Without its second library there is no such mode, and nothing runs.
+    copied = tmp_path / "copy" / library.name
+    copied.parent.mkdir()
+    copied.write_bytes(library.read_bytes())
+    done = sire("run", "--hook-mode", "driver", "--", "touch", tmp_path / "ran", SIRE_LIBRARY=copied)
+    assert done.returncode == 1
+    assert "driver-level hooks need libsire_driver.so" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
 def test_the_exit_code_is_the_programs(sire: Sire, library: Path, code: int) -> None:
     assert sire("run", "--", "sh", "-c", f"exit {code}", SIRE_LIBRARY=library).returncode == code

@@ -80,7 +80,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 VARIABLE = re.compile(r"\b(?:SIRE|TMS)_[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*\b(?!\*)")
 # Names of C constants, compile-time names of builds, and variables of our own test and demo programs.
 NOT_FOR_USERS = re.compile(
-    r"SIRE_(STATUS|TEST|DEMO|EXAMPLE|BUILD|UPDATE|WHEEL|BENCH|ALLOC_SO|SIM_SO|H\b|PREBUILT|ABI)|SIRE_SIM_?$"
+    r"SIRE_(STATUS|TEST|DEMO|EXAMPLE|BUILD|UPDATE|WHEEL|BENCH|ALLOC_SO|SIM_SO|DRIVER_SO|H\b|PREBUILT|ABI)|SIRE_SIM_?$"
 )
 
 

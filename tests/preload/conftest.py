@@ -44,6 +44,12 @@ def sire_so() -> Path:
 
 
 @pytest.fixture(scope="session")
+def driver_so() -> Path:
+    """libsire_driver.so."""
+    return _library("SIRE_DRIVER_SO", "libsire_driver.so")
+
+
+@pytest.fixture(scope="session")
 def sim_so() -> Path:
     """The software device as a drop-in."""
     return _library("SIRE_SIM_SO", "libsire_sim_cuda.so")

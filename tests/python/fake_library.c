@@ -35,6 +35,8 @@ size_t sire_last_error(char *buffer, size_t capacity) {
 int cudaMalloc(void **out, size_t bytes) { (void)out; (void)bytes; return 2; }
 int32_t sire_hook_probe(int32_t *live) { *live = dlsym(dlopen(NULL, RTLD_NOW), "cudaMalloc") == (void *)cudaMalloc; return 0; }
 
+int32_t sire_driver_hook_probe(int32_t *live) { *live = 0; return 0; }
+
 int32_t sire_region_open(const char *tag, const void *options, uint32_t *region) { (void)tag; (void)options; *region = 7; return 0; }
 int32_t sire_pause(const char *tag, const void *options, void *report) { (void)options; (void)report; return tag ? 4 : 0; }
 

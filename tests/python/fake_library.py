@@ -19,6 +19,7 @@ class FakeLibrary:
 
     def __init__(self) -> None:
         self.live = False
+        self.driver_live = False
         self.regions: list[tuple[str, int, bool, bool, int, bool]] = []
         self.paused: set[int] = set()
         self.inside: dict[int, list[int]] = {}
@@ -192,6 +193,9 @@ class FakeLibrary:
 
     def hook_live(self) -> bool:
         return self.live
+
+    def driver_hook_live(self) -> bool:
+        return self.driver_live
 
     def set_margin(self, size: int) -> None:
         self.settings["margin"] = size

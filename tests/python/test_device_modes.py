@@ -22,6 +22,8 @@ ONCE = {"test_commits.py", "test_slices.py", "test_units.py"}
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
 # Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
 DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py")
+# What driver-level hooks could disturb: import and start of PyTorch, its own way to the driver, graphs.
+AT_DRIVER_LEVEL = ("test_driver.py", "test_graphs.py", "test_pause.py", "test_segments.py")
 
 
 def runs() -> list[tuple[str, str]]:
@@ -29,9 +31,10 @@ def runs() -> list[tuple[str, str]]:
     wanted = os.environ.get("SIRE_TEST_HOOK_MODES")
     if wanted:
         return [(mode, file) for mode in wanted.split(",") for file in FILES]
-    both = [(mode, file) for file in FILES for mode in ("torch", "preload")]
+    both = [(mode, file) for file in FILES for mode in ("torch", "preload") if file != "test_driver.py"]
     everywhere = [(mode, file) for mode, file in both if mode == "torch" or file not in ONCE]
-    return everywhere + [("allocator", file) for file in DIFFERENT]
+    others = {"allocator": DIFFERENT, "driver": AT_DRIVER_LEVEL}
+    return everywhere + [(mode, file) for mode, files in others.items() for file in files]
 
 
 RUNS = runs()
@@ -72,8 +75,8 @@ def test_on_device(mode: str, file: str) -> None:
     if file == "test_loop.py":
         # It compares with the kernel's count, which knows only pages that were written.
         variables["SIRE_SIM_POISON"] = "full"
-    if mode == "preload":
-        variables |= sire.subprocess_environment(base=variables)
+    if mode in ("preload", "driver"):
+        variables |= sire.subprocess_environment(base=variables, hook_mode="driver" if mode == "driver" else "preload")
     command = [
         sys.executable,
         "-m",

@@ -24,6 +24,28 @@ def test_a_live_hook_means_preload(library: FakeLibrary) -> None:
     assert _use() == "preload"
 
 
+def test_live_driver_hooks_mean_driver(library: FakeLibrary) -> None:
+    library.live = library.driver_live = True
+    assert _use() == "driver"
+
+
+def test_preload_stays_preload_beside_driver_hooks(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.live = library.driver_live = True
+    monkeypatch.setenv("SIRE_HOOK_MODE", "preload")
+    assert _use() == "preload"
+
+
+def test_driver_without_its_library_is_refused(library: FakeLibrary) -> None:
+    sire.hook_mode = "driver"
+    with pytest.raises(sire.InactiveError, match="hook mode 'driver' was chosen, but this process's cudaMalloc"):
+        _use()
+    library.live = True
+    with pytest.raises(sire.InactiveError, match=r"libsire_driver\.so was not preloaded, or another library hooks"):
+        _use()
+    library.driver_live = True
+    assert _use() == "driver"
+
+
 @pytest.mark.parametrize("variable", ["SIRE_HOOK_MODE", "TMS_HOOK_MODE"])
 def test_the_environment_chooses(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     library.live = True

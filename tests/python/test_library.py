@@ -193,6 +193,17 @@ def test_other_preloads_are_kept(monkeypatch: pytest.MonkeyPatch, build: Build) 
         "SIRE_HOOK_MODE": "preload",
         "SIRE_LIBRARY": str(path),
     }
+    with pytest.raises(sire.LibraryNotFoundError, match="driver-level hooks need"):
+        sire.subprocess_environment(hook_mode="driver")
+    driver = path.with_name("libsire_driver.so")
+    driver.write_bytes(b"")
+    base = {"LD_PRELOAD": f"{driver}:{path}:/opt/jemalloc.so"}
+    assert sire.subprocess_environment(base=base)["LD_PRELOAD"] == f"{path}:/opt/jemalloc.so"
+    both = sire.subprocess_environment(base=base, hook_mode="driver")
+    assert both["LD_PRELOAD"] == f"{driver}:{path}:/opt/jemalloc.so"
+    assert (both["SIRE_HOOK_MODE"], both["SIRE_LIBRARY"]) == ("driver", str(path))
+    with pytest.raises(sire.InvalidArgumentError, match="'preload' or 'driver', not 'torch'"):
+        sire.subprocess_environment(hook_mode="torch")  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError), sire.configure_subprocess():
         raise ZeroDivisionError
     assert os.environ["LD_PRELOAD"] == "/opt/jemalloc.so /old/libsire_alloc.so"

@@ -51,20 +51,12 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    subprocess.run(
-        [
-            compiler,
-            "-shared",
-            "-fPIC",
-            "-w",
-            "-Wl,-Bsymbolic",
-            "-o",
-            str(directory / "libsire_alloc.so"),
-            source,
-            "-ldl",
-        ],
-        check=True,
-    )
+    for library in ("libsire_alloc.so", "libsire_driver.so"):
+        output = str(directory / library)
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-w", "-Wl,-Bsymbolic", "-o", output, source, "-ldl"],
+            check=True,
+        )
     command = directory / "sire"
     main = (
         '#include <stdio.h>\nint main(int n, char **v) { printf("the command %s\\n", n > 1 ? v[1] : ""); return 0; }\n'
@@ -88,6 +80,7 @@ def test_the_wheel_holds_library_command_and_types(built: Path) -> None:
     assert built.name.startswith("sire_alloc-0.1.0-py3-none-linux_")
     names = zipfile.ZipFile(built).namelist()
     assert "sire/_native/libsire_alloc.so" in names
+    assert "sire/_native/libsire_driver.so" in names
     assert "sire/_native/build_id.txt" in names
     assert "sire/py.typed" in names
     assert "sire/torch_memory_saver/hooks/mode_preload.py" in names

@@ -50,6 +50,9 @@ pub struct PathOptions {
     /// The software device's library instead
     #[arg(long)]
     pub stand_in: bool,
+    /// The library for driver-level hooks: LD_PRELOAD="$(sire path --driver) $(sire path)"
+    #[arg(long, conflicts_with = "stand_in")]
+    pub driver: bool,
 }
 
 /// Options of `sire run`.
@@ -114,8 +117,10 @@ impl Backup {
 /// How allocations reach Sire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum HookMode {
-    /// LD_PRELOAD: every allocation of the process
+    /// LD_PRELOAD: every allocation of the process that is made by cudaMalloc
     Preload,
+    /// The same, and what libraries ask the driver for (docs/driver-hooks.md)
+    Driver,
     /// PyTorch's pluggable allocator: what the Python package routes
     Torch,
 }

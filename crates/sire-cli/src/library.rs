@@ -1,4 +1,4 @@
-//! Where Sire's two shared libraries are: named by a variable, beside the command, or in the package that brought it.
+//! Where Sire's shared libraries are: named by a variable, beside the command, or in the package that brought it.
 
 use std::ffi::OsStr;
 use std::io::Read as _;
@@ -7,11 +7,22 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 
 const SIRE: &str = "libsire_alloc.so";
+const DRIVER: &str = "libsire_driver.so";
 const STAND_IN: &str = "libsire_sim_cuda.so";
 
 /// `libsire_alloc.so`: SIRE_LIBRARY, else the places beside this command.
 pub fn sire() -> Result<PathBuf, Failure> {
     locate(SIRE, None, "SIRE_LIBRARY", "cargo build --release")
+}
+
+/// `libsire_driver.so`, for driver-level hooks: the one beside `libsire_alloc.so`, as both are of one build.
+pub fn driver() -> Result<PathBuf, Failure> {
+    let path = sire()?.with_file_name(DRIVER);
+    if is_library(&path) {
+        return Ok(path);
+    }
+    Err(Failure::new(format!("driver-level hooks need {DRIVER}, which is not at {}", path.display()))
+        .advice("Build it with 'cargo build --release -p sire-driver-hooks' in a checkout, or reinstall the sire-alloc package."))
 }
 
 /// The software device's library: `named` on the command line, SIRE_SIM_LIBRARY, else the places beside this command.

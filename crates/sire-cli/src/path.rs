@@ -6,9 +6,13 @@ use crate::arguments::PathOptions;
 use crate::failure::Failure;
 use crate::{library, output};
 
-/// Prints the path of `libsire_alloc.so`, or of the software device's library.
+/// Prints the path of `libsire_alloc.so`, or of one of the other libraries.
 pub fn path(options: &PathOptions) -> Result<ExitCode, Failure> {
-    let found = if options.stand_in { library::stand_in(None)? } else { library::sire()? };
+    let found = match options {
+        PathOptions { stand_in: true, .. } => library::stand_in(None)?,
+        PathOptions { driver: true, .. } => library::driver()?,
+        _ => library::sire()?,
+    };
     output::line(&found.display().to_string());
     Ok(ExitCode::SUCCESS)
 }

@@ -63,30 +63,36 @@ fn environment_of(options: &RunOptions) -> Option<PathBuf> {
 }
 
 fn hook(changes: &mut Changes, mode: HookMode, library: &Path) -> Result<(), Failure> {
-    let shown = library.display().to_string();
+    changes.set("SIRE_LIBRARY", library);
     match mode {
-        HookMode::Torch => {
-            changes.set("SIRE_HOOK_MODE", "torch");
-            changes.set("SIRE_LIBRARY", library);
-        }
+        HookMode::Torch => changes.set("SIRE_HOOK_MODE", "torch"),
         HookMode::Preload => {
-            if shown.contains([' ', ':', '\t', '\n']) {
-                return Err(Failure::new(format!(
-                    "LD_PRELOAD cannot hold the path '{shown}': blanks and colons separate its entries"
-                ))
-                .advice("Put the library elsewhere and name it in SIRE_LIBRARY, or use --hook-mode torch."));
-            }
             changes.set("SIRE_HOOK_MODE", "preload");
-            changes.set("SIRE_LIBRARY", library);
-            // Blanks separate LD_PRELOAD's entries too; Changes knows colons.
-            if let Some(old) =
-                changes.value("LD_PRELOAD").filter(|old| old.to_string_lossy().contains(char::is_whitespace))
-            {
-                changes.set("LD_PRELOAD", old.to_string_lossy().replace(char::is_whitespace, ":"));
-            }
-            changes.prepend("LD_PRELOAD", library);
+            preload(changes, library)?;
+        }
+        HookMode::Driver => {
+            changes.set("SIRE_HOOK_MODE", "driver");
+            preload(changes, library)?;
+            preload(changes, &library::driver()?)?;
         }
     }
+    Ok(())
+}
+
+/// Puts a library before everything else that is preloaded.
+fn preload(changes: &mut Changes, library: &Path) -> Result<(), Failure> {
+    let shown = library.display().to_string();
+    if shown.contains([' ', ':', '\t', '\n']) {
+        return Err(Failure::new(format!(
+            "LD_PRELOAD cannot hold the path '{shown}': blanks and colons separate its entries"
+        ))
+        .advice("Put the library elsewhere and name it in SIRE_LIBRARY, or use --hook-mode torch."));
+    }
+    // Blanks separate LD_PRELOAD's entries too; Changes knows colons.
+    if let Some(old) = changes.value("LD_PRELOAD").filter(|old| old.to_string_lossy().contains(char::is_whitespace)) {
+        changes.set("LD_PRELOAD", old.to_string_lossy().replace(char::is_whitespace, ":"));
+    }
+    changes.prepend("LD_PRELOAD", library);
     Ok(())
 }
 

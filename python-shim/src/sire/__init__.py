@@ -210,7 +210,7 @@ def __dir__() -> list[str]:
 
 
 hook_mode: _hooks.HookMode | None
-"""``"preload"``, ``"torch"`` or ``"allocator"``; None while it is neither set nor needed yet."""
+"""``"preload"``, ``"driver"``, ``"torch"`` or ``"allocator"``; None while it is neither set nor needed yet."""
 
 
 class _Module(_types.ModuleType):

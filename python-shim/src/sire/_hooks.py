@@ -1,9 +1,10 @@
 """How allocations reach the library in this process, and what makes that impossible.
 
-Three modes. ``preload``: the library was loaded by LD_PRELOAD, and the program's own cudaMalloc arrives in it.
+Four modes. ``preload``: the library was loaded by LD_PRELOAD, and the program's own cudaMalloc arrives in it.
+``driver``: so was libsire_driver.so, and what libraries ask the driver for arrives as well (docs/driver-hooks.md).
 ``torch``: PyTorch is told, per region, to allocate through the library's functions. ``allocator``: the library is
 PyTorch's allocator for everything (`sire.use_allocator`). The mode is decided once, at first use: what was set, else
-SIRE_HOOK_MODE, else TMS_HOOK_MODE, else ``preload`` if the hook is live.
+SIRE_HOOK_MODE, else TMS_HOOK_MODE, else what is live.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Literal, cast
 from . import _library
 from ._errors import InactiveError, InvalidArgumentError
 
-HookMode = Literal["preload", "torch", "allocator"]
+HookMode = Literal["preload", "driver", "torch", "allocator"]
 
-_MODES = ("preload", "torch", "allocator")
+_MODES = ("preload", "driver", "torch", "allocator")
 _wanted: HookMode | None = None
 _decided: HookMode | None = None
 _deciding = threading.Lock()
@@ -52,7 +53,7 @@ def set_hook_mode(mode: object) -> None:
 
 def _mode(mode: object, source: str) -> HookMode:
     if mode not in _MODES:
-        raise InvalidArgumentError(f"{source} is 'preload', 'torch' or 'allocator', not {mode!r}")
+        raise InvalidArgumentError(f"{source} is 'preload', 'driver', 'torch' or 'allocator', not {mode!r}")
     return cast(HookMode, mode)
 
 
@@ -61,10 +62,10 @@ def _decide() -> HookMode:
     if wanted in ("torch", "allocator"):
         return wanted
     if _library.load().hook_live():
-        return "preload"
-    if wanted == "preload":
+        return _level(wanted)
+    if wanted in ("preload", "driver"):
         raise InactiveError(
-            "the hook mode 'preload' was chosen, but this process's cudaMalloc does not reach Sire: "
+            f"the hook mode {wanted!r} was chosen, but this process's cudaMalloc does not reach Sire: "
             f"{_why_not_live()} Start it as LD_PRELOAD=$(sire path) python ..., or inside "
             "sire.configure_subprocess(), or choose sire.hook_mode = 'torch'."
         )
@@ -74,6 +75,21 @@ def _decide() -> HookMode:
             f"{_why_not_live()} Preload $(sire path), or choose sire.hook_mode = 'torch'."
         )
     return "torch"
+
+
+def _level(wanted: HookMode | None) -> HookMode:
+    """Whether the driver's functions are hooked, too."""
+    if wanted == "preload":
+        return "preload"
+    if _library.load().driver_hook_live():
+        return "driver"
+    if wanted == "driver":
+        raise InactiveError(
+            "the hook mode 'driver' was chosen, but look-ups of the driver's functions do not reach Sire: "
+            f"{_library.DRIVER_LIBRARY_NAME} was not preloaded, or another library hooks dlsym first. Start it with "
+            "sire run --hook-mode driver, or as LD_PRELOAD=\"$(sire path --driver) $(sire path)\" python ..."
+        )
+    return "preload"
 
 
 def _wanted_by_environment() -> HookMode | None:
@@ -97,6 +113,11 @@ def _why_not_live() -> str:
     if gone:
         return f"{gone[0]} does not exist."
     return f"{entries[0]} was named after the process started, or another library hooks cudaMalloc first."
+
+
+def preloaded() -> bool:
+    """Whether PyTorch's own cudaMalloc is hooked in this process's mode."""
+    return hook_mode() in ("preload", "driver")
 
 
 def switched_off() -> bool:

@@ -24,6 +24,7 @@ from ._errors import LibraryNotFoundError, SireError, UnknownAddressError, Versi
 from ._version import __version__
 
 LIBRARY_NAME = "libsire_alloc.so"
+DRIVER_LIBRARY_NAME = "libsire_driver.so"
 ABI_VERSION = 1
 NO_REGION = 0xFFFFFFFF
 # Bytes of tags that a list of them has room for; what is longer is cut.
@@ -179,6 +180,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_empty_cache": [POINTER(c_size_t)],
     "sire_trim": [POINTER(c_size_t), POINTER(c_size_t)],
     "sire_hook_probe": [POINTER(c_int32)],
+    "sire_driver_hook_probe": [POINTER(c_int32)],
     "sire_stats_json": [c_char_p, c_size_t, POINTER(c_size_t)],
     "sire_capture_begin": [],
     "sire_capture_end": [],
@@ -495,6 +497,12 @@ class Library:
         self._call("sire_hook_probe", byref(live))
         return live.value == 1
 
+    def driver_hook_live(self) -> bool:
+        """Whether look-ups of the driver's functions in this process reach the library."""
+        live = c_int32()
+        self._call("sire_driver_hook_probe", byref(live))
+        return live.value == 1
+
     def stats(self) -> dict[str, Any]:
         """Everything observable."""
         found: dict[str, Any] = json.loads(self._text("sire_stats_json"))
@@ -612,6 +620,17 @@ def library_path() -> Path:
         f"{_checkout_note()}. Install the package with pip, or build the library with "
         "'cargo build --release' in the checkout."
     )
+
+
+def driver_library_path() -> Path:
+    """The library for driver-level hooks: beside the other one, as both are of one build."""
+    path = library_path().with_name(DRIVER_LIBRARY_NAME)
+    if not path.is_file():
+        raise LibraryNotFoundError(
+            f"driver-level hooks need {DRIVER_LIBRARY_NAME}, which is not at {path}. Reinstall the package, or build "
+            "it with 'cargo build --release -p sire-driver-hooks' in the checkout."
+        )
+    return path
 
 
 def mapped_copies(maps: str | None = None) -> list[str]:

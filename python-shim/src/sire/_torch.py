@@ -300,9 +300,9 @@ _pluggable_lock = threading.Lock()
 
 
 def _allocator(torch: Any) -> Any | None:
-    """What a pool allocates with: in preload mode PyTorch's own cudaMalloc, which is hooked."""
+    """What a pool allocates with: PyTorch's own cudaMalloc (None), where that is hooked."""
     global _pluggable
-    if _hooks.hook_mode() == "preload":
+    if _hooks.preloaded():
         return None
     with _pluggable_lock:
         if _pluggable is None:

@@ -46,6 +46,12 @@ def mode() -> str:
     return MODE
 
 
+@pytest.fixture
+def preloaded() -> bool:
+    """Whether PyTorch's own cudaMalloc is hooked in this process."""
+    return MODE in ("preload", "driver")
+
+
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
     """Every test begins and ends with nothing paused, and leaves no tensors in PyTorch's default cache."""

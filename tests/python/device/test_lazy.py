@@ -43,7 +43,7 @@ def test_it_goes_when_it_is_said(tag: str) -> None:
         assert torch.equal(weight.cpu(), expected)
 
 
-def test_a_tensor_elsewhere_gets_the_memory(tag: str, mode: str) -> None:
+def test_a_tensor_elsewhere_gets_the_memory(tag: str, preloaded: bool) -> None:
     """In hook mode torch PyTorch allocates outside of regions without Sire, which cannot make way then."""
     free, _ = torch.cuda.mem_get_info()
     size = (free * 3 // 5) // MIB * MIB
@@ -51,14 +51,14 @@ def test_a_tensor_elsewhere_gets_the_memory(tag: str, mode: str) -> None:
         cache = torch.empty(size, dtype=torch.uint8, device="cuda")
     sire.pause(tag, release="lazy")
     assert lazy_bytes(f"{tag}/cache") >= size
-    with nullcontext() if mode == "preload" else sire.region(f"{tag}/other", backup="cpu"):
+    with nullcontext() if preloaded else sire.region(f"{tag}/other", backup="cpu"):
         other = torch.empty(size, dtype=torch.uint8, device="cuda")
     assert lazy_bytes(f"{tag}/cache") == 0
     other[:MIB] = 3
     assert bool((other[:MIB] == 3).all())
     del other
     torch.cuda.empty_cache()
-    if mode != "preload":
+    if not preloaded:
         sire.pause(f"{tag}/other")
     sire.resume(f"{tag}/cache")
     cache[:MIB] = 4

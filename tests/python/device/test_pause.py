@@ -14,11 +14,12 @@ def full(value: int, size: int = SIZE) -> torch.Tensor:
     return torch.full((size,), value, dtype=torch.uint8, device="cuda")
 
 
-def test_the_mode_is_the_one_asked_for(mode: str) -> None:
+def test_the_mode_is_the_one_asked_for(mode: str, preloaded: bool) -> None:
     with sire.region("mode"):
         pass
     assert sire.hook_mode == mode
-    assert sire.stats()["hook_live"] is (mode == "preload")
+    assert sire.stats()["hook_live"] is preloaded
+    assert sire.stats()["driver_hooks"]["live"] is (mode == "driver")
 
 
 def test_memory_is_released_and_comes_back_at_the_same_address(tag: str) -> None:

@@ -117,7 +117,7 @@ def test_hook_modes(mode: str) -> None:
         torch.ones(1, device="cuda")
     assert torch_memory_saver.hook_mode == mode
     with pytest.raises(ValueError, match="in use"):
-        torch_memory_saver.hook_mode = "torch" if mode == "preload" else "preload"
+        torch_memory_saver.hook_mode = "preload" if mode == "torch" else "torch"
 
 
 @pytest.mark.parametrize("name", ["simple.py", "cpu_backup.py", "rl_example.py", "file_backup.py"])

@@ -23,10 +23,10 @@ def are(tensors: list[torch.Tensor]) -> list[int]:
 
 
 @pytest.fixture
-def expandable(mode: str) -> Iterator[bool]:
+def expandable(preloaded: bool) -> Iterator[bool]:
     """The setting is on; whether regions' memory lies in such segments then."""
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
-    yield mode == "preload"
+    yield preloaded
     torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
 
 
@@ -184,7 +184,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_variable_changes_nothing(mode: str) -> None:
+def test_the_variable_changes_nothing(preloaded: bool) -> None:
     code = """
 outside = full(1)
 with sire.region('a', backup='cpu'):
@@ -197,7 +197,7 @@ print(bool((inside == 2).all()))
 """
     settings = "max_split_size_mb:64,expandable_segments:True"
     segments, paused, resumed = run(code, PYTORCH_CUDA_ALLOC_CONF=settings).splitlines()
-    assert segments.count("True") == (2 if mode == "preload" else 1)
+    assert segments.count("True") == (2 if preloaded else 1)
     assert int(paused.split()[0]) >= 12
     assert paused.endswith("True")
     assert resumed == "True"

@@ -46,7 +46,7 @@ def test_a_spawned_worker_is_served_by_the_second_distribution(mode: str, second
     assert seen["status"] == 0, done.stderr
     assert seen["module"] == "sire.torch_memory_saver"
     assert seen["mode"] == mode
-    assert seen["preloaded"] is (mode == "preload")
+    assert seen["preloaded"] is (mode in ("preload", "driver"))
     assert seen["same_addresses"]
     assert seen["kept"], "what had a backup is back"
     assert seen["usable"], "what had none can be written again"

@@ -23,7 +23,34 @@ pub fn library(changes: &Changes) -> Vec<Finding> {
         }
     }
     with_library.set("LD_PRELOAD", &path);
-    vec![Finding::served("library", path.display().to_string()), hook(&path.display().to_string(), &with_library)]
+    let hook = hook(&path.display().to_string(), &with_library);
+    vec![Finding::served("library", path.display().to_string()), hook, driver_hooks(with_library)]
+}
+
+/// Whether driver-level hooks can be had here: on request only, so nothing else depends on it.
+fn driver_hooks(mut changes: Changes) -> Finding {
+    let name = "driver hooks";
+    let path = match library::driver() {
+        Ok(path) => path,
+        Err(why) => return Finding::note(name, why.to_string()),
+    };
+    changes.prepend("LD_PRELOAD", &path);
+    match probe::hook(&changes) {
+        Ok(report) if report.driver_live == Some(true) => {
+            let detail = "live when libsire_driver.so is preloaded too: sire run --hook-mode driver";
+            Finding::served(name, detail)
+        }
+        Ok(_) => Finding::refused(
+            name,
+            "libsire_driver.so is preloaded, but look-ups of a program do not reach it",
+            "Remove other libraries that hook dlsym from LD_PRELOAD, or put Sire's two first.",
+        ),
+        Err(why) => Finding::refused(
+            name,
+            format!("preloading {} fails: {why}", path.display()),
+            "Is it a library of this machine's architecture? Everything else works without it.",
+        ),
+    }
 }
 
 fn hook(path: &str, changes: &Changes) -> Finding {

@@ -35,8 +35,11 @@ fn exported(name: &str) -> Option<Handle> {
     (!symbol.is_null()).then_some(symbol)
 }
 
-/// The function that a program built for CUDA `version` means by `name`.
-pub fn find(name: &str, version: c_uint) -> Option<Handle> {
+/// `CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM`.
+const PER_THREAD: c_ulonglong = 2;
+
+/// The function that a program built for CUDA `version` means by `name`, with the default stream that `flags` say.
+pub fn find(name: &str, version: c_uint, flags: c_ulonglong) -> Option<Handle> {
     if !name.starts_with("cu") || name.starts_with("cuda") {
         return None;
     }
@@ -46,29 +49,33 @@ pub fn find(name: &str, version: c_uint) -> Option<Handle> {
         "cuMemAdvise" | "cuMemPrefetchAsync" if version < 13000 => return None,
         _ => {}
     }
-    ["_v2", "_v4", "_v3", ""].iter().find_map(|suffix| exported(&format!("{name}{suffix}")))
+    let variants =
+        |stream: &str| ["_v2", "_v4", "_v3", ""].iter().find_map(|suffix| exported(&format!("{name}{suffix}{stream}")));
+    // Most functions know no streams and have one form.
+    let own = if flags & PER_THREAD == 0 { None } else { variants("_ptsz") };
+    own.or_else(|| variants(""))
 }
 
-fn answer(name: Text, out: Out<Handle>, version: c_int, status: Out<c_int>) -> Result<()> {
+fn answer(name: Text, out: Out<Handle>, version: c_int, flags: c_ulonglong, status: Out<c_int>) -> Result<()> {
     let (name, out) = (name.get()?, out.required()?);
     if name.is_empty() {
         // The runtime asks for the empty name to see whether the function works at all.
         return out.set(std::ptr::null_mut());
     }
-    let found = find(name, c_uint::try_from(version).unwrap_or(0));
+    let found = find(name, c_uint::try_from(version).unwrap_or(0), flags);
     out.set(found.unwrap_or(std::ptr::null_mut()))?;
     status.set_if(if found.is_some() { SUCCESS } else { NOT_FOUND });
     if found.is_some() { Ok(()) } else { Err(Code::NOT_FOUND.because(format!("not simulated: {name}"))) }
 }
 
 export! { Driver:
-    fn cuGetProcAddress_v2(name: Text, out: Out<Handle>, version: c_int, _flags: c_ulonglong, status: Out<c_int>) |_machine| {
-        answer(name, out, version, status)
+    fn cuGetProcAddress_v2(name: Text, out: Out<Handle>, version: c_int, flags: c_ulonglong, status: Out<c_int>) |_machine| {
+        answer(name, out, version, flags, status)
     }
 }
 
 /// The form of CUDA 11, without a status.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuGetProcAddress(name: Text, out: Out<Handle>, version: c_int, _flags: c_ulonglong) -> c_int {
-    cuGetProcAddress_v2(name, out, version, 0, Out::none())
+pub extern "C" fn cuGetProcAddress(name: Text, out: Out<Handle>, version: c_int, flags: c_ulonglong) -> c_int {
+    cuGetProcAddress_v2(name, out, version, flags, Out::none())
 }

@@ -1,9 +1,7 @@
 //! The heap, host memory and pointer attributes.
 
-use super::stream_of;
-use crate::abi::Handle;
 use crate::boundary::{In, Out, export};
-use crate::runtime::{free_block, host_info, note_block};
+use crate::runtime::{free_block, host_info};
 use crate::state::{self, Context};
 use crate::visible;
 use sire_sim::{Code, Machine, PointerInfo, PointerKind, Result};
@@ -31,16 +29,13 @@ export! { Driver:
         out.set(machine.malloc_managed(device, size as u64)?)
     }
     fn cuMemFree_v2(address: u64) |machine| { free_block(machine, address, || machine.free(address)) }
-    fn cuMemAllocAsync(out: Out<u64>, size: usize, stream: Handle) bytes(size) |machine| {
-        let (out, stream) = (out.required()?, stream_of(machine, stream)?);
-        let device = machine.stream_device(stream)?;
-        let address = machine.malloc_async(device, size as u64, stream)?;
-        note_block(machine, device, address, size as u64);
-        out.set(address)
-    }
-    fn cuMemFreeAsync(address: u64, stream: Handle) |machine| {
-        let stream = stream_of(machine, stream)?;
-        free_block(machine, address, || machine.free_async(address, stream))
+    fn cuMemAllocPitch_v2(out: Out<u64>, pitch: Out<usize>, width: usize, height: usize, element: c_uint) bytes(width * height) |machine| {
+        let (out, pitch, device) = (out.required()?, pitch.required()?, state::context_device(machine)?);
+        let rows = width.next_multiple_of(512);
+        let size = rows.checked_mul(height).filter(|size| *size > 0 && matches!(element, 4 | 8 | 16));
+        let size = size.ok_or_else(|| Code::INVALID_VALUE.because("width, height and element size (4, 8 or 16) of an allocation with a pitch"))?;
+        out.set(machine.malloc(device, size as u64)?)?;
+        pitch.set(rows)
     }
 
     fn cuMemAllocHost_v2(out: Out<u64>, size: usize) bytes(size) |machine| {

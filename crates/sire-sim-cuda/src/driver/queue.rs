@@ -1,6 +1,6 @@
 //! Streams, events and capture.
 
-use super::stream_of;
+use super::{per_thread, stream_of};
 use crate::abi::{Handle, HostFn};
 use crate::boundary::{Out, export};
 use crate::runtime::{
@@ -50,6 +50,12 @@ export! { Driver:
     }
     fn cuStreamBeginCapture_v2(stream: Handle, mode: c_int) |machine| { machine.capture_begin(stream_of(machine, stream)?, mode_of(mode)?) }
     fn cuStreamEndCapture(stream: Handle, out: Out<Handle>) |machine| { out.set(machine.capture_end(stream_of(machine, stream)?)?.0 as Handle) }
+    fn cuStreamBeginCapture_v2_ptsz(stream: Handle, mode: c_int) |machine| {
+        machine.capture_begin(stream_of(machine, per_thread(stream))?, mode_of(mode)?)
+    }
+    fn cuStreamEndCapture_ptsz(stream: Handle, out: Out<Handle>) |machine| {
+        out.set(machine.capture_end(stream_of(machine, per_thread(stream))?)?.0 as Handle)
+    }
     fn cuStreamGetCaptureInfo_v2(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>, graph: Out<Handle>, dependencies: Out<*const Handle>, count: Out<usize>) |machine| {
         state::context_device(machine)?;
         describe_capture(machine, stream, &CaptureOutputs { status, id, graph, dependencies, edges: Out::none(), count })

@@ -108,18 +108,24 @@ export! { RuntimeQuery:
         state::reset_primary(device);
         Ok(())
     }
-    fn cudaGetDriverEntryPointByVersion(symbol: Text, pointer: Out<Handle>, version: c_uint, _flags: c_ulonglong, status: Out<c_int>) |_machine| {
-        entry_point(symbol, pointer, version, status)
+    fn cudaGetDriverEntryPointByVersion(symbol: Text, pointer: Out<Handle>, version: c_uint, flags: c_ulonglong, status: Out<c_int>) |_machine| {
+        entry_point(symbol, pointer, version, flags, status)
     }
-    fn cudaGetDriverEntryPoint(symbol: Text, pointer: Out<Handle>, _flags: c_ulonglong, status: Out<c_int>) |_machine| {
-        entry_point(symbol, pointer, properties::CUDA_VERSION as c_uint, status)
+    fn cudaGetDriverEntryPoint(symbol: Text, pointer: Out<Handle>, flags: c_ulonglong, status: Out<c_int>) |_machine| {
+        entry_point(symbol, pointer, properties::CUDA_VERSION as c_uint, flags, status)
     }
 }
 
 /// cudart succeeds even if the symbol is absent, and says so in `status`.
-fn entry_point(symbol: Text, pointer: Out<Handle>, version: c_uint, status: Out<c_int>) -> sire_sim::Result<()> {
+fn entry_point(
+    symbol: Text,
+    pointer: Out<Handle>,
+    version: c_uint,
+    flags: c_ulonglong,
+    status: Out<c_int>,
+) -> sire_sim::Result<()> {
     let pointer = pointer.required()?;
-    let found = entry::find(symbol.get()?, version);
+    let found = entry::find(symbol.get()?, version, flags);
     pointer.set(found.unwrap_or(std::ptr::null_mut()))?;
     status.set_if(if found.is_some() { entry::SUCCESS } else { entry::NOT_FOUND });
     Ok(())

@@ -8,7 +8,7 @@ mod graph;
 mod ipc;
 mod kernel;
 mod memory;
-mod pool;
+pub mod pool;
 mod stream;
 mod symbol;
 

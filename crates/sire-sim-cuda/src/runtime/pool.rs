@@ -6,7 +6,7 @@ use super::memory::stream_of;
 use crate::abi::{AccessDesc, Handle, LOCATION_DEVICE, PoolProps};
 use crate::boundary::{In, Out, export};
 use crate::state::{self, STRIDE, lock};
-use sire_sim::{Code, Machine, PointerKind, Result};
+use sire_sim::{Code, Machine, PointerKind, Result, StreamId};
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::sync::{LazyLock, Mutex};
@@ -118,72 +118,102 @@ fn write_attribute(pool: &mut Pool, attribute: c_int, value: In<u64>) -> Result<
     Ok(())
 }
 
-export! { Runtime:
-    fn cudaDeviceGetDefaultMemPool(out: Out<Handle>, device: c_int) |machine| {
-        out.set(default_pool(state::check_device(machine, device)?) as Handle)
+/// The default pool of a device.
+pub fn default_of(machine: &Machine, out: Out<Handle>, device: c_int) -> Result<()> {
+    out.set(default_pool(state::check_device(machine, device)?) as Handle)
+}
+
+/// The pool that a device allocates from.
+pub fn current_of(machine: &Machine, out: Out<Handle>, device: c_int) -> Result<()> {
+    let device = state::check_device(machine, device)?;
+    out.set(lock(&POOLS).current(device) as Handle)
+}
+
+/// Makes a pool the one that its device allocates from.
+pub fn make_current(machine: &Machine, device: c_int, pool: Handle) -> Result<()> {
+    let device = state::check_device(machine, device)?;
+    let mut pools = lock(&POOLS);
+    if pools.get(machine, pool as u64)?.device != device {
+        return Err(Code::INVALID_VALUE.because(format!("the pool is not on device {device}")));
     }
-    fn cudaDeviceGetMemPool(out: Out<Handle>, device: c_int) |machine| {
-        let device = state::check_device(machine, device)?;
-        out.set(lock(&POOLS).current(device) as Handle)
+    pools.current.insert(device, pool as u64);
+    Ok(())
+}
+
+pub fn create(machine: &Machine, out: Out<Handle>, props: In<PoolProps>) -> Result<()> {
+    let (out, props) = (out.required()?, props.get()?);
+    if props.location.kind != LOCATION_DEVICE {
+        return Err(Code::NOT_SUPPORTED.because("not simulated: memory pools that are not on a device"));
     }
-    fn cudaDeviceSetMemPool(device: c_int, pool: Handle) |machine| {
-        let device = state::check_device(machine, device)?;
-        let mut pools = lock(&POOLS);
-        if pools.get(machine, pool as u64)?.device != device {
-            return Err(Code::INVALID_VALUE.because(format!("the pool is not on device {device}")));
-        }
-        pools.current.insert(device, pool as u64);
-        Ok(())
+    let device = state::check_device(machine, props.location.id)?;
+    let mut pools = lock(&POOLS);
+    pools.created += 1;
+    let handle = CREATED + pools.created * STRIDE;
+    pools.pools.insert(handle, Pool { device, flags: [1; 3], ..Pool::default() });
+    out.set(handle as Handle)
+}
+
+pub fn destroy(machine: &Machine, pool: Handle) -> Result<()> {
+    let mut pools = lock(&POOLS);
+    pools.get(machine, pool as u64)?;
+    if (pool as u64) < CREATED {
+        return Err(Code::INVALID_VALUE.because("a default memory pool cannot be destroyed"));
     }
-    fn cudaMemPoolCreate(out: Out<Handle>, props: In<PoolProps>) |machine| {
-        let (out, props) = (out.required()?, props.get()?);
-        if props.location.kind != LOCATION_DEVICE {
-            return Err(Code::NOT_SUPPORTED.because("not simulated: memory pools that are not on a device"));
-        }
-        let device = state::check_device(machine, props.location.id)?;
-        let mut pools = lock(&POOLS);
-        pools.created += 1;
-        let handle = CREATED + pools.created * STRIDE;
-        pools.pools.insert(handle, Pool { device, flags: [1; 3], ..Pool::default() });
-        out.set(handle as Handle)
-    }
-    fn cudaMemPoolDestroy(pool: Handle) |machine| {
-        let mut pools = lock(&POOLS);
-        pools.get(machine, pool as u64)?;
-        if (pool as u64) < CREATED {
-            return Err(Code::INVALID_VALUE.because("a default memory pool cannot be destroyed"));
-        }
-        pools.pools.remove(&(pool as u64));
-        pools.current.retain(|_, current| *current != pool as u64);
-        Ok(())
-    }
-    fn cudaMemPoolSetAttribute(pool: Handle, attribute: c_int, value: In<u64>) |machine| {
-        write_attribute(lock(&POOLS).get(machine, pool as u64)?, attribute, value)
-    }
-    fn cudaMemPoolGetAttribute(pool: Handle, attribute: c_int, value: Out<u64>) |machine| {
-        read_attribute(lock(&POOLS).get(machine, pool as u64)?, attribute, value)
-    }
-    fn cudaMemPoolTrimTo(pool: Handle, _bytes_to_keep: usize) |machine| {
-        lock(&POOLS).get(machine, pool as u64).map(drop)
-    }
-    fn cudaMemPoolSetAccess(pool: Handle, descriptions: In<AccessDesc>, count: usize) |machine| {
-        let owner = lock(&POOLS).get(machine, pool as u64)?.device;
-        for description in descriptions.all(count)? {
-            let device = state::check_device(machine, description.location.id)?;
-            if device != owner && description.flags != 0 {
-                match machine.enable_peer(device, owner) {
-                    Err(error) if error.code != Code::PEER_ACCESS_ALREADY_ENABLED => return Err(error),
-                    _ => {}
-                }
+    pools.pools.remove(&(pool as u64));
+    pools.current.retain(|_, current| *current != pool as u64);
+    Ok(())
+}
+
+pub fn set_attribute(machine: &Machine, pool: Handle, attribute: c_int, value: In<u64>) -> Result<()> {
+    write_attribute(lock(&POOLS).get(machine, pool as u64)?, attribute, value)
+}
+
+pub fn get_attribute(machine: &Machine, pool: Handle, attribute: c_int, value: Out<u64>) -> Result<()> {
+    read_attribute(lock(&POOLS).get(machine, pool as u64)?, attribute, value)
+}
+
+/// What is free has gone back already.
+pub fn trim(machine: &Machine, pool: Handle) -> Result<()> {
+    lock(&POOLS).get(machine, pool as u64).map(drop)
+}
+
+/// Lets devices touch a pool's memory.
+pub fn set_access(machine: &Machine, pool: Handle, descriptions: In<AccessDesc>, count: usize) -> Result<()> {
+    let owner = lock(&POOLS).get(machine, pool as u64)?.device;
+    for description in descriptions.all(count)? {
+        let device = state::check_device(machine, description.location.id)?;
+        if device != owner && description.flags != 0 {
+            match machine.enable_peer(device, owner) {
+                Err(error) if error.code != Code::PEER_ACCESS_ALREADY_ENABLED => return Err(error),
+                _ => {}
             }
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// An allocation from a pool, in the order of a stream.
+pub fn allocate(machine: &Machine, out: Out<u64>, size: usize, pool: Handle, stream: StreamId) -> Result<()> {
+    let out = out.required()?;
+    let device = lock(&POOLS).get(machine, pool as u64)?.device;
+    let ptr = machine.malloc_async(device, size as u64, stream)?;
+    note_block_of(machine, pool as u64, ptr, size as u64);
+    out.set(ptr)
+}
+
+export! { Runtime:
+    fn cudaDeviceGetDefaultMemPool(out: Out<Handle>, device: c_int) |machine| { default_of(machine, out, device) }
+    fn cudaDeviceGetMemPool(out: Out<Handle>, device: c_int) |machine| { current_of(machine, out, device) }
+    fn cudaDeviceSetMemPool(device: c_int, pool: Handle) |machine| { make_current(machine, device, pool) }
+    fn cudaMemPoolCreate(out: Out<Handle>, props: In<PoolProps>) |machine| { create(machine, out, props) }
+    fn cudaMemPoolDestroy(pool: Handle) |machine| { destroy(machine, pool) }
+    fn cudaMemPoolSetAttribute(pool: Handle, attribute: c_int, value: In<u64>) |machine| { set_attribute(machine, pool, attribute, value) }
+    fn cudaMemPoolGetAttribute(pool: Handle, attribute: c_int, value: Out<u64>) |machine| { get_attribute(machine, pool, attribute, value) }
+    fn cudaMemPoolTrimTo(pool: Handle, _bytes_to_keep: usize) |machine| { trim(machine, pool) }
+    fn cudaMemPoolSetAccess(pool: Handle, descriptions: In<AccessDesc>, count: usize) |machine| {
+        set_access(machine, pool, descriptions, count)
     }
     fn cudaMallocFromPoolAsync(out: Out<u64>, size: usize, pool: Handle, stream: Handle) bytes(size) |machine| {
-        let out = out.required()?;
-        let device = lock(&POOLS).get(machine, pool as u64)?.device;
-        let ptr = machine.malloc_async(device, size as u64, stream_of(machine, stream)?)?;
-        note_block_of(machine, pool as u64, ptr, size as u64);
-        out.set(ptr)
+        allocate(machine, out, size, pool, stream_of(machine, stream)?)
     }
 }

@@ -47,6 +47,8 @@ int cuMemRetainAllocationHandle(ptr_t *, void *), cuMemGetAllocationPropertiesFr
 int cuMemGetAddressRange_v2(ptr_t *, size_t *, ptr_t), cuPointerGetAttribute(void *, int, ptr_t), cuPointerGetAttributes(unsigned, int *, void **, ptr_t), cuMemcpyDtoHAsync_v2(void *, ptr_t, size_t, stream_t), cuMemcpyHtoDAsync_v2(ptr_t, const void *, size_t, stream_t);
 int cuMemsetD8Async(ptr_t, unsigned char, size_t, stream_t), cuMemsetD32Async(ptr_t, unsigned, size_t, stream_t), cuMemcpyDtoH_v2(void *, ptr_t, size_t), cuMemHostRegister_v2(void *, size_t, unsigned), cuMemHostUnregister(void *);
 int cuStreamCreateWithPriority(stream_t *, unsigned, int), cuStreamDestroy_v2(stream_t), cuStreamSynchronize(stream_t), cuStreamIsCapturing(stream_t, int *), cuGetProcAddress_v2(const char *, void **, int, unsigned long long, int *);
+int cuDeviceGetDefaultMemPool(void **, int), cuMemPoolCreate(void **, const void *), cuMemPoolDestroy(void *), cuMemPoolGetAttribute(void *, int, void *), cuMemAllocFromPoolAsync(ptr_t *, size_t, void *, stream_t);
+int cuMemFreeAsync_ptsz(ptr_t, stream_t), cuMemAllocPitch_v2(ptr_t *, size_t *, size_t, size_t, unsigned);
 
 /* NVML */
 typedef struct { unsigned long long total, free, used; } nvml_memory_t;

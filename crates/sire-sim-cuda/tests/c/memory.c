@@ -23,6 +23,34 @@ static void peers(void) {
   OK(cudaFree(there));
 }
 
+/* The driver's names for the same pools; per-thread variants; rows with a pitch. */
+static void driver_pools(void *runtimes) {
+  void *pool, *own, *found;
+  struct { int kind, handle_types; location_t location; uint64_t rest[9]; } props = {.kind = 1, .location = {1, 1}};
+  ptr_t block, rows;
+  uint64_t used;
+  size_t pitch;
+  OK(cuDeviceGetDefaultMemPool(&pool, 0));
+  CHECK(pool == runtimes);
+  OK(cuMemPoolCreate(&own, &props));
+  OK(cuMemAllocFromPoolAsync(&block, MIB, own, NULL));
+  OK(cuMemPoolGetAttribute(own, 7, &used));
+  CHECK(used == MIB && sire_sim_used(1) >= MIB);
+  OK(cuMemFreeAsync_ptsz(block, NULL));
+  OK(cuMemPoolGetAttribute(own, 7, &used));
+  CHECK(used == 0);
+  OK(cuMemPoolDestroy(own));
+  EXPECT(400, cuMemPoolDestroy(own));
+  OK(cuMemAllocPitch_v2(&rows, &pitch, 700, 3, 4));
+  CHECK(pitch == 1024);
+  OK(cuMemFree_v2(rows));
+  EXPECT(1, cuMemAllocPitch_v2(&rows, &pitch, 700, 3, 5));
+  OK(cuGetProcAddress_v2("cuMemFreeAsync", &found, 12000, 2, NULL));
+  CHECK(found == (void *)cuMemFreeAsync_ptsz);
+  OK(cuGetProcAddress_v2("cuMemFree", &found, 12000, 2, NULL));
+  CHECK(found == (void *)cuMemFree_v2);
+}
+
 int main(void) {
   size_t free0, free1, total;
   OK(cudaFree(NULL));
@@ -78,6 +106,7 @@ int main(void) {
   OK(cudaMemPoolTrimTo(pool, 0));
   OK(cudaMemPoolGetAttribute(pool, 7, &used));
   CHECK(used == 0);
+  driver_pools(pool);
   char handle[64];
   EXPECT(801, cudaIpcGetMemHandle(handle, b));
   CHECK(strstr(cudaGetErrorString(801), "not simulated: cudaIpcGetMemHandle") != NULL);

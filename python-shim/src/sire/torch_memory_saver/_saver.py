@@ -34,7 +34,7 @@ def register_hook_mode(name: str, factory: Callable[[], Any], *, uses_preload: b
 
     The implementation has `region`, `cuda_graph`, `pause` and `resume`, and any other method that is called.
     """
-    if name in ("preload", "torch"):
+    if name in ("preload", "driver", "torch"):
         raise InvalidArgumentError(f"{name!r} is a built-in hook mode")
     _custom_modes[name] = _Custom(factory, uses_preload)
 

@@ -22,6 +22,8 @@ pub struct HookReport {
     pub build_id: Option<String>,
     /// The library's own opinion on whether it is heard.
     pub live: Option<bool>,
+    /// The same at driver level.
+    pub driver_live: Option<bool>,
 }
 
 /// Looks through the process's own global symbols.
@@ -35,16 +37,18 @@ pub fn look() -> HookReport {
     report.abi = unsafe { std::mem::transmute::<*const c_void, extern "C" fn() -> u32>(abi) }();
     report.version = symbol(c"sire_version").and_then(text_from);
     report.build_id = symbol(c"sire_build_id").and_then(text_from);
-    if let Some(probe) = symbol(c"sire_hook_probe") {
-        // SAFETY: docs/abi.md gives this function this signature.
-        let probe = unsafe { std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_int) -> c_int>(probe) };
-        let mut live = 0;
-        // SAFETY: the output is a valid int.
-        if unsafe { probe(&raw mut live) } == 0 {
-            report.live = Some(live == 1);
-        }
-    }
+    report.live = symbol(c"sire_hook_probe").and_then(asked);
+    report.driver_live = symbol(c"sire_driver_hook_probe").and_then(asked);
     report
+}
+
+/// The answer of one of the library's probes.
+fn asked(probe: *const c_void) -> Option<bool> {
+    // SAFETY: docs/abi.md gives the functions that are asked for here this signature.
+    let probe = unsafe { std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_int) -> c_int>(probe) };
+    let mut live = 0;
+    // SAFETY: the output is a valid int.
+    (unsafe { probe(&raw mut live) } == 0).then_some(live == 1)
 }
 
 fn symbol(name: &CStr) -> Option<*const c_void> {

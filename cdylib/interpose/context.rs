@@ -1,0 +1,65 @@
+//! Which device a driver call is for: the current context's, as the driver itself says.
+
+use super::entry::{self, Code};
+use super::original::{loaded, open_library_of};
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr;
+use std::sync::OnceLock;
+
+const SUCCESS: Code = 0;
+
+/// What is asked of the driver.
+struct Functions {
+    device: unsafe extern "C" fn(*mut c_int) -> Code,
+    push: unsafe extern "C" fn(*mut c_void) -> Code,
+    pop: unsafe extern "C" fn(*mut *mut c_void) -> Code,
+}
+
+/// The device of this thread's current context; None: there is none.
+pub(super) fn device() -> Option<c_int> {
+    let mut device = 0;
+    // SAFETY: writes one int.
+    (unsafe { (functions()?.device)(&raw mut device) } == SUCCESS).then_some(device)
+}
+
+/// The device of `context`; None: it is no context. The thread's current context stays.
+pub(super) fn device_of(context: *mut c_void) -> Option<c_int> {
+    let functions = functions()?;
+    // SAFETY: the driver checks contexts.
+    if unsafe { (functions.push)(context) } != SUCCESS {
+        return None;
+    }
+    let device = self::device();
+    let mut pushed = ptr::null_mut();
+    // SAFETY: takes back what was pushed above.
+    let _ = unsafe { (functions.pop)(&raw mut pushed) };
+    device
+}
+
+/// Found once, in the driver that is loaded; not found is not remembered.
+fn functions() -> Option<&'static Functions> {
+    static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
+    if let Some(known) = FUNCTIONS.get() {
+        return Some(known);
+    }
+    let found = find(loaded(c"libcuda.so.1")).or_else(|| find(open_library_of(entry::any_original() as usize)))?;
+    Some(FUNCTIONS.get_or_init(|| found))
+}
+
+fn find(library: *mut c_void) -> Option<Functions> {
+    let function = |name: &CStr| {
+        // SAFETY: the handle is open. Of what this library asks for, `dlsym` gives the driver's own.
+        let found = if library.is_null() { library } else { unsafe { libc::dlsym(library, name.as_ptr()) } };
+        (!found.is_null()).then_some(found)
+    };
+    let (device, push, pop) =
+        (function(c"cuCtxGetDevice")?, function(c"cuCtxPushCurrent_v2")?, function(c"cuCtxPopCurrent_v2")?);
+    // SAFETY: the addresses were found under these names, in a driver; the signatures are cuda.h's.
+    unsafe {
+        Some(Functions {
+            device: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_int) -> Code>(device),
+            push: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> Code>(push),
+            pop: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut *mut c_void) -> Code>(pop),
+        })
+    }
+}

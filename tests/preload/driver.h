@@ -1,0 +1,98 @@
+/* The driver's allocating functions, as a table that a program fills in its own way: by linking, by dlsym, by cuGetProcAddress, through a
+ * library that brings its own runtime. */
+#ifndef DRIVER_H
+#define DRIVER_H
+
+#include "support.h"
+#include <unistd.h>
+
+typedef unsigned long long Ptr;
+typedef struct { int kind, id; } Location;
+typedef struct {
+    int kind, handle_types;
+    Location where;
+    void *win32;
+    struct { unsigned char compression, rdma; unsigned short usage; unsigned char reserved[4]; } flags;
+} Properties;
+typedef struct { int kind, handle_types; Location where; unsigned long long rest[9]; } PoolProperties;
+typedef struct { Location where; int flags; } Access;
+
+typedef int (*GetProc)(const char *, void **, int, unsigned long long, int *);
+typedef int (*GetProc11)(const char *, void **, int, unsigned long long);
+
+#define DRIVER_FUNCTIONS(X)                                                                                            \
+    X(cuInit, cuInit, 2000, (unsigned))                                                                                \
+    X(cuMemAlloc, cuMemAlloc_v2, 3020, (Ptr *, size_t))                                                                \
+    X(cuMemFree, cuMemFree_v2, 3020, (Ptr))                                                                            \
+    X(cuMemAllocPitch, cuMemAllocPitch_v2, 3020, (Ptr *, size_t *, size_t, size_t, unsigned))                          \
+    X(cuMemAllocManaged, cuMemAllocManaged, 6000, (Ptr *, size_t, unsigned))                                           \
+    X(cuMemAllocAsync, cuMemAllocAsync, 11020, (Ptr *, size_t, void *))                                                \
+    X(cuMemFreeAsync, cuMemFreeAsync, 11020, (Ptr, void *))                                                            \
+    X(cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync, 11020, (Ptr *, size_t, void *, void *))                        \
+    X(cuMemPoolCreate, cuMemPoolCreate, 11020, (void **, const PoolProperties *))                                      \
+    X(cuMemPoolDestroy, cuMemPoolDestroy, 11020, (void *))                                                             \
+    X(cuDeviceGetDefaultMemPool, cuDeviceGetDefaultMemPool, 11020, (void **, int))                                     \
+    X(cuMemAddressReserve, cuMemAddressReserve, 10020, (Ptr *, size_t, size_t, Ptr, unsigned long long))               \
+    X(cuMemAddressFree, cuMemAddressFree, 10020, (Ptr, size_t))                                                        \
+    X(cuMemCreate, cuMemCreate, 10020, (Ptr *, size_t, const Properties *, unsigned long long))                        \
+    X(cuMemRelease, cuMemRelease, 10020, (Ptr))                                                                        \
+    X(cuMemMap, cuMemMap, 10020, (Ptr, size_t, size_t, Ptr, unsigned long long))                                       \
+    X(cuMemUnmap, cuMemUnmap, 10020, (Ptr, size_t))                                                                    \
+    X(cuMemSetAccess, cuMemSetAccess, 10020, (Ptr, size_t, const Access *, size_t))                                    \
+    X(cuMemGetAddressRange, cuMemGetAddressRange_v2, 3020, (Ptr *, size_t *, Ptr))                                     \
+    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, (void **, int))                                        \
+    X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                                                \
+    X(cuCtxGetCurrent, cuCtxGetCurrent, 4000, (void **))                                                               \
+    X(cuCtxEnablePeerAccess, cuCtxEnablePeerAccess, 4000, (void *, unsigned))                                          \
+    X(cuStreamCreate, cuStreamCreate, 2000, (void **, unsigned))                                                       \
+    X(cuStreamDestroy, cuStreamDestroy_v2, 4000, (void *))                                                             \
+    X(cuStreamBeginCapture, cuStreamBeginCapture_v2, 10010, (void *, int))                                             \
+    X(cuStreamEndCapture, cuStreamEndCapture, 10000, (void *, void **))                                                \
+    X(cuGraphDestroy, cuGraphDestroy, 10000, (void *))
+
+#define DECLARE(base, exported, version, arguments) int exported arguments;
+DRIVER_FUNCTIONS(DECLARE)
+#undef DECLARE
+int cuMemAllocAsync_ptsz(Ptr *, size_t, void *), cuMemFreeAsync_ptsz(Ptr, void *), cuMemAllocFromPoolAsync_ptsz(Ptr *, size_t, void *, void *);
+int cuGetProcAddress(const char *, void **, int, unsigned long long), cuGetProcAddress_v2(const char *, void **, int, unsigned long long, int *);
+
+#define MEMBER(base, exported, version, arguments) int (*base) arguments;
+typedef struct { DRIVER_FUNCTIONS(MEMBER) } Driver;
+#undef MEMBER
+
+/* How a library of fixtures/private.c finds things, and what it does at its start and end. */
+typedef void *(*Find)(const char *exported, const char *base, int version, unsigned long long flags);
+
+/* Which file an address is in. */
+static inline const char *file_of(void *address) {
+    Dl_info where;
+    CHECK(address != NULL && dladdr(address, &where) && where.dli_fname);
+    const char *slash = strrchr(where.dli_fname, '/');
+    return slash ? slash + 1 : where.dli_fname;
+}
+
+static inline int in_file(void *address, const char *file) { return strncmp(file_of(address), file, strlen(file)) == 0; }
+
+/* Whether calls through this address are Sire's: its function, or the one that leads there. */
+static inline int is_ours(void *address) { return in_file(address, "libsire_alloc") || in_file(address, "libsire_driver"); }
+
+/* A number out of the statistics: the n-th "name": of the JSON, behind `after`. */
+static inline long statistic(const char *after, const char *name) {
+    size_t length = 0;
+    OK(sire_stats_json(NULL, 0, &length));
+    char *text = malloc(length + 1), key[64];
+    OK(sire_stats_json(text, length + 1, &length));
+    char *at = strstr(text, after);
+    CHECK(at != NULL);
+    snprintf(key, sizeof key, "\"%s\":", name);
+    at = strstr(at, key);
+    CHECK(at != NULL);
+    long value = strtol(at + strlen(key), NULL, 10);
+    free(text);
+    return value;
+}
+
+/* No test hangs: the process ends by a signal instead. */
+static inline void watchdog(void) { alarm(60); }
+
+#endif

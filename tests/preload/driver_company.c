@@ -1,0 +1,120 @@
+/* Driver-level hooks beside others, on the software device. argv:
+ *   company           beside fixtures/company.c: prints what was Sire's and what the other one heard
+ *   chain             beside two copies of fixtures/chain.c
+ *   two LIB LIB       two libraries with their own ways to the driver: what one allocates, the other frees
+ *   threads           look-ups, allocations and pauses at once */
+#define _GNU_SOURCE
+#include "driver.h"
+#include <pthread.h>
+
+static void with_context(void) {
+    void *context = NULL;
+    CUDA(0, cuInit(0));
+    CUDA(0, cuDevicePrimaryCtxRetain(&context, 0));
+    CUDA(0, cuCtxSetCurrent(context));
+}
+
+static int heard(const char *counter) {
+    int (*count)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, counter);
+    CHECK(count != NULL);
+    return count();
+}
+
+static void *driver_function(const char *name) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW), *found = library ? dlsym(library, name) : NULL;
+    CHECK(found != NULL);
+    return found;
+}
+
+/* One way to allocate, outside and inside the region: whose it is, and how often the other library heard of it. */
+#define REPORT(label, counter, alloc, release)                                                                         \
+    for (int inside = 0; inside < 2; inside++) {                                                                       \
+        Ptr ptr = 0;                                                                                                   \
+        int before = heard(counter);                                                                                   \
+        if (inside) OK(sire_region_enter(region, 0));                                                                  \
+        CUDA(0, alloc);                                                                                                \
+        if (inside) OK(sire_region_leave(region));                                                                     \
+        printf("%s %s owned=%d heard=%d\n", label, inside ? "inside" : "outside", sire_owns((void *)(uintptr_t)ptr), heard(counter) - before); \
+        CUDA(0, release);                                                                                              \
+        CHECK(cudaGetLastError() == 0);                                                                                \
+    }
+
+static void company(uint32_t region) {
+    int (*alloc)(Ptr *, size_t) = (int (*)(Ptr *, size_t))driver_function("cuMemAlloc_v2");
+    int (*release)(Ptr) = (int (*)(Ptr))driver_function("cuMemFree_v2");
+    int live = -1;
+    OK(sire_driver_hook_probe(&live));
+    printf("live=%d\n", live);
+    REPORT("runtime", "company_runtime", cudaMalloc((void **)&ptr, MiB), cudaFree((void *)(uintptr_t)ptr));
+    REPORT("linked", "company_driver", cuMemAlloc_v2(&ptr, MiB), cuMemFree_v2(ptr));
+    REPORT("found", "company_driver", alloc(&ptr, MiB), release(ptr));
+}
+
+static void two(uint32_t region, char **paths) {
+    Find find[2];
+    for (int i = 0; i < 2; i++) {
+        find[i] = (Find)dlsym(dlopen(paths[i], RTLD_NOW | RTLD_LOCAL), "private_find");
+        CHECK(find[i] != NULL);
+    }
+    for (int i = 0; i < 2; i++) {
+        int (*alloc)(Ptr *, size_t) = (int (*)(Ptr *, size_t))find[i]("cuMemAlloc_v2", "cuMemAlloc", 12000, 0);
+        int (*release)(Ptr) = (int (*)(Ptr))find[1 - i]("cuMemFree_v2", "cuMemFree", 12000, 0);
+        Ptr ours = 0, plain = 0;
+        CUDA(0, alloc(&plain, 2 * MiB));
+        OK(sire_region_enter(region, 0));
+        CUDA(0, alloc(&ours, 2 * MiB));
+        OK(sire_region_leave(region));
+        CHECK(sire_owns((void *)(uintptr_t)ours) && !sire_owns((void *)(uintptr_t)plain));
+        CUDA(0, release(ours));
+        CUDA(0, release(plain));
+        CUDA(1, release(plain));
+    }
+}
+
+static uint32_t of_threads;
+static void *worker(void *failed) {
+    with_context();
+    for (int i = 0; i < 150 && !*(int *)failed; i++) {
+        int (*alloc)(Ptr *, size_t) = (int (*)(Ptr *, size_t))driver_function("cuMemAlloc_v2");
+        Ptr ptr = 0;
+        int inside = i % 3 == 0 && sire_region_enter(of_threads, 0) == SIRE_STATUS_OK;
+        int code = alloc(&ptr, 64 * KiB);
+        if (inside) OK(sire_region_leave(of_threads));
+        if (code || (inside && !sire_owns((void *)(uintptr_t)ptr)) || cuMemFree_v2(ptr) || dlsym(RTLD_DEFAULT, "cuNoSuchThing")) *(int *)failed = 1;
+    }
+    return NULL;
+}
+
+static void threads(uint32_t region) {
+    pthread_t all[4];
+    int failed[4] = {0};
+    of_threads = region;
+    for (int i = 0; i < 4; i++) CHECK(pthread_create(&all[i], NULL, worker, &failed[i]) == 0);
+    for (int i = 0; i < 10; i++) {
+        int status = sire_pause("r", NULL, NULL);
+        CHECK(status == SIRE_STATUS_OK || status == SIRE_STATUS_BUSY);
+        OK(sire_resume("r", NULL, NULL));
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(all[i], NULL);
+        CHECK(!failed[i]);
+    }
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc >= 2);
+    watchdog();
+    if (!strcmp(argv[1], "chain")) {
+        int (*first)(int) = (int (*)(int))dlsym(RTLD_DEFAULT, "chain");
+        CHECK(first != NULL && first(0) == 2);
+        int (*release)(Ptr) = (int (*)(Ptr))dlsym(RTLD_DEFAULT, "cuMemFree_v2");
+        CHECK(release != NULL && release(0) == 0);
+        return 0;
+    }
+    with_context();
+    uint32_t region = region_of("r", 1);
+    if (!strcmp(argv[1], "company")) company(region);
+    if (!strcmp(argv[1], "two")) two(region, argv + 2);
+    if (!strcmp(argv[1], "threads")) threads(region);
+    return 0;
+}

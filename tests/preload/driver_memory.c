@@ -1,0 +1,238 @@
+/* Memory at driver level on the software device. argv: WAY [LIBRARY] [MODE], with ways
+ *   linked  calls of the driver's names, bound by the loader
+ *   dlsym   by handle;  proc, proc11  cuGetProcAddress in CUDA 12's and 11's convention;  stream  the same, with per-thread default streams
+ *   private a library of fixtures/private.c, in MODE local, global, deepbind, twice
+ * and, last, what is expected: `heard` or `deaf`. */
+#define _GNU_SOURCE
+#include "driver.h"
+
+static Driver D;
+
+static void *find(const char *way, const char *exported, const char *base, int version, Find private) {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), *found = NULL;
+    CHECK(library != NULL);
+    if (!strcmp(way, "private")) return private(exported, base, version, 0);
+    if (!strcmp(way, "dlsym")) return dlsym(library, exported);
+    if (!strcmp(way, "proc11")) {
+        CUDA(0, ((GetProc11)dlsym(library, "cuGetProcAddress"))(base, &found, version, 0));
+        return found;
+    }
+    CUDA(0, ((GetProc)dlsym(library, "cuGetProcAddress_v2"))(base, &found, version, !strcmp(way, "stream") ? 2 : 0, NULL));
+    return found;
+}
+
+static void fill_table(const char *way, Find private) {
+#define FIND(base, exported, version, arguments) *(void **)&D.base = find(way, #exported, #base, version, private);
+#define LINKED(base, exported, version, arguments) D.base = exported;
+    if (!strcmp(way, "linked")) {
+        DRIVER_FUNCTIONS(LINKED)
+    } else {
+        DRIVER_FUNCTIONS(FIND)
+    }
+}
+
+static void *at(Ptr ptr) { return (void *)(uintptr_t)ptr; }
+
+static void with_context(int device) {
+    void *context = NULL;
+    CUDA(0, D.cuInit(0));
+    CUDA(0, D.cuDevicePrimaryCtxRetain(&context, device));
+    CUDA(0, D.cuCtxSetCurrent(context));
+}
+
+/* Pause and resume (by a thread that is inside the region, and leaves it for that) keep the bytes and the address. */
+static void survives(uint32_t region, Ptr ptr, size_t bytes) {
+    CHECK(sire_owns(at(ptr)));
+    fill(at(ptr), bytes, 3);
+    OK(sire_region_leave(region));
+    uint64_t before = device_used(0);
+    OK(sire_pause("r", NULL, NULL));
+    CHECK(device_used(0) <= before - bytes);
+    OK(sire_resume("r", NULL, NULL));
+    CHECK(holds(at(ptr), bytes, 3));
+    OK(sire_region_enter(region, 0));
+}
+
+static void linear(uint32_t region, int heard) {
+    Ptr plain = 0, ours = 0, base = 0;
+    size_t size = 0;
+    long passed = statistic("driver_hooks", "allocate");
+    CUDA(0, D.cuMemAlloc(&plain, 3 * MiB));
+    CHECK(!sire_owns(at(plain)) && statistic("driver_hooks", "allocate") == passed + heard);
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAlloc(&ours, 3 * MiB));
+    CHECK(sire_owns(at(ours)) == heard);
+    if (heard) survives(region, ours, 3 * MiB);
+    CUDA(0, D.cuMemGetAddressRange(&base, &size, ours + MiB));
+    CHECK(base == ours && size == 3 * MiB);
+    /* What the driver refuses, it refuses itself. */
+    CHECK(D.cuMemAlloc(NULL, MiB) == 1 && D.cuMemAlloc(&base, 0) == 1);
+    CUDA(2, D.cuMemAlloc(&base, (size_t)1 << 40));
+    OK(sire_region_leave(region));
+    CUDA(0, D.cuMemFree(ours));
+    CUDA(0, D.cuMemFree(plain));
+    CUDA(1, D.cuMemFree(ours + 8));
+    /* Without a context there is nothing to allocate in, and the driver says so. */
+    CUDA(0, D.cuCtxSetCurrent(NULL));
+    OK(sire_region_enter(region, 0));
+    CUDA(201, D.cuMemAlloc(&base, MiB));
+    OK(sire_region_leave(region));
+    with_context(0);
+}
+
+static void in_stream_order(uint32_t region) {
+    void *stream = NULL, *pool = NULL, *own = NULL, *shared = NULL;
+    Ptr ptr = 0;
+    CUDA(0, D.cuStreamCreate(&stream, 1));
+    CUDA(0, D.cuDeviceGetDefaultMemPool(&pool, 0));
+    PoolProperties asked = {.kind = 1, .where = {1, 0}};
+    CUDA(0, D.cuMemPoolCreate(&own, &asked));
+    asked.handle_types = 1;
+    CUDA(0, D.cuMemPoolCreate(&shared, &asked));
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAllocAsync(&ptr, 3 * MiB, stream));
+    survives(region, ptr, 3 * MiB);
+    CUDA(0, D.cuMemFreeAsync(ptr, stream));
+    CUDA(0, D.cuMemAllocAsync(&ptr, 3 * MiB, NULL));
+    survives(region, ptr, 3 * MiB);
+    CUDA(0, D.cuMemFreeAsync(ptr, NULL));
+    void *pools[] = {pool, own};
+    for (int i = 0; i < 2; i++) {
+        CUDA(0, D.cuMemAllocFromPoolAsync(&ptr, 3 * MiB, pools[i], stream));
+        survives(region, ptr, 3 * MiB);
+        CUDA(0, D.cuMemFreeAsync(ptr, stream));
+    }
+    /* Memory that may be handed to other processes, and what is Sire's in no way. */
+    long pool_calls = statistic("driver_hooks", "pool"), managed = statistic("driver_hooks", "managed"), pitch = statistic("driver_hooks", "pitch");
+    CUDA(0, D.cuMemAllocFromPoolAsync(&ptr, MiB, shared, stream));
+    CHECK(!sire_owns(at(ptr)) && statistic("driver_hooks", "pool") == pool_calls + 1);
+    CUDA(0, D.cuMemFreeAsync(ptr, stream));
+    CUDA(0, D.cuMemAllocManaged(&ptr, MiB, 1));
+    CHECK(!sire_owns(at(ptr)) && statistic("driver_hooks", "managed") == managed + 1);
+    CUDA(0, D.cuMemFree(ptr));
+    size_t row = 0;
+    CUDA(0, D.cuMemAllocPitch(&ptr, &row, 1000, 100, 4));
+    CHECK(row >= 1000 && !sire_owns(at(ptr)) && statistic("driver_hooks", "pitch") == pitch + 1);
+    CUDA(0, D.cuMemFree(ptr));
+    OK(sire_region_leave(region));
+    /* A pool that is gone is not known any more. */
+    CUDA(0, D.cuMemPoolDestroy(own));
+    CHECK(D.cuMemAllocFromPoolAsync(&ptr, MiB, own, stream) != 0);
+    CUDA(0, D.cuMemPoolDestroy(shared));
+    CUDA(0, D.cuStreamDestroy(stream));
+}
+
+/* Memory that a library maps itself, and what it may do between. */
+static void mapped(uint32_t region) {
+    const Properties memory = {.kind = 1, .where = {1, 0}};
+    const Access access = {{1, 0}, 3};
+    Ptr base = 0, handle = 0;
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAddressReserve(&base, 8 * MiB, 0, 0, 0));
+    CUDA(0, D.cuMemCreate(&handle, 4 * MiB, &memory, 0));
+    CUDA(0, D.cuMemMap(base, 4 * MiB, 0, handle, 0));
+    CUDA(0, D.cuMemSetAccess(base, 4 * MiB, &access, 1));
+    survives(region, base, 4 * MiB);
+    OK(sire_region_leave(region));
+    CUDA(0, D.cuMemUnmap(base, 4 * MiB));
+    CUDA(0, D.cuMemRelease(handle));
+    CUDA(0, D.cuMemAddressFree(base, 8 * MiB));
+    /* On the host, as NCCL tries: not ours, and the driver's own answer. */
+    const Properties on_host = {.kind = 1, .where = {2, 0}};
+    OK(sire_region_enter(region, 0));
+    CHECK(D.cuMemCreate(&handle, 4 * MiB, &on_host, 0) != 0);
+    OK(sire_region_leave(region));
+}
+
+/* While a capture is in progress nothing is paused, whoever began it. */
+static void captures(uint32_t region) {
+    void *stream = NULL, *graph = NULL;
+    CUDA(0, D.cuStreamCreate(&stream, 1));
+    CUDA(0, D.cuStreamBeginCapture(stream, 2));
+    EXPECT(SIRE_STATUS_CAPTURING, sire_pause("r", NULL, NULL));
+    CUDA(0, D.cuStreamEndCapture(stream, &graph));
+    OK(sire_pause("r", NULL, NULL));
+    OK(sire_resume("r", NULL, NULL));
+    CUDA(0, D.cuGraphDestroy(graph));
+    /* A stream that goes takes its capture along. */
+    CUDA(0, D.cuStreamBeginCapture(stream, 2));
+    CUDA(0, D.cuStreamDestroy(stream));
+    OK(sire_pause("r", NULL, NULL));
+    OK(sire_resume("r", NULL, NULL));
+    /* Begun by the runtime, ended by the driver, and the other way round. */
+    CUDA(0, cudaStreamCreate(&stream));
+    CUDA(0, cudaStreamBeginCapture(stream, 2));
+    CUDA(0, D.cuStreamEndCapture(stream, &graph));
+    CUDA(0, D.cuStreamBeginCapture(stream, 2));
+    EXPECT(SIRE_STATUS_CAPTURING, sire_pause("r", NULL, NULL));
+    CUDA(0, cudaStreamEndCapture(stream, &graph));
+    OK(sire_pause("r", NULL, NULL));
+    OK(sire_resume("r", NULL, NULL));
+    (void)region;
+}
+
+static void peers(uint32_t region) {
+    void *first = NULL, *second = NULL;
+    Ptr ptr = 0;
+    CUDA(0, D.cuDevicePrimaryCtxRetain(&first, 0));
+    CUDA(0, D.cuDevicePrimaryCtxRetain(&second, 1));
+    CUDA(0, D.cuCtxSetCurrent(second));
+    CUDA(0, D.cuCtxEnablePeerAccess(first, 0));
+    void *current = NULL;
+    CUDA(0, D.cuCtxGetCurrent(&current));
+    CHECK(current == second);
+    CUDA(0, D.cuCtxSetCurrent(first));
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
+    OK(sire_region_leave(region));
+    /* The software device: 3 is reading and writing. */
+    int (*allowed)(unsigned long long *, const Location *, Ptr) = (int (*)(unsigned long long *, const Location *, Ptr))dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuMemGetAccess");
+    CHECK(allowed != NULL);
+    for (int round = 0; round < 2; round++) {
+        unsigned long long flags = 0;
+        const Location other = {1, 1};
+        CUDA(0, allowed(&flags, &other, ptr));
+        CHECK(flags == 3);
+        OK(sire_pause("r", NULL, NULL));
+        OK(sire_resume("r", NULL, NULL));
+    }
+    CUDA(0, D.cuMemFree(ptr));
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc >= 3);
+    watchdog();
+    const char *way = argv[1], *mode = argc > 3 ? argv[3] : "";
+    int heard = !strcmp(argv[argc - 1], "heard");
+    void *library = NULL;
+    Find private = NULL;
+    if (!strcmp(way, "private")) {
+        int flags = RTLD_NOW | (!strcmp(mode, "global") ? RTLD_GLOBAL : RTLD_LOCAL) | (!strcmp(mode, "deepbind") ? RTLD_DEEPBIND : 0);
+        library = dlopen(argv[2], flags);
+        if (!library) fprintf(stderr, "%s\n", dlerror());
+        CHECK(library != NULL);
+        private = (Find)dlsym(library, "private_find");
+        CHECK(private != NULL);
+    }
+    fill_table(way, private);
+    uint32_t region = region_of("r", 1);
+    with_context(0);
+    linear(region, heard);
+    if (heard) {
+        in_stream_order(region);
+        mapped(region);
+        captures(region);
+        int devices = 0;
+        CUDA(0, cudaGetDeviceCount(&devices));
+        if (devices > 1) peers(region);
+    }
+    CHECK(cudaGetLastError() == 0);
+    if (library) {
+        /* Alive when the library's destructor runs: at exit, or at its dlclose. */
+        Ptr ptr = 0;
+        CUDA(0, D.cuMemAlloc(&ptr, MiB));
+        ((void (*)(Ptr))dlsym(library, "private_keep"))(ptr);
+        if (!strcmp(mode, "local")) CUDA(0, dlclose(library));
+    }
+    return 0;
+}

@@ -1,0 +1,191 @@
+"""Driver-level hooks: who finds which function, and whose memory that makes it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES, ROOT, Workshop, check
+
+WAYS = ["linked", "dlsym", "proc", "proc11", "stream"]
+
+
+@pytest.fixture(scope="session")
+def names_dir(workshop: Workshop) -> Path:
+    """A folder whose libcuda.so.1 notes what is called."""
+    options = ("-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic")
+    return workshop.fixture("libcuda.so.1", FIXTURES / "driver.c", *options, subdirectory="names").parent
+
+
+def private(workshop: Workshop, way: int) -> Path:
+    """A library that reaches the driver in one of the ways of fixtures/private.c."""
+    options = (f"-DWAY={way}", "-shared", "-fPIC", workshop.sire_so, workshop.link_runtime)
+    return workshop.fixture(f"private_{way}.so", FIXTURES / "private.c", *options, subdirectory="private")
+
+
+@pytest.fixture(scope="session")
+def memory(workshop: Workshop, sim_dir: Path) -> Path:
+    """driver_memory.c, which links the driver too."""
+    return workshop.program("driver_memory.c", f"-L{sim_dir}", "-l:libcuda.so.1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("heard", {}),
+        ("heard", {"SIRE_HOOK_MODE": "driver"}),
+        ("heard", {"SIRE_DRIVER_ALLOW": "driver_na*"}),
+        ("heard", {"SIRE_DRIVER_DENY": "libnccl, driver_nam"}),
+        ("denied", {"SIRE_DRIVER_ALLOW": "libnccl"}),
+        ("denied", {"SIRE_DRIVER_DENY": "driver_names"}),
+        ("denied", {"SIRE_DRIVER_ALLOW": "driver_names", "SIRE_DRIVER_DENY": "*names"}),
+        ("off", {"SIRE_DISABLE": "1"}),
+        ("off", {"SIRE_HOOK_MODE": "preload"}),
+        ("off", {"SIRE_HOOK_MODE": "torch"}),
+    ],
+)
+def test_who_gets_which_function(workshop: Workshop, names_dir: Path, driver_so: Path, kind: str, settings: dict[str, str]) -> None:
+    program = workshop.program("driver_names.c", runtime=False)
+    done = check(workshop.run(program, kind, folders=(names_dir,), extra=settings, LD_PRELOAD=f"{driver_so} {workshop.sire_so}"))
+    assert done.stderr == ""
+
+
+def test_a_list_that_cannot_match_is_refused(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path) -> None:
+    settings = {"SIRE_DRIVER_DENY": "/usr/lib/libnccl.so", "LD_PRELOAD": f"{driver_so} {workshop.sire_so}"}
+    done = workshop.run(memory, "dlsym", "heard", folders=(sim_dir,), extra=settings)
+    assert done.returncode == 1
+    assert 'SIRE_DRIVER_DENY is "/usr/lib/libnccl.so"; it must be file names' in done.stderr
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("order", ["driver first", "driver last"])
+def test_memory(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path, way: str, order: str) -> None:
+    both = [str(driver_so), str(workshop.sire_so)]
+    preload = " ".join(both if order == "driver first" else reversed(both))
+    settings = {"LD_PRELOAD": preload, "SIRE_SIM_MEMORY": "512MiB", "SIRE_SIM_DEVICES": "2", "SIRE_SIM_POISON": "sample", "SIRE_LOG": "error"}
+    check(workshop.run(memory, way, "heard", folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize("way", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["local", "global"])
+def test_a_library_with_its_own_way_to_the_driver(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path, way: int, mode: str) -> None:
+    settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "512MiB", "SIRE_SIM_POISON": "sample", "SIRE_LOG": "error"}
+    check(workshop.run(memory, "private", str(private(workshop, way)), mode, "heard", folders=(sim_dir,), extra=settings))
+    # Without the second library nobody is heard, and all works.
+    settings["LD_PRELOAD"] = str(workshop.sire_so)
+    check(workshop.run(memory, "private", str(private(workshop, way)), mode, "deaf", folders=(sim_dir,), extra=settings))
+
+
+def test_a_library_that_binds_to_itself_first_is_not_heard(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path) -> None:
+    # RTLD_DEEPBIND: its dlsym is the C library's. It works as without Sire.
+    settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "512MiB"}
+    check(workshop.run(memory, "private", str(private(workshop, 1)), "deepbind", "deaf", folders=(sim_dir,), extra=settings))
+
+
+@pytest.fixture(scope="session")
+def beside(workshop: Workshop, sim_dir: Path) -> Path:
+    """driver_company.c."""
+    return workshop.program("driver_company.c", f"-L{sim_dir}", "-l:libcuda.so.1")
+
+
+def other(workshop: Workshop, style: int) -> Path:
+    """Another interposer."""
+    return workshop.fixture(f"company_{style}.so", FIXTURES / "company.c", f"-DSTYLE={style}", "-O2", "-shared", "-fPIC", "-ldl", subdirectory="company")
+
+
+@pytest.mark.parametrize("style", [1, 2])
+@pytest.mark.parametrize("order", ["other driver sire", "driver other sire", "driver sire other", "sire driver other", "sire other driver"])
+def test_another_interposer(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, style: int, order: str) -> None:
+    paths = {"other": other(workshop, style), "driver": driver_so, "sire": workshop.sire_so}
+    names = order.split()
+    settings = {"LD_PRELOAD": " ".join(str(paths[name]) for name in names), "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
+    done = check(workshop.run(beside, "company", folders=(sim_dir,), extra=settings))
+    # Who comes first hears of everything; who comes later, of what the first passes on. Nobody is left out.
+    before_sire = names.index("other") < names.index("sire")
+    before_driver = names.index("other") < names.index("driver")
+    # The other's dlsym goes straight to the C library: then Sire's is not asked, says so, and what is looked up is not Sire's.
+    deaf = before_driver and style == 1
+    expected = [f"live={int(not deaf)}"]
+    for label, first in (("runtime", before_sire), ("linked", before_driver), ("found", before_driver)):
+        owned = not (deaf and label == "found")
+        expected += [f"{label} outside owned=0 heard=1", f"{label} inside owned={int(owned)} heard={int(first or not owned)}"]
+    assert done.stdout.splitlines() == expected
+
+
+def test_the_next_definition_is_the_askers(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path) -> None:
+    """A dlsym that calls the real one is taken for the asker: then each of these libraries finds itself, and calls itself until the stack ends."""
+    links = [str(workshop.fixture(f"chain_{name}.so", FIXTURES / "chain.c", "-shared", "-fPIC", subdirectory="chain")) for name in "ab"]
+    for preload in ([*links, driver_so, workshop.sire_so], [driver_so, workshop.sire_so, *links]):
+        check(workshop.run(beside, "chain", folders=(sim_dir,), extra={"LD_PRELOAD": " ".join(map(str, preload))}))
+
+
+@pytest.mark.parametrize("ways", [(1, 2), (1, 3), (2, 3)])
+def test_two_ways_in_one_process(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int]) -> None:
+    settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
+    check(workshop.run(beside, "two", *(str(private(workshop, way)) for way in ways), folders=(sim_dir,), extra=settings))
+
+
+def test_many_threads(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path) -> None:
+    settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample", "SIRE_LOG": "off"}
+    check(workshop.run(beside, "threads", folders=(sim_dir,), extra=settings))
+
+
+def test_alone_it_passes_everything_through_and_says_so(workshop: Workshop, names_dir: Path, driver_so: Path) -> None:
+    script = "import ctypes; library = ctypes.CDLL('libcuda.so.1'); library.cuMemAlloc_v2; library.cuMemFree_v2; print(library.cuInit(5))"
+    environment = workshop.environment(names_dir, LD_PRELOAD=str(driver_so))
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "5\n")
+    assert done.stderr.count("libsire_driver.so was preloaded without libsire_alloc.so") == 1
+
+
+def test_python_finds_functions_by_their_names(workshop: Workshop, sim_dir: Path, driver_so: Path) -> None:
+    """CuPy's and many others' way: ctypes."""
+    script = """
+import ctypes
+driver, sire = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libsire_alloc.so")
+sire.sire_owns.argtypes, sire.sire_owns.restype = [ctypes.c_void_p], ctypes.c_bool
+context, region, address = ctypes.c_void_p(), ctypes.c_uint32(), ctypes.c_uint64()
+assert driver.cuInit(0) == driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == driver.cuCtxSetCurrent(context) == 0
+assert sire.sire_region_open(b"r", None, ctypes.byref(region)) == sire.sire_region_enter(region, 0) == 0
+assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(1 << 21)) == 0
+assert sire.sire_owns(address.value) and driver.cuMemFree_v2(address) == 0
+"""
+    environment = workshop.environment(sim_dir, LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_SIM_MEMORY="256MiB", SIRE_SIM_POISON="sample")
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [["/bin/true"], ["/bin/sh", "-c", "/bin/echo hello; exit 3"], [sys.executable, "-c", "import ctypes, ssl, json; print(1)"]])
+def test_harmless_in_programs_without_cuda(workshop: Workshop, driver_so: Path, command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not here")
+    plain = subprocess.run(command, capture_output=True, text=True, env=workshop.environment(preload=False))
+    environment = workshop.environment(LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_DRIVER_DENY="/")
+    loaded = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (loaded.returncode, loaded.stdout, loaded.stderr) == (plain.returncode, plain.stdout, plain.stderr)
+
+
+def test_the_exports_are_exactly_the_table(driver_so: Path) -> None:
+    source = (ROOT / "crates" / "sire-driver-hooks" / "src" / "names.rs").read_text()
+    table = set(re.findall(r"^ {12}(cu\w+)$", source, flags=re.M))
+    assert len(table) > 30
+    listing = subprocess.run(["nm", "-D", "--defined-only", str(driver_so)], check=True, capture_output=True, text=True).stdout
+    assert {line.split()[-1] for line in listing.splitlines()} == table | {"dlsym"}
+    # Each has an answer in the other library.
+    answers = (ROOT / "cdylib" / "interpose" / "entry.rs").read_text()
+    assert set(re.findall(r'= c"\w+"\s+as c"(\w+)"', answers)) == table
+    page = (ROOT / "docs" / "driver-hooks.md").read_text()
+    assert table | {"dlsym"} <= set(re.findall(r"`(\w+)`", page))
+
+
+def test_it_needs_nothing_and_stays_loaded(driver_so: Path) -> None:
+    dynamic = subprocess.run(["readelf", "-d", str(driver_so)], check=True, capture_output=True, text=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
+    assert needed, "readelf shows no NEEDED entry at all"
+    assert all(re.match(r"(libc|libdl|libpthread|libgcc_s|ld-linux[-\w]*)\.so", name) for name in needed), needed
+    assert "NODELETE" in dynamic
+    assert "(VERDEF)" not in dynamic
