@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from contextlib import nullcontext, suppress
 
 import pytest
 import sire
@@ -183,3 +184,27 @@ def test_a_replay_while_what_it_reads_is_paused_is_refused(tag: str, checked: bo
         with sire.paused(f"{tag}/weights"):
             graph.replay()
     assert other.shape == (MIB,)
+
+
+def test_a_capture_that_nobody_told_of_refuses_a_pause_by_name(tag: str) -> None:
+    with sire.region(tag, backup="cpu"):
+        tensor = torch.ones(MIB, device="cuda")
+    refused: list[str] = []
+
+    def pause() -> None:
+        try:
+            sire.pause(tag)
+        except sire.CapturingError as error:
+            refused.append(str(error))
+
+    # The driver may void the capture for that, and says so at its end.
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="global"):
+        torch.ones(4, device="cuda").add_(1)
+        thread = threading.Thread(target=pause)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    assert "end the capture first" in refused[0]
+    with sire.paused(tag):
+        pass
+    assert bool((tensor == 1).all())
