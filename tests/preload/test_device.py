@@ -96,6 +96,13 @@ def test_only_the_devices_in_use_get_a_context(workshop: Workshop, sim_dir: Path
     check(workshop.run(program, folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+def test_a_device_that_is_visible_by_its_uuid(workshop: Workshop, sim_dir: Path) -> None:
+    program, settings = workshop.program("visible.c"), {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_DEVICES": "2"}
+    second = check(workshop.run(program, "name", folders=(sim_dir,), extra=settings)).stdout.strip()
+    settings["CUDA_VISIBLE_DEVICES"] = second
+    assert check(workshop.run(program, "only", folders=(sim_dir,), extra=settings)).stdout.strip() == second
+
+
 @pytest.mark.parametrize("broken", [0, 1])
 @pytest.mark.parametrize("question", ["cuMemGetAllocationGranularity", "cuDeviceGetAttribute"])
 def test_a_broken_device_leaves_the_others_alone(workshop: Workshop, sim_dir: Path, broken: int, question: str) -> None:

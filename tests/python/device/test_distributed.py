@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sire
 import torch.distributed as dist
+from sire.distributed._ballot import Ballot, Failure, Members
 
 PROGRAM = Path(__file__).resolve().with_name("rank_program.py")
 SIZE, LAST = 4, 3
@@ -98,6 +99,28 @@ def test_a_killed_rank_undoes_the_others(job: list[dict[str, Any]]) -> None:
         assert "did not answer within 2 seconds" in seen["reason"]
         assert 2 <= seen["seconds"] < 30
         assert undone(seen)
+
+
+def ballots() -> list[Ballot]:
+    """Two ranks' next calls, in one process."""
+    store = dist.HashStore()
+    return [Ballot(Members(store, "two", rank, 2), 0.2) for rank in range(2)]
+
+
+def test_who_comes_late_follows_the_verdict() -> None:
+    early, late = ballots()
+    verdict = early.round("called", "pause('a')", None)
+    assert verdict is not None
+    assert (verdict.rank, verdict.reason) == (1, "it did not answer within 0.2 seconds; is it alive?")
+    assert late.round("called", "pause('a')", None) == verdict, "though by now both have answered"
+
+
+def test_who_withdraws_is_not_waited_for() -> None:
+    one, other = ballots()
+    other.round("prepared", "pause('a')", Failure(1, "no room", 3))
+    assert one.round("prepared", "pause('a')", None) == Failure(1, "no room", 3)
+    other.withdraw(Failure(1, "KeyboardInterrupt: "))
+    assert one.round("committed", "pause('a')", None) == Failure(1, "KeyboardInterrupt: ")
 
 
 def test_without_a_process_group_it_is_refused() -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import threading
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,7 +60,8 @@ def members(group: Any) -> Members:
     return Members(store, "-".join(map(str, ranks)), rank, len(ranks))
 
 
-_sequences: dict[tuple[int, str], itertools.count[int]] = {}
+# How many calls were made on each group, by store: a new job, with a new store, begins anew.
+_sequences: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], itertools.count[int]]] = weakref.WeakKeyDictionary()
 _sequences_lock = threading.Lock()
 
 
@@ -70,7 +72,8 @@ class Ballot:
         self._members = members
         self._timeout = timeout
         with _sequences_lock:
-            counter = _sequences.setdefault((id(members.store), members.name), itertools.count())
+            counters = _sequences.setdefault(members.store, {})
+            counter = counters.setdefault((members.name, members.rank), itertools.count())
             self._prefix = f"sire/{members.name}/{next(counter)}"
 
     def round(self, name: str, word: str, failure: Failure | None) -> Failure | None:
