@@ -187,10 +187,10 @@ def require_usable(operation: Any, found: Iterable[Any]) -> None:
         address = _address(tensor)
         if address == 0 or not library.owns(address):
             continue
-        if note is not None:
-            note(address)
         try:
             library.require_usable(address)
+            if note is not None:
+                note(address)
         except PausedError as error:
             message = f"{operation} was given a tensor of shape {tuple(tensor.shape)}, but {error}"
             raise PausedError(

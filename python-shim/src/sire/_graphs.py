@@ -38,7 +38,7 @@ def cuda_graph(
     memory that the graph reads or writes besides its own. Where use of paused memory is checked (``SIRE_CHECK=1``,
     `sire.checked`) during the capture, they are found out, and need not be named.
     """
-    used = _Used(_tags(uses))
+    tags, used = _tags(uses), _Used()
     region = Region(tag, make_policy(backup, zero_fill, retain, pageable=pageable), False, None)
     torch = _torch.ready_torch()
     if torch is None:
@@ -60,15 +60,14 @@ def cuda_graph(
                 yield
         finally:
             library.capture_end()
-    used.regions.setdefault(region.id, [])
+    used.all_of(tags, region.id)
     _guard_replay(graph, used)
 
 
 class _Used:
-    """What a graph touches: regions by number, each with addresses that were seen, and tags that were named."""
+    """What a graph touches: regions by number, each with the addresses seen. Without any, all of it counts."""
 
-    def __init__(self, tags: list[str]) -> None:
-        self.tags = tags
+    def __init__(self) -> None:
         self.regions: dict[int, list[int]] = {}
         self._seen: set[int] = set()
 
@@ -79,15 +78,19 @@ class _Used:
             region = _library.load().allocation(address).region
             self.regions.setdefault(region, []).append(address)
 
+    def all_of(self, tags: list[str], own: int) -> None:
+        """The graph uses these tags and its own region, whatever was seen. What comes there later it cannot use."""
+        self.regions[own] = []
+        for each in _library.load().stats()["regions"] if tags else ():
+            if any(each["tag"] == tag or each["tag"].startswith(f"{tag}/") for tag in tags):
+                self.regions[each["region"]] = []
+
     def require_usable(self) -> None:
         """Raises `PausedError` if any of it is away."""
         library = _library.load()
         for region, addresses in self.regions.items():
             if library.region_paused(region):
                 self._require_usable(library, region, addresses)
-        for region, tag in self._named(library):
-            if library.region_paused(region):
-                raise _paused(tag)
 
     def _require_usable(self, library: _library.Library, region: int, addresses: list[int]) -> None:
         """Memory of a paused region may be freed, or stay on the device: asked where addresses are known."""
@@ -102,15 +105,6 @@ class _Used:
         if away:
             tags = {each["region"]: each["tag"] for each in library.stats()["regions"]}
             raise _paused(str(tags.get(region, region)))
-
-    def _named(self, library: _library.Library) -> list[tuple[int, str]]:
-        if not self.tags:
-            return []
-        return [
-            (each["region"], each["tag"])
-            for each in library.stats()["regions"]
-            if any(each["tag"] == tag or each["tag"].startswith(f"{tag}/") for tag in self.tags)
-        ]
 
 
 def _paused(tag: str) -> PausedError:
