@@ -156,6 +156,7 @@ fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {
     config.disk_compress =
         parsed(variables, "SIRE_DISK_COMPRESS", "1, 0 or always", parse_compress)?.unwrap_or_default();
     config.io_uring = parsed(variables, "SIRE_IO_URING", "1 or 0", parse_flag)?.unwrap_or(true);
+    config.dummies = flag(variables, "SIRE_DUMMY")?;
     config.shared_dir = variables("SIRE_SHARED_DIR").map(PathBuf::from);
     Ok(config)
 }

@@ -158,6 +158,8 @@ typedef struct sire_report {
   uint64_t bytes_recycled;
   // Physical bytes that stay until somebody needs them (`sire_pause_options.release`).
   uint64_t bytes_lazy;
+  // Physical bytes that stay because the program has handed them out, or keeps them resident; `held` in the statistics says why.
+  uint64_t bytes_held;
 } sire_report;
 
 // Settings of a resume. Set `struct_size` to `sizeof(sire_resume_options)`.
@@ -283,6 +285,10 @@ sire_status sire_allocation(const void *ptr,
                             size_t *out_bytes,
                             int32_t *out_device,
                             uint32_t *out_region);
+
+// Whether the memory at an address may be used now: `SIRE_STATUS_PAUSED` while its region is paused or being paused (the sentence names it), unless it is memory that
+// pauses leave on the device; `SIRE_STATUS_UNKNOWN_ADDRESS` if no live allocation of Sire's holds it. Calls no driver, and waits for nobody.
+sire_status sire_require_usable(const void *ptr);
 
 // These bytes are backed up by a pause, whatever their region's policy.
 sire_status sire_keep(const void *ptr, size_t bytes);

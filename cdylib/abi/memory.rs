@@ -77,6 +77,13 @@ pub unsafe extern "C" fn sire_allocation(
     })
 }
 
+/// Whether the memory at an address may be used now: `SIRE_STATUS_PAUSED` while its region is paused or being paused (the sentence names it), unless it is memory that
+/// pauses leave on the device; `SIRE_STATUS_UNKNOWN_ADDRESS` if no live allocation of Sire's holds it. Calls no driver, and waits for nobody.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_require_usable(ptr: *const c_void) -> sire_status {
+    call(|| process::get()?.engine.require_usable(allocate::address(ptr)))
+}
+
 /// These bytes are backed up by a pause, whatever their region's policy.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_keep(ptr: *const c_void, bytes: usize) -> sire_status {

@@ -112,6 +112,8 @@ pub struct sire_report {
     pub bytes_recycled: u64,
     /// Physical bytes that stay until somebody needs them (`sire_pause_options.release`).
     pub bytes_lazy: u64,
+    /// Physical bytes that stay because the program has handed them out, or keeps them resident; `held` in the statistics says why.
+    pub bytes_held: u64,
 }
 
 impl sire_report {
@@ -137,6 +139,7 @@ impl sire_report {
             bytes_shared: report.bytes_shared,
             bytes_recycled: report.bytes_recycled,
             bytes_lazy: report.bytes_lazy,
+            bytes_held: report.bytes_held,
         }
     }
 }

@@ -78,6 +78,7 @@ originals! {
         status: *mut c_int);
     driver_entry_point_by_version = c"cudaGetDriverEntryPointByVersion" (symbol: *const c_char, out: *mut *mut c_void,
         version: c_uint, flags: c_ulonglong, status: *mut c_int);
+    ipc_get_mem_handle = c"cudaIpcGetMemHandle" (out: *mut c_void, ptr: *mut c_void);
     get_device = c"cudaGetDevice" (device: *mut c_int);
     get_last_error = c"cudaGetLastError" ();
 }

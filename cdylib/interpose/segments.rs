@@ -31,6 +31,7 @@ const FABRIC: u32 = 8;
 
 /// Why memory stays.
 const EXPORTED: &str = "it was exported to other processes";
+const RETAINED: &str = "a handle of it was retained";
 const IN_GROUP: &str = "it is bound to a multicast object";
 const ODD_ACCESS: &str = "access to it was set in a way that cannot be repeated";
 
@@ -316,8 +317,12 @@ pub(super) unsafe extern "C" fn retain(out: *mut u64, addr: *mut c_void) -> Code
             unsafe { out.write_unaligned(handle.0) };
             SUCCESS
         }
-        // SAFETY: the program's own arguments, as it passed them.
-        None => unsafe { original::retain(out, addr) },
+        None => {
+            // With one reference more, a pause would give nothing back.
+            let held = ask("retaining memory", (), |segments| segments.lend_range(Addr(addr as u64), 1, RETAINED));
+            // SAFETY: the program's own arguments, as it passed them.
+            code(held.map(|()| unsafe { original::retain(out, addr) }))
+        }
     }
 }
 

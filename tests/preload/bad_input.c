@@ -27,6 +27,7 @@ static void nulls(void) {
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_attach_file(NULL, 1, "", 0));
     EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_attach_file(NULL, 1, "/dev/null", 0));
     EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_keep_resident(NULL, NULL));
+    EXPECT(SIRE_STATUS_UNKNOWN_ADDRESS, sire_require_usable(NULL));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_backup_get(NULL, 1, NULL, NULL));
     OK(sire_backup_put(NULL));
     OK(sire_region_current(NULL));

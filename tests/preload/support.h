@@ -24,6 +24,7 @@ cudaError cudaMemsetAsync(void *to, int value, size_t bytes, void *stream);
 cudaError cudaMemcpyPeer(void *to, int to_device, const void *from, int from_device, size_t bytes);
 cudaError cudaDeviceSynchronize(void);
 cudaError cudaDeviceEnablePeerAccess(int peer, unsigned flags);
+cudaError cudaIpcGetMemHandle(void *out, void *ptr);
 cudaError cudaStreamCreate(void **stream);
 cudaError cudaStreamSynchronize(void *stream);
 cudaError cudaStreamDestroy(void *stream);

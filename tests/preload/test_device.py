@@ -79,9 +79,28 @@ def test_peers(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("peers.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+def test_memory_that_is_handed_out(workshop: Workshop, sim_dir: Path) -> None:
+    done = check(workshop.run(workshop.program("handed_out.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
+    assert "stay on the device: a handle of it was retained" in done.stderr
+    assert "cudaIpcGetMemHandle cannot hand such memory to another process" in done.stderr
+
+
+@pytest.mark.parametrize("dummy", ["1", "0"])
+def test_a_stray_copy_into_paused_memory(workshop: Workshop, sim_dir: Path, dummy: str) -> None:
+    settings = {"SIRE_DUMMY": dummy, "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off"}
+    check(workshop.run(workshop.program("stray.c"), dummy, folders=(sim_dir,), extra=settings))
+
+
 def test_only_the_devices_in_use_get_a_context(workshop: Workshop, sim_dir: Path) -> None:
     program = workshop.program("second_device.c")
     check(workshop.run(program, folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+
+
+def test_a_device_that_is_visible_by_its_uuid(workshop: Workshop, sim_dir: Path) -> None:
+    program, settings = workshop.program("visible.c"), {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_DEVICES": "2"}
+    second = check(workshop.run(program, "name", folders=(sim_dir,), extra=settings)).stdout.strip()
+    settings["CUDA_VISIBLE_DEVICES"] = second
+    assert check(workshop.run(program, "only", folders=(sim_dir,), extra=settings)).stdout.strip() == second
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -47,6 +47,7 @@ static void residency(void) {
     CHECK(tms_keep_resident(goes) == 0);
     SAYS("it is paused");
     EXPECT(SIRE_STATUS_PAUSED, sire_keep_resident(goes, NULL));
+    EXPECT(SIRE_STATUS_PAUSED, sire_require_usable(goes));
     CHECK(tms_resume("mixed") == 0 && device_used(0) == used);
     CHECK(holds(stays, 4 * MiB, 6) && holds(goes, 6 * MiB, 5));
     CUDA(0, cudaFree(stays));

@@ -55,7 +55,7 @@ NOTHING(sire_region_enter) NOTHING(sire_region_leave) NOTHING(sire_region_curren
 NOTHING(sire_region_unsuspend) NOTHING(sire_process_region_set) NOTHING(sire_region_state) NOTHING(sire_allocate)
 NOTHING(sire_free) NOTHING(sire_allocation) NOTHING(sire_keep) NOTHING(sire_discard) NOTHING(sire_backup_get)
 NOTHING(sire_backup_put) NOTHING(sire_resume) NOTHING(sire_cancel) NOTHING(sire_allow_peer) NOTHING(sire_set_margin)
-NOTHING(sire_set_disk_directory) NOTHING(sire_trim) NOTHING(sire_capture_begin) NOTHING(sire_changed) NOTHING(sire_attach_file) NOTHING(sire_promote) NOTHING(sire_keep_resident)
+NOTHING(sire_set_disk_directory) NOTHING(sire_trim) NOTHING(sire_capture_begin) NOTHING(sire_changed) NOTHING(sire_attach_file) NOTHING(sire_promote) NOTHING(sire_keep_resident) NOTHING(sire_require_usable)
 NOTHING(sire_switch) NOTHING(sire_standing_set) NOTHING(sire_lease) NOTHING(sire_unlease) NOTHING(sire_budget_set) NOTHING(sire_make_room)
 NOTHING(sire_memory_stats_json) NOTHING(sire_memory_snapshot_json) NOTHING(sire_memory_stats_reset) NOTHING(sire_empty_cache)
 NOTHING(sire_resume_start) NOTHING(sire_progress_bytes) NOTHING(sire_progress_cancel) NOTHING(sire_progress_close)

@@ -166,7 +166,8 @@ class FakeLibrary:
         thread.join(timeout_seconds)
         if outcomes and isinstance(outcomes[0], Exception):
             raise outcomes[0]
-        return not thread.is_alive()
+        # Not the thread's word: a join that Ctrl-C has interrupted may take it for dead.
+        return bool(outcomes)
 
     def progress_ready(self, progress: int, pointer: int, size: int) -> bool:
         return not self.progresses[progress - 1][0].is_alive()

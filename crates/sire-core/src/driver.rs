@@ -118,6 +118,8 @@ pub enum DriverErrorKind {
     Unavailable,
     /// The context is lost (for example `CUDA_ERROR_ILLEGAL_ADDRESS`): every later call fails too.
     Lost,
+    /// The program captures a graph, so that this cannot be done now. It may have voided the capture.
+    Capturing,
     /// Anything else.
     Other,
 }

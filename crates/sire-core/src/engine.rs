@@ -30,6 +30,8 @@ pub use crate::terms::{
 };
 pub use caching::PoolNumber;
 
+mod outside;
+
 mod standing;
 pub use standing::MadeWay;
 

@@ -120,6 +120,10 @@ impl From<DriverError> for Error {
             DriverErrorKind::Unsupported => Status::Unsupported,
             DriverErrorKind::Unavailable => Status::NoDriver,
             DriverErrorKind::Lost => Status::DeviceLost,
+            DriverErrorKind::Capturing => {
+                let message = format!("{error}: not while a CUDA graph is being captured; end the capture first");
+                return Error::new(Status::Capturing, message);
+            }
         };
         Error::new(status, error.to_string())
     }

@@ -41,6 +41,8 @@ pub(crate) struct Chunk {
     /// What the program asked of its memory; `None`: nothing, it is the driver's choice.
     pub(crate) properties: Option<Properties>,
     pub(crate) mapped: bool,
+    /// Bytes, from the start, behind which a dummy lies: see [`crate::heap::veils`].
+    pub(crate) veiled: u64,
     pub(crate) truth: Truth,
     /// The backup, in the order of offsets. With `Truth::Device`: a retained, perhaps outdated one.
     pub(crate) segments: Vec<Segment>,
@@ -49,7 +51,7 @@ pub(crate) struct Chunk {
 impl Chunk {
     fn new(offset: u64, size: u64) -> Chunk {
         let (physical, properties, segments) = (None, None, Vec::new());
-        Chunk { offset, size, physical, properties, mapped: false, truth: Truth::Device, segments }
+        Chunk { offset, size, physical, properties, mapped: false, veiled: 0, truth: Truth::Device, segments }
     }
 
     /// The offsets it covers in its extent.
@@ -91,6 +93,8 @@ struct Inner {
     changed: Ranges,
     /// The same, from before the device was synchronised for whoever reads: it finds what was written.
     settling: Ranges,
+    /// Why a pause cannot follow what the program does with the memory, and leaves it.
+    held: Option<&'static str>,
     /// Offsets that files are said to hold; no two overlap.
     attached: Vec<Attached>,
 }
@@ -193,6 +197,7 @@ impl Extent {
             overrides: Overrides::default(),
             changed: Ranges::new(),
             settling: Ranges::new(),
+            held: None,
             attached: Vec::new(),
         };
         Extent {
@@ -234,9 +239,24 @@ impl Extent {
         self.mapping.as_ref().map(Mapping::access)
     }
 
-    /// Whether no pause takes it.
+    /// Whether no pause takes it, because the program said so.
     pub(crate) fn always_stays(&self) -> bool {
         self.stays_resident(&(0..self.size))
+    }
+
+    /// Why no pause takes it; `None` if pauses do.
+    pub(crate) fn stays_because(&self) -> Option<&'static str> {
+        self.held().or_else(|| self.always_stays().then_some("the program keeps it resident"))
+    }
+
+    /// Why a pause cannot follow what the program does with the memory.
+    pub(crate) fn held(&self) -> Option<&'static str> {
+        lock(&self.inner).held
+    }
+
+    /// From now on a pause leaves it. To be called by whoever has claimed it.
+    pub(crate) fn hold(&self, why: &'static str) {
+        lock(&self.inner).held.get_or_insert(why);
     }
 
     /// Claims a live extent; `None` if it is claimed, freed or being read.
@@ -553,7 +573,7 @@ impl Claim {
 
     /// Whether any chunk is mapped: something may be using it.
     pub(crate) fn may_be_in_use(&self) -> bool {
-        self.chunks.iter().any(|chunk| chunk.mapped)
+        self.chunks.iter().any(|chunk| chunk.mapped || chunk.veiled > 0)
     }
 
     /// Whether a chunk of a live extent holds memory, with its bytes where `wanted` says.

@@ -15,7 +15,6 @@ struct Terms {
     access: Vec<Access>,
     /// What the program has said since, which whoever claims the extent next takes over.
     asked: Vec<Access>,
-    held: Option<&'static str>,
 }
 
 /// See the [module documentation](self).
@@ -54,15 +53,5 @@ impl Mapping {
     /// Whether work on `device` may read and write it.
     pub(crate) fn is_open_to(&self, device: Device) -> bool {
         lock(&self.terms).access.iter().any(|access| access.device == device && access.writable)
-    }
-
-    /// Why it stays on the device.
-    pub(crate) fn held(&self) -> Option<&'static str> {
-        lock(&self.terms).held
-    }
-
-    /// From now on it stays. To be called by whoever has claimed the extent.
-    pub(crate) fn hold(&self, why: &'static str) {
-        lock(&self.terms).held.get_or_insert(why);
     }
 }

@@ -3,6 +3,7 @@
 //! it against both. A gate is locked for a few instructions, never across a driver call.
 
 use crate::clock;
+use crate::driver::Addr;
 use crate::error::{Error, Result, Status};
 use crate::policy::Standing;
 use crate::sync::{
@@ -180,6 +181,17 @@ impl Region {
         };
         let phase = gate.phase.doing();
         Err(Error::new(status, format!("cannot {doing} region '{}': it is {phase}; resume it first", self.tag)))
+    }
+
+    /// Fails while the region's memory is away, or going.
+    pub(crate) fn require_usable(&self, addr: Addr) -> Result<()> {
+        let phase = lock(&self.gate).phase;
+        if matches!(phase, Phase::Resident | Phase::Resuming) {
+            return Ok(());
+        }
+        let message =
+            format!("the memory at {addr:?} is in region '{}', which is {}; resume it first", self.tag, phase.doing());
+        Err(Error::new(Status::Paused, message))
     }
 
     /// Waits until no transition is under way; returns the lasting state.

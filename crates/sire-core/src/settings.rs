@@ -68,6 +68,11 @@ impl Settings {
         lock(&self.config).host_nodes
     }
 
+    /// Whether a dummy lies behind paused addresses of what was thrown away.
+    pub(crate) fn dummies(&self) -> bool {
+        lock(&self.config).dummies
+    }
+
     /// Most host memory for backups.
     pub(crate) fn host_limit(&self) -> Option<u64> {
         lock(&self.config).host_limit

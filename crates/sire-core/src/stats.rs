@@ -19,6 +19,9 @@ pub(crate) struct Counters {
     pub(crate) driver_calls: u64,
 }
 
+/// Bytes that stay on the device, by the reason.
+type Held = BTreeMap<&'static str, u64>;
+
 #[derive(Serialize)]
 struct DeviceStats {
     device: u32,
@@ -42,6 +45,8 @@ struct RegionStats {
     paused_bytes: u64,
     /// Resident though the region is paused: they stay until somebody needs them.
     lazy_bytes: u64,
+    /// Bytes that no pause takes, by the reason.
+    held: Held,
     backup_bytes: u64,
     /// Of those, what is outside this process's host memory: in files, on the disk, shared, in a tier from outside.
     stored_bytes: u64,
@@ -72,8 +77,20 @@ struct Stats {
     devices: Vec<DeviceStats>,
     regions: Vec<RegionStats>,
     tiers: Vec<TierStats>,
+    dummies: Dummies,
     bookkeeping: Bookkeeping,
     counters: Counters,
+}
+
+/// What lies behind paused addresses.
+#[derive(Serialize)]
+struct Dummies {
+    /// Memory of the dummies themselves.
+    bytes: u64,
+    /// Paused bytes behind which one lies.
+    veiled_bytes: u64,
+    /// How often something was found written when memory came back.
+    strays: u64,
 }
 
 /// What it costs to know what is where.
@@ -115,15 +132,20 @@ impl Sum {
 pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
     let mut by_device: BTreeMap<u32, Sum> = BTreeMap::new();
     let mut by_region: BTreeMap<RegionId, Sum> = BTreeMap::new();
+    let mut held: BTreeMap<RegionId, Held> = BTreeMap::new();
     let mut bookkeeping = machine.heap.bookkeeping();
     let regions = machine.regions.all();
     let lazy: Vec<bool> = regions.iter().map(|region| region.is_lazy()).collect();
     for extent in machine.heap.registry.extents(|_| true) {
         bookkeeping += extent.bookkeeping();
-        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false) && !extent.always_stays();
+        let stays = extent.stays_because();
+        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false) && stays.is_none();
         let (figures, kind) = (extent.figures(), (extent.slab.is_some(), is_lazy));
         by_device.entry(extent.device.0).or_default().add(figures, extent.size, kind);
         by_region.entry(extent.region).or_default().add(figures, extent.size, kind);
+        if let Some(why) = stays {
+            *held.entry(extent.region).or_default().entry(why).or_default() += figures.resident;
+        }
     }
     let allocations: u64 = by_device.values().map(|sum| sum.figures.allocations).sum();
     let stats = Stats {
@@ -133,9 +155,17 @@ pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
         devices: by_device.iter().map(|(&device, sum)| device_stats(device, sum)).collect(),
         regions: regions
             .iter()
-            .map(|r| region_stats(machine, r, by_region.get(&r.id).copied().unwrap_or_default()))
+            .map(|r| {
+                let sum = by_region.get(&r.id).copied().unwrap_or_default();
+                region_stats(machine, r, sum, held.remove(&r.id).unwrap_or_default())
+            })
             .collect(),
         tiers: tiers(machine),
+        dummies: Dummies {
+            bytes: machine.heap.veils.dummy_bytes(),
+            veiled_bytes: machine.heap.veils.veiled_bytes(),
+            strays: machine.heap.veils.strays.load(std::sync::atomic::Ordering::Relaxed),
+        },
         bookkeeping: Bookkeeping {
             bytes: bookkeeping,
             bytes_per_allocation: bookkeeping.checked_div(allocations).unwrap_or(0),
@@ -156,7 +186,7 @@ fn device_stats(device: u32, sum: &Sum) -> DeviceStats {
     }
 }
 
-fn region_stats(machine: &Machine, region: &Region, sum: Sum) -> RegionStats {
+fn region_stats(machine: &Machine, region: &Region, sum: Sum, held: Held) -> RegionStats {
     let history = region.history(|history| history.clone());
     RegionStats {
         region: region.id.0,
@@ -168,6 +198,7 @@ fn region_stats(machine: &Machine, region: &Region, sum: Sum) -> RegionStats {
         resident_bytes: sum.figures.resident,
         paused_bytes: sum.away(),
         lazy_bytes: sum.lazy,
+        held,
         backup_bytes: sum.figures.backed_up,
         stored_bytes: sum.figures.stored,
         pauses: history.pauses,

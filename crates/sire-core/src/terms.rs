@@ -149,6 +149,9 @@ pub struct Config {
     pub copy_piece: u64,
     /// Bytes of device memory that pause/resume/allocate leave free (default 0).
     pub margin: u64,
+    /// Whether paused addresses of regions without a backup lead to a shared dummy, one granule of each device, so that a kernel that uses them by mistake
+    /// does not end the context (default: no).
+    pub dummies: bool,
 }
 
 impl Default for Config {
@@ -171,6 +174,7 @@ impl Default for Config {
             io_uring: true,
             copy_piece: 4 << 20,
             margin: 0,
+            dummies: false,
         }
     }
 }
@@ -270,6 +274,8 @@ pub struct Report {
     pub bytes_recycled: u64,
     /// Physical bytes that stay until somebody needs them (lazy pause).
     pub bytes_lazy: u64,
+    /// Physical bytes that stay because the program has handed them out, or keeps them resident (pause).
+    pub bytes_held: u64,
     /// Bytes copied to or from backups.
     pub bytes_copied: u64,
     /// Bytes whose content was thrown away (pause).

@@ -22,6 +22,8 @@ pub(crate) fn kind(code: i32) -> DriverErrorKind {
         // uncorrectable memory or link error, illegal address, launch timeout, context destroyed, assertion,
         // hardware stack error .. launch failure
         214 | 220 | 700 | 702 | 709 | 710 | 714..=719 => DriverErrorKind::Lost,
+        // not while a stream captures, a capture that was voided, the legacy stream beside a capture
+        900 | 901 | STREAM_CAPTURE_IMPLICIT => DriverErrorKind::Capturing,
         _ => DriverErrorKind::Other,
     }
 }
@@ -67,6 +69,8 @@ mod tests {
         assert_eq!(kind(700), DriverErrorKind::Lost);
         assert_eq!(kind(719), DriverErrorKind::Lost);
         assert_eq!(kind(801), DriverErrorKind::Unsupported);
+        assert_eq!(kind(900), DriverErrorKind::Capturing);
+        assert_eq!(kind(906), DriverErrorKind::Capturing);
         assert_eq!(kind(999), DriverErrorKind::Other);
     }
 }

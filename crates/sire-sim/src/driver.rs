@@ -64,6 +64,7 @@ pub fn error_kind(code: Code) -> DriverErrorKind {
         3 | 4 | 100 => DriverErrorKind::Unavailable,
         700 | 702 | 709 | 710 | 714..=719 => DriverErrorKind::Lost,
         801 => DriverErrorKind::Unsupported,
+        900 | 901 | 906 => DriverErrorKind::Capturing,
         _ => DriverErrorKind::Other,
     }
 }

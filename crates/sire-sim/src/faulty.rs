@@ -165,6 +165,7 @@ fn number(kind: DriverErrorKind) -> i32 {
         DriverErrorKind::Unsupported => 801,
         DriverErrorKind::Unavailable => 4,
         DriverErrorKind::Lost => 700,
+        DriverErrorKind::Capturing => 900,
         DriverErrorKind::Other => 999,
     }
 }

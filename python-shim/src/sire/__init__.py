@@ -28,6 +28,8 @@ from ._allocator import (
     reset_peak_memory_stats,
     use_allocator,
 )
+from ._callbacks import Callback, after_resume, before_pause
+from ._check import checked
 from ._errors import (
     BackupIoError,
     BusyError,
@@ -44,6 +46,7 @@ from ._errors import (
     OutOfMemoryError,
     PausedAfterFailureError,
     PausedError,
+    RankError,
     SireError,
     UnknownAddressError,
     UnknownTagError,
@@ -58,6 +61,7 @@ from ._memory import (
     changed,
     discard,
     get_cpu_backup,
+    held,
     keep,
     keep_resident,
     set_disk_directory,
@@ -79,6 +83,7 @@ __all__ = [
     "Allocator",
     "BackupIoError",
     "BusyError",
+    "Callback",
     "CancelledError",
     "CapturingError",
     "DeviceLostError",
@@ -95,6 +100,7 @@ __all__ = [
     "PausedAfterFailureError",
     "PausedError",
     "Progress",
+    "RankError",
     "Region",
     "Report",
     "SireError",
@@ -104,7 +110,10 @@ __all__ = [
     "UnsupportedError",
     "VersionMismatchError",
     "__version__",
+    "after_resume",
+    "before_pause",
     "changed",
+    "checked",
     "configure_subprocess",
     "cuda_graph",
     "disable",
@@ -113,6 +122,7 @@ __all__ = [
     "file_backup",
     "format_size",
     "get_cpu_backup",
+    "held",
     "hook_mode",
     "keep",
     "keep_resident",
@@ -190,7 +200,7 @@ _COMMITS = frozenset(
     )
 )
 """Names of `sire.models.commits`, likewise."""
-_SUBPACKAGES = frozenset(("compat", "memory", "models", "slyce", "vllm"))
+_SUBPACKAGES = frozenset(("compat", "distributed", "memory", "models", "slyce", "vllm"))
 
 
 def __getattr__(name: str) -> _Any:

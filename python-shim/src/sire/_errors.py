@@ -132,6 +132,21 @@ class InternalError(SireError):
     status = 18
 
 
+class RankError(SireError):
+    """A pause or resume of several ranks came to nothing, because of one of them; all ranks raise it, and all were
+    undone.
+
+    ``status`` is that of what happened on the rank, as far as that was an error of Sire's.
+    """
+
+    def __init__(self, message: str, rank: int, reason: str, status: int | None = None) -> None:
+        super().__init__(message, status)
+        self.rank = rank
+        """The rank, within the group, on which it failed."""
+        self.reason = reason
+        """What happened there."""
+
+
 class LibraryNotFoundError(SireError, ImportError):
     """``libsire_alloc.so`` is not where it is looked for."""
 

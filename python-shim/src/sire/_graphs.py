@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from . import _library, _torch
-from ._errors import UnsupportedError
+from . import _check, _library, _torch
+from ._errors import PausedError, UnknownAddressError, UnsupportedError
 from ._regions import Backup, Region, make_policy
+from ._tags import encode_tag
 
 
 @contextmanager
@@ -23,6 +25,7 @@ def cuda_graph(
     pool: Any = None,
     stream: Any = None,
     capture_error_mode: str = "global",
+    uses: Iterable[str] = (),
     **capture_options: Any,
 ) -> Iterator[None]:
     """Like ``torch.cuda.graph(graph)``, with the memory that the capture allocates in a region.
@@ -30,7 +33,12 @@ def cuda_graph(
     Pause the tag between replays, and resume it before the next. The graph's outputs lie in this memory too:
     without ``backup`` their content is gone after a pause, until the next replay writes them. Graphs that
     shall share memory name the same ``pool``. Other options are passed to `torch.cuda.graph`.
+
+    ``graph.replay()`` raises `PausedError` while the tag is paused, or one of those that ``uses`` names: tags of
+    memory that the graph reads or writes besides its own. Where use of paused memory is checked (``SIRE_CHECK=1``,
+    `sire.checked`) during the capture, they are found out, and need not be named.
     """
+    tags, used = _tags(uses), _Used()
     region = Region(tag, make_policy(backup, zero_fill, retain, pageable=pageable), False, None)
     torch = _torch.ready_torch()
     if torch is None:
@@ -48,7 +56,77 @@ def cuda_graph(
     with region.entered_for_capture():
         library.capture_begin()
         try:
-            with capture:
+            with capture, _check.seen(used.note):
                 yield
         finally:
             library.capture_end()
+    used.all_of(tags, region.id)
+    _guard_replay(graph, used)
+
+
+class _Used:
+    """What a graph touches: regions by number, each with the addresses seen. Without any, all of it counts."""
+
+    def __init__(self) -> None:
+        self.regions: dict[int, list[int]] = {}
+        self._seen: set[int] = set()
+
+    def note(self, address: int) -> None:
+        """An operation of the capture was given memory of a region."""
+        if address not in self._seen:
+            self._seen.add(address)
+            region = _library.load().allocation(address).region
+            self.regions.setdefault(region, []).append(address)
+
+    def all_of(self, tags: list[str], own: int) -> None:
+        """The graph uses these tags and its own region, whatever was seen. What comes there later it cannot use."""
+        self.regions[own] = []
+        for each in _library.load().stats()["regions"] if tags else ():
+            if any(each["tag"] == tag or each["tag"].startswith(f"{tag}/") for tag in tags):
+                self.regions[each["region"]] = []
+
+    def require_usable(self) -> None:
+        """Raises `PausedError` if any of it is away."""
+        library = _library.load()
+        for region, addresses in self.regions.items():
+            if library.region_paused(region):
+                self._require_usable(library, region, addresses)
+
+    def _require_usable(self, library: _library.Library, region: int, addresses: list[int]) -> None:
+        """Memory of a paused region may be freed, or stay on the device: asked where addresses are known."""
+        away = not addresses
+        for address in addresses:
+            try:
+                library.require_usable(address)
+            except PausedError:
+                away = True
+            except UnknownAddressError:
+                continue
+        if away:
+            tags = {each["region"]: each["tag"] for each in library.stats()["regions"]}
+            raise _paused(str(tags.get(region, region)))
+
+
+def _paused(tag: str) -> PausedError:
+    return PausedError(
+        f"the graph cannot be replayed: it uses region {tag!r}, which is paused; sire.resume({tag!r}) first"
+    )
+
+
+def _tags(uses: Iterable[str]) -> list[str]:
+    tags = [uses] if isinstance(uses, str) else list(uses)
+    for tag in tags:
+        encode_tag(tag)
+    return tags
+
+
+def _guard_replay(graph: Any, used: _Used) -> None:
+    """Every replay asks first. A graph that is captured again is asked for what it uses then."""
+    replay = type(graph).replay
+    reference = weakref.ref(graph)
+
+    def checked() -> None:
+        used.require_usable()
+        replay(reference())
+
+    graph.replay = checked

@@ -100,6 +100,7 @@ class _Report(ctypes.Structure):
                 "bytes_shared",
                 "bytes_recycled",
                 "bytes_lazy",
+                "bytes_held",
             )
         ),
     ]
@@ -150,6 +151,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_discard": [c_void_p, c_size_t],
     "sire_changed": [c_void_p, c_size_t],
     "sire_attach_file": [c_void_p, c_size_t, c_char_p, c_uint64],
+    "sire_require_usable": [c_void_p],
     "sire_keep_resident": [c_void_p, POINTER(c_size_t)],
     "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
     "sire_backup_put": [c_void_p],
@@ -339,6 +341,10 @@ class Library:
     def attach_file(self, pointer: int, size: int, path: bytes, offset: int) -> None:
         """The file holds the range from ``offset`` on."""
         self._call("sire_attach_file", pointer, size, path, offset)
+
+    def require_usable(self, pointer: int) -> None:
+        """Raises `PausedError` if the memory is away, `UnknownAddressError` if it is not the library's."""
+        self._call("sire_require_usable", pointer)
 
     def keep_resident(self, pointer: int) -> int:
         """No pause takes the allocation that holds the address; its bytes."""

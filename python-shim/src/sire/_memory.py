@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from . import _library
 from ._errors import InvalidArgumentError, UnknownAddressError
 from ._sizes import Size, parse_size
+from ._tags import encode_selection
 
 
 class Trimmed(NamedTuple):
@@ -120,6 +121,21 @@ def span(tensor: Any, asking: str) -> tuple[_Span, bool]:
 def stats() -> dict[str, Any]:
     """Everything observable: devices, regions, tiers, counters (docs/abi.md lists the fields)."""
     return _library.load().stats()
+
+
+def held(tag: str | None = None) -> dict[str, int]:
+    """What a pause of the tag (None: of everything) will leave on the device: bytes, by the reason.
+
+    That is memory that was handed to other processes (exported, retained) or registered under its address, as far as
+    the library saw it, and what `keep_resident` names. Empty where a pause gives everything back.
+    """
+    encode_selection(tag)
+    found: dict[str, int] = {}
+    for region in stats()["regions"]:
+        if tag is None or region["tag"] == tag or region["tag"].startswith(f"{tag}/"):
+            for reason, size in region["held"].items():
+                found[reason] = found.get(reason, 0) + size
+    return found
 
 
 def trim() -> Trimmed:

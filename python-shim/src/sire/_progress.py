@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -28,10 +28,18 @@ class Progress:
     or resume, and the call can be repeated. A `Progress` that is forgotten harms nothing: the resume goes on.
     """
 
-    def __init__(self, library: _library.Library, handle: int, tag: str | None) -> None:
+    def __init__(
+        self,
+        library: _library.Library,
+        handle: int,
+        tag: str | None,
+        at_end: Callable[[str | None], object] | None = None,
+    ) -> None:
         self._library = library
         self._handle = handle
         self._tag = tag
+        # Called once, by whoever is told that it is over, if it has brought anything back.
+        self._at_end = [] if at_end is None else [at_end]
         self._close = weakref.finalize(self, library.progress_close, handle)
         # At exit the library stops what is under way by itself, after threads that may still be waiting.
         self._close.atexit = False
@@ -58,6 +66,8 @@ class Progress:
         while True:
             left = max(end - time.monotonic(), 0.0)
             if self._library.progress_wait(self._handle, pointer, size, min(left, _SLICE_SECONDS)):
+                if tensor is None:
+                    self.report()
                 return True
             if left <= _SLICE_SECONDS:
                 return False
@@ -75,9 +85,20 @@ class Progress:
     def report(self) -> Report | None:
         """What the resume did; None while it is not over. Raises what it failed with."""
         try:
-            return Report("resume", self._tag, **self._library.progress_report(self._handle))
+            report = Report("resume", self._tag, **self._library.progress_report(self._handle))
         except BusyError:
             return None
+        self._end(report)
+        return report
+
+    def _end(self, report: Report) -> None:
+        try:
+            # One thread of several gets it.
+            at_end = self._at_end.pop()
+        except IndexError:
+            return
+        if report.changed:
+            at_end(self._tag)
 
     @property
     def bytes_ready(self) -> int:

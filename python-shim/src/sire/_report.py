@@ -53,6 +53,8 @@ class Report:
     """Physical bytes that changed hands within a switch, without the driver."""
     bytes_lazy: int = 0
     """Physical bytes that stay until somebody needs them (lazy pause)."""
+    bytes_held: int = 0
+    """Physical bytes that stay because they were handed out or are kept resident; `sire.held` says why (pause)."""
     notes: tuple[str, ...] = ()
     """What was left undone, though nothing failed, and why."""
 
@@ -88,6 +90,8 @@ class Report:
             text += f", {format_size(self.bytes_clean)} unchanged"
         if self.bytes_lazy:
             text += f", {format_size(self.bytes_lazy)} kept until needed"
+        if self.bytes_held:
+            text += f", {format_size(self.bytes_held)} held on the device"
         if self.bytes_dead:
             text += f", {format_size(self.bytes_dead)} free in PyTorch's cache"
         return f"{text}, {self.seconds_total * 1000:.1f} ms"

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _hooks, _library
+from . import _check, _hooks, _library, _registration, _sending
 from ._errors import InactiveError, InvalidArgumentError, NoDriverError, UnsupportedError
 
 OLDEST_TORCH = (2, 11)
@@ -60,6 +60,10 @@ def ready_torch() -> Any | None:
         if _hooks.hook_mode() == "allocator" and not whole_process_pluggable(torch):
             become_allocator(torch)
         _initialize(torch)
+    _registration.prepare()
+    _sending.install(torch)
+    if _check.wanted():
+        _check.install(torch)
     return torch
 
 

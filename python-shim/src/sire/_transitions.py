@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
-from . import _blocks, _hooks, _interrupt, _library, _torch
-from ._errors import CapturingError, InvalidArgumentError
+from . import _blocks, _callbacks, _hooks, _interrupt, _library, _memory, _registration, _torch
+from ._errors import CapturingError, InvalidArgumentError, UnsupportedError
 from ._progress import Progress, order_ranges
 from ._report import Report
+from ._sizes import format_size
 from ._tags import encode_selection, encode_tag
 
 Release = Literal["now", "lazy"]
+Held = Literal["leave", "refuse"]
 
 
-def pause(tag: str | None = None, *, live_only: bool = True, release: Release = "now") -> Report:
+def pause(tag: str | None = None, *, live_only: bool = True, release: Release = "now", held: Held = "leave") -> Report:
     """Releases the physical memory of a tag and of the tags under it; without a tag, of all regions.
 
     Addresses stay. What has a backup policy is saved first; the rest is thrown away, and the report counts it.
@@ -35,14 +37,33 @@ def pause(tag: str | None = None, *, live_only: bool = True, release: Release = 
     process needs it: an allocation or a resume that finds no room, `sire.trim`, or a pause of the tag without it. A
     resume before that costs nothing. Other processes cannot have the memory until then, nor can, in hook mode
     ``"torch"``, tensors outside of regions.
+
+    Memory that was handed to other processes stays on the device, and the report counts it; with ``held="refuse"``
+    the call raises `UnsupportedError` instead, with the reasons (`sire.held`), and nothing is paused.
     """
+    if held not in ("leave", "refuse"):
+        raise InvalidArgumentError(f"held is 'leave' or 'refuse', not {held!r}")
     if release not in ("now", "lazy"):
         raise InvalidArgumentError(f"release is 'now' or 'lazy', not {release!r}")
     encoded = encode_selection(tag)
     library = ready("pause")
-    blocks = _blocks.block_map() if live_only else None
-    fields = _interrupt.run(lambda: library.pause(encoded, blocks, lazy=release == "lazy"), library.cancel)
-    return Report("pause", tag, **fields, notes=tuple(blocks.notes) if blocks else ())
+    if held == "refuse":
+        _refuse_held(tag)
+    with _callbacks.around_pause(tag):
+        blocks = _blocks.block_map() if live_only else None
+        fields = _interrupt.run(lambda: library.pause(encoded, blocks, lazy=release == "lazy"), library.cancel)
+    notes = (tuple(blocks.notes) if blocks else ()) + _registration.notes()
+    return Report("pause", tag, **fields, notes=notes)
+
+
+def _refuse_held(tag: str | None) -> None:
+    held = _memory.held(tag)
+    if held:
+        reasons = ", ".join(f"{format_size(size)} because {reason}" for reason, size in held.items())
+        raise UnsupportedError(
+            f"a pause would leave memory on the device: {reasons}. Free what was handed out, keep it in a "
+            "region of its own, or pause with held='leave'."
+        )
 
 
 def pre_copy(tag: str | None = None) -> Report:
@@ -93,9 +114,11 @@ def resume(
     ranges = order_ranges(order)
     library = ready("resume")
     if non_blocking:
-        return Progress(library, library.resume_start(encoded, seconds, ranges), tag)
-    fields = _interrupt.run(lambda: library.resume(encoded, seconds, ranges), library.cancel)
-    return Report("resume", tag, **fields)
+        return Progress(library, library.resume_start(encoded, seconds, ranges), tag, _callbacks.resumed)
+    report = Report("resume", tag, **_interrupt.run(lambda: library.resume(encoded, seconds, ranges), library.cancel))
+    if report.changed:
+        _callbacks.resumed(tag)
+    return report
 
 
 @overload
@@ -143,8 +166,11 @@ def switch(*, pause: str, resume: str, live_only: bool = True) -> tuple[Report, 
     """
     leaving, coming = encode_tag(pause), encode_tag(resume)
     library = ready("switch")
-    blocks = _blocks.block_map() if live_only else None
-    left, came = _interrupt.run(lambda: library.switch(leaving, coming, blocks), library.cancel)
+    with _callbacks.around_pause(pause):
+        blocks = _blocks.block_map() if live_only else None
+        left, came = _interrupt.run(lambda: library.switch(leaving, coming, blocks), library.cancel)
+    if came["regions_changed"]:
+        _callbacks.resumed(resume)
     notes = tuple(blocks.notes) if blocks else ()
     return Report("pause", pause, **left, notes=notes), Report("resume", resume, **came)
 

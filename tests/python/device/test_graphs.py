@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext, suppress
+
 import pytest
 import sire
 import torch
@@ -151,3 +154,57 @@ def test_a_graph_captured_inside_a_region(tag: str) -> None:
         assert bool((kept == 1).all())
     graph.replay()
     assert bool((output == 5).all())
+
+
+def test_a_replay_while_the_graphs_memory_is_paused_is_refused(tag: str) -> None:
+    decoder = Decoder(tag)
+    expected = decoder.run(1.0)
+    with sire.paused(f"{tag}/graph"), pytest.raises(sire.PausedError, match=f"region '{tag}/graph', which is paused"):
+        decoder.graph.replay()
+    assert torch.equal(decoder.run(1.0), expected), "the context lives"
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_replay_while_what_it_reads_is_paused_is_refused(tag: str, checked: bool) -> None:
+    with sire.region(f"{tag}/weights", backup="cpu"):
+        weight = torch.full((MIB,), 2.0, device="cuda")
+    with sire.region(f"{tag}/other"):
+        other = torch.ones(MIB, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    named = () if checked else (f"{tag}/weights",)
+    with sire.checked() if checked else nullcontext(), sire.cuda_graph(graph, tag=f"{tag}/graph", uses=named):
+        output = weight * 3
+    with sire.paused(f"{tag}/weights"), pytest.raises(sire.PausedError, match=f"region '{tag}/weights'"):
+        graph.replay()
+    with sire.paused(f"{tag}/other"):
+        graph.replay()
+        assert bool((output == 6).all())
+    if checked:
+        sire.keep_resident(weight)
+        with sire.paused(f"{tag}/weights"):
+            graph.replay()
+    assert other.shape == (MIB,)
+
+
+def test_a_capture_that_nobody_told_of_refuses_a_pause_by_name(tag: str) -> None:
+    with sire.region(tag, backup="cpu"):
+        tensor = torch.ones(MIB, device="cuda")
+    refused: list[str] = []
+
+    def pause() -> None:
+        try:
+            sire.pause(tag)
+        except sire.CapturingError as error:
+            refused.append(str(error))
+
+    # The driver may void the capture for that, and says so at its end.
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="global"):
+        torch.ones(4, device="cuda").add_(1)
+        thread = threading.Thread(target=pause)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    assert "end the capture first" in refused[0]
+    with sire.paused(tag):
+        pass
+    assert bool((tensor == 1).all())

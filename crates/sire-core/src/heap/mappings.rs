@@ -125,7 +125,7 @@ impl Heap {
         Ok(granted?)
     }
 
-    /// From now on the extent stays on the device; returns its memory.
+    /// From now on the extent stays on the device; returns its first chunk's memory.
     pub(crate) fn hold(&self, extent: &Arc<Extent>, why: &'static str) -> Result<Physical> {
         let away = || {
             Error::new(Status::Paused, format!("the memory at {:?} is paused; resume its region first", extent.base))
@@ -133,10 +133,10 @@ impl Heap {
         let claim = extent.claim().ok_or_else(|| {
             Error::new(Status::Busy, format!("the memory at {:?} is being paused or resumed", extent.base))
         })?;
-        let chunk = claim.chunks.first().filter(|chunk| chunk.mapped && chunk.truth == Truth::Device);
-        let physical = chunk.and_then(|chunk| chunk.physical);
-        if let (Some(_), Some(mapping)) = (physical, &extent.mapping) {
-            mapping.hold(why);
+        let is_there = claim.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
+        let physical = claim.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
+        if physical.is_some() {
+            extent.hold(why);
         }
         self.put_back(claim);
         physical.ok_or_else(away)

@@ -6,6 +6,7 @@ pub(crate) mod caching;
 pub(crate) mod mappings;
 pub(crate) mod reading;
 mod slabs;
+pub(crate) mod veils;
 
 use crate::cache::Depot;
 use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical, Properties};
@@ -22,6 +23,7 @@ use dashmap::DashMap;
 use slabs::Bins;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
+use veils::Veils;
 
 /// Larger requests are refused without asking the driver.
 pub(crate) const LARGEST: u64 = 1 << 44;
@@ -54,6 +56,8 @@ pub(crate) struct Heap {
     orphans: Mutex<Vec<Physical>>,
     /// Reservations that the program gave back, and which could not go yet.
     left: Mutex<Vec<(Addr, u64)>>,
+    /// Dummies behind paused addresses.
+    pub(crate) veils: Veils,
     granularities: DashMap<Device, u64>,
     peers: Mutex<HashMap<Device, BTreeSet<Device>>>,
     /// Whether a capture is in progress, if anybody knows.
@@ -75,6 +79,7 @@ impl Heap {
             reading: Mutex::default(),
             orphans: Mutex::default(),
             left: Mutex::default(),
+            veils: Veils::default(),
             granularities: DashMap::new(),
             peers: Mutex::new(HashMap::new()),
             captures: OnceLock::new(),
@@ -352,8 +357,10 @@ impl Heap {
         for chunk in chunks.iter_mut() {
             chunk.segments.clear();
             bytes += self.strip(extent.base, chunk).unwrap_or(0);
+            // What the driver refuses stays noted in the chunk.
+            let _ = self.unveil(extent.device, extent.base, chunk);
         }
-        if chunks.iter().any(|chunk| chunk.mapped || chunk.physical.is_some()) {
+        if chunks.iter().any(|chunk| chunk.mapped || chunk.physical.is_some() || chunk.veiled > 0) {
             self.bury(claim);
             return bytes;
         }
@@ -385,6 +392,7 @@ impl Heap {
         for physical in orphans {
             self.release_or_keep(physical);
         }
+        self.destroy_dummies();
         let waiting = std::mem::take(&mut *lock(&self.graveyard));
         let mut idle = BTreeSet::new();
         let mut bytes = 0;

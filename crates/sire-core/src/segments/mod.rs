@@ -295,7 +295,7 @@ impl Segments {
         let Some(mapping) = &extent.mapping else { return };
         let back = match self.machine.heap.let_go(extent) {
             None => State::Gone,
-            Some(physical) if mapping.held().is_some() => State::Stray(physical),
+            Some(physical) if extent.held().is_some() => State::Stray(physical),
             Some(physical) => {
                 let region = self.machine.regions.get(extent.region).ok();
                 State::Loose(physical, region.as_ref().map(Region::take_back_in_hand))
@@ -377,13 +377,13 @@ impl Segments {
         lent
     }
 
-    /// The same for all that is mapped in a range.
+    /// The same for all of ours that lies in a range, whoever mapped it.
     ///
     /// # Errors
     /// As [`Segments::lend`]; some may stay on the device then, too.
     pub fn lend_range(&self, addr: Addr, size: u64, why: &'static str) -> Result<()> {
         let mapped = self.machine.heap.registry.within(range(addr, size));
-        let ours = mapped.iter().filter(|extent| extent.mapping.is_some() && !extent.is_freed());
+        let ours = mapped.iter().filter(|extent| !extent.is_freed());
         ours.map(|extent| self.machine.heap.hold(extent, why)).try_for_each(|held| held.map(drop))
     }
 

@@ -61,7 +61,7 @@ impl Machine {
     fn copy_ahead(&self, regions: &[Ahead], call: &Call, report: &mut Report) -> Result<()> {
         let extents = |region: &Region| {
             let mut extents = self.heap.registry.extents_of(std::iter::once(region.id));
-            extents.retain(|extent| !extent.always_stays());
+            extents.retain(|extent| extent.stays_because().is_none());
             extents
         };
         let found: Vec<(&Arc<Region>, Vec<Arc<Extent>>)> =

@@ -5,7 +5,6 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::extent::{Claim, Extent};
 use crate::heap::Heap;
-use crate::mapping::Mapping;
 use crate::ranges::Ranges;
 use crate::region::{Left, Phase, Region};
 use crate::terms::{DeadRanges, RegionId, Report};
@@ -93,12 +92,19 @@ impl Batch {
 
     /// The claim, if a pause can follow what the program does with that memory.
     fn unless_held(&self, heap: &Heap, claim: Claim) -> Option<Claim> {
-        let Some(why) = claim.extent.mapping.as_ref().and_then(Mapping::held) else { return Some(claim) };
+        let Some(why) = claim.extent.held() else { return Some(claim) };
         let Extent { base, size, region, .. } = *claim.extent;
         let tag = self.region(region).map_or("", |region| &region.tag);
         heap.notices.add(format!("{size} bytes at {base:?} in region '{tag}' stay on the device: {why}"));
         heap.put_back(claim);
         None
+    }
+
+    /// Bytes of the regions that a pause leaves on the device.
+    pub(super) fn held_bytes(&self, heap: &Heap) -> u64 {
+        let extents = heap.registry.extents_of(self.closed.keys().copied());
+        let held = extents.iter().filter(|extent| !extent.is_freed() && extent.stays_because().is_some());
+        held.map(|extent| extent.figures().resident).sum()
     }
 
     /// Counts allocations and bytes.

@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 impl Machine {
     /// Ends a pause, or a release: what is still on the device stays until somebody needs it.
-    pub(super) fn end_holding(&self, batch: Batch, claims: Vec<Claim>) {
+    pub(super) fn end_holding(&self, batch: Batch, mut claims: Vec<Claim>) {
+        self.veil(&batch, &mut claims);
         let mut left: BTreeMap<RegionId, Left> = BTreeMap::new();
         for claim in &claims {
             let left = left.entry(claim.extent.region).or_default();

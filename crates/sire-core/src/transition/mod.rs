@@ -29,6 +29,7 @@ mod survey;
 mod switch;
 mod team;
 mod tend;
+mod veil;
 
 use crate::clock;
 use crate::driver::Device;
@@ -130,6 +131,7 @@ impl Machine {
         };
         report.bytes_dead = claims.iter_mut().map(|claim| claim.mark_dead(&dead, gap(claim))).sum();
         batch.count(&mut claims, report);
+        report.bytes_held = batch.held_bytes(&self.heap);
         Ok(claims)
     }
 
@@ -287,8 +289,9 @@ impl Machine {
     }
 
     /// After a resume that failed and was rolled back.
-    fn abandon_resume(&self, batch: Batch, claims: Vec<Claim>, error: &Error) {
+    fn abandon_resume(&self, batch: Batch, mut claims: Vec<Claim>, error: &Error) {
         batch.note_error(error);
+        self.veil(&batch, &mut claims);
         self.end(batch, claims, |_| Phase::Paused);
     }
 

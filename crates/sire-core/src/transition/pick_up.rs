@@ -41,6 +41,7 @@ impl Machine {
             pool.release_spare();
             return Ok(());
         }
+        self.lift(claims.iter_mut().map(|claim| &mut **claim))?;
         report.seconds_prepare = clock::seconds_since(call.began);
         let start = clock::now();
         let outcome = self.bring_in(&mut claims, call, pool, report);

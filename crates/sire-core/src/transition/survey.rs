@@ -176,7 +176,7 @@ impl Machine {
     }
 
     /// Buffers of `len` bytes, each in memory that drivers know as a whole.
-    fn looking_buffers(&self, len: u64) -> Result<Vec<Span>> {
+    pub(super) fn looking_buffers(&self, len: u64) -> Result<Vec<Span>> {
         let ranges = self.host.reserve(&[2 * len; IN_FLIGHT], None)?;
         let short = || Error::new(Status::Internal, "the host arena gave less room than was asked for");
         let buffer = |range: &Arc<HostRange>| range.span(0, 2 * len)?.between_seams(len);

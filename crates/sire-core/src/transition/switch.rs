@@ -67,7 +67,7 @@ impl Machine {
     }
 
     fn switch_sides(&self, mut leaving: Side, mut coming: Side, call: &Call) -> Result<(Report, Report)> {
-        let prepared = self.prepare_switch(&mut leaving, &coming, call);
+        let prepared = self.prepare_switch(&mut leaving, &mut coming, call);
         let (staging, new, pool) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return Err(self.undo_switch(leaving, coming, error.into(), &Pool::open(&self.heap))),
@@ -90,7 +90,13 @@ impl Machine {
     }
 
     /// Everything before the first copy: room for every byte that leaves, memory for every byte that comes, idle devices.
-    fn prepare_switch(&self, leaving: &mut Side, coming: &Side, call: &Call) -> Result<(Staging, Vec<At>, Pool<'_>)> {
+    fn prepare_switch(
+        &self,
+        leaving: &mut Side,
+        coming: &mut Side,
+        call: &Call,
+    ) -> Result<(Staging, Vec<At>, Pool<'_>)> {
+        self.lift(coming.claims.iter_mut())?;
         let fits = || self.check_fit(&leaving.claims, &coming.claims);
         fits().or_else(|_| {
             self.heap.reclaim();

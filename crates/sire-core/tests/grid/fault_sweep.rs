@@ -137,6 +137,19 @@ fn short_mixed(life: &mut Life) {
     life.resume(&tag("mixed"));
 }
 
+/// What is thrown away has a dummy behind it while it is away: two chunks, and a free while paused.
+fn short_veiled(life: &mut Life) {
+    life.world.engine.configure(&|config| config.dummies = true);
+    let region = life.world.region("veiled", policy(Backup::None));
+    let addr = life.allocate(region, CHUNK + GRANULARITY);
+    let gone = life.allocate(region, GRANULARITY);
+    life.pause(&tag("veiled"));
+    life.step("free", |world| world.free(gone));
+    life.resume(&tag("veiled"));
+    life.world.write(addr);
+    life.world.check();
+}
+
 /// Clean backups: what has not changed is not copied, what has changed, is new or was given out again is.
 fn clean(life: &mut Life, clean: Clean, backup: Backup) {
     let region = life.world.region("clean", Policy { backup, clean, ..Policy::default() });
@@ -390,6 +403,7 @@ fn every_call_of_the_short_lives_fails_once() {
         short_host,
         short_disk,
         short_mixed,
+        short_veiled,
         short_declared,
         short_declared_on_disk,
         short_verified,
@@ -443,6 +457,11 @@ fn pairs_of_calls_fail_with_files() {
     [short_file, short_declared_file].into_iter().for_each(|script| {
         every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 29 });
     });
+}
+
+#[test]
+fn every_pair_of_calls_fails_under_a_veil() {
+    every_pair(short_veiled, DriverErrorKind::Other, 1);
 }
 
 #[test]

@@ -25,3 +25,4 @@ mod switch;
 mod tend;
 mod tiers;
 mod trace;
+mod veils;

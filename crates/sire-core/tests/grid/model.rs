@@ -148,12 +148,13 @@ struct Life {
 }
 
 impl Life {
-    /// With `shares`, clean host backups are in shared memory.
-    fn new(shares: bool) -> Life {
+    /// With `shares`, clean host backups are in shared memory; with `dummies`, what is thrown away has one behind it.
+    fn new(shares: bool, dummies: bool) -> Life {
         let mut world = World::with(8 * CHUNK, 2 * GRANULARITY);
         world.engine.configure(&|config| {
             config.disk_compress = Compress::Always;
             config.shared_backups = shares;
+            config.dummies = dummies;
             config.shared_dir = config.disk_dir.clone();
         });
         let regions = TAGS.iter().enumerate().map(|(i, tag)| world.region(tag, policy(i))).collect();
@@ -339,8 +340,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_life_equals_the_oracle(shares in prop::bool::weighted(0.3), steps in prop::collection::vec(step(), 1..60)) {
-        let mut life = Life::new(shares);
+    fn any_life_equals_the_oracle(shares in prop::bool::weighted(0.3), dummies in prop::bool::weighted(0.3), steps in prop::collection::vec(step(), 1..60)) {
+        let mut life = Life::new(shares, dummies);
         for step in steps {
             life.take(step);
             life.world.check();

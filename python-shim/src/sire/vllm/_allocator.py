@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .. import _blocks, _interrupt, _library, _memory, _regions, _transitions
+from .. import _blocks, _callbacks, _interrupt, _library, _memory, _regions, _transitions
 from .._errors import InvalidArgumentError
 from .._report import Report
 from .._sizes import format_size
@@ -138,7 +138,8 @@ class SireAllocator:
 
 def _pause_losing(path: str, dead: Callable[[list[int]], _blocks.Ranges]) -> Report:
     encoded, library = encode_tag(path), _transitions.ready("sleep")
-    return Report("pause", path, **_interrupt.run(lambda: library.pause(encoded, dead), library.cancel))
+    with _callbacks.around_pause(path):
+        return Report("pause", path, **_interrupt.run(lambda: library.pause(encoded, dead), library.cancel))
 
 
 def _known(act: Callable[[str], Report], path: str) -> Report | None:

@@ -1,0 +1,129 @@
+"""How ranks agree: three rounds over the job's key-value store, each with one verdict.
+
+In a *round* every rank tells the others how it stands and waits for all of them; then each proposes a verdict, and
+the store takes the first proposal only. So all ranks that reach the store follow the same verdict, also if one has
+run out of patience in the moment in which the last answer came. Nothing here uses a collective: it works with every
+backend, needs no memory on a device, and a rank that has died is simply one that does not answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .._errors import InvalidArgumentError, SireError, UnsupportedError
+
+_PAUSES = (0.001, 0.05)
+"""Seconds between two looks into the store: at first, and at most."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is nothing to commit."""
+
+    rank: int
+    reason: str
+    status: int = SireError.status
+
+
+@dataclass(frozen=True)
+class Members:
+    """The ranks of a group, and where they meet."""
+
+    store: Any
+    name: str
+    rank: int
+    """This rank, within the group."""
+    size: int
+
+
+def members(group: Any) -> Members:
+    """The ranks of a process group; of None, all."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    if not dist.is_available() or not dist.is_initialized():
+        raise UnsupportedError(
+            "sire.distributed works on torch.distributed: call torch.distributed.init_process_group on every rank first"
+        )
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise InvalidArgumentError(f"this process (rank {dist.get_rank()}) is not in the group")
+    store = distributed_c10d._get_default_store()
+    ranks = dist.get_process_group_ranks(group)
+    return Members(store, "-".join(map(str, ranks)), rank, len(ranks))
+
+
+# How many calls were made on each group, by store: a new job, with a new store, begins anew.
+_sequences: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], itertools.count[int]]] = weakref.WeakKeyDictionary()
+_sequences_lock = threading.Lock()
+
+
+class Ballot:
+    """One call's rounds. Every rank makes the same calls on a group in the same order."""
+
+    def __init__(self, members: Members, timeout: float) -> None:
+        self._members = members
+        self._timeout = timeout
+        with _sequences_lock:
+            counters = _sequences.setdefault(members.store, {})
+            counter = counters.setdefault((members.name, members.rank), itertools.count())
+            self._prefix = f"sire/{members.name}/{next(counter)}"
+
+    def round(self, name: str, word: str, failure: Failure | None) -> Failure | None:
+        """Tells how this rank stands (``word`` must be the same on all), waits for all, and returns the verdict: None
+        if all is well.
+
+        A failure is proposed at once, without waiting for anybody.
+        """
+        mine = json.dumps([word, None if failure is None else asdict(failure)])
+        self._set(self._key(name, self._members.rank), mine)
+        proposal = failure if failure is not None else self._await_others(name, word)
+        verdict = self._members.store.compare_set(
+            self._key(name, "verdict"), "", json.dumps(None if proposal is None else asdict(proposal))
+        )
+        return _failure(json.loads(verdict))
+
+    def withdraw(self, failure: Failure) -> None:
+        """This rank takes part no longer: whoever waits for it is told, as far as the store can be reached."""
+        with suppress(Exception):
+            for name in ("prepared", "committed"):
+                self._set(self._key(name, self._members.rank), json.dumps(["", asdict(failure)]))
+
+    def _await_others(self, name: str, word: str) -> Failure | None:
+        """What is to be proposed: the first failure that was told, or that somebody did not answer in time."""
+        waiting = [rank for rank in range(self._members.size) if rank != self._members.rank]
+        end, sleep = time.monotonic() + self._timeout, _PAUSES[0]
+        while True:
+            for rank in [rank for rank in waiting if self._is_set(self._key(name, rank))]:
+                waiting.remove(rank)
+                said, failure = json.loads(self._members.store.get(self._key(name, rank)))
+                if failure is not None:
+                    return _failure(failure)
+                if said != word:
+                    return Failure(rank, f"it called {said}, and rank {self._members.rank} called {word}")
+            if not waiting or self._is_set(self._key(name, "verdict")):
+                return None
+            if time.monotonic() >= end:
+                return Failure(waiting[0], f"it did not answer within {self._timeout:g} seconds; is it alive?")
+            time.sleep(sleep)
+            sleep = min(2 * sleep, _PAUSES[1])
+
+    def _key(self, name: str, what: object) -> str:
+        return f"{self._prefix}/{name}/{what}"
+
+    def _set(self, key: str, value: str) -> None:
+        self._members.store.set(key, value)
+
+    def _is_set(self, key: str) -> bool:
+        return bool(self._members.store.check([key]))
+
+
+def _failure(fields: dict[str, Any] | None) -> Failure | None:
+    return None if fields is None else Failure(**fields)
