@@ -3,7 +3,7 @@
 //!
 //! The other processes are this test binary again, running `child_races`.
 
-use sire_ledger::{Error, Ledger, Memory, Patience};
+use sire_ledger::{Error, Ledger, Memory, Patience, Want};
 use sire_sim::{Machine, Options, Poison};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -56,7 +56,7 @@ fn child_races() -> Outcome {
     let mut dice = Dice(u64::from(std::process::id()) * 0x9e37_79b9 + 1);
     for _ in 0..rounds {
         let bytes = (1 + dice.roll(20)) * 2 * MIB;
-        member.reserve(bytes, &|| memory(&machine), patient(Duration::from_secs(60)))?;
+        member.reserve(Want::Bytes(bytes), &|| memory(&machine), patient(Duration::from_secs(60)))?;
         let mut owned = Vec::new();
         while (owned.len() as u64) * 2 * MIB < bytes {
             // The point of it all: what was granted is there.
@@ -129,7 +129,7 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
     let ledger = Ledger::open(dir.path(), "GPU-race")?;
     assert!(ledger.entries()?.is_empty(), "the dead hold nothing: {:?}", ledger.entries()?);
     let member = ledger.join()?;
-    member.reserve(DEVICE, &|| memory(&machine), patient(Duration::ZERO))?;
+    member.reserve(Want::Bytes(DEVICE), &|| memory(&machine), patient(Duration::ZERO))?;
     assert_eq!(member.reserved(), DEVICE, "nothing was lost");
     Ok(())
 }
@@ -140,16 +140,19 @@ fn a_stopped_process_keeps_its_place_and_a_dead_one_does_not() -> Outcome {
     let ledger = Ledger::open(dir.path(), "GPU-a/b")?;
     let full = || Some(Memory { free: 100, total: 100 });
     let first = ledger.join()?;
-    first.reserve(70, &full, patient(Duration::ZERO))?;
+    first.reserve(Want::Bytes(70), &full, patient(Duration::ZERO))?;
     let second = ledger.join()?;
-    let refused = second.reserve(40, &full, patient(Duration::from_millis(50)));
+    let refused = second.reserve(Want::Bytes(40), &full, patient(Duration::from_millis(50)));
     let Err(Error::TimedOut { why, .. }) = refused else { return Err(format!("not a time-out: {refused:?}").into()) };
     assert!(why.contains("10 bytes are missing"), "{why}");
     assert_eq!(second.reserved(), 0);
-    second.reserve(30, &full, patient(Duration::ZERO))?;
-    assert!(matches!(second.reserve(101, &full, patient(Duration::ZERO)), Err(Error::TooLarge { total: 100, .. })));
+    second.reserve(Want::Bytes(30), &full, patient(Duration::ZERO))?;
+    assert!(matches!(
+        second.reserve(Want::Bytes(101), &full, patient(Duration::ZERO)),
+        Err(Error::TooLarge { total: 100, .. })
+    ));
     drop(first);
-    second.reserve(100, &full, patient(Duration::ZERO))?;
+    second.reserve(Want::Bytes(100), &full, patient(Duration::ZERO))?;
     assert_eq!(ledger.entries()?.iter().map(|entry| entry.bytes).collect::<Vec<_>>(), [100]);
     Ok(())
 }
@@ -160,11 +163,11 @@ fn a_wait_can_be_ended_and_leaves_the_queue() -> Outcome {
     let ledger = Ledger::open(dir.path(), "GPU-1")?;
     let full = || Some(Memory { free: 100, total: 100 });
     let (first, second, third) = (ledger.join()?, ledger.join()?, ledger.join()?);
-    first.reserve(60, &full, patient(Duration::ZERO))?;
+    first.reserve(Want::Bytes(60), &full, patient(Duration::ZERO))?;
     let cancelled = Patience { timeout: None, cancelled: &|| true };
-    assert!(matches!(second.reserve(50, &full, cancelled), Err(Error::Cancelled)));
+    assert!(matches!(second.reserve(Want::Bytes(50), &full, cancelled), Err(Error::Cancelled)));
     // Had the second stayed in the queue, the third would be behind it.
-    third.reserve(40, &full, patient(Duration::ZERO))?;
+    third.reserve(Want::Bytes(40), &full, patient(Duration::ZERO))?;
     Ok(())
 }
 
@@ -179,7 +182,7 @@ fn fork_and_leave() -> Outcome {
     let ledger = Ledger::open(dir.path(), "GPU-1")?;
     let full = || Some(Memory { free: 100, total: 100 });
     let member = ledger.join()?;
-    member.reserve(100, &full, patient(Duration::ZERO))?;
+    member.reserve(Want::Bytes(100), &full, patient(Duration::ZERO))?;
     let mut ends = [0; 2];
     // SAFETY: `ends` is a live array of two.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
