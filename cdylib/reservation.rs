@@ -19,6 +19,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+/// A multiple of every device's granularity.
+const LARGEST_GRANULE: u64 = 2 << 20;
+
 /// Whether the reserved bytes are taken from the driver at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fence {
@@ -108,7 +111,12 @@ impl Reservation {
         let before = process.engine.cancels();
         let cancelled = || process.engine.cancels() != before;
         let patience = Patience { timeout: wish.timeout, cancelled: &cancelled };
-        let bytes = member.reserve(wish.want, &|| memory(process, wish.device), patience).map_err(said)?;
+        let mut bytes = member.reserve(wish.want, &|| memory(process, wish.device), patience).map_err(said)?;
+        if matches!(wish.want, Want::Rest { .. }) {
+            // Whole granules, so that the fence needs no byte more.
+            bytes -= bytes % LARGEST_GRANULE;
+            member.shrink(bytes).map_err(said)?;
+        }
         let fenced = match wish.fence {
             Fence::None => 0,
             fence => match self.build_fence(process, &member, bytes) {
@@ -229,8 +237,7 @@ impl Drop for Reservation {
 pub(crate) fn list(process: &Process, dir: &Path, device: Device) -> Result<Value> {
     let gpu = process.driver.uuid(device)?;
     let entries = Ledger::open(dir, &gpu).and_then(|ledger| ledger.entries()).map_err(said)?;
-    let info = process.engine.memory_of(device)?;
-    Ok(json!({ "gpu": gpu, "free_bytes": info.free, "total_bytes": info.total, "entries": entries }))
+    Ok(json!({ "gpu": gpu, "entries": entries }))
 }
 
 // ---- memory outside the engine --------------------------------------------------------------------------------------

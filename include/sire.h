@@ -578,16 +578,12 @@ sire_status sire_reservation_get(const struct sire_reservation *reservation, str
 // `reservation` is NULL or was not released yet, and no other thread is using it.
 sire_status sire_reservation_release(struct sire_reservation *reservation);
 
-// A device's UUID, its free and total bytes, and everybody in its ledger, as JSON (docs/reservations.md). `directory` as in the options. A text
+// A device's UUID, and everybody in its ledger, as JSON (docs/reservations.md). `directory` as in the options. A text
 // output: call with `cap` 0 to measure.
 //
 // What the caller sees to:
 // `directory` is NULL or NUL-terminated; `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
-sire_status sire_reservations_json(int32_t device,
-                                   const char *directory,
-                                   char *buf,
-                                   size_t cap,
-                                   size_t *out_len);
+sire_status sire_reservations_json(int32_t device, const char *directory, char *buf, size_t cap, size_t *out_len);
 
 // Gives `peer` access to present and future memory on `device`.
 sire_status sire_allow_peer(int32_t device, int32_t peer);

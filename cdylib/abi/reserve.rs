@@ -214,7 +214,7 @@ pub unsafe extern "C" fn sire_reservation_release(reservation: *mut sire_reserva
     })
 }
 
-/// A device's UUID, its free and total bytes, and everybody in its ledger, as JSON (docs/reservations.md). `directory` as in the options. A text
+/// A device's UUID, and everybody in its ledger, as JSON (docs/reservations.md). `directory` as in the options. A text
 /// output: call with `cap` 0 to measure.
 ///
 /// # Safety
