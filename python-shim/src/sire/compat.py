@@ -38,8 +38,8 @@ _LATER = {
 
 def enable() -> None:
     """From now on ``torch_memory_saver``, ``memory_management``, ``slyce`` and ``torchtools`` are
-    `sire.torch_memory_saver`, `sire.memory`, `sire.slyce` and `sire.torchtools`. Repeating it is harmless; `sire.UnsupportedError` if one of them is imported
-    already from elsewhere.
+    `sire.torch_memory_saver`, `sire.memory`, `sire.slyce` and `sire.torchtools`. Repeating it is harmless;
+    `sire.UnsupportedError` if one of them is imported already from elsewhere.
     """
     for theirs, ours in {_THEIRS: _OURS, **_LATER}.items():
         _refuse_stranger(theirs, ours)

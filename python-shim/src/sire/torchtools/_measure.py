@@ -51,8 +51,8 @@ _COUNTERS = ("reserved", "allocated")
 
 
 def _gauge(torch: Any, index: int, name: str, used_before: int) -> Callable[[], int]:
-    """How to ask for the bytes of the GPU that this process has. Where its own figure is not to be had (as in a container), it is what all
-    processes have, less what they had before: right as long as nobody else comes or goes.
+    """How to ask for the bytes of the GPU that this process has. Where its own figure is not to be had (as in a
+    container), it is what all processes have, less what they had before: right as long as nobody else comes or goes.
     """
     if _nvml.used_by(name) is not None:
         return lambda: _nvml.used_by(name) or 0
@@ -115,7 +115,7 @@ def fake_peak(function: Callable[..., object], args: Sequence[Any], kwargs: Mapp
 
     ledger = _Alive()
 
-    class Count(TorchDispatchMode):
+    class Count(TorchDispatchMode):  # type: ignore[misc]
         """Sees every result of every operation."""
 
         def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,5 +1,6 @@
-"""What NVIDIA's management library says of a GPU, named by its UUID: memory, load, processes. It needs no CUDA context, so that looking at a
-GPU costs nothing there. Where there is no such library, or it does not say, the answer is None.
+"""What NVIDIA's management library says of a GPU, named by its UUID: memory, load, processes. It needs no CUDA
+context, so that looking at a GPU costs nothing there. Where there is no such library, or it does not say, the answer
+is None.
 """
 
 from __future__ import annotations

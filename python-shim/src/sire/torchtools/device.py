@@ -12,8 +12,8 @@ from . import _nvml
 
 
 def get_device_from_env() -> Any:
-    """The `torch.device` for this process: the GPU of its ``LOCAL_RANK`` (made current), else the current GPU, else Apple's (MPS), else
-    the CPU.
+    """The `torch.device` for this process: the GPU of its ``LOCAL_RANK`` (made current), else the current GPU, else
+    Apple's (MPS), else the CPU.
 
     RuntimeError if ``LOCAL_RANK`` names a GPU that this process does not see.
     """
@@ -48,7 +48,9 @@ def local_rank() -> int | None:
 
 
 def gpu_index(torch: Any, gpu: object) -> int:
-    """The ordinal of ``gpu``: an int, ``"cuda:1"``, a `torch.device`, or None for that of ``LOCAL_RANK``, else the current one."""
+    """The ordinal of ``gpu``: an int, ``"cuda:1"``, a `torch.device`, or None for that of ``LOCAL_RANK``, else the
+    current one.
+    """
     if gpu is None:
         gpu = local_rank()
     if gpu is None:
@@ -65,14 +67,14 @@ def gpu_index(torch: Any, gpu: object) -> int:
 
 
 def available(torch: Any, index: int) -> int:
-    """Bytes of a GPU that a reservation could have now: what is free, less what others have reserved and do not own yet."""
+    """Bytes of a GPU that a reservation could have now: what is free, less what is reserved and not owned yet."""
     memory = _nvml.memory(uuid(torch, index))
-    free = memory.free if memory is not None else int(torch.cuda.mem_get_info(index)[0])
+    free: int = memory.free if memory is not None else int(torch.cuda.mem_get_info(index)[0])
     try:
         entries = _library.load().reservations(index)["entries"]
     except SireError:
         return free
-    promised = sum(max(0, each["bytes"] - each["owned"]) for each in entries if each["state"] == "holding")
+    promised: int = sum(max(0, each["bytes"] - each["owned"]) for each in entries if each["state"] == "holding")
     return max(0, free - promised)
 
 
@@ -82,8 +84,9 @@ def uuid(torch: Any, index: int) -> str:
 
 
 def select_device(min_free_bytes: int = 0, *, candidates: Iterable[object] | None = None) -> Any:
-    """The `torch.device` with the most memory that nobody uses or has reserved; among those that have about as much (a sixteenth), the one
-    with the least load. ``candidates``: the GPUs to choose from, else all that this process sees. Without CUDA, as `get_device_from_env`.
+    """The `torch.device` with the most memory that nobody uses or has reserved; among those that have about as much
+    (a sixteenth), the one with the least load. ``candidates``: the GPUs to choose from, else all that this process
+    sees. Without CUDA, as `get_device_from_env`.
 
     Choosing reserves nothing: two processes may choose the same. `SireError` if no GPU has ``min_free_bytes``.
     """

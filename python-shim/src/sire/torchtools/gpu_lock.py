@@ -1,14 +1,16 @@
 """Reserving memory of a GPU among all processes of the machine.
 
-A reservation has two halves. The *ledger* (in the library, a file that all processes share) says whose bytes they are: who came first is served
-first, and who ends, however, holds nothing any more. The *fence* is the bytes themselves, taken from the driver at once, so that
-processes that know nothing of the ledger cannot have them either; and it is memory that this process's own allocations then use:
+A reservation has two halves. The *ledger* (in the library, a file that all processes share) says whose bytes they
+are: who came first is served first, and who ends, however, holds nothing any more. The *fence* is the bytes
+themselves, taken from the driver at once, so that processes that know nothing of the ledger cannot have them either;
+and it is memory that this process's own allocations then use:
 
 ``stock``
-    The library holds it and hands it out, to regions and to everything else that allocates through the hooks. For hook modes in which the
-    library hears of every allocation (``preload``, ``allocator``).
+    The library holds it and hands it out, to regions and to everything else that allocates through the hooks. For
+    hook modes in which the library hears of every allocation (``preload``, ``allocator``).
 ``cache``
-    PyTorch's own cache holds it, as free blocks. For hook mode ``torch``, where the library does not hear of allocations outside regions.
+    PyTorch's own cache holds it, as free blocks. For hook mode ``torch``, where the library does not hear of
+    allocations outside regions.
 """
 
 from __future__ import annotations
@@ -65,13 +67,17 @@ def reserve_gpu_for_training(
 ) -> ReserveGpu:
     """A context manager inside which bytes of a GPU are this process's; it gives the `Reservation`.
 
-    ``training_reserved_bytes`` and ``safety_margin_bytes`` are reserved together. With 0 bytes the GPU is reserved for this process
-    alone: no other reservation, and everything that is free but the margin. Waits its turn: ``timeout`` seconds (None: for as long as it
-    takes), or not at all with ``blocking=False``; `ReservationTimeoutError` after that. With ``fence=False`` only the ledger keeps the
-    bytes; where a fence cannot be had, it alone does, with a `ReservationWarning`, or `OutOfMemoryError` if ``strict``. Without CUDA
-    nothing is reserved.
+    ``training_reserved_bytes`` and ``safety_margin_bytes`` are reserved together. With 0 bytes the GPU is reserved
+    for this process alone: no other reservation, and everything that is free but the margin. Waits its turn:
+    ``timeout`` seconds (None: for as long as it takes), or not at all with ``blocking=False``;
+    `ReservationTimeoutError` after that. With ``fence=False`` only the ledger keeps the bytes; where a fence cannot
+    be had, it alone does, with a `ReservationWarning`, or `OutOfMemoryError` if ``strict``. Without CUDA nothing is
+    reserved.
     """
-    for name, value in (("training_reserved_bytes", training_reserved_bytes), ("safety_margin_bytes", safety_margin_bytes)):
+    for name, value in (
+        ("training_reserved_bytes", training_reserved_bytes),
+        ("safety_margin_bytes", safety_margin_bytes),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise InvalidArgumentError(f"{name} is {value!r}; it must be a number of bytes, 0 or more")
     if timeout is not None and not timeout >= 0:
@@ -81,7 +87,9 @@ def reserve_gpu_for_training(
 
 
 class ReserveGpu:
-    """What `reserve_gpu_for_training` returns. May be entered again, inside itself or later: each time is a reservation of its own."""
+    """What `reserve_gpu_for_training` returns. May be entered again, inside itself or later: each time is a
+    reservation of its own.
+    """
 
     def __init__(self, gpu: object, wanted: int, margin: int, seconds: float, fence: bool, strict: bool) -> None:
         self._gpu, self._wanted, self._margin = gpu, wanted, margin
@@ -143,7 +151,9 @@ class Reservation:
             return 0 if self._place is None else self._place.unused()
 
     def resize(self, size: int, timeout: float | None = None) -> None:
-        """Makes it ``size`` bytes in all. More waits its turn, as a new reservation would; what there is stays meanwhile, and if it fails."""
+        """Makes it ``size`` bytes in all. More waits its turn, as a new reservation would; what there is stays
+        meanwhile, and if it fails.
+        """
         if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
             raise InvalidArgumentError(f"a reservation has more than 0 bytes, not {size!r}; release() ends it")
         seconds = math.inf if timeout is None else float(timeout)
@@ -163,7 +173,9 @@ class Reservation:
 
 
 class _Place:
-    """A reservation as the ledger has it, without a fence: that this process owns some of the bytes is noted from time to time."""
+    """A reservation as the ledger has it, without a fence: that this process owns some of the bytes is noted from
+    time to time.
+    """
 
     def __init__(self, torch: Any, index: int, handle: int) -> None:
         self._torch, self._index, self._handle = torch, index, handle
@@ -248,6 +260,25 @@ class _StockPlace(_Place):
         _waiting(lambda library: library.reservation_resize(self._handle, size, seconds, fence), seconds, size)
 
 
+class _GivenPlace(_Place):
+    """What a process above has reserved for us (``sire reserve``): there is nothing to do, and nothing to give back."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def reserved(self) -> int:
+        return self._size
+
+    def resize(self, size: int, seconds: float, strict: bool) -> None:
+        if size > self._size:
+            raise UnsupportedError(
+                f"{self._size} bytes were reserved from outside, and {size} are wanted; give sire reserve --bytes more"
+            )
+
+    def release(self) -> None:
+        """Whoever reserved it ends it."""
+
+
 class _LockPlace(_Place):
     """Without the library: a lock that one process of those without the library holds."""
 
@@ -297,6 +328,9 @@ def _reserve(
     torch: Any, index: int, wanted: int, margin: int, seconds: float, fence: bool, strict: bool
 ) -> Reservation:
     torch.cuda.init()
+    given = _given(uuid(torch, index))
+    if given >= max(1, wanted):
+        return Reservation(index, "none", _GivenPlace(given), strict)
     try:
         library = _library.load()
     except (LibraryNotFoundError, VersionMismatchError, OSError) as error:
@@ -319,6 +353,12 @@ def _reserve(
     return Reservation(index, kind, place, strict)
 
 
+def _given(name: str) -> int:
+    """Bytes of a GPU that a process above has reserved for this one (``SIRE_RESERVED``: a UUID, a colon, bytes)."""
+    gpu, _, size = os.environ.get("SIRE_RESERVED", "").rpartition(":")
+    return int(size) if gpu.removeprefix("GPU-") == name.removeprefix("GPU-") and size.isdigit() else 0
+
+
 def _placed(torch: Any, index: int, handle: int, kind: Fence, strict: bool) -> tuple[_Place, Fence]:
     if kind == "stock":
         place = _StockPlace(torch, index, handle)
@@ -338,7 +378,9 @@ def _fill(place: _CachePlace, strict: bool) -> bool:
         place.fill()
     except RuntimeError as error:
         if strict:
-            raise error_class(OutOfMemoryError.status)(f"the fence of a reservation could not be built: {error}") from error
+            raise error_class(OutOfMemoryError.status)(
+                f"the fence of a reservation could not be built: {error}"
+            ) from error
         _warn(f"its bytes could not be taken from the driver ({error})")
         return False
     return True
@@ -346,7 +388,7 @@ def _fill(place: _CachePlace, strict: bool) -> bool:
 
 def _warn(why: str) -> None:
     warnings.warn(
-        f"a reservation has no fence: {why}. Processes that use reservations leave the bytes alone, others may take them.",
+        f"a reservation has no fence: {why}. Processes that use reservations leave the bytes alone, others may not.",
         ReservationWarning,
         stacklevel=6,
     )
@@ -362,8 +404,8 @@ def _refuse_waiting_for_ourselves(library: _library.Library, index: int, size: i
         return
     if any(each["state"] == "holding" and each["pid"] == os.getpid() for each in entries):
         raise InvalidArgumentError(
-            f"this process has reserved bytes of cuda:{index} already, so that the GPU cannot be reserved for it alone; "
-            "say how many bytes are to be reserved beside them"
+            f"this process has reserved bytes of cuda:{index} already, so that the GPU cannot be reserved for it "
+            "alone; say how many bytes are to be reserved beside them"
         )
 
 
@@ -388,7 +430,9 @@ def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why:
 
 
 def take_lock(name: str, seconds: float) -> int:
-    """The descriptor of a file of this name that this process has locked; `ReservationTimeoutError` if it is not to be had in time."""
+    """The descriptor of a file of this name that this process has locked; `ReservationTimeoutError` if it is not to
+    be had in time.
+    """
     descriptor = _open_lock(lock_directory() / name)
     end = time.monotonic() + seconds
     try:

@@ -1,4 +1,6 @@
-"""How much memory a job needs, found out by running a piece of it in a process of its own, and the whole flow: probe, reserve, train."""
+"""How much memory a job needs, found out by running a piece of it in a process of its own, and the whole flow:
+probe, reserve, train.
+"""
 
 from __future__ import annotations
 
@@ -95,9 +97,10 @@ def make_probe_fn(
     forward_and_backward: bool = False,
     warmup_steps: int = 1,
 ) -> ProbeFunction:
-    """A probe that builds ``model_ctor()`` (or ``"module:attribute"``), and calls it ``warmup_steps`` times with ``sample_batch`` (a tensor, or
-    a sequence or mapping of tensors) or random numbers of ``input_shape``; with ``forward_and_backward`` gradients are computed too.
-    Without a model it only makes the batch. Constructors must be importable in another process: no lambdas.
+    """A probe that builds ``model_ctor()`` (or ``"module:attribute"``), and calls it ``warmup_steps`` times with
+    ``sample_batch`` (a tensor, or a sequence or mapping of tensors) or random numbers of ``input_shape``; with
+    ``forward_and_backward`` gradients are computed too. Without a model it only makes the batch. Constructors must
+    be importable in another process: no lambdas.
     """
     shape = None if input_shape is None else tuple(int(each) for each in input_shape)
     return ProbeFunction(model_ctor, shape, sample_batch, device, forward_and_backward, int(warmup_steps))
@@ -152,9 +155,10 @@ def probe(
 ) -> ProbeReport:
     """Runs ``probe_fn(*args, **kwargs)`` in a fresh process with one GPU current, and reports what it needed there.
 
-    One probe at a time runs on a GPU, whoever starts it; ``timeout`` counts from its turn on. `ProbeError` with the traceback of whatever it
-    raised, or with the signal that ended it; `ProbeTimeoutError` if it took too long. ``cache`` is a directory in which reports are kept, by
-    probe (model and shapes), arguments, GPU and version of PyTorch. Without CUDA nothing runs, and the report is empty.
+    One probe at a time runs on a GPU, whoever starts it; ``timeout`` counts from its turn on. `ProbeError` with the
+    traceback of whatever it raised, or with the signal that ended it; `ProbeTimeoutError` if it took too long.
+    ``cache`` is a directory in which reports are kept, by probe (model and shapes), arguments, GPU and version of
+    PyTorch. Without CUDA nothing runs, and the report is empty.
     """
     torch = _cuda()
     if torch is None:
@@ -187,8 +191,9 @@ def estimate_gpu_usage_by_probe(
 
 
 def estimate_without_running(probe_fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:
-    """The most bytes of tensors that ``probe_fn`` has at once, found with fake tensors: nothing is computed, and no GPU is needed. Libraries'
-    memory and what caches waste are not in it, so that it is a lower bound of what `probe` finds.
+    """The most bytes of tensors that ``probe_fn`` has at once, found with fake tensors: nothing is computed, and no
+    GPU is needed. Libraries' memory and what caches waste are not in it, so that it is a lower bound of what `probe`
+    finds.
     """
     return _measure.fake_peak(probe_fn, args, kwargs)
 
@@ -203,7 +208,9 @@ def _run(
         child.start()
     except Exception as error:
         ours.close()
-        raise ProbeError(f"the probe cannot be sent to another process: {error}. Use a function of a module.") from error
+        raise ProbeError(
+            f"the probe cannot be sent to another process: {error}. Use a function of a module."
+        ) from error
     finally:
         theirs.close()
     try:
@@ -311,9 +318,10 @@ def run_training_with_reservation(
     reserve_kwargs: Mapping[str, Any] | None = None,
     probe_timeout: float | None = 60.0,
 ) -> _T:
-    """Finds out how much ``probe_fn`` needs, reserves that, waits ``countdown`` seconds, and returns ``train_fn(*train_args, **train_kwargs)``; the
-    reservation holds until that returns or raises. ``reserve_kwargs`` go to `reserve_gpu_for_training`. Without a probe, ``training_reserved_bytes``
-    in there says how much, else the GPU is reserved for this process alone. Without CUDA it just trains.
+    """Finds out how much ``probe_fn`` needs, reserves that, waits ``countdown`` seconds, and returns
+    ``train_fn(*train_args, **train_kwargs)``; the reservation holds until that returns or raises. ``reserve_kwargs``
+    go to `reserve_gpu_for_training`. Without a probe, ``training_reserved_bytes`` in there says how much, else the
+    GPU is reserved for this process alone. Without CUDA it just trains.
     """
     wishes = {"gpu": gpu, **(reserve_kwargs or {})}
     if probe_fn is not None and "training_reserved_bytes" not in wishes:
