@@ -13,7 +13,7 @@ use crate::output;
 /// As timeout(1) has it.
 const TOO_LONG: u8 = 124;
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(2);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The whole command.
 pub fn probe(options: &ProbeOptions) -> Result<ExitCode, Failure> {

@@ -15,6 +15,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 const MIB: u64 = 1 << 20;
 const DEVICE: u64 = 64 * MIB;
 const RACERS: usize = 8;
+const DEVICES: u32 = 2;
 
 /// Numbers that need no quality, only variety.
 struct Dice(u64);
@@ -30,6 +31,7 @@ impl Dice {
 
 fn device(dir: &Path) -> Result<Machine, Box<dyn std::error::Error>> {
     Ok(Machine::new(Options {
+        devices: DEVICES,
         memory: DEVICE,
         dir: Some(dir.join("device")),
         poison: Poison::Off,
@@ -37,8 +39,13 @@ fn device(dir: &Path) -> Result<Machine, Box<dyn std::error::Error>> {
     })?)
 }
 
-fn memory(machine: &Machine) -> Option<Memory> {
-    machine.memory_info(0).ok().map(|(free, total)| Memory { free, total })
+/// The ledger of a device. Its name is the device's own, not the number under which a process happens to see it.
+fn ledger(dir: &Path, device: u32) -> sire_ledger::Result<Ledger> {
+    Ledger::open(dir, &format!("GPU-race-{device}"))
+}
+
+fn memory(machine: &Machine, device: u32) -> Option<Memory> {
+    machine.memory_info(device).ok().map(|(free, total)| Memory { free, total })
 }
 
 fn patient(timeout: Duration) -> Patience<'static> {
@@ -51,16 +58,20 @@ fn child_races() -> Outcome {
     let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
     let (dir, rounds) = (Path::new(&dir), std::env::var("SIRE_LEDGER_TEST_ROUNDS")?.parse::<u32>()?);
     let machine = device(dir)?;
-    let ledger = Ledger::open(dir, "GPU-race")?;
-    let member = ledger.join()?;
+    let members = (0..DEVICES).map(|device| ledger(dir, device)?.join()).collect::<Result<Vec<_>, _>>()?;
     let mut dice = Dice(u64::from(std::process::id()) * 0x9e37_79b9 + 1);
+    let mut waits = String::new();
     for _ in 0..rounds {
+        let gpu = dice.roll(u64::from(DEVICES)) as u32;
+        let member = &members[gpu as usize];
         let bytes = (1 + dice.roll(20)) * 2 * MIB;
-        member.reserve(Want::Bytes(bytes), &|| memory(&machine), patient(Duration::from_secs(60)))?;
+        let begun = Instant::now();
+        member.reserve(Want::Bytes(bytes), &|| memory(&machine, gpu), patient(Duration::from_secs(60)))?;
+        waits += &format!("{}\n", begun.elapsed().as_micros());
         let mut owned = Vec::new();
         while (owned.len() as u64) * 2 * MIB < bytes {
             // The point of it all: what was granted is there.
-            owned.push(machine.create(0, 2 * MIB, 0).map_err(|error| format!("granted, but not there: {error}"))?);
+            owned.push(machine.create(gpu, 2 * MIB, 0).map_err(|error| format!("granted, but not there: {error}"))?);
             member.note_owned(owned.len() as u64 * 2 * MIB)?;
         }
         std::thread::sleep(Duration::from_micros(dice.roll(2000)));
@@ -76,7 +87,20 @@ fn child_races() -> Outcome {
         }
         member.release()?;
     }
+    std::fs::write(dir.join(format!("waits-{}", std::process::id())), waits)?;
     Ok(())
+}
+
+/// The times, in microseconds, that racers who came to their end have waited; sorted.
+fn waits(dir: &Path) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
+    let mut all = Vec::new();
+    for entry in
+        std::fs::read_dir(dir)?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("waits-"))
+    {
+        all.extend(std::fs::read_to_string(entry.path())?.lines().filter_map(|line| line.parse::<u64>().ok()));
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 fn racer(dir: &Path, rounds: u32) -> std::io::Result<Child> {
@@ -126,11 +150,17 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
         assert!(racer.wait()?.success(), "a racer met an error");
     }
     assert!(killed > 0 && stopped > 0, "nobody was disturbed: {killed} killed, {stopped} stopped");
-    let ledger = Ledger::open(dir.path(), "GPU-race")?;
-    assert!(ledger.entries()?.is_empty(), "the dead hold nothing: {:?}", ledger.entries()?);
-    let member = ledger.join()?;
-    member.reserve(Want::Bytes(DEVICE), &|| memory(&machine), patient(Duration::ZERO))?;
-    assert_eq!(member.reserved(), DEVICE, "nothing was lost");
+    for device in 0..DEVICES {
+        let ledger = ledger(dir.path(), device)?;
+        assert!(ledger.entries()?.is_empty(), "the dead hold nothing: {:?}", ledger.entries()?);
+        let member = ledger.join()?;
+        member.reserve(Want::Bytes(DEVICE), &|| memory(&machine, device), patient(Duration::ZERO))?;
+        assert_eq!(member.reserved(), DEVICE, "nothing was lost");
+    }
+    let waits = waits(dir.path())?;
+    assert!(waits.len() >= RACERS * rounds as usize, "{} waits: a round was lost", waits.len());
+    let at = |share: usize| waits[(waits.len() * share / 100).min(waits.len() - 1)];
+    println!("waits: {} rounds, p50 {} us, p99 {} us; {killed} killed, {stopped} stopped", waits.len(), at(50), at(99));
     Ok(())
 }
 

@@ -13,7 +13,7 @@ from . import _nvml
 from .device import uuid
 
 # Between two looks at the driver's figure and at the tags.
-_LOOK_SECONDS = 0.002
+_LOOK_SECONDS = 0.005
 
 
 def run(function: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any], index: int) -> dict[str, Any]:
