@@ -1,4 +1,4 @@
-"""sire.torchtools on the software device: reservations that hold, among processes, and probes that say what was needed."""
+"""sire.torchtools on the software device: reservations that hold among processes, probes that say what was needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ def entries() -> list[dict[str, int]]:
 
 def tensor(size: int) -> torch.Tensor:
     """So many bytes."""
-    return torch.zeros(size, dtype=torch.uint8, device="cuda")
+    return torch.empty(size, dtype=torch.uint8, device="cuda")
 
 
 def test_the_reserved_bytes_are_ours_and_our_allocations_use_them() -> None:
@@ -67,7 +67,7 @@ def test_a_low_estimate_does_not_run_into_its_own_fence() -> None:
     with torchtools.reserve_gpu_for_training(0, 100 * MIB, 0):
         # Nearly all of the device, which holds the fence as well.
         kept = tensor(torch.cuda.mem_get_info(0)[1] - 64 * MIB)
-        assert int(kept.sum()) == 0
+        assert int(kept[:4096].fill_(1).sum()) == 4096
         del kept
 
 
@@ -131,11 +131,12 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, object]) -> None:
 
 # --- other processes -------------------------------------------------------------------------------------
 
+# Without a fence, so that the ledger is all that others see of it: their device may be another one here.
 HOLD = """
 import sys, time
 import sire.torchtools as t
-with t.reserve_gpu_for_training(0, int(sys.argv[1]), 0, timeout=60) as reservation:
-    print(reservation.fence, flush=True)
+with t.reserve_gpu_for_training(0, int(sys.argv[1]), 0, timeout=60, fence=False) as reservation:
+    print(reservation.reserved_bytes, flush=True)
     time.sleep(120)
 """
 
@@ -145,7 +146,7 @@ def holder(size: int, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", HOLD, str(size)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     assert child.stdout is not None
-    assert child.stdout.readline().strip() in ("stock", "cache")
+    assert child.stdout.readline().strip() == str(size)
     return child
 
 
@@ -161,7 +162,7 @@ def test_a_stopped_process_keeps_its_reservation_and_a_killed_one_loses_it() -> 
             wanted.__enter__()
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
     with torchtools.reserve_gpu_for_training(0, total // 2, 0, timeout=60) as reservation:
         assert reservation.reserved_bytes == total // 2
 
@@ -195,19 +196,22 @@ def dies() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_probe_reports_the_peak_the_tags_and_what_went_wrong(tmp_path: Path) -> None:
-    report = torchtools.probe(needs, (100 * MIB,), {"tag": "weights"}, cache=tmp_path / "probes")
+def test_a_probe_reports_the_peak_and_the_tags(tmp_path: Path) -> None:
+    arguments = (needs, (100 * MIB,), {"tag": "weights"})
+    report = torchtools.probe(*arguments, cache=tmp_path / "probes")
     assert 100 * MIB <= report.peak_bytes < 140 * MIB
     assert 100 * MIB <= report.tags["weights"] < 140 * MIB
-    begun = time.monotonic()
-    again = torchtools.estimate_gpu_usage_by_probe(needs, (100 * MIB,), {"tag": "weights"}, cache=tmp_path / "probes")
-    assert (again, time.monotonic() - begun < 1) == (report.peak_bytes, True), "it was known"
-    with pytest.raises(sire.ProbeError, match="no such model"):
-        torchtools.estimate_gpu_usage_by_probe(fails)
-    with pytest.raises(sire.ProbeError, match="signal 9"):
-        torchtools.estimate_gpu_usage_by_probe(dies)
-    with pytest.raises(TimeoutError, match=r"0\.5 s"):
-        torchtools.estimate_gpu_usage_by_probe(hangs, timeout=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchtools.gpu_scheduler, "_run", None)
+        again = torchtools.estimate_gpu_usage_by_probe(*arguments, cache=tmp_path / "probes")
+    assert again == report.peak_bytes, "it was known"
+
+
+@pytest.mark.parametrize(("probe_fn", "says"), [(fails, "no such model"), (dies, "signal 9"), (hangs, r"0\.5 s")])
+def test_what_goes_wrong_in_a_probe_is_told(probe_fn: Callable[[], None], says: str) -> None:
+    with pytest.raises(sire.ProbeError, match=says) as raised:
+        torchtools.estimate_gpu_usage_by_probe(probe_fn, timeout=0.5 if probe_fn is hangs else 60)
+    assert isinstance(raised.value, TimeoutError) == (probe_fn is hangs)
 
 
 def test_an_estimate_without_running_is_a_lower_bound() -> None:
