@@ -16,6 +16,7 @@ pub mod interpose;
 mod log;
 mod process;
 mod region;
+mod reservation;
 mod status;
 pub mod tms;
 pub mod torch;

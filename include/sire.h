@@ -64,6 +64,9 @@ typedef int32_t sire_status;
 // A resume that goes on in the background. Every function that takes one may be called from any thread.
 typedef struct sire_progress sire_progress;
 
+// A reservation. Every function that takes one may be called from any thread.
+typedef struct sire_reservation sire_reservation;
+
 // What a region promises about its content. Set `struct_size` to `sizeof(sire_region_options)`.
 typedef struct sire_region_options {
   // `sizeof(sire_region_options)`.
@@ -197,6 +200,35 @@ typedef struct sire_budget {
   // For how long after its last use every region is spared while another is left, in seconds.
   double residency_seconds;
 } sire_budget;
+
+// How to reserve. Set `struct_size` to `sizeof(sire_reserve_options)`; zeros mean: the whole device, only if it can be had at once, with no fence.
+typedef struct sire_reserve_options {
+  // `sizeof(sire_reserve_options)`.
+  size_t struct_size;
+  // Bytes to reserve. 0: the device for this process alone: no other reservation, and everything that is free but `margin_bytes`.
+  uint64_t bytes;
+  // With `bytes` 0: what stays free.
+  uint64_t margin_bytes;
+  // How long to wait in the queue, in seconds (INFINITY: for as long as it takes).
+  double timeout_seconds;
+  // 0: only the ledger says whose the bytes are. 1: the process also takes them from the driver at once, so that nobody at all can have
+  // them; where that is not possible, the ledger alone does, and the log says so. 2: where it is not possible, reserving fails.
+  int32_t fence;
+  // Where processes find each other's ledgers; NULL: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`.
+  const char *directory;
+} sire_reserve_options;
+
+// What a reservation is. Set `struct_size` to `sizeof(sire_reservation_report)`.
+typedef struct sire_reservation_report {
+  // `sizeof(sire_reservation_report)`.
+  size_t struct_size;
+  // Bytes that the ledger says are ours.
+  uint64_t reserved_bytes;
+  // Of those, bytes that the process has taken from the driver (whole granules: it may be somewhat more).
+  uint64_t fenced_bytes;
+  // Of the fences of all this process's reservations on the device, bytes that nothing uses yet.
+  uint64_t unused_bytes;
+} sire_reservation_report;
 
 // PyTorch's name of a private pool (`c10::cuda::MempoolId_t`).
 typedef struct sire_torch_pool_id {
@@ -505,6 +537,53 @@ sire_status sire_make_room(int32_t device,
                            char *buf,
                            size_t cap,
                            size_t *out_len);
+
+// Reserves bytes of a device among all processes of the machine that do so, of whatever user: waits for its turn (who came first is served
+// first) and for room. It lasts until `sire_reservation_release`, or the end of this process, however it ends. `SIRE_STATUS_BUSY` if it was not to
+// be had in time, `SIRE_STATUS_OUT_OF_DEVICE_MEMORY` if the device does not have so much (or the fence could not be built),
+// `SIRE_STATUS_UNSUPPORTED` if the ledger cannot be used; `sire_cancel` ends the wait.
+//
+// What the caller sees to:
+// `options` is a sized struct whose strings are NULL or NUL-terminated; `out_reservation` is writable.
+sire_status sire_reserve(int32_t device,
+                         const struct sire_reserve_options *options,
+                         struct sire_reservation **out_reservation);
+
+// Makes a reservation `bytes` (more than 0) in all. For more it waits as `sire_reserve` does, and keeps what it has meanwhile and afterwards.
+//
+// What the caller sees to:
+// `reservation` was not released yet.
+sire_status sire_reservation_resize(const struct sire_reservation *reservation,
+                                    uint64_t bytes,
+                                    double timeout_seconds,
+                                    int32_t fence);
+
+// Says how many of a reservation's bytes this process owns by other means than the fence, so that others do not count them twice. More is to be
+// said after it was allocated, less before it is given back.
+//
+// What the caller sees to:
+// `reservation` was not released yet.
+sire_status sire_reservation_note_owned(const struct sire_reservation *reservation,
+                                        uint64_t bytes);
+
+// What a reservation is now.
+//
+// What the caller sees to:
+// `reservation` was not released yet; `out` is NULL or a sized struct.
+sire_status sire_reservation_get(const struct sire_reservation *reservation, struct sire_reservation_report *out);
+
+// Ends a reservation: first in the ledger, then what of its fence nothing uses goes back to the driver. NULL is nothing to do.
+//
+// What the caller sees to:
+// `reservation` is NULL or was not released yet, and no other thread is using it.
+sire_status sire_reservation_release(struct sire_reservation *reservation);
+
+// A device's UUID, and everybody in its ledger, as JSON (docs/reservations.md). `directory` as in the options. A text
+// output: call with `cap` 0 to measure.
+//
+// What the caller sees to:
+// `directory` is NULL or NUL-terminated; `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_reservations_json(int32_t device, const char *directory, char *buf, size_t cap, size_t *out_len);
 
 // Gives `peer` access to present and future memory on `device`.
 sire_status sire_allow_peer(int32_t device, int32_t peer);

@@ -7,6 +7,7 @@ pub mod memory;
 pub mod process;
 pub mod progress;
 pub mod region;
+pub mod reserve;
 pub mod standing;
 pub mod transition;
 pub mod values;

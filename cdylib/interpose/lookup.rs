@@ -12,7 +12,7 @@ use std::ffi::{CStr, OsStr, c_char, c_int, c_ulonglong, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What `libsire_driver.so` gives to code at `caller`, which would have got `found` for the driver's function `name`; `next`: as the next
 /// definition in the order of loading. Only that library calls this; it is not part of the interface.
@@ -47,14 +47,20 @@ pub(crate) fn live() -> bool {
 
 /// Where `libsire_driver.so` is loaded; 0: it is not there, or another library's `dlsym` comes first and does not ask it.
 fn library() -> usize {
-    static LIBRARY: OnceLock<usize> = OnceLock::new();
-    *LIBRARY.get_or_init(|| {
-        // SAFETY: NULL names the program itself, which is loaded; its handle stays valid.
-        let program = unsafe { libc::dlopen(ptr::null(), libc::RTLD_NOW) };
-        // SAFETY: the handle is open, the name NUL-terminated.
-        let found = unsafe { libc::dlsym(program, c"cuSireHookProbe".as_ptr()) };
-        if found.is_null() { 0 } else { found_by::base_of(found as usize) }
-    })
+    /// Not asked yet. (A lock could be asked for again by another interposer's `dlsym` that looks something up meanwhile.)
+    const UNKNOWN: usize = usize::MAX;
+    static LIBRARY: AtomicUsize = AtomicUsize::new(UNKNOWN);
+    let known = LIBRARY.load(Ordering::Relaxed);
+    if known != UNKNOWN {
+        return known;
+    }
+    // SAFETY: NULL names the program itself, which is loaded; its handle stays valid.
+    let program = unsafe { libc::dlopen(ptr::null(), libc::RTLD_NOW) };
+    // SAFETY: the handle is open, the name NUL-terminated.
+    let found = unsafe { libc::dlsym(program, c"cuSireHookProbe".as_ptr()) };
+    let base = if found.is_null() { 0 } else { found_by::base_of(found as usize) };
+    LIBRARY.store(base, Ordering::Relaxed);
+    base
 }
 
 /// Whether a function is one of ours, or leads there: it was replaced already.

@@ -13,6 +13,7 @@ use crate::config;
 use crate::log;
 use crate::process::{self, Process};
 use crate::region;
+use crate::reservation;
 use sire_core::driver::Device;
 use sire_core::engine::RegionId;
 use sire_core::error::{Error, Result, Status};
@@ -43,8 +44,27 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
         FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
         let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
-        ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime)
+        unsafe { forward(out, bytes, runtime) }
     })
+}
+
+/// Passes an allocation on. It comes out of what the process has reserved, if there is that.
+///
+/// # Safety
+/// As for `cudaMalloc`.
+unsafe fn forward(out: *mut *mut c_void, bytes: usize, runtime: &Runtime) -> cudaError {
+    let guard = Guard::enter();
+    let spent = guard.as_ref().and_then(|_| reservation::spend(|| known(current_device(runtime)?), bytes));
+    drop(guard);
+    // SAFETY: the caller's promise.
+    let code = ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime);
+    if let Some(spent) = spent {
+        // SAFETY: the runtime has just written it.
+        let place = if code == SUCCESS { unsafe { out.read_unaligned() } } else { ptr::null_mut() };
+        let _guard = Guard::enter();
+        reservation::spent(place, spent);
+    }
+    code
 }
 
 /// [`ask_again`], of a runtime.
@@ -72,12 +92,17 @@ pub(super) fn ask_again(
     code
 }
 
+fn known(device: c_int) -> Result<Device> {
+    u32::try_from(device).map(Device).map_err(|_| boundary::invalid("no device is current"))
+}
+
 fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>) -> bool {
     let Some(process) = process::started().filter(|_| !capture::in_progress()) else { return false };
     let Some(_guard) = Guard::enter() else { return false };
     let made = boundary::catch(|| {
-        let device = u32::try_from(device()?).map_err(|_| boundary::invalid("no device is current"))?;
-        Ok(process.engine.make_way(Device(device), bytes as u64))
+        let device = known(device()?)?;
+        // What is reserved for this process is there for all of it, also where no hook says what it takes.
+        Ok(process.engine.make_way(device, bytes as u64) || process.engine.stock_spend(device, bytes as u64) > 0)
     });
     made.unwrap_or(false)
 }
@@ -178,7 +203,7 @@ pub(super) unsafe extern "C" fn free(ptr: *mut c_void, caller: usize) -> cudaErr
     take_back(ptr).unwrap_or_else(|| {
         FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the program's own argument, as it passed it.
-        unsafe { original::runtime(caller).free(ptr) }
+        reservation::free(ptr, || unsafe { original::runtime(caller).free(ptr) })
     })
 }
 
@@ -217,7 +242,7 @@ pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
     let runtime = original::runtime(caller);
     let place = &raw mut out;
     // SAFETY: writes one pointer.
-    let code = ask_runtime_again(|| unsafe { runtime.malloc(place, bytes) }, bytes, runtime);
+    let code = unsafe { forward(place, bytes, runtime) };
     if code == SUCCESS { out } else { ptr::null_mut() }
 }
 
@@ -225,7 +250,7 @@ pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
 pub(crate) fn pass_free(ptr: *mut c_void, caller: usize) -> cudaError {
     FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the runtime checks the pointer itself.
-    unsafe { original::runtime(caller).free(ptr) }
+    reservation::free(ptr, || unsafe { original::runtime(caller).free(ptr) })
 }
 
 // ---- the rest -------------------------------------------------------------------------------------------------------

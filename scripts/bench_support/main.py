@@ -22,6 +22,7 @@ from . import (
     peer,
     picture,
     report,
+    reserve_figures,
     serve_figures,
     simulated_figures,
 )
@@ -82,6 +83,7 @@ class Bench:
             (("scale",), lambda: other_figures.scale(shop, sizes)),
             (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
             (("hook",), lambda: hook_figures.hooks(shop, sizes)),
+            (("reserve", "ledger"), lambda: reserve_figures.reserve(sizes)),
             (("serve",), lambda: serve_figures.serve(shop, sizes, offline)),
             (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
             (("slyce",), lambda: layer_figures.slices(shop, sizes)),

@@ -27,6 +27,7 @@ class Sizes:
     served: int = 10
     served_mib: int = 32
     requests: int = 60
+    rounds: int = 60
 
 
 SMOKE = Sizes(
@@ -45,4 +46,5 @@ SMOKE = Sizes(
     served=5,
     served_mib=4,
     requests=10,
+    rounds=3,
 )

@@ -134,6 +134,20 @@ def test_many_threads(workshop: Workshop, sim_dir: Path, beside: Path, driver_so
     check(workshop.run(beside, "threads", folders=(sim_dir,), extra=settings))
 
 
+def test_without_a_driver_there_is_none(workshop: Workshop, driver_so: Path) -> None:
+    """Programs ask the global order whether there is a driver; our own exports are no answer to that."""
+    script = """
+import ctypes
+libc, program = ctypes.CDLL("libc.so.6"), ctypes.CDLL(None)
+libc.dlsym.restype, libc.dlerror.restype = ctypes.c_void_p, ctypes.c_char_p
+assert not hasattr(program, "cuMemAlloc_v2") and not hasattr(program, "cuGetProcAddress")
+assert program.dlsym(None, b"cuMemFree_v2") in (0, None) and b"cuMemFree_v2" in libc.dlerror()
+"""
+    environment = workshop.environment(LD_PRELOAD=f"{driver_so} {workshop.sire_so}")
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_alone_it_passes_everything_through_and_says_so(workshop: Workshop, names_dir: Path, driver_so: Path) -> None:
     script = "import ctypes; library = ctypes.CDLL('libcuda.so.1'); library.cuMemAlloc_v2; library.cuMemFree_v2; print(library.cuInit(5))"
     environment = workshop.environment(names_dir, LD_PRELOAD=str(driver_so))

@@ -57,6 +57,8 @@ NOTHING(sire_free) NOTHING(sire_allocation) NOTHING(sire_keep) NOTHING(sire_disc
 NOTHING(sire_backup_put) NOTHING(sire_resume) NOTHING(sire_cancel) NOTHING(sire_allow_peer) NOTHING(sire_set_margin)
 NOTHING(sire_set_disk_directory) NOTHING(sire_trim) NOTHING(sire_capture_begin) NOTHING(sire_changed) NOTHING(sire_attach_file) NOTHING(sire_promote) NOTHING(sire_keep_resident) NOTHING(sire_require_usable)
 NOTHING(sire_switch) NOTHING(sire_standing_set) NOTHING(sire_lease) NOTHING(sire_unlease) NOTHING(sire_budget_set) NOTHING(sire_make_room)
+NOTHING(sire_reserve) NOTHING(sire_reservation_resize) NOTHING(sire_reservation_note_owned) NOTHING(sire_reservation_get)
+NOTHING(sire_reservation_release) NOTHING(sire_reservations_json)
 NOTHING(sire_memory_stats_json) NOTHING(sire_memory_snapshot_json) NOTHING(sire_memory_stats_reset) NOTHING(sire_empty_cache)
 NOTHING(sire_resume_start) NOTHING(sire_progress_bytes) NOTHING(sire_progress_cancel) NOTHING(sire_progress_close)
 NOTHING(sire_progress_ready) NOTHING(sire_progress_report) NOTHING(sire_progress_wait) NOTHING(sire_pre_copy)

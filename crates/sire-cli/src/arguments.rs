@@ -27,15 +27,19 @@ pub enum Command {
     Replay(ReplayOptions),
     /// Build and use an environment in which the CUDA build of PyTorch runs without a GPU
     SoftwareEnv(SoftwareEnvOptions),
+    /// Run a program with bytes of a GPU reserved for it, once they are to be had
+    Reserve(ReserveOptions),
+    /// Run a program, and say how much memory of a GPU it needed
+    Probe(ProbeOptions),
     /// Look at something that may crash, in a process of its own
     #[command(hide = true)]
-    Probe {
+    Look {
         /// What to look at
         subject: Subject,
     },
 }
 
-/// What `sire probe` looks at.
+/// What `sire look` looks at.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Subject {
     /// The CUDA driver and NVML.
@@ -123,6 +127,55 @@ pub enum HookMode {
     Driver,
     /// PyTorch's pluggable allocator: what the Python package routes
     Torch,
+}
+
+/// Options of `sire reserve`.
+#[derive(Debug, Args)]
+pub struct ReserveOptions {
+    /// Which GPU: its number as nvidia-smi counts, or its UUID (or how that begins). The program sees only this one
+    #[arg(long, default_value = "0")]
+    pub gpu: String,
+    /// How much, for example 6GiB; left out: the GPU for this program alone
+    #[arg(long, value_name = "SIZE")]
+    pub bytes: Option<String>,
+    /// How long to wait in the queue, in seconds (exit code 75 after that) [default: for as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+    /// The software device's environment (made by `sire software-env DIR`)
+    #[arg(long, value_name = "DIR", env = "SIRE_SOFTWARE_ENV")]
+    pub env: Option<PathBuf>,
+    /// Say on standard error, as JSON, what was reserved and how long that took
+    #[arg(long)]
+    pub json: bool,
+    /// Started anew in the environment
+    #[arg(long, hide = true)]
+    pub inside: bool,
+    /// The program and its arguments
+    #[arg(last = true, value_name = "CMD", required = true)]
+    pub command: Vec<OsString>,
+}
+
+/// Options of `sire probe`.
+#[derive(Debug, Args)]
+pub struct ProbeOptions {
+    /// Which GPU: its number as nvidia-smi counts, or its UUID (or how that begins). The program sees only this one
+    #[arg(long, default_value = "0")]
+    pub gpu: String,
+    /// End the program after so many seconds (exit code 124)
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+    /// The software device's environment (made by `sire software-env DIR`)
+    #[arg(long, value_name = "DIR", env = "SIRE_SOFTWARE_ENV")]
+    pub env: Option<PathBuf>,
+    /// The figures as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Started anew in the environment
+    #[arg(long, hide = true)]
+    pub inside: bool,
+    /// The program and its arguments
+    #[arg(last = true, value_name = "CMD", required = true)]
+    pub command: Vec<OsString>,
 }
 
 /// Options of `sire doctor`.

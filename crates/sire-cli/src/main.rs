@@ -6,11 +6,14 @@ mod doctor;
 mod environment;
 mod failure;
 mod files;
+mod gpu;
 mod library;
 mod output;
 mod path;
+mod probe;
 mod process;
 mod replay;
+mod reserve;
 mod run;
 mod software_env;
 
@@ -29,7 +32,9 @@ fn main() -> ExitCode {
         Command::Replay(options) => replay::replay(&options),
         Command::Doctor(options) => doctor::doctor(&options),
         Command::SoftwareEnv(options) => software_env::software_env(&options),
-        Command::Probe { subject } => doctor::probe::answer(subject),
+        Command::Reserve(options) => reserve::reserve(&options),
+        Command::Probe(options) => probe::probe(&options),
+        Command::Look { subject } => doctor::probe::answer(subject),
     };
     result.unwrap_or_else(|failure: Failure| {
         output::error(&failure.to_string());

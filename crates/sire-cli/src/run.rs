@@ -1,5 +1,6 @@
 //! `sire run`: the variables that put Sire under a program, applied to it or printed.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
 
 /// The device's part. `auto` takes a GPU if its driver works, else the software device if its environment is known.
 fn device(options: &RunOptions) -> Result<Changes, Failure> {
-    let environment = options.env.clone().or_else(|| environment_of(options));
+    let environment = options.env.clone().or_else(|| environment_of(&options.command));
     match (options.device, environment) {
         (Device::Cuda, _) => cuda(),
         (Device::Software, Some(dir)) => software_env::changes(&dir),
@@ -50,8 +51,8 @@ fn cuda() -> Result<Changes, Failure> {
 }
 
 /// The software-device environment that the program's interpreter lies in, if it is one.
-fn environment_of(options: &RunOptions) -> Option<PathBuf> {
-    let program = Path::new(options.command.first()?);
+pub fn environment_of(command: &[OsString]) -> Option<PathBuf> {
+    let program = Path::new(command.first()?);
     let file = if program.components().count() > 1 {
         program.to_path_buf()
     } else {

@@ -7,11 +7,12 @@ use crate::heap::{Heap, LARGEST};
 use crate::pages::Pages;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
-use crate::raw::Counted;
+use crate::raw::front::Counted;
 use crate::region::{Region, Regions};
 use crate::segments::Segments;
 use crate::settings::Settings;
 use crate::stats;
+use crate::stock::Stock;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::tier::{Tier, Tiers, file::Attached, host::HostTier};
 use crate::trace::{self, Event, Tracer, Verb};
@@ -35,6 +36,9 @@ mod outside;
 mod standing;
 pub use standing::MadeWay;
 
+mod stocking;
+pub use crate::stock::Stocked;
+
 /// The engine: one per process. All functions may be called from any thread.
 #[derive(Debug)]
 pub struct Engine {
@@ -51,13 +55,14 @@ impl Engine {
     #[must_use]
     pub fn new(driver: Arc<dyn Driver>, config: Config) -> Engine {
         let calls = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let driver: Arc<dyn Driver> = Arc::new(Counted::new(driver, Arc::clone(&calls)));
+        let stock = Arc::new(Stock::new(Arc::new(Counted::new(driver, Arc::clone(&calls)))));
+        let driver: Arc<dyn Driver> = stock.clone();
         let settings = Arc::new(Settings::new(config));
         let machine = Arc::new(Machine {
             settings: Arc::clone(&settings),
             regions: Regions::default(),
             host: Arc::new(HostTier::new(Arc::clone(&driver), Arc::clone(&settings))),
-            heap: Heap::new(Arc::clone(&driver), Arc::clone(&settings)),
+            heap: Heap::new(stock, Arc::clone(&settings)),
             tiers: Tiers::new(settings),
             lanes: Lanes::new(driver),
             pages: Pages::default(),

@@ -16,6 +16,7 @@
 //! policy                    who makes way: a pure function
 //! pages                     which pages of content host memory has already
 //! tier                      where backups are: host memory, disk, files, tiers from outside
+//! stock                     memory that the process owns ahead of its need: a driver in front of the driver
 //! raw                       the only module with unsafe code: host pages, copies, the kernel's queue for files
 //! driver                    the trait: what the engine asks of a GPU
 //! digest                    what tells pages of content apart: the definition of the hash
@@ -46,6 +47,7 @@ mod region;
 mod registry;
 mod settings;
 mod stats;
+mod stock;
 mod sync;
 mod terms;
 mod transfer;

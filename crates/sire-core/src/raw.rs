@@ -1,4 +1,4 @@
-//! The fence: the only files of the engine with unsafe code are this one and [`ring`]. Here are host pages that may be registered with the
+//! The fence: the only files of the engine with unsafe code are this one, [`ring`] and [`front`]. Here are host pages that may be registered with the
 //! driver, copies between them and the device, and the system calls that the standard library lacks.
 //!
 //! What makes copies sound: a [`Span`] keeps its pages mapped; a [`Flight`] holds the span of a copy that is
@@ -9,20 +9,18 @@
 //! ([`pages`](crate::pages)) is lent, and what is lent is only read.
 #![allow(unsafe_code)]
 
+pub(crate) mod front;
 pub(crate) mod ring;
 
 use crate::digest::Digest;
-use crate::driver::{
-    Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Properties, Stream,
-};
+use crate::driver::{Addr, Driver, DriverError, DriverErrorKind, DriverResult, Stream};
 use crate::error::Result;
 use crate::sync::{Mutex, lock};
 use memmap2::{Advice, MmapMut, MmapRaw};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Huge pages are this large; pages start at a multiple of it.
@@ -469,84 +467,6 @@ pub(crate) fn punch(file: &std::fs::File, at: u64, len: u64) -> io::Result<()> {
     // SAFETY: the descriptor is open (`file` is borrowed); the call touches no memory of ours.
     let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, at, len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// A driver that counts its calls.
-#[derive(Debug)]
-pub(crate) struct Counted {
-    inner: Arc<dyn Driver>,
-    calls: Arc<AtomicU64>,
-}
-
-impl Counted {
-    /// Wraps `inner`; every call adds one to `calls`.
-    pub(crate) fn new(inner: Arc<dyn Driver>, calls: Arc<AtomicU64>) -> Counted {
-        Counted { inner, calls }
-    }
-
-    fn count(&self) -> &dyn Driver {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        &*self.inner
-    }
-}
-
-macro_rules! counted {
-    ($($verb:ident($($name:ident: $kind:ty),*) -> $out:ty;)*) => {
-        $(fn $verb(&self, $($name: $kind),*) -> DriverResult<$out> { self.count().$verb($($name),*) })*
-    };
-}
-
-impl Driver for Counted {
-    counted! {
-        device_count() -> u32;
-        granularity(device: Device) -> u64;
-        memory_info(device: Device) -> MemoryInfo;
-        can_access_peer(device: Device, peer: Device) -> bool;
-        reserve(size: u64, align: u64) -> Addr;
-        unreserve(addr: Addr, size: u64) -> ();
-        create(device: Device, size: u64) -> Physical;
-        create_with(device: Device, size: u64, properties: Properties) -> Physical;
-        release(physical: Physical) -> ();
-        map(addr: Addr, size: u64, physical: Physical) -> ();
-        unmap(addr: Addr, size: u64) -> ();
-        set_access(addr: Addr, size: u64, access: &[Access]) -> ();
-        synchronize(device: Device) -> ();
-        is_capturing(device: Device, stream: ProgramStream) -> bool;
-        open_stream(device: Device) -> Stream;
-        close_stream(stream: Stream) -> ();
-        open_event(device: Device) -> Event;
-        close_event(event: Event) -> ();
-        record(event: Event, stream: Stream) -> ();
-        record_on(event: Event, stream: ProgramStream) -> ();
-        wait(event: Event) -> ();
-        query(event: Event) -> bool;
-        fill(stream: Stream, dst: Addr, len: u64, byte: u8) -> ();
-        unregister_host(ptr: *mut u8) -> ();
-    }
-
-    fn host_node(&self, device: Device) -> Option<u32> {
-        self.inner.host_node(device)
-    }
-
-    unsafe fn copy_to_host(&self, stream: Stream, dst: *mut u8, src: Addr, len: u64) -> DriverResult<()> {
-        // SAFETY: the caller's promise is passed on unchanged.
-        unsafe { self.count().copy_to_host(stream, dst, src, len) }
-    }
-
-    unsafe fn copy_to_device(&self, stream: Stream, dst: Addr, src: *const u8, len: u64) -> DriverResult<()> {
-        // SAFETY: the caller's promise is passed on unchanged.
-        unsafe { self.count().copy_to_device(stream, dst, src, len) }
-    }
-
-    unsafe fn hash(&self, stream: Stream, src: Addr, len: u64, page: u64, out: *mut Digest) -> DriverResult<()> {
-        // SAFETY: the caller's promise is passed on unchanged.
-        unsafe { self.count().hash(stream, src, len, page, out) }
-    }
-
-    unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {
-        // SAFETY: the caller's promise is passed on unchanged.
-        unsafe { self.count().register_host(ptr, len) }
-    }
 }
 
 /// Pages that stay for as long as a span of them, for tests.

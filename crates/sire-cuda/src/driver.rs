@@ -108,6 +108,19 @@ impl CudaDriver {
         format!("CUDA {}.{} from {}", self.version / 1000, self.version % 1000 / 10, self.loaded.origin)
     }
 
+    /// The UUID of the physical device (or of its MIG instance), the same in every process whatever ordinal it has there: `GPU-` and five groups
+    /// of hexadecimal digits.
+    ///
+    /// # Errors
+    /// `Invalid` for a device that does not exist; the driver's own.
+    pub fn uuid(&self, device: Device) -> DriverResult<String> {
+        let handle = self.device("uuid", device)?.handle;
+        let mut bytes = [0u8; 16];
+        call!(self, "uuid", device_get_uuid(&raw mut bytes, handle), "asking the UUID of {device}")?;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+    }
+
     /// How many driver calls this value has made.
     #[must_use]
     pub fn calls(&self) -> u64 {

@@ -109,8 +109,8 @@ thread_local! {
 
 /// What becomes of the look-up that code at `caller` makes.
 unsafe extern "C" fn judge(handle: *mut c_void, name: *const c_char, caller: usize) -> Verdict {
-    // RTLD_NEXT is what other interposers call; RTLD_DEFAULT finds our exported function by itself.
-    if name.is_null() || handle == libc::RTLD_NEXT || handle == libc::RTLD_DEFAULT {
+    // RTLD_NEXT is what other interposers call: what they find is not for us to change.
+    if name.is_null() || handle == libc::RTLD_NEXT {
         return Verdict::pass_on();
     }
     // SAFETY: not null, so by the caller's contract NUL-terminated.
@@ -119,6 +119,11 @@ unsafe extern "C" fn judge(handle: *mut c_void, name: *const c_char, caller: usi
         return Verdict::is(judge as *mut c_void);
     }
     let Some(function) = names::find(name) else { return Verdict::pass_on() };
+    // RTLD_DEFAULT finds our exported function by itself.
+    if handle == libc::RTLD_DEFAULT {
+        let absent = is_only_ours(handle, name, caller);
+        return if absent { Verdict::is(nothing(name)) } else { Verdict::pass_on() };
+    }
     if INSIDE.with(|inside| inside.replace(true)) {
         // Another interposer's dlsym, which we have called, asks the first dlsym again: no further round.
         // SAFETY: the program's own arguments, as it passed them.
@@ -130,6 +135,19 @@ unsafe extern "C" fn judge(handle: *mut c_void, name: *const c_char, caller: usi
     Verdict::is(found)
 }
 
+/// Whether `handle` finds our exported function although nobody behind us has one: programs ask so whether there is a driver.
+fn is_only_ours(handle: *mut c_void, name: &CStr, caller: usize) -> bool {
+    // SAFETY: the program's own handle, and a name of the table.
+    let found = unsafe { next::last_dlsym()(handle, name.as_ptr()) };
+    next::base_of(found as usize) == next::own_base() && next::definition(name, caller).is_null()
+}
+
+/// Finds nothing, and leaves the message that `dlerror` then has.
+fn nothing(name: &CStr) -> *mut c_void {
+    // SAFETY: the handle is the loader's. Nobody behind us has the name.
+    unsafe { next::last_dlsym()(libc::RTLD_NEXT, name.as_ptr()) }
+}
+
 /// What `handle` has under `name`, or Sire's function in its place.
 unsafe fn looked_up(handle: *mut c_void, name: &CStr, caller: usize) -> *mut c_void {
     // SAFETY: the program's own handle and one of its names.
@@ -138,8 +156,11 @@ unsafe fn looked_up(handle: *mut c_void, name: &CStr, caller: usize) -> *mut c_v
         return found;
     }
     let (asking, holding) = (Some(next::base_of(caller)), Some(next::base_of(found as usize)));
-    // A library that looks for its own functions, and Sire itself, get what is there; so does who has found us already.
-    if asking == holding || holding == Some(next::own_base()) || [asking, holding].contains(&sire::base()) {
+    if holding == Some(next::own_base()) {
+        return if next::definition(name, caller).is_null() { nothing(name) } else { found };
+    }
+    // A library that looks for its own functions, and Sire itself, get what is there.
+    if asking == holding || [asking, holding].contains(&sire::base()) {
         return found;
     }
     sire::answer(name, found, caller, Found::LookedUp)

@@ -33,7 +33,10 @@ impl Desk {
     pub(crate) fn open(path: &Path) -> Result<Desk> {
         for _ in 0..100 {
             match open_existing(path) {
-                Ok(file) => return Desk::checked(file, path),
+                Ok(file) => match Desk::checked(file, path) {
+                    Err(Error::Foreign { .. }) if remove_wreck(path)? => {}
+                    checked => return checked,
+                },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
                 Err(error) => return Err(Error::io("open the ledger", path, error)),
             }
@@ -82,6 +85,11 @@ impl Desk {
         let read = self.file.read_exact_at(&mut bytes, at(slot, 0));
         read.map_err(|error| Error::io("read the ledger", &self.path, error))?;
         Ok(bytes)
+    }
+
+    /// Makes the slot one that was never written. Its lock must be held.
+    pub(crate) fn wipe(&self, slot: u32) -> Result<()> {
+        (0..2).try_for_each(|copy| self.write(slot, copy, &[0; layout::COPY]))
     }
 
     /// Writes one copy of one slot's record.
@@ -165,6 +173,38 @@ fn range(byte: i64, kind: i32) -> libc::flock {
 fn open_existing(path: &Path) -> io::Result<Description> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     forks::open(&name, libc::O_NOFOLLOW | libc::O_NONBLOCK)
+}
+
+/// Removes a damaged ledger if it is of our layout, this user's own, and nobody has a lock in it: then nothing in it counts any more. Whoever
+/// opened it before meets another file when it joins, and is told so.
+fn remove_wreck(path: &Path) -> Result<bool> {
+    let failed = |error| Error::io("look at the damaged ledger", path, error);
+    let file = open_existing(path).map_err(failed)?;
+    let info = file.metadata().map_err(failed)?;
+    if !info.is_file() || info.uid() != own_user() {
+        return Ok(false);
+    }
+    let mut header = [0; layout::HEADER_USED];
+    let read = file.read_at(&mut header, 0).map_err(failed)?;
+    let mut all = range(0, libc::F_WRLCK);
+    all.l_len = 0;
+    // SAFETY: as in `is_taken`; a length of 0 means all bytes.
+    let mut is_empty = || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &mut all) } == 0;
+    if !layout::is_wreck(&header[..read]) || !is_empty() {
+        return Ok(false);
+    }
+    // Held until the name is gone, so that nobody joins meanwhile; and only if the name is still this file's.
+    let is_same = open_existing(path).and_then(|now| Ok(id(&now)? == id(&file)?)).map_err(failed)?;
+    if is_same {
+        fs::remove_file(path).map_err(|error| Error::io("remove the damaged ledger", path, error))?;
+    }
+    Ok(is_same)
+}
+
+/// The user of this process.
+pub(crate) fn own_user() -> u32 {
+    // SAFETY: geteuid touches no memory and cannot fail.
+    unsafe { libc::geteuid() }
 }
 
 /// Makes the file under another name, whole and with all its blocks, and gives it its name only then; whoever is first wins.

@@ -118,6 +118,12 @@ pub fn check_header(bytes: &[u8]) -> Result<(), String> {
     if bytes.get(..HEADER_USED) == Some(&header()) { Ok(()) } else { Err("its header is damaged".into()) }
 }
 
+/// Whether a file that was refused, and begins so, is a damaged ledger of this layout or of an older one, and not somebody else's file or a newer one.
+#[must_use]
+pub fn is_wreck(bytes: &[u8]) -> bool {
+    bytes.get(..8) == Some(MAGIC) && u32_at(bytes, 8).is_none_or(|version| version <= VERSION)
+}
+
 /// One copy of a record.
 #[must_use]
 pub fn encode(record: &Record) -> [u8; COPY] {

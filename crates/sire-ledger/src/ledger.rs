@@ -3,12 +3,12 @@
 //! Only taking a reservation needs the desk (a lock that all share); whatever makes room is written at once.
 
 use crate::error::{Error, Result};
-use crate::file::Desk;
+use crate::file::{Desk, own_user};
 use crate::layout::{self, Record, SLOTS, State};
-use crate::turn::{self, Other, Verdict};
+use crate::turn::{self, Other, Verdict, Want};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long to try to sit down before another process counts as stuck.
@@ -59,9 +59,13 @@ pub struct Entry {
     pub ticket: u64,
 }
 
-/// One GPU's ledger. May be used from any thread.
+/// One GPU's ledger. May be used from any thread; a clone is the same one.
+#[derive(Clone, Debug)]
+pub struct Ledger(Arc<Table>);
+
+/// What a ledger and its members share.
 #[derive(Debug)]
-pub struct Ledger {
+struct Table {
     desk: Desk,
     /// For each waiting slot: its last (ticket, looks), and when that changed by our clock.
     seen: Mutex<HashMap<u32, (u64, u32, Instant)>>,
@@ -71,8 +75,8 @@ pub struct Ledger {
 
 /// One slot of a ledger: what it holds is given back when it is dropped, or its process ends.
 #[derive(Debug)]
-pub struct Member<'a> {
-    ledger: &'a Ledger,
+pub struct Member {
+    ledger: Arc<Table>,
     desk: Desk,
     slot: u32,
     record: Mutex<Record>,
@@ -87,12 +91,13 @@ impl Ledger {
     /// use the same directory, whoever they are and in whatever container.
     ///
     /// # Errors
-    /// `Io`; `Foreign` if something else has the file's name, which is left as it is.
+    /// `Io`; `Foreign` if something else has the file's name, which is left as it is. A damaged ledger of this layout is made anew if it is the
+    /// caller's own and nobody is in it, and `Foreign` otherwise.
     pub fn open(dir: &Path, gpu: &str) -> Result<Ledger> {
         let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
         let name: String = gpu.chars().map(plain).take(120).collect();
         let desk = Desk::open(&dir.join(format!("sire-ledger-{name}")))?;
-        Ok(Ledger { desk, seen: Mutex::default(), thread: Mutex::new(()) })
+        Ok(Ledger(Arc::new(Table { desk, seen: Mutex::default(), thread: Mutex::new(()) })))
     }
 
     /// Every living member, by slot. Needs no lock and disturbs nobody.
@@ -100,7 +105,7 @@ impl Ledger {
     /// # Errors
     /// `Io`; `Forked` in a child of the process that opened it.
     pub fn entries(&self) -> Result<Vec<Entry>> {
-        let living = self.living()?;
+        let living = self.0.living()?;
         Ok(living
             .into_iter()
             .map(|(slot, r)| Entry {
@@ -120,20 +125,24 @@ impl Ledger {
     ///
     /// # Errors
     /// `Full`, `Io`, `Foreign` if the file was replaced meanwhile, `Forked`.
-    pub fn join(&self) -> Result<Member<'_>> {
-        self.desk.is_ours()?;
-        let desk = self.desk.again()?;
+    pub fn join(&self) -> Result<Member> {
+        self.0.desk.is_ours()?;
+        let desk = self.0.desk.again()?;
         for slot in 0..SLOTS {
             if desk.take_slot(slot)? {
-                let mine = Record { uid: user(), pid: std::process::id(), started: started(), ..Record::default() };
-                let member = Member { ledger: self, desk, slot, record: Mutex::new(mine) };
+                // Whatever was written there before, by whomever, is not to be taken for ours.
+                desk.wipe(slot)?;
+                let mine = Record { uid: own_user(), pid: std::process::id(), started: started(), ..Record::default() };
+                let member = Member { ledger: Arc::clone(&self.0), desk, slot, record: Mutex::new(mine) };
                 member.change(|_| {})?;
                 return Ok(member);
             }
         }
         Err(Error::Full { slots: SLOTS })
     }
+}
 
+impl Table {
     /// The records of the slots that somebody lives in.
     fn living(&self) -> Result<Vec<(u32, Record)>> {
         self.desk.is_ours()?;
@@ -183,22 +192,23 @@ impl Ledger {
     }
 }
 
-impl Member<'_> {
-    /// Waits for its turn and for room, and takes `bytes`. `memory` asks the driver. What the member held before is let go first,
-    /// unless it is as much already.
+impl Member {
+    /// Waits for its turn and for room, and takes what is wanted; returns how many bytes that are. `memory` asks the driver. What the member
+    /// held before is let go first.
     ///
     /// # Errors
     /// `TooLarge` at once; `TimedOut`, `Cancelled`, `Stuck`, `Io`, `Forked`: then nothing is reserved.
-    pub fn reserve(&self, bytes: u64, memory: &dyn Fn() -> Option<Memory>, patience: Patience<'_>) -> Result<()> {
+    pub fn reserve(&self, want: Want, memory: &dyn Fn() -> Option<Memory>, patience: Patience<'_>) -> Result<u64> {
         let total = memory().map_or(u64::MAX, |memory| memory.total);
+        let bytes = want.at_least();
         if bytes > total {
             return Err(Error::TooLarge { wanted: bytes, total });
         }
         let begun = Instant::now();
         self.queue(bytes)?;
         let outcome = loop {
-            let verdict = match self.look(bytes, memory) {
-                Ok(Verdict::Take) => break Ok(()),
+            let verdict = match self.look(want, memory) {
+                Ok(Verdict::Take(bytes)) => break Ok(bytes),
                 Ok(verdict) => verdict,
                 Err(error) => break Err(error),
             };
@@ -220,8 +230,7 @@ impl Member<'_> {
     /// Takes the last place in the queue.
     fn queue(&self, bytes: u64) -> Result<()> {
         self.ledger.at_the_desk(|| {
-            let last = (0..SLOTS).map(|slot| Ok(layout::newest(&self.desk.read(slot)?).0.map_or(0, |r| r.ticket)));
-            let last = last.collect::<Result<Vec<u64>>>()?.into_iter().max().unwrap_or(0);
+            let last = self.ledger.living()?.iter().map(|(_, record)| record.ticket).max().unwrap_or(0);
             self.change(|r| {
                 *r = Record { state: State::Waiting, ticket: last.saturating_add(1), bytes, owned: 0, ..*r }
             })
@@ -229,13 +238,16 @@ impl Member<'_> {
     }
 
     /// Looks once, and takes the bytes if it may.
-    fn look(&self, bytes: u64, memory: &dyn Fn() -> Option<Memory>) -> Result<Verdict> {
+    fn look(&self, want: Want, memory: &dyn Fn() -> Option<Memory>) -> Result<Verdict> {
         self.ledger.at_the_desk(|| {
             let ticket = locked(&self.record).ticket;
             let (others, free) = self.agreed(memory)?;
-            let verdict = turn::verdict(ticket, bytes, &others, free);
-            let state = if verdict == Verdict::Take { State::Holding } else { State::Waiting };
-            self.change(|r| *r = Record { state, looks: r.looks.wrapping_add(1), ..*r })?;
+            let verdict = turn::verdict(ticket, want, &others, free);
+            let (state, bytes) = match verdict {
+                Verdict::Take(bytes) => (State::Holding, bytes),
+                _ => (State::Waiting, want.at_least()),
+            };
+            self.change(|r| *r = Record { state, bytes, looks: r.looks.wrapping_add(1), ..*r })?;
             Ok(verdict)
         })
     }
@@ -302,7 +314,7 @@ impl Member<'_> {
     }
 }
 
-impl Drop for Member<'_> {
+impl Drop for Member {
     fn drop(&mut self) {
         // Best effort: the lock goes with the descriptor, and it is the lock that counts.
         let _ = self.release();
@@ -311,17 +323,13 @@ impl Drop for Member<'_> {
 
 fn explain(verdict: Verdict) -> String {
     match verdict {
-        Verdict::Take => "it was granted".into(),
+        Verdict::Take(_) => "it was granted".into(),
+        Verdict::Shared(1) => "one other process holds a reservation".into(),
+        Verdict::Shared(others) => format!("{others} other reservations are held"),
         Verdict::Behind(1) => "one other process came first and still waits".into(),
         Verdict::Behind(ahead) => format!("{ahead} other processes came first and still wait"),
         Verdict::Short(missing) => format!("{missing} bytes are missing: others own or have reserved them"),
     }
-}
-
-/// The user of this process.
-fn user() -> u32 {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self").map_or(u32::MAX, |info| info.uid())
 }
 
 /// When this process started, in clock ticks since boot; 0 if the system does not say. For people, not for decisions.

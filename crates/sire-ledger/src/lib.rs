@@ -22,3 +22,4 @@ pub mod turn;
 
 pub use error::{Error, Result};
 pub use ledger::{Entry, Ledger, Member, Memory, Patience};
+pub use turn::Want;

@@ -21,11 +21,36 @@ pub struct Other {
     pub silent: bool,
 }
 
+/// What a newcomer wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// So many bytes.
+    Bytes(u64),
+    /// The device for itself: nobody else holds a reservation, and everything that is free but so many bytes.
+    Rest {
+        /// Bytes that stay free.
+        margin: u64,
+    },
+}
+
+impl Want {
+    /// The fewest bytes that would do.
+    #[must_use]
+    pub const fn at_least(self) -> u64 {
+        match self {
+            Want::Bytes(bytes) => bytes,
+            Want::Rest { .. } => 0,
+        }
+    }
+}
+
 /// What the answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The bytes are yours.
-    Take,
+    /// So many bytes are yours.
+    Take(u64),
+    /// You want the device for yourself, and so many others hold reservations.
+    Shared(usize),
     /// So many came first and still wait.
     Behind(usize),
     /// It is your turn, but so many bytes are missing.
@@ -39,16 +64,19 @@ pub fn available(others: &[Other], free: u64) -> u64 {
     holding.fold(free, |left, other| left.saturating_sub(other.bytes.saturating_sub(other.owned)))
 }
 
-/// Whether the holder of `ticket` may have `wanted` bytes now.
+/// Whether the holder of `ticket` may have what it wants now.
 #[must_use]
-pub fn verdict(ticket: u64, wanted: u64, others: &[Other], free: u64) -> Verdict {
+pub fn verdict(ticket: u64, want: Want, others: &[Other], free: u64) -> Verdict {
     let before = |other: &&Other| other.state == State::Waiting && !other.silent && other.ticket < ticket;
-    match others.iter().filter(before).count() {
-        0 => match wanted.saturating_sub(available(others, free)) {
-            0 => Verdict::Take,
-            missing => Verdict::Short(missing),
-        },
-        ahead => Verdict::Behind(ahead),
+    let ahead = others.iter().filter(before).count();
+    let holding = others.iter().filter(|other| other.state == State::Holding).count();
+    let available = available(others, free);
+    match want {
+        _ if ahead > 0 => Verdict::Behind(ahead),
+        Want::Bytes(bytes) if bytes <= available => Verdict::Take(bytes),
+        Want::Bytes(bytes) => Verdict::Short(bytes - available),
+        Want::Rest { .. } if holding > 0 => Verdict::Shared(holding),
+        Want::Rest { margin } => Verdict::Take(available.saturating_sub(margin)),
     }
 }
 
@@ -66,17 +94,27 @@ mod tests {
         let others = [other(State::Holding, 1, 60, 20), other(State::Holding, 2, 10, 30), other(State::Idle, 3, 99, 0)];
         // The driver's figure has the 20 and the 30 in it already; 40 more are promised.
         assert_eq!(available(&others, 50), 10);
-        assert_eq!(verdict(9, 10, &others, 50), Verdict::Take);
-        assert_eq!(verdict(9, 11, &others, 50), Verdict::Short(1));
+        assert_eq!(verdict(9, Want::Bytes(10), &others, 50), Verdict::Take(10));
+        assert_eq!(verdict(9, Want::Bytes(11), &others, 50), Verdict::Short(1));
     }
 
     #[test]
     fn the_first_is_served_first_unless_it_sleeps() {
         let mut first = other(State::Waiting, 1, 1000, 0);
-        assert_eq!(verdict(2, 1, &[first], 50), Verdict::Behind(1));
+        assert_eq!(verdict(2, Want::Bytes(1), &[first], 50), Verdict::Behind(1));
         first.silent = true;
-        assert_eq!(verdict(2, 1, &[first], 50), Verdict::Take);
-        assert_eq!(verdict(1, 1, &[other(State::Waiting, 2, 1, 0)], 50), Verdict::Take);
+        assert_eq!(verdict(2, Want::Bytes(1), &[first], 50), Verdict::Take(1));
+        assert_eq!(verdict(1, Want::Bytes(1), &[other(State::Waiting, 2, 1, 0)], 50), Verdict::Take(1));
+    }
+
+    #[test]
+    fn who_wants_the_device_for_itself_gets_what_is_left_of_it() {
+        let rest = Want::Rest { margin: 8 };
+        assert_eq!(verdict(9, rest, &[], 50), Verdict::Take(42));
+        assert_eq!(verdict(9, rest, &[], 5), Verdict::Take(0));
+        assert_eq!(verdict(9, rest, &[other(State::Idle, 1, 10, 0)], 50), Verdict::Take(42));
+        assert_eq!(verdict(9, rest, &[other(State::Holding, 1, 10, 10)], 50), Verdict::Shared(1));
+        assert_eq!(verdict(9, rest, &[other(State::Waiting, 1, 10, 0)], 50), Verdict::Behind(1));
     }
 
     /// The naive twin: members arrive, take, allocate and leave on a model device, and nothing is ever promised twice.
@@ -114,7 +152,8 @@ mod tests {
                 for index in 0..members.len() {
                     let me = members[index];
                     let others: Vec<Other> = members.iter().enumerate().filter(|(at, _)| *at != index).map(|(_, m)| *m).collect();
-                    if me.state == State::Waiting && verdict(me.ticket, me.bytes, &others, free) == Verdict::Take {
+                    let want = Want::Bytes(me.bytes);
+                    if me.state == State::Waiting && verdict(me.ticket, want, &others, free) == Verdict::Take(me.bytes) {
                         members[index].state = State::Holding;
                     }
                 }

@@ -1,7 +1,7 @@
 //! Files that are not ledgers, ledgers that others have written to, and users that must not be kept out.
 
 use sire_ledger::layout::{self, Record, State};
-use sire_ledger::{Error, Ledger, Memory, Patience};
+use sire_ledger::{Error, Ledger, Memory, Patience, Want};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -41,6 +41,43 @@ fn what_is_no_ledger_is_refused_and_left_alone() -> Outcome {
 }
 
 #[test]
+fn a_wreck_is_made_anew_unless_somebody_is_in_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("sire-ledger-GPU-1");
+    let damage = |at: u64| std::fs::OpenOptions::new().write(true).open(&path)?.write_all_at(&[0xff], at);
+    let member = Ledger::open(dir.path(), "GPU-1")?.join()?;
+    member.reserve(Want::Bytes(60), &full, NOW)?;
+    damage(20)?;
+    assert!(refused(dir.path()).contains("header is damaged"), "{}", refused(dir.path()));
+    drop(member);
+    let before = Ledger::open(dir.path(), "GPU-1")?;
+    for harm in [20, layout::FILE] {
+        damage(harm)?;
+        assert_eq!(Ledger::open(dir.path(), "GPU-1")?.join()?.reserve(Want::Bytes(100), &full, NOW)?, 100);
+    }
+    std::fs::OpenOptions::new().write(true).open(&path)?.set_len(9)?;
+    Ledger::open(dir.path(), "GPU-1")?.join()?;
+    assert!(matches!(before.join(), Err(Error::Foreign { .. })), "two ledgers of one GPU at once");
+    Ok(())
+}
+
+#[test]
+fn what_others_left_in_a_slot_is_not_taken_for_the_next_ones() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("sire-ledger-GPU-1"))?;
+    let lie = Record { sequence: u64::MAX, state: State::Holding, bytes: u64::MAX, ..Record::default() };
+    file.write_all_at(&layout::encode(&lie), layout::HEADER)?;
+    file.write_all_at(&layout::encode(&lie), layout::HEADER + layout::COPY as u64)?;
+    let member = ledger.join()?;
+    let entries = ledger.entries()?;
+    assert_eq!((entries[0].slot, entries[0].state, entries[0].bytes), (0, State::Idle, 0));
+    assert_eq!(member.reserve(Want::Rest { margin: 1 }, &full, NOW)?, 99);
+    assert_eq!(ledger.entries()?[0].bytes, 99);
+    Ok(())
+}
+
+#[test]
 fn links_and_pipes_are_not_followed() -> Outcome {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("sire-ledger-GPU-1");
@@ -67,7 +104,7 @@ fn what_a_hostile_user_writes_costs_at_most_a_place() -> Outcome {
     file.write_all_at(&layout::encode(&lie), layout::HEADER + 5 * layout::SLOT)?;
     assert!(ledger.entries()?.is_empty(), "only who lives is counted");
     let member = ledger.join()?;
-    member.reserve(100, &full, NOW)?;
+    member.reserve(Want::Bytes(100), &full, NOW)?;
     // Noise over every slot: our own next change makes our record whole again.
     file.write_all_at(&vec![0xa5; (layout::FILE - layout::HEADER) as usize], layout::HEADER)?;
     assert!(ledger.entries()?.is_empty());
@@ -76,7 +113,7 @@ fn what_a_hostile_user_writes_costs_at_most_a_place() -> Outcome {
     // The highest ticket there is: later ones do not overflow, and are still served.
     let last = Record { sequence: 1, state: State::Idle, ticket: u64::MAX, ..Record::default() };
     file.write_all_at(&layout::encode(&last), layout::HEADER + 9 * layout::SLOT)?;
-    member.reserve(100, &full, NOW)?;
+    member.reserve(Want::Bytes(100), &full, NOW)?;
     // Cut short while in use: an error, not a signal.
     file.set_len(layout::HEADER)?;
     assert!(matches!(member.shrink(1), Err(Error::Io { .. })) && matches!(ledger.entries(), Err(Error::Io { .. })));
@@ -107,5 +144,31 @@ fn a_full_ledger_says_so() -> Outcome {
     assert!(matches!(ledger.join(), Err(Error::Full { slots: 256 })));
     drop(members);
     ledger.join()?;
+    Ok(())
+}
+
+/// What coverage-guided fuzzing starts from (`fuzz/fuzz_targets/ledger.rs`), as an ordinary test: as whole files, and as slots.
+#[test]
+fn files_of_the_corpus_are_refused_or_read() -> Outcome {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/ledger");
+    let files = std::fs::read_dir(&corpus)?.collect::<Result<Vec<_>, _>>()?;
+    assert!(files.len() >= 6, "{} files in {}", files.len(), corpus.display());
+    for file in files {
+        let bytes = std::fs::read(file.path())?;
+        let mut whole = vec![0; layout::FILE as usize];
+        whole[..layout::HEADER_USED].copy_from_slice(&layout::header());
+        whole[layout::HEADER as usize..].iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+        for content in [&bytes, &whole] {
+            let dir = tempfile::tempdir()?;
+            std::fs::write(dir.path().join("sire-ledger-GPU-1"), content)?;
+            match Ledger::open(dir.path(), "GPU-1") {
+                Ok(ledger) => {
+                    assert!(ledger.entries()?.is_empty(), "{:?}: nobody lives there", file.path());
+                    assert_eq!(ledger.join()?.reserve(Want::Bytes(100), &full, NOW)?, 100, "{:?}", file.path());
+                }
+                Err(error) => assert!(content.len() != whole.len() || bytes == *content, "{:?}: {error}", file.path()),
+            }
+        }
+    }
     Ok(())
 }

@@ -153,6 +153,18 @@ class LibraryNotFoundError(SireError, ImportError):
     status = 15
 
 
+class ReservationTimeoutError(BusyError, TimeoutError):
+    """A reservation was not to be had in the time given; nothing is reserved."""
+
+
+class ProbeError(SireError):
+    """A probe did not come to its end; the message has what its process said."""
+
+
+class ProbeTimeoutError(ProbeError, TimeoutError):
+    """A probe took too long, and its process was ended."""
+
+
 _BY_STATUS: dict[int, type[SireError]] = {
     kind.status: kind
     for kind in (

@@ -119,6 +119,26 @@ class _Budget(ctypes.Structure):
     ]
 
 
+class _ReserveOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("bytes", c_uint64),
+        ("margin_bytes", c_uint64),
+        ("timeout_seconds", c_double),
+        ("fence", c_int32),
+        ("directory", c_char_p),
+    ]
+
+
+class _ReservationReport(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("reserved_bytes", c_uint64),
+        ("fenced_bytes", c_uint64),
+        ("unused_bytes", c_uint64),
+    ]
+
+
 @dataclass(frozen=True)
 class Allocation:
     """What the library knows about the allocation that holds an address."""
@@ -173,6 +193,12 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_unlease": [c_char_p],
     "sire_budget_set": [c_int32, POINTER(_Budget)],
     "sire_make_room": [c_int32, c_size_t, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_reserve": [c_int32, POINTER(_ReserveOptions), POINTER(c_void_p)],
+    "sire_reservation_resize": [c_void_p, c_uint64, c_double, c_int32],
+    "sire_reservation_note_owned": [c_void_p, c_uint64],
+    "sire_reservation_get": [c_void_p, POINTER(_ReservationReport)],
+    "sire_reservation_release": [c_void_p],
+    "sire_reservations_json": [c_int32, c_char_p, c_char_p, c_size_t, POINTER(c_size_t)],
     "sire_allow_peer": [c_int32, c_int32],
     "sire_set_margin": [c_size_t],
     "sire_set_disk_directory": [c_char_p],
@@ -477,6 +503,36 @@ class Library:
         buffer = ctypes.create_string_buffer(_LONGEST_LIST)
         self._call("sire_make_room", device, size, byref(given), buffer, len(buffer), byref(length))
         return given.value, buffer.value.decode(errors="replace").split("\n") if length.value else []
+
+    def reserve(self, device: int, size: int, margin: int, timeout_seconds: float, fence: int) -> int:
+        """Waits for a reservation (size 0: the device for this process alone); its handle, which must be released."""
+        options = _ReserveOptions(ctypes.sizeof(_ReserveOptions), size, margin, timeout_seconds, fence, None)
+        reservation = c_void_p()
+        self._call("sire_reserve", device, byref(options), byref(reservation))
+        return reservation.value or 0
+
+    def reservation_resize(self, reservation: int, size: int, timeout_seconds: float, fence: int) -> None:
+        """Makes a reservation so large in all."""
+        self._call("sire_reservation_resize", reservation, size, timeout_seconds, fence)
+
+    def reservation_note_owned(self, reservation: int, size: int) -> None:
+        """So many bytes of a reservation without a fence are this process's already."""
+        self._call("sire_reservation_note_owned", reservation, size)
+
+    def reservation_get(self, reservation: int) -> tuple[int, int, int]:
+        """Bytes reserved, bytes behind the fence, and bytes that nothing uses yet."""
+        report = _ReservationReport(ctypes.sizeof(_ReservationReport))
+        self._call("sire_reservation_get", reservation, byref(report))
+        return report.reserved_bytes, report.fenced_bytes, report.unused_bytes
+
+    def reservation_release(self, reservation: int) -> None:
+        """Ends it."""
+        self._call("sire_reservation_release", reservation)
+
+    def reservations(self, device: int) -> dict[str, Any]:
+        """The device's UUID, and who has reserved what there."""
+        found: dict[str, Any] = json.loads(self._text("sire_reservations_json", device, None))
+        return found
 
     def cancel(self) -> None:
         """Makes a running pause or resume stop and roll back."""

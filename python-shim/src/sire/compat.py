@@ -5,6 +5,7 @@
     from torch_memory_saver import torch_memory_saver
     from memory_management import auto_manage_model
     from slyce import SlyceModel
+    from torchtools import reserve_gpu_for_training
 
 For processes that one cannot add a line to, the distribution ``sire-torch-memory-saver`` installs the first of these
 modules.
@@ -24,13 +25,21 @@ _THEIRS = "torch_memory_saver"
 _OURS = "sire.torch_memory_saver"
 _SUBMODULES = ("", ".hooks", ".hooks.mode_preload", ".utils", ".testing_utils")
 # These need PyTorch, so that they are imported when they are asked for.
-_LATER = {"memory_management": "sire.memory", "slyce": "sire.slyce", "slyce.models": "sire.slyce.models"}
+_LATER = {
+    "memory_management": "sire.memory",
+    "slyce": "sire.slyce",
+    "slyce.models": "sire.slyce.models",
+    "torchtools": "sire.torchtools",
+    "torchtools.device": "sire.torchtools.device",
+    "torchtools.gpu_lock": "sire.torchtools.gpu_lock",
+    "torchtools.gpu_scheduler": "sire.torchtools.gpu_scheduler",
+}
 
 
 def enable() -> None:
-    """From now on ``torch_memory_saver``, ``memory_management`` and ``slyce`` are `sire.torch_memory_saver`,
-    `sire.memory` and `sire.slyce`. Repeating it is harmless; `sire.UnsupportedError` if one of them is imported
-    already from elsewhere.
+    """From now on ``torch_memory_saver``, ``memory_management``, ``slyce`` and ``torchtools`` are
+    `sire.torch_memory_saver`, `sire.memory`, `sire.slyce` and `sire.torchtools`. Repeating it is harmless;
+    `sire.UnsupportedError` if one of them is imported already from elsewhere.
     """
     for theirs, ours in {_THEIRS: _OURS, **_LATER}.items():
         _refuse_stranger(theirs, ours)

@@ -1,5 +1,5 @@
 //! Looking at things that may crash or hang, each in a child process: the CUDA driver, and a preloaded library. The
-//! child is this same command (`sire probe driver`, `sire probe hook`) and answers with one line of JSON.
+//! child is this same command (`sire look driver`, `sire look hook`) and answers with one line of JSON.
 
 mod cuda;
 mod hook;
@@ -51,7 +51,7 @@ fn print(report: &impl Serialize) -> Result<ExitCode, Failure> {
 fn ask<T: DeserializeOwned>(subject: &str, changes: &Changes) -> Result<T, String> {
     let exe = std::env::current_exe().map_err(|error| format!("could not find this command's own file: {error}"))?;
     let mut command = Command::new(exe);
-    command.args(["probe", subject]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["look", subject]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     changes.apply(&mut command);
     let mut child = command.spawn().map_err(|error| format!("could not start a child process: {error}"))?;
     let status = wait(&mut child).ok_or_else(|| format!("no answer within {} s", PATIENCE.as_secs()))?;

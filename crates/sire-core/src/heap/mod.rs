@@ -17,6 +17,7 @@ use crate::notices::Notices;
 use crate::region::Region;
 use crate::registry::{PAGE, Pages, Registry};
 use crate::settings::Settings;
+use crate::stock::Stock;
 use crate::sync::{Mutex, lock};
 use crate::terms::Request;
 use dashmap::DashMap;
@@ -38,10 +39,21 @@ struct Plan<'a> {
     slab: Option<Slab>,
 }
 
+/// Physical memory of no chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Orphan {
+    pub(crate) device: Device,
+    pub(crate) size: u64,
+    /// It has no properties of the program's.
+    pub(crate) plain: bool,
+    pub(crate) physical: Physical,
+}
+
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub(crate) struct Heap {
     pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) stock: Arc<Stock>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) registry: Registry,
     pub(crate) notices: Notices,
@@ -53,7 +65,7 @@ pub(crate) struct Heap {
     /// Extents that are being read, see [`reading`].
     reading: Mutex<Vec<Arc<Extent>>>,
     /// Physical memory of no chunk, which the driver refused to take back.
-    orphans: Mutex<Vec<Physical>>,
+    orphans: Mutex<Vec<Orphan>>,
     /// Reservations that the program gave back, and which could not go yet.
     left: Mutex<Vec<(Addr, u64)>>,
     /// Dummies behind paused addresses.
@@ -66,9 +78,10 @@ pub(crate) struct Heap {
 
 impl Heap {
     /// An empty heap.
-    pub(crate) fn new(driver: Arc<dyn Driver>, settings: Arc<Settings>) -> Heap {
+    pub(crate) fn new(stock: Arc<Stock>, settings: Arc<Settings>) -> Heap {
         Heap {
-            driver,
+            driver: stock.clone(),
+            stock,
             settings,
             registry: Registry::new(),
             notices: Notices::default(),
@@ -200,20 +213,21 @@ impl Heap {
         Ok(())
     }
 
-    /// Unmaps the chunk and releases its memory. What the driver refuses stays noted in the chunk.
-    pub(crate) fn strip(&self, base: Addr, chunk: &mut Chunk) -> DriverResult<u64> {
+    /// Unmaps the chunk and gives its memory back. What the driver refuses stays noted in the chunk.
+    pub(crate) fn strip(&self, device: Device, base: Addr, chunk: &mut Chunk) -> DriverResult<u64> {
         self.unmap(base, chunk)?;
         let Some(physical) = chunk.physical else { return Ok(0) };
-        self.driver.release(physical)?;
+        self.stock.take_back(device, chunk.size, chunk.properties.is_none(), physical)?;
         chunk.physical = None;
         Ok(chunk.size)
     }
 
-    /// Releases memory of no chunk; false if the driver refused: then a later call tries again.
-    pub(crate) fn release_or_keep(&self, physical: Physical) -> bool {
-        let released = self.driver.release(physical).is_ok();
+    /// Gives memory of no chunk and no mapping back; false if the driver refused: then a later call tries again.
+    pub(crate) fn release_or_keep(&self, orphan: Orphan) -> bool {
+        let Orphan { device, size, plain, physical } = orphan;
+        let released = self.stock.take_back(device, size, plain, physical).is_ok();
         if !released {
-            lock(&self.orphans).push(physical);
+            lock(&self.orphans).push(orphan);
         }
         released
     }
@@ -356,7 +370,7 @@ impl Heap {
         let mut bytes = 0;
         for chunk in chunks.iter_mut() {
             chunk.segments.clear();
-            bytes += self.strip(extent.base, chunk).unwrap_or(0);
+            bytes += self.strip(extent.device, extent.base, chunk).unwrap_or(0);
             // What the driver refuses stays noted in the chunk.
             let _ = self.unveil(extent.device, extent.base, chunk);
         }
@@ -389,8 +403,8 @@ impl Heap {
     /// Finishes what waits in the graveyard. Not to be called during a capture. Returns physical bytes given back.
     pub(crate) fn exhume(&self) -> u64 {
         let orphans = std::mem::take(&mut *lock(&self.orphans));
-        for physical in orphans {
-            self.release_or_keep(physical);
+        for orphan in orphans {
+            self.release_or_keep(orphan);
         }
         self.destroy_dummies();
         let waiting = std::mem::take(&mut *lock(&self.graveyard));

@@ -2,7 +2,7 @@
 //! whose addresses lead to the dummy is *veiled*. A veil is no content and no promise: it is put on after a pause has ended and taken off before memory comes back,
 //! and if the driver refuses either, what is true about the chunk stays true.
 
-use super::Heap;
+use super::{Heap, Orphan};
 use crate::driver::{Access, Addr, Device, DriverResult, Physical};
 use crate::error::Result;
 use crate::extent::{Chunk, Extent};
@@ -13,6 +13,7 @@ use std::collections::HashMap;
 /// Memory behind veils, and an address of its own at which it can be looked at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dummy {
+    pub(crate) device: Device,
     pub(crate) physical: Physical,
     pub(crate) home: Addr,
     pub(crate) size: u64,
@@ -105,9 +106,9 @@ impl Heap {
         let size = self.granularity(device)?;
         let physical = self.driver.create(device, size)?;
         let home = self.driver.reserve(size, PAGE).inspect_err(|_| {
-            self.release_or_keep(physical);
+            self.release_or_keep(Orphan { device, size, plain: true, physical });
         })?;
-        let dummy = Dummy { physical, home, size };
+        let dummy = Dummy { device, physical, home, size };
         if let Err(error) = self.driver.map(home, size, physical) {
             self.forget_dummy(dummy);
             return Err(error.into());
@@ -125,7 +126,8 @@ impl Heap {
 
     /// A dummy that is mapped nowhere goes.
     fn forget_dummy(&self, dummy: Dummy) {
-        self.release_or_keep(dummy.physical);
+        let Dummy { device, physical, size, .. } = dummy;
+        self.release_or_keep(Orphan { device, size, plain: true, physical });
         self.unreserve(dummy.home, dummy.size);
     }
 

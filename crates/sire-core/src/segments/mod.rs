@@ -28,6 +28,7 @@ mod ledger;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
+use crate::heap::Orphan;
 use crate::heap::mappings::Made;
 use crate::region::{InHand, Region};
 use crate::sync::{Mutex, lock};
@@ -181,9 +182,10 @@ impl Segments {
     }
 
     /// Releases what an entry held that is no more. The driver may refuse; then a later call tries again.
-    fn let_go(&self, dropped: Option<State>) {
-        if let Some(State::Loose(physical, _) | State::Stray(physical)) = dropped {
-            self.machine.heap.release_or_keep(physical);
+    fn let_go(&self, dropped: Option<(NewMemory, State)>) {
+        if let Some((memory, State::Loose(physical, _) | State::Stray(physical))) = dropped {
+            let NewMemory { device, size, .. } = memory;
+            self.machine.heap.release_or_keep(Orphan { device, size, plain: false, physical });
         }
     }
 
@@ -410,10 +412,10 @@ impl Table {
     }
 
     /// Ends an entry that has neither references nor a mapping.
-    fn drop_unused(&mut self, handle: Handle) -> Option<State> {
+    fn drop_unused(&mut self, handle: Handle) -> Option<(NewMemory, State)> {
         let entry = self.entries.get(&handle)?;
         let used = entry.references > 0 || matches!(entry.state, State::Mapped(_) | State::Moving);
-        if used { None } else { self.entries.remove(&handle).map(|entry| entry.state) }
+        if used { None } else { self.entries.remove(&handle).map(|entry| (entry.memory, entry.state)) }
     }
 }
 

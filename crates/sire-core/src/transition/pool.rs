@@ -7,7 +7,7 @@
 
 use crate::driver::{Addr, Device, DriverResult, Physical, Properties};
 use crate::extent::{Chunk, Claim, Truth};
-use crate::heap::Heap;
+use crate::heap::{Heap, Orphan};
 use crate::sync::{Condvar, Mutex, lock, wait};
 use std::collections::BTreeMap;
 
@@ -128,7 +128,9 @@ impl<'a> Pool<'a> {
     }
 
     fn release(&self, kind: Kind, physical: Physical) {
-        let released = self.heap.release_or_keep(physical);
+        let plain = kind.properties.is_none();
+        let orphan = Orphan { device: kind.device, size: kind.size, plain, physical };
+        let released = self.heap.release_or_keep(orphan);
         if let (true, Some(credit)) = (released, lock(&self.state).credit.get_mut(&kind.device)) {
             *credit += kind.size;
         }
@@ -170,7 +172,7 @@ impl<'a> Pool<'a> {
             self.changed.notify_all();
             return Ok(Given { released: 0, recycled: kind.size });
         }
-        let released = self.heap.strip(base, chunk)?;
+        let released = self.heap.strip(device, base, chunk)?;
         if let Some(credit) = lock(&self.state).credit.get_mut(&device) {
             *credit += released;
         }

@@ -21,6 +21,7 @@ mod regressions;
 mod segments;
 mod shared;
 mod sim;
+mod stock;
 mod switch;
 mod tend;
 mod tiers;

@@ -1,0 +1,106 @@
+//! A program that runs under our eyes: it gets the signals that we get, ends with us, and what it and its children have of a GPU is added up.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use super::nvml::Gpu;
+use crate::failure::Failure;
+
+/// The program's number, for the handler of signals.
+static PROGRAM: AtomicI32 = AtomicI32::new(0);
+
+/// What people and schedulers send.
+const PASSED_ON: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+extern "C" fn pass_on(signal: libc::c_int) {
+    let program = PROGRAM.load(Ordering::SeqCst);
+    if program > 0 {
+        // SAFETY: async-signal-safe, and takes plain numbers.
+        unsafe { libc::kill(program, signal) };
+    }
+}
+
+/// Starts the program, with these variables beside ours.
+pub fn start(command: &[OsString], variables: &[(&str, String)]) -> Result<Child, Failure> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(
+            Failure::usage("no program was given").advice("Put it behind '--', for example: -- python train.py")
+        );
+    };
+    let parent = std::process::id();
+    let mut child = Command::new(program);
+    child.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+    // SAFETY: only calls that are allowed between fork and exec; plain numbers.
+    unsafe {
+        child.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            // We may have ended before that was said.
+            if libc::getppid().cast_unsigned() != parent { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        });
+    }
+    let child = child.spawn().map_err(|error| {
+        let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+        Failure::new(format!("could not start '{}': {error}", program.to_string_lossy())).exits_with(code)
+    })?;
+    PROGRAM.store(child.id().cast_signed(), Ordering::SeqCst);
+    for signal in PASSED_ON {
+        // SAFETY: the handler only loads a number and sends a signal.
+        unsafe { libc::signal(signal, pass_on as *const () as libc::sighandler_t) };
+    }
+    Ok(child)
+}
+
+/// Waits for the end, calling `look` between; `look` says how long until the next time, and `None` ends the program.
+pub fn wait(child: &mut Child, mut look: impl FnMut(u32) -> Option<Duration>) -> Result<ExitStatus, Failure> {
+    let failed = |error| Failure::new(format!("could not wait for the program: {error}"));
+    loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            return Ok(status);
+        }
+        match look(child.id()) {
+            Some(pause) => std::thread::sleep(pause),
+            None => {
+                child.kill().map_err(failed)?;
+                return child.wait().map_err(failed);
+            }
+        }
+    }
+}
+
+/// The exit code for a program's end, as shells have it.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// Bytes of the GPU that a process and its descendants have.
+pub fn used(gpu: &Gpu, root: u32) -> u64 {
+    let processes = gpu.processes();
+    if processes.is_empty() {
+        return 0;
+    }
+    let parents: HashMap<u32, u32> = processes.keys().filter_map(|pid| Some((*pid, parent(*pid)?))).collect();
+    let descends = |pid: u32| {
+        let mut at = Some(pid);
+        // No line of descent is longer; a number may be given anew while we look.
+        for _ in 0..64 {
+            match at {
+                Some(pid) if pid == root => return true,
+                Some(pid) => at = parents.get(&pid).copied().or_else(|| parent(pid)),
+                None => return false,
+            }
+        }
+        false
+    };
+    processes.iter().filter(|(pid, _)| descends(**pid)).map(|(_, used)| used).sum()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name, may contain anything but its last parenthesis.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().filter(|parent| *parent > 0)
+}

@@ -1,0 +1,72 @@
+//! `sire reserve`: waits until bytes of a GPU can be reserved, runs a program, and holds the reservation until it ends. Only the ledger keeps the
+//! bytes; a program that uses Sire or `sire.torchtools` finds in SIRE_RESERVED that they are its.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sire_ledger::{Error, Ledger, Member, Patience, Want};
+
+use crate::arguments::ReserveOptions;
+use crate::failure::Failure;
+use crate::gpu::{self, nvml, watched};
+
+/// Exit code where the reservation was not to be had in time: sysexits' EX_TEMPFAIL.
+const NOT_NOW: u8 = 75;
+/// How often what the program has of the GPU is noted.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The whole command.
+pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
+    gpu::enter_environment(options.inside, options.env.as_ref(), &options.command)?;
+    let want = match &options.bytes {
+        Some(bytes) => Want::Bytes(gpu::size(bytes)?),
+        None => Want::Rest { margin: 0 },
+    };
+    let timeout = match options.timeout {
+        Some(seconds) => Some(
+            Duration::try_from_secs_f64(seconds)
+                .map_err(|_| Failure::usage(format!("--timeout {seconds} is not a number of seconds, 0 or more")))?,
+        ),
+        None => None,
+    };
+    let gpu = nvml::find(&options.gpu)?;
+    let begun = Instant::now();
+    let ledger = Ledger::open(&directory(), &gpu.uuid).map_err(|error| said(&error))?;
+    let member = ledger.join().map_err(|error| said(&error))?;
+    let patience = Patience { timeout, cancelled: &|| false };
+    let bytes = member.reserve(want, &|| gpu.memory(), patience).map_err(|error| said(&error))?;
+    if options.json {
+        let waited = begun.elapsed().as_secs_f64();
+        eprintln!("{}", json!({ "gpu": gpu.uuid, "reserved_bytes": bytes, "waited_seconds": waited }));
+    }
+    run(options, &gpu, &member, bytes)
+}
+
+fn run(options: &ReserveOptions, gpu: &nvml::Gpu, member: &Member, bytes: u64) -> Result<ExitCode, Failure> {
+    let variables = [("SIRE_RESERVED", format!("{}:{bytes}", gpu.uuid)), ("CUDA_VISIBLE_DEVICES", gpu.uuid.clone())];
+    let mut child = watched::start(&options.command, &variables)?;
+    let mut noted = 0;
+    let status = watched::wait(&mut child, |pid| {
+        let owned = watched::used(gpu, pid).min(bytes);
+        // What cannot be noted is noted the next time: until then others see less room than there is.
+        if owned != noted && member.note_owned(owned).is_ok() {
+            noted = owned;
+        }
+        Some(LOOK)
+    })?;
+    Ok(ExitCode::from(watched::exit_code(status)))
+}
+
+fn directory() -> std::path::PathBuf {
+    std::env::var_os("TORCHTOOLS_LOCK_DIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/tmp".into(), Into::into)
+}
+
+fn said(error: &Error) -> Failure {
+    let failure = Failure::new(error.to_string());
+    match error {
+        Error::TimedOut { .. } | Error::Stuck => failure.exits_with(NOT_NOW),
+        Error::TooLarge { .. } => failure.exits_with(2),
+        _ => failure,
+    }
+}

@@ -1,0 +1,249 @@
+//! The stock: physical memory of a device that this process owns ahead of its need, so that nobody else can have it. Whatever the engine makes
+//! comes out of the stock first; what it gives back goes into the stock again. It is a driver in front of the driver, so that all who make
+//! memory find it without knowing of it.
+//!
+//! For each device three numbers: the *target* (bytes that the process wants to own through the stock), what *lies* there, and what was *taken*. As
+//! long as nobody interferes, target = lying + taken. A piece is handed out whole, without a driver call, where its size is just what is
+//! wanted. Elsewhere pieces go back to the driver and the wanted size is made at once: for that moment somebody else could have the memory, and
+//! then the target is missed by so much.
+//!
+//! No lock is held while the driver is called: pieces are on nobody's shelf meanwhile.
+
+use crate::driver::{Device, Driver, DriverResult, MemoryInfo, Physical, Properties};
+use crate::sync::{AtomicBool, Mutex, Ordering, lock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What is known of a device's stock. Bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Stocked {
+    /// What the process wants to own through the stock.
+    pub target: u64,
+    /// What lies there.
+    pub lying: u64,
+    /// What was taken out of it and is in use.
+    pub taken: u64,
+}
+
+impl Stocked {
+    /// Bytes that the process owns because of the stock.
+    #[must_use]
+    pub fn owned(self) -> u64 {
+        self.lying.saturating_add(self.taken)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    target: u64,
+    taken: u64,
+    lying: u64,
+    /// By size; no list is empty.
+    pieces: BTreeMap<u64, Vec<Physical>>,
+}
+
+impl Shelf {
+    fn put(&mut self, size: u64, piece: Physical) {
+        self.pieces.entry(size).or_default().push(piece);
+        self.lying += size;
+    }
+
+    fn take(&mut self, size: u64) -> Option<Physical> {
+        let pieces = self.pieces.get_mut(&size)?;
+        let piece = pieces.pop();
+        if pieces.is_empty() {
+            self.pieces.remove(&size);
+        }
+        self.lying -= piece.map_or(0, |_| size);
+        piece
+    }
+
+    /// The smallest piece of at least `bytes`, else the largest.
+    fn take_about(&mut self, bytes: u64) -> Option<(u64, Physical)> {
+        let size = self.pieces.range(bytes..).next().or_else(|| self.pieces.last_key_value())?;
+        let size = *size.0;
+        self.take(size).map(|piece| (size, piece))
+    }
+
+    fn figures(&self) -> Stocked {
+        Stocked { target: self.target, lying: self.lying, taken: self.taken }
+    }
+}
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub(crate) struct Stock {
+    inner: Arc<dyn Driver>,
+    shelves: Mutex<BTreeMap<Device, Shelf>>,
+    /// Whether any device has a target: most processes never do.
+    used: AtomicBool,
+}
+
+impl Stock {
+    /// No stock yet, in front of `inner`.
+    pub(crate) fn new(inner: Arc<dyn Driver>) -> Stock {
+        Stock { inner, shelves: Mutex::default(), used: AtomicBool::new(false) }
+    }
+
+    /// Whether anything was ever taken in.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn on<R>(&self, device: Device, with: impl FnOnce(&mut Shelf) -> R) -> R {
+        with(lock(&self.shelves).entry(device).or_default())
+    }
+
+    /// What is known of a device's stock.
+    pub(crate) fn figures(&self, device: Device) -> Stocked {
+        if self.is_used() { self.on(device, |shelf| shelf.figures()) } else { Stocked::default() }
+    }
+
+    /// Makes the stock `bytes` larger, in pieces of `piece`; `grown` hears after each how much lies there. All or nothing.
+    pub(crate) fn grow(&self, device: Device, bytes: u64, piece: u64, grown: &mut dyn FnMut(u64)) -> DriverResult<()> {
+        self.used.store(true, Ordering::Relaxed);
+        let mut made = Vec::new();
+        let mut left = bytes;
+        while left > 0 {
+            let size = left.min(piece);
+            match self.inner.create(device, size) {
+                Ok(physical) => made.push((size, physical)),
+                Err(error) => {
+                    made.into_iter().for_each(|(size, physical)| self.drop_piece(device, size, physical));
+                    return Err(error);
+                }
+            }
+            left -= size;
+            grown(bytes - left);
+        }
+        self.on(device, |shelf| {
+            shelf.target += bytes;
+            made.into_iter().for_each(|(size, physical)| shelf.put(size, physical));
+        });
+        Ok(())
+    }
+
+    /// Wants `bytes` fewer: what lies there goes back to the driver; what is in use counts as in use without the stock.
+    pub(crate) fn shrink(&self, device: Device, bytes: u64) {
+        let excess = self.on(device, |shelf| {
+            shelf.target = shelf.target.saturating_sub(bytes);
+            shelf.taken = shelf.taken.min(shelf.target);
+            (shelf.lying + shelf.taken).saturating_sub(shelf.target)
+        });
+        let freed = self.open(device, excess);
+        self.refill(device, freed.saturating_sub(excess));
+    }
+
+    /// Gives pieces of `bytes` or somewhat more back to the driver, if so much lies there. Returns how much it was.
+    fn open(&self, device: Device, bytes: u64) -> u64 {
+        let mut freed = 0;
+        while freed < bytes
+            && let Some((size, piece)) = self.on(device, |shelf| shelf.take_about(bytes - freed))
+        {
+            if self.inner.release(piece).is_err() {
+                self.on(device, |shelf| shelf.put(size, piece));
+                break;
+            }
+            freed += size;
+        }
+        freed
+    }
+
+    /// Makes `bytes` for the stock, if it can be had.
+    fn refill(&self, device: Device, bytes: u64) {
+        if bytes > 0
+            && let Ok(piece) = self.inner.create(device, bytes)
+        {
+            self.on(device, |shelf| shelf.put(bytes, piece));
+        }
+    }
+
+    fn drop_piece(&self, device: Device, size: u64, piece: Physical) {
+        // What the driver does not take back now is not lost: it lies in the stock.
+        if self.inner.release(piece).is_err() {
+            self.on(device, |shelf| shelf.put(size, piece));
+        }
+    }
+
+    /// Something outside the engine is about to take `bytes` of the device: it is to come out of the stock. Returns how much was made free for it.
+    pub(crate) fn spend(&self, device: Device, bytes: u64) -> u64 {
+        if !self.is_used() {
+            return 0;
+        }
+        let freed = self.open(device, bytes);
+        let spent = freed.min(bytes);
+        self.on(device, |shelf| shelf.taken += spent);
+        self.refill(device, freed - spent);
+        spent
+    }
+
+    /// What was [spent](Stock::spend) is free again: back into the stock.
+    pub(crate) fn regain(&self, device: Device, bytes: u64) {
+        let bytes = self.on(device, |shelf| {
+            let bytes = bytes.min(shelf.taken);
+            shelf.taken -= bytes;
+            bytes
+        });
+        self.refill(device, bytes);
+    }
+
+    /// Makes memory of a size, or with properties, that no piece has.
+    fn around(&self, device: Device, size: u64, make: impl Fn() -> DriverResult<Physical>) -> DriverResult<Physical> {
+        let spent = self.spend(device, size);
+        make().inspect_err(|_| self.regain(device, spent))
+    }
+
+    /// Takes memory of no mapping back: into the stock, as long as something was taken out of it, else to the driver.
+    pub(crate) fn take_back(&self, device: Device, size: u64, plain: bool, physical: Physical) -> DriverResult<()> {
+        if !self.is_used() {
+            return self.inner.release(physical);
+        }
+        let keeps = plain
+            && self.on(device, |shelf| {
+                let keeps = shelf.taken >= size;
+                if keeps {
+                    shelf.taken -= size;
+                    shelf.put(size, physical);
+                }
+                keeps
+            });
+        if !keeps {
+            self.inner.release(physical)?;
+            self.regain(device, size);
+        }
+        Ok(())
+    }
+
+    /// As [`Driver::memory_info`]; what lies in the stock is free for this process.
+    pub(crate) fn count_free(&self, device: Device) -> DriverResult<MemoryInfo> {
+        let info = self.inner.memory_info(device)?;
+        Ok(MemoryInfo { free: info.free.saturating_add(self.figures(device).lying), ..info })
+    }
+
+    /// As [`Driver::create`].
+    pub(crate) fn make(&self, device: Device, size: u64) -> DriverResult<Physical> {
+        if !self.is_used() {
+            return self.inner.create(device, size);
+        }
+        let found = self.on(device, |shelf| {
+            let found = shelf.take(size);
+            shelf.taken += found.map_or(0, |_| size);
+            found
+        });
+        found.map_or_else(|| self.around(device, size, || self.inner.create(device, size)), Ok)
+    }
+
+    /// As [`Driver::create_with`]; no piece has properties.
+    pub(crate) fn make_with(&self, device: Device, size: u64, properties: Properties) -> DriverResult<Physical> {
+        self.around(device, size, || self.inner.create_with(device, size, properties))
+    }
+
+    /// The driver behind, for verbs that do not concern the stock.
+    pub(crate) fn next(&self) -> &dyn Driver {
+        &*self.inner
+    }
+
+    pub(crate) fn nearest_host_node(&self, device: Device) -> Option<u32> {
+        self.inner.host_node(device)
+    }
+}

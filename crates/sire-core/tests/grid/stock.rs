@@ -1,0 +1,187 @@
+//! The stock: memory that the process owns ahead of its need. The naive twin is a count: what the process owns never falls below what it wanted to
+//! own, whatever it allocates, frees, pauses and resumes; and nobody else, who takes whatever the driver gives him, ever gets in between.
+
+use crate::common::GRANULARITY;
+use crate::common::world::{CHUNK, World, policy};
+use proptest::prelude::*;
+use sire_core::driver::{Device, Driver, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::{Error, Status};
+
+const GPU: Device = Device(0);
+const ALL: Selection = Selection::All;
+
+fn stock_up(world: &World, bytes: u64) -> Result<u64, Error> {
+    world.engine.stock_up(GPU, bytes, &mut |_| {})
+}
+
+/// Somebody else takes everything that the driver has.
+fn occupy(world: &World) -> u64 {
+    let free = world.driver.memory_info(GPU).unwrap().free;
+    for _ in 0..free / GRANULARITY {
+        world.driver.create(GPU, GRANULARITY).unwrap();
+    }
+    free
+}
+
+#[test]
+fn what_was_stocked_is_there_when_the_device_is_full() {
+    let mut world = World::new(20 * CHUNK);
+    let region = world.region("r", policy(Backup::Host));
+    let mut heard = Vec::new();
+    assert_eq!(world.engine.stock_up(GPU, 3 * CHUNK + 1, &mut |bytes| heard.push(bytes)), Ok(3 * CHUNK + GRANULARITY));
+    assert_eq!(heard, [CHUNK, 2 * CHUNK, 3 * CHUNK, 3 * CHUNK + GRANULARITY]);
+    occupy(&world);
+    for _ in 0..3 {
+        let calls = world.driver.log().iter().filter(|verb| **verb == "create").count();
+        let addr = world.allocate(region, 3 * CHUNK).unwrap();
+        world.write(addr);
+        assert_eq!(
+            world.driver.log().iter().filter(|verb| **verb == "create").count(),
+            calls,
+            "whole pieces change hands"
+        );
+        world.pause(&ALL).unwrap();
+        assert_eq!(world.engine.stocked(GPU).lying, 3 * CHUNK + GRANULARITY, "a pause gives back to the stock");
+        assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0);
+        world.resume(&ALL).unwrap();
+        world.check();
+        world.free(addr).unwrap();
+    }
+    assert_eq!(
+        world.engine.stocked(GPU),
+        Stocked { target: 3 * CHUNK + GRANULARITY, lying: 3 * CHUNK + GRANULARITY, taken: 0 }
+    );
+    // Other sizes too, and not one byte more.
+    let odd = [GRANULARITY, 2 * CHUNK - GRANULARITY, CHUNK].map(|size| world.allocate(region, size).unwrap());
+    assert_eq!(world.allocate(region, 2 * GRANULARITY).unwrap_err().status, Status::OutOfDeviceMemory);
+    for addr in odd {
+        world.write(addr);
+        world.check();
+        world.free(addr).unwrap();
+    }
+    world.engine.trim();
+    world.engine.stock_down(GPU, u64::MAX);
+    assert_eq!(world.driver.memory_info(GPU).unwrap().free, 3 * CHUNK + GRANULARITY);
+}
+
+#[test]
+fn a_low_estimate_does_not_run_into_its_own_stock() {
+    let mut world = World::new(10 * CHUNK);
+    let region = world.region("r", policy(Backup::Host));
+    stock_up(&world, 2 * CHUNK).unwrap();
+    let all = [3 * CHUNK, 6 * CHUNK, CHUNK].map(|size| world.allocate(region, size).unwrap());
+    assert_eq!(world.engine.stocked(GPU), Stocked { target: 2 * CHUNK, lying: 0, taken: 2 * CHUNK });
+    // What is given back fills the stock first; the rest is the driver's.
+    for addr in all {
+        world.free(addr).unwrap();
+    }
+    assert_eq!(world.engine.stocked(GPU).lying, 2 * CHUNK);
+    assert_eq!(world.driver.memory_info(GPU).unwrap().free, 8 * CHUNK);
+    assert_eq!(stock_up(&world, 9 * CHUNK).unwrap_err().status, Status::OutOfDeviceMemory);
+    assert_eq!(world.engine.stocked(GPU).target, 2 * CHUNK, "a failed growth left something");
+    assert_eq!(world.driver.used_bytes(), 2 * CHUNK);
+}
+
+#[test]
+fn what_others_in_the_process_take_comes_out_of_the_stock() {
+    let world = World::new(10 * CHUNK);
+    stock_up(&world, 4 * CHUNK).unwrap();
+    assert_eq!(occupy(&world), 6 * CHUNK);
+    assert_eq!(world.engine.stock_spend(GPU, CHUNK + GRANULARITY), CHUNK + GRANULARITY);
+    let outside = world.driver.create(GPU, CHUNK + GRANULARITY).unwrap();
+    assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0, "more than was asked for was made free");
+    assert_eq!(world.engine.stocked(GPU).owned(), 4 * CHUNK);
+    world.driver.release(outside).unwrap();
+    world.engine.stock_regain(GPU, CHUNK + GRANULARITY);
+    assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 4 * CHUNK, taken: 0 });
+    assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Allocate(u64),
+    Free(usize),
+    Pause,
+    Resume,
+    Up(u64),
+    Down(u64),
+    Trim,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..5 * CHUNK / 1024).prop_map(|kib| Step::Allocate(kib * 1024)),
+        4 => any::<usize>().prop_map(Step::Free),
+        1 => Just(Step::Pause),
+        1 => Just(Step::Resume),
+        2 => (1..4 * CHUNK).prop_map(Step::Up),
+        2 => (1..4 * CHUNK).prop_map(Step::Down),
+        1 => Just(Step::Trim),
+    ]
+}
+
+fn run(world: &mut World, region: RegionId, steps: &[Step], wanted: &mut u64) {
+    for step in steps {
+        match *step {
+            Step::Allocate(size) => {
+                if let Ok(addr) = world.allocate(region, size) {
+                    world.write(addr);
+                }
+            }
+            Step::Free(which) => {
+                let live: Vec<_> = world.twins.keys().copied().collect();
+                if let Some(addr) = live.get(which % live.len().max(1)) {
+                    let _ = world.free(*addr);
+                }
+            }
+            Step::Pause => drop(world.pause(&ALL)),
+            Step::Resume => drop(world.resume(&ALL)),
+            Step::Up(bytes) => *wanted += stock_up(world, bytes).unwrap_or(0),
+            Step::Down(bytes) => {
+                let bytes = bytes.min(*wanted);
+                world.engine.stock_down(GPU, bytes);
+                *wanted -= bytes / GRANULARITY * GRANULARITY;
+            }
+            Step::Trim => drop(world.engine.trim()),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_wanted_is_owned(steps in prop::collection::vec(step(), 1..40)) {
+        let mut world = World::new(24 * CHUNK);
+        let region = world.region("r", policy(Backup::Host));
+        let mut wanted = 0;
+        for step in steps {
+            run(&mut world, region, &[step], &mut wanted);
+            let stocked = world.engine.stocked(GPU);
+            prop_assert_eq!(stocked.target, wanted);
+            // Nobody else is there, so that nothing can get lost.
+            prop_assert_eq!(stocked.owned(), wanted, "{:?}", stocked);
+            prop_assert!(world.driver.used_bytes() >= wanted);
+            world.check();
+        }
+        world.engine.stock_down(GPU, u64::MAX);
+        let _ = world.resume(&ALL);
+        world.check_no_leak();
+    }
+
+    /// One driver call fails, anywhere: nothing is lost, doubled or leaked.
+    #[test]
+    fn a_failing_driver_costs_at_most_what_the_stock_wanted(steps in prop::collection::vec(step(), 1..20), at in 1..400_u64, short in any::<bool>()) {
+        let mut world = World::new(24 * CHUNK);
+        let region = world.region("r", policy(Backup::Host));
+        let kind = if short { DriverErrorKind::OutOfMemory } else { DriverErrorKind::Other };
+        world.driver.fail_at(world.driver.calls() + at, kind);
+        run(&mut world, region, &steps, &mut 0);
+        world.driver.clear_faults();
+        let stocked = world.engine.stocked(GPU);
+        prop_assert!(stocked.owned() <= stocked.target, "{:?}", stocked);
+        world.resume(&ALL).unwrap();
+        world.check();
+        world.engine.stock_down(GPU, u64::MAX);
+        world.check_no_leak();
+    }
+}

@@ -1,0 +1,462 @@
+"""Reserving memory of a GPU among all processes of the machine.
+
+A reservation has two halves. The *ledger* (in the library, a file that all processes share) says whose bytes they
+are: who came first is served first, and who ends, however, holds nothing any more. The *fence* is the bytes
+themselves, taken from the driver at once, so that processes that know nothing of the ledger cannot have them either;
+and it is memory that this process's own allocations then use:
+
+``stock``
+    The library holds it and hands it out, to regions and to everything else that allocates through the hooks. For
+    hook modes in which the library hears of every allocation (``preload``, ``allocator``).
+``cache``
+    PyTorch's own cache holds it, as free blocks. For hook mode ``torch``, where the library does not hear of
+    allocations outside regions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from .. import _hooks, _interrupt, _library, _torch
+from .._errors import (
+    BusyError,
+    InactiveError,
+    InvalidArgumentError,
+    LibraryNotFoundError,
+    OutOfMemoryError,
+    ReservationTimeoutError,
+    SireError,
+    UnsupportedError,
+    VersionMismatchError,
+    error_class,
+)
+from .device import gpu_index, uuid
+
+DEFAULT_MARGIN = 50 * 1024**2
+
+Fence = Literal["stock", "cache", "none"]
+
+# How often what this process owns is noted, where the library cannot see it.
+_LOOK_SECONDS = 0.05
+_NO_FENCE, _FENCE_IF_POSSIBLE, _STRICT_FENCE = 0, 1, 2
+
+
+class ReservationWarning(UserWarning):
+    """A reservation is weaker than it was asked to be."""
+
+
+def reserve_gpu_for_training(
+    gpu: object = None,
+    training_reserved_bytes: int = 0,
+    safety_margin_bytes: int = DEFAULT_MARGIN,
+    blocking: bool = True,
+    timeout: float | None = None,
+    fence: bool = True,
+    *,
+    strict: bool = False,
+) -> ReserveGpu:
+    """A context manager inside which bytes of a GPU are this process's; it gives the `Reservation`.
+
+    ``training_reserved_bytes`` and ``safety_margin_bytes`` are reserved together. With 0 bytes the GPU is reserved
+    for this process alone: no other reservation, and everything that is free but the margin. Waits its turn:
+    ``timeout`` seconds (None: for as long as it takes), or not at all with ``blocking=False``;
+    `ReservationTimeoutError` after that. With ``fence=False`` only the ledger keeps the bytes; where a fence cannot
+    be had, it alone does, with a `ReservationWarning`, or `OutOfMemoryError` if ``strict``. Without CUDA nothing is
+    reserved.
+    """
+    for name, value in (
+        ("training_reserved_bytes", training_reserved_bytes),
+        ("safety_margin_bytes", safety_margin_bytes),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InvalidArgumentError(f"{name} is {value!r}; it must be a number of bytes, 0 or more")
+    if timeout is not None and not timeout >= 0:
+        raise InvalidArgumentError(f"timeout is {timeout!r}; it must be None or a number of seconds, 0 or more")
+    seconds = 0.0 if not blocking else math.inf if timeout is None else float(timeout)
+    return ReserveGpu(gpu, training_reserved_bytes, safety_margin_bytes, seconds, fence, strict)
+
+
+class ReserveGpu:
+    """What `reserve_gpu_for_training` returns. May be entered again, inside itself or later: each time is a
+    reservation of its own.
+    """
+
+    def __init__(self, gpu: object, wanted: int, margin: int, seconds: float, fence: bool, strict: bool) -> None:
+        self._gpu, self._wanted, self._margin = gpu, wanted, margin
+        self._seconds, self._fence, self._strict = seconds, fence, strict
+        self._entered: list[Reservation] = []
+
+    def __enter__(self) -> Reservation:
+        torch = _cuda()
+        if torch is None:
+            reservation = Reservation(None, "none", None, self._strict)
+        else:
+            index = gpu_index(torch, self._gpu)
+            reservation = _reserve(torch, index, self._wanted, self._margin, self._seconds, self._fence, self._strict)
+        self._entered.append(reservation)
+        return reservation
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered.pop().release()
+
+
+def _cuda() -> Any | None:
+    """PyTorch, if it is there and can use a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+class Reservation:
+    """Bytes of one GPU, until `release`. Properties tell what it is now; `resize` makes it larger or smaller."""
+
+    def __init__(self, index: int | None, fence: Fence, place: _Place | None, strict: bool) -> None:
+        self._index, self._fence, self._place, self._strict = index, fence, place, strict
+        self._lock = threading.RLock()
+
+    @property
+    def device_index(self) -> int | None:
+        """The GPU's ordinal in this process; None without CUDA."""
+        return self._index
+
+    @property
+    def fence(self) -> Fence:
+        """What holds the bytes: the library's ``"stock"``, PyTorch's ``"cache"``, or ``"none"``."""
+        return self._fence
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that the ledger says are this process's; 0 without CUDA, without the library, and after `release`."""
+        with self._lock:
+            return 0 if self._place is None else self._place.reserved()
+
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes behind the fence that nothing uses yet."""
+        with self._lock:
+            return 0 if self._place is None else self._place.unused()
+
+    def resize(self, size: int, timeout: float | None = None) -> None:
+        """Makes it ``size`` bytes in all. More waits its turn, as a new reservation would; what there is stays
+        meanwhile, and if it fails.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+            raise InvalidArgumentError(f"a reservation has more than 0 bytes, not {size!r}; release() ends it")
+        seconds = math.inf if timeout is None else float(timeout)
+        with self._lock:
+            if self._place is not None:
+                self._place.resize(size, seconds, self._strict)
+
+    def release(self) -> None:
+        """Ends it: others can have the bytes that this process does not use. Once is enough."""
+        with self._lock:
+            place, self._place = self._place, None
+        if place is not None:
+            place.release()
+
+    def __repr__(self) -> str:
+        return f"<Reservation of {self.reserved_bytes} bytes on cuda:{self._index}, fence {self._fence}>"
+
+
+class _Place:
+    """A reservation as the ledger has it, without a fence: that this process owns some of the bytes is noted from
+    time to time.
+    """
+
+    def __init__(self, torch: Any, index: int, handle: int) -> None:
+        self._torch, self._index, self._handle = torch, index, handle
+        self._base = _held(torch, index)
+        self._noted = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """From now on a thread notes what is owned."""
+        self._thread = threading.Thread(target=self._watch, name="sire-reservation", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            with suppress(SireError):
+                self.note()
+
+    def note(self) -> None:
+        """Notes how much of it this process owns."""
+        owned = max(0, _held(self._torch, self._index) - self._base)
+        if owned != self._noted:
+            _library.load().reservation_note_owned(self._handle, owned)
+            self._noted = owned
+
+    def reserved(self) -> int:
+        return _library.load().reservation_get(self._handle)[0]
+
+    def unused(self) -> int:
+        return 0
+
+    def resize(self, size: int, seconds: float, strict: bool) -> None:
+        _waiting(lambda library: library.reservation_resize(self._handle, size, seconds, _NO_FENCE), seconds, size)
+
+    def release(self) -> None:
+        self._ended.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        _library.load().reservation_release(self._handle)
+
+
+class _CachePlace(_Place):
+    """The fence is free blocks of PyTorch's cache."""
+
+    def fill(self) -> None:
+        """Takes what is reserved and not there yet."""
+        kept = []
+        try:
+            while (missing := self.reserved() - (_held(self._torch, self._index) - self._base)) > 0:
+                # Blocks that were free before are taken first, so that the cache has to grow.
+                kept.append(self._torch.empty(missing, dtype=self._torch.uint8, device=f"cuda:{self._index}"))
+                self.note()
+        finally:
+            kept.clear()
+            self.note()
+
+    def unused(self) -> int:
+        return min(self.reserved(), _torch.free_in_cache(self._torch, self._index))
+
+    def resize(self, size: int, seconds: float, strict: bool) -> None:
+        grows = size > self.reserved()
+        super().resize(size, seconds, strict)
+        if not grows:
+            self._torch.cuda.empty_cache()
+        _fill(self, strict)
+
+    def release(self) -> None:
+        super().release()
+        with suppress(RuntimeError):
+            # What is free in the cache is for others now. Not while a graph is captured, which PyTorch refuses.
+            self._torch.cuda.empty_cache()
+
+
+class _StockPlace(_Place):
+    """The fence is the library's stock."""
+
+    def unused(self) -> int:
+        return min(_library.load().reservation_get(self._handle)[1:])
+
+    def resize(self, size: int, seconds: float, strict: bool) -> None:
+        fence = _STRICT_FENCE if strict else _FENCE_IF_POSSIBLE
+        _waiting(lambda library: library.reservation_resize(self._handle, size, seconds, fence), seconds, size)
+
+
+class _GivenPlace(_Place):
+    """What a process above has reserved for us (``sire reserve``): there is nothing to do, and nothing to give back."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def reserved(self) -> int:
+        return self._size
+
+    def resize(self, size: int, seconds: float, strict: bool) -> None:
+        if size > self._size:
+            raise UnsupportedError(
+                f"{self._size} bytes were reserved from outside, and {size} are wanted; give sire reserve --bytes more"
+            )
+
+    def release(self) -> None:
+        """Whoever reserved it ends it."""
+
+
+class _LockPlace(_Place):
+    """Without the library: a lock that one process of those without the library holds."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def reserved(self) -> int:
+        return 0
+
+    def resize(self, size: int, seconds: float, strict: bool) -> None:
+        """A lock has no size."""
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def _held(torch: Any, index: int) -> int:
+    """Bytes of a GPU that this process's allocator has from the driver."""
+    if not torch.cuda.is_initialized():
+        return 0
+    if _torch.whole_process_pluggable(torch):
+        return int(_library.load().memory_stats(index)["reserved_bytes.all.current"])
+    return int(torch._C._cuda_memoryStats(index)["reserved_bytes"]["all"]["current"])
+
+
+def _fence_kind(torch: Any) -> Fence:
+    if _torch.whole_process_pluggable(torch):
+        return "stock"
+    try:
+        return "stock" if _hooks.hook_mode() == "preload" else "cache"
+    except InactiveError:
+        return "cache"
+
+
+def _waiting(call: Callable[[_library.Library], Any], seconds: float, size: int) -> Any:
+    """A call that waits in the queue, and that Ctrl-C ends."""
+    library = _library.load()
+    try:
+        return _interrupt.run(lambda: call(library), library.cancel)
+    except BusyError as error:
+        how = "at once" if seconds == 0 else f"within {seconds:g} s"
+        what = f"{size} bytes" if size else "the GPU"
+        raise ReservationTimeoutError(f"{what} could not be reserved {how}: {error}") from error
+
+
+def _reserve(
+    torch: Any, index: int, wanted: int, margin: int, seconds: float, fence: bool, strict: bool
+) -> Reservation:
+    torch.cuda.init()
+    given = _given(uuid(torch, index))
+    if given >= max(1, wanted):
+        return Reservation(index, "none", _GivenPlace(given), strict)
+    try:
+        library = _library.load()
+    except (LibraryNotFoundError, VersionMismatchError, OSError) as error:
+        return _with_a_lock_only(torch, index, seconds, strict, error)
+    kind: Fence = _fence_kind(torch) if fence else "none"
+    in_library = (_STRICT_FENCE if strict else _FENCE_IF_POSSIBLE) if kind == "stock" else _NO_FENCE
+    size = wanted + margin if wanted else 0
+    _refuse_waiting_for_ourselves(library, index, size)
+    try:
+        handle = _waiting(lambda library: library.reserve(index, size, margin, seconds, in_library), seconds, size)
+    except (InactiveError, UnsupportedError) as error:
+        return _with_a_lock_only(torch, index, seconds, strict, error)
+    try:
+        place, kind = _placed(torch, index, handle, kind, strict)
+    except BaseException:
+        library.reservation_release(handle)
+        raise
+    if kind != "stock":
+        place.watch()
+    return Reservation(index, kind, place, strict)
+
+
+def _given(name: str) -> int:
+    """Bytes of a GPU that a process above has reserved for this one (``SIRE_RESERVED``: a UUID, a colon, bytes)."""
+    gpu, _, size = os.environ.get("SIRE_RESERVED", "").rpartition(":")
+    return int(size) if gpu.removeprefix("GPU-") == name.removeprefix("GPU-") and size.isdigit() else 0
+
+
+def _placed(torch: Any, index: int, handle: int, kind: Fence, strict: bool) -> tuple[_Place, Fence]:
+    if kind == "stock":
+        place = _StockPlace(torch, index, handle)
+        _, fenced, _ = _library.load().reservation_get(handle)
+        if fenced > 0:
+            return place, kind
+        _warn("its bytes could not be taken from the driver")
+    elif kind == "cache":
+        cached = _CachePlace(torch, index, handle)
+        if _fill(cached, strict):
+            return cached, kind
+    return _Place(torch, index, handle), "none"
+
+
+def _fill(place: _CachePlace, strict: bool) -> bool:
+    try:
+        place.fill()
+    except RuntimeError as error:
+        if strict:
+            raise error_class(OutOfMemoryError.status)(
+                f"the fence of a reservation could not be built: {error}"
+            ) from error
+        _warn(f"its bytes could not be taken from the driver ({error})")
+        return False
+    return True
+
+
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"a reservation has no fence: {why}. Processes that use reservations leave the bytes alone, others may not.",
+        ReservationWarning,
+        stacklevel=6,
+    )
+
+
+def _refuse_waiting_for_ourselves(library: _library.Library, index: int, size: int) -> None:
+    """Who has a reservation and asks for the GPU for itself alone would wait for itself."""
+    if size > 0:
+        return
+    try:
+        entries = library.reservations(index)["entries"]
+    except SireError:
+        return
+    if any(each["state"] == "holding" and each["pid"] == os.getpid() for each in entries):
+        raise InvalidArgumentError(
+            f"this process has reserved bytes of cuda:{index} already, so that the GPU cannot be reserved for it "
+            "alone; say how many bytes are to be reserved beside them"
+        )
+
+
+# --- without the library ---------------------------------------------------------------------------------
+
+
+def lock_directory() -> Path:
+    """Where processes find each other: ``TORCHTOOLS_LOCK_DIR``, else ``/tmp``."""
+    return Path(os.environ.get("TORCHTOOLS_LOCK_DIR") or "/tmp")  # noqa: S108
+
+
+def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why: Exception) -> Reservation:
+    if strict:
+        raise why
+    warnings.warn(
+        f"cuda:{index} is locked, but nothing of it is reserved: {why}. Only processes in the same situation keep out.",
+        ReservationWarning,
+        stacklevel=5,
+    )
+    name = f"torchtools_gpu_lock_{uuid(torch, index)}.lock"
+    return Reservation(index, "none", _LockPlace(take_lock(name, seconds)), strict)
+
+
+def take_lock(name: str, seconds: float) -> int:
+    """The descriptor of a file of this name that this process has locked; `ReservationTimeoutError` if it is not to
+    be had in time.
+    """
+    descriptor = _open_lock(lock_directory() / name)
+    end = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise ReservationTimeoutError(f"another process holds the lock {name}") from None
+                time.sleep(0.02)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _open_lock(path: Path) -> int:
+    """Opens without following a link, and without emptying what is there; all users may use it."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        return os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    os.fchmod(descriptor, 0o666)
+    return descriptor
