@@ -9,7 +9,7 @@ from ..report import Report
 NAMES = ("simple", "cpu_backup", "rl_example", "sire_models")
 MODES = ("preload", "torch")
 # These choose by themselves, and run without a device, too: the preloaded library is the stricter one.
-FREE = ("memory", "slyce")
+FREE = ("memory", "slyce", "run_with_reservation_example")
 
 
 def run(context: Context, report: Report) -> None:
