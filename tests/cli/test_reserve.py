@@ -53,7 +53,7 @@ def test_the_program_runs_with_its_reservation_and_its_exit_code(start: Start) -
 
 
 def test_who_holds_is_waited_for_and_who_is_killed_is_not(start: Start) -> None:
-    holder = start("reserve", "--bytes", "300MiB", "--", "sh", "-c", "echo ready; sleep 100")
+    holder = start("reserve", "--bytes", "300MiB", "--", "sh", "-c", "echo ready; exec sleep 100")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
     code, _, err = ended(start("reserve", "--bytes", "300MiB", "--timeout", "0.1", "--", "true"))
@@ -83,7 +83,7 @@ def test_signals_reach_the_program_and_its_end_is_ours(start: Start) -> None:
         (("--bytes", "x"), 2, "not a size"),
         (("--bytes", "1TiB"), 2, "can never be reserved"),
         (("--gpu", "9"), 2, "there is no GPU '9'"),
-        (("--timeout", "-1"), 2, "--timeout"),
+        (("--timeout=-1",), 2, "--timeout"),
     ],
 )
 def test_what_cannot_be_is_refused(start: Start, arguments: tuple[str, ...], code: int, says: str) -> None:
