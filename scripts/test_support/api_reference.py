@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 # sire.vllm can only be imported beside vLLM; its page is docs/coming-from.md.
-MODULES = ("sire", "sire.compat", "sire.distributed", "sire.memory", "sire.models", "sire.slyce", "sire.slyce.models", "sire.torch_memory_saver")
+MODULES = (
+    "sire",
+    "sire.compat",
+    "sire.control",
+    "sire.distributed",
+    "sire.memory",
+    "sire.models",
+    "sire.slyce",
+    "sire.slyce.models",
+    "sire.torch_memory_saver",
+)
 
 
 def make(folder: Path) -> None:
