@@ -138,6 +138,22 @@ pub(crate) unsafe fn path<'a>(what: &str, text: *const c_char) -> Result<&'a Pat
     Ok(Path::new(OsStr::from_bytes(bytes)))
 }
 
+/// The string at `text`, of at most `longest` bytes, which must be there.
+///
+/// # Safety
+/// As for [`optional_string`].
+pub(crate) unsafe fn long_string<'a>(what: &str, text: *const c_char, longest: usize) -> Result<&'a str> {
+    if text.is_null() {
+        return Err(invalid(format!("{what} is NULL, but is needed")));
+    }
+    // SAFETY: strnlen reads no further than the NUL.
+    if unsafe { libc::strnlen(text, longest + 1) } > longest {
+        return Err(invalid(format!("{what} is longer than {longest} bytes")));
+    }
+    // SAFETY: the string is NUL-terminated, as the caller promised.
+    unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| invalid(format!("{what} is not UTF-8")))
+}
+
 /// The string at `text`, which must be there.
 ///
 /// # Safety

@@ -34,6 +34,8 @@ pub(crate) struct Settings {
     pub exportable: bool,
     /// `SIRE_TRACE`: the file in which the engine records its calls.
     pub trace: Option<PathBuf>,
+    /// `SIRE_CONTROL`: other processes of this user can ask, pause and resume (docs/control.md).
+    pub control: bool,
     /// What the engine is started with.
     pub engine: Config,
     /// The variable in which PyTorch was told to use expandable segments.
@@ -97,6 +99,7 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
         libcuda: variables("SIRE_LIBCUDA").map(PathBuf::from),
         exportable: flag(variables, "SIRE_EXPORTABLE")?,
         trace: variables("SIRE_TRACE").map(PathBuf::from),
+        control: flag(variables, "SIRE_CONTROL")?,
         engine: engine(variables)?,
         expandable_segments: expandable_segments(variables),
         tms: tms(variables)?,

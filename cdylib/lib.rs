@@ -4,6 +4,8 @@
 //! place of CUDA's; both turn C's arguments into the engine's and the engine's answers into C's. [`boundary`] keeps
 //! panics, NULLs and bad strings out, [`process`] holds the one engine, [`region`] the thread's place in it.
 //!
+//! [`control`] answers other processes, if that is asked for.
+//!
 //! Nothing runs before somebody calls: no constructor, no thread, no file, no CUDA library.
 #![allow(non_camel_case_types, reason = "C's names")]
 
@@ -12,6 +14,7 @@ mod allocate;
 mod boundary;
 mod capture;
 mod config;
+mod control;
 pub mod interpose;
 mod log;
 mod process;

@@ -3,6 +3,7 @@
 use crate::boundary::catch;
 use crate::capture;
 use crate::config;
+use crate::control;
 use crate::interpose::{original, peer};
 use crate::log;
 use once_cell::sync::OnceCell;
@@ -67,6 +68,12 @@ fn start(resolver: Resolver<'_>) -> Result<Process> {
         match engine.trace(path) {
             Ok(path) => log::info!("recording calls in {}", path.display()),
             Err(error) => log::warning!("SIRE_TRACE: {error}"),
+        }
+    }
+    if settings.control {
+        match control::open() {
+            Ok(path) => log::info!("answering other processes at {}", path.display()),
+            Err(error) => log::warning!("SIRE_CONTROL: {error}"),
         }
     }
     Ok(Process { engine, driver })

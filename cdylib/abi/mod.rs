@@ -3,6 +3,7 @@
 //! Each is a few lines: the arguments are checked and turned into the engine's words, and the answer into C's.
 
 pub mod cache;
+pub mod control;
 pub mod memory;
 pub mod process;
 pub mod progress;

@@ -112,7 +112,7 @@ pub unsafe extern "C" fn sire_stats_json(buf: *mut c_char, cap: usize, out_len: 
 }
 
 /// The engine's statistics, and what only this library knows: versions, the hook, forwarded calls.
-fn statistics() -> Result<Value> {
+pub(crate) fn statistics() -> Result<Value> {
     let process = match process::get() {
         Ok(process) => Some(process),
         // Nothing to count is an answer, not a failure.

@@ -2,6 +2,7 @@
 
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::capture;
+use crate::control;
 use crate::log;
 use crate::process;
 use crate::region;
@@ -193,7 +194,7 @@ impl fmt::Display for Named<'_> {
 }
 
 /// Runs a transition; what the engine noticed on the way, though nothing failed, goes to the log.
-fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
+pub(super) fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
     let engine = &process::get()?.engine;
     region::refuse_blind_process_region()?;
     let outcome = transition(engine);
@@ -204,7 +205,7 @@ fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
 }
 
 /// A caller's `dead_ranges`.
-struct Asked {
+pub(super) struct Asked {
     function: unsafe extern "C" fn(*mut c_void, *const u32, usize, *mut *const sire_range, *mut usize) -> i32,
     context: *mut c_void,
 }
@@ -221,6 +222,11 @@ impl fmt::Debug for Asked {
 }
 
 impl Asked {
+    /// A function that the caller vouched for, if there is one.
+    pub(super) fn with(function: sire_dead_ranges, context: *mut c_void) -> Option<Asked> {
+        function.map(|function| Asked { function, context })
+    }
+
     /// # Safety
     /// `options` is NULL or a sized struct whose function, if there is one, can be called.
     unsafe fn of(options: *const sire_pause_options) -> Result<Option<Asked>> {
@@ -334,6 +340,7 @@ pub unsafe extern "C" fn sire_pause(
             report.bytes_discarded,
             report.bytes_lazy
         );
+        control::note("pause", || format!("{}: {} bytes given back", Named(&selection), report.bytes_moved));
         // SAFETY: the caller's promise.
         unsafe { place.put(&report) };
         Ok(())
@@ -393,6 +400,7 @@ pub unsafe extern "C" fn sire_resume(
             report.bytes_copied,
             report.bytes_zeroed
         );
+        control::note("resume", || format!("{}: {} bytes taken", Named(&selection), report.bytes_moved));
         // SAFETY: the caller's promise.
         unsafe { place.put(&report) };
         Ok(())

@@ -14,6 +14,7 @@ from typing import Any
 MODULES = (
     "sire",
     "sire.compat",
+    "sire.control",
     "sire.distributed",
     "sire.memory",
     "sire.models",

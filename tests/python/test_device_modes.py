@@ -17,7 +17,7 @@ import sire
 HERE = Path(__file__).resolve().parent
 SMALL = {"test_memory_manager.py", "test_slices.py"}
 """They run models that are twice as large as their device."""
-ONCE = {"test_check.py", "test_commits.py", "test_distributed.py", "test_slices.py", "test_units.py"}
+ONCE = {"test_check.py", "test_commits.py", "test_control.py", "test_distributed.py", "test_slices.py", "test_units.py"}
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
 # Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).

@@ -25,6 +25,27 @@ pub enum Command {
     Doctor(DoctorOptions),
     /// Make the calls of a trace (SIRE_TRACE=FILE) again, as a benchmark or as a test
     Replay(ReplayOptions),
+    /// List the processes that can be asked from outside (SIRE_CONTROL=1), with what they hold
+    Ps(PsOptions),
+    /// Watch devices, processes, tags and events on the whole screen
+    Top(TopOptions),
+    /// Pause a process, or one of its tags, at its next safe point
+    Pause(PauseOptions),
+    /// Resume what was paused from outside, or a tag
+    Resume(ResumeOptions),
+    /// Make a process give back device memory that it only caches
+    Evict(EvictOptions),
+    /// Say what a process's managed models may take of a device
+    Budget(BudgetOptions),
+    /// Make a process record its calls, for `sire replay`
+    Record(AskOptions),
+    /// Serve the live view as a web page, and as Prometheus text at /metrics
+    Dashboard(DashboardOptions),
+    /// Print a shell's completions: source <(sire completions bash)
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// Build and use an environment in which the CUDA build of PyTorch runs without a GPU
     SoftwareEnv(SoftwareEnvOptions),
     /// Run a program with bytes of a GPU reserved for it, once they are to be had
@@ -266,4 +287,158 @@ pub enum SoftwareEnvAction {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Options of `sire ps`.
+#[derive(Debug, Args)]
+pub struct PsOptions {
+    /// Everything, as JSON
+    #[arg(long, conflicts_with = "metrics")]
+    pub json: bool,
+    /// As Prometheus text
+    #[arg(long)]
+    pub metrics: bool,
+    /// Tags too
+    #[arg(long, short)]
+    pub tags: bool,
+    /// Seconds to wait for a process's answer
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
+    pub timeout: f64,
+}
+
+/// Options of `sire top`.
+#[derive(Debug, Args)]
+pub struct TopOptions {
+    /// Seconds between two looks
+    #[arg(long, short, value_name = "S", default_value_t = 1.0, value_parser = interval)]
+    pub interval: f64,
+    /// A line of JSON for each look, instead of the screen
+    #[arg(long)]
+    pub json: bool,
+    /// End after this many looks
+    #[arg(long, value_name = "N")]
+    pub looks: Option<u64>,
+}
+
+/// A process, and how the answer is printed.
+#[derive(Debug, Args)]
+pub struct AskOptions {
+    /// The process's number, as `sire ps` shows it
+    pub pid: u32,
+    /// The answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `sire pause`.
+#[derive(Debug, Args)]
+pub struct PauseOptions {
+    #[command(flatten)]
+    pub ask: AskOptions,
+    /// This tag and what is under it, instead of everything
+    #[arg(long, short, value_name = "TAG")]
+    pub tag: Option<String>,
+    /// Seconds to wait for a safe point
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    pub timeout: f64,
+}
+
+/// Options of `sire resume`.
+#[derive(Debug, Args)]
+pub struct ResumeOptions {
+    #[command(flatten)]
+    pub ask: AskOptions,
+    /// This tag and what is under it, whoever paused it
+    #[arg(long, short, value_name = "TAG")]
+    pub tag: Option<String>,
+    /// Seconds to wait for a safe point
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    pub timeout: f64,
+    /// Seconds to wait for memory that somebody else holds
+    #[arg(long, value_name = "S", default_value_t = 0.0, value_parser = seconds)]
+    pub wait: f64,
+}
+
+/// Options of `sire evict`.
+#[derive(Debug, Args)]
+pub struct EvictOptions {
+    #[command(flatten)]
+    pub ask: AskOptions,
+    /// Which device, as the process counts
+    #[arg(long, value_name = "N", requires = "bytes")]
+    pub device: Option<u32>,
+    /// How much room to make, for example 2GiB
+    #[arg(long, value_name = "SIZE", requires = "device", value_parser = size)]
+    pub bytes: Option<u64>,
+}
+
+/// Options of `sire budget`.
+#[derive(Debug, Args)]
+pub struct BudgetOptions {
+    #[command(flatten)]
+    pub ask: AskOptions,
+    /// Which device, as the process counts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: u32,
+    /// The most that managed models may hold, for example 6GiB [default: what there is]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub limit: Option<u64>,
+    /// What stays free for others
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
+    pub headroom: u64,
+    /// Seconds for which what was just used is spared
+    #[arg(long, value_name = "S", default_value_t = 0.0, value_parser = seconds)]
+    pub residency: f64,
+}
+
+/// Options of `sire dashboard`.
+#[derive(Debug, Args)]
+pub struct DashboardOptions {
+    /// Where to listen; port 0: any that is free
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7473")]
+    pub listen: std::net::SocketAddr,
+    /// Seconds between two looks
+    #[arg(long, short, value_name = "S", default_value_t = 1.0, value_parser = interval)]
+    pub interval: f64,
+    /// The token, in a file that only you can read [default: a new one each time]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Let everybody who reaches the address see figures and tags; controls need the token all the same
+    #[arg(long)]
+    pub public_view: bool,
+}
+
+/// Seconds, as the protocol allows them.
+fn seconds(text: &str) -> Result<f64, String> {
+    let most = sire_control::message::LONGEST_PATIENCE;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    (0.0..=most).contains(&seconds).then_some(seconds).ok_or_else(|| format!("it must be 0 to {most} seconds"))
+}
+
+/// Time between two looks.
+fn interval(text: &str) -> Result<f64, String> {
+    seconds(text).and_then(|seconds| {
+        (seconds >= 0.1)
+            .then_some(seconds)
+            .ok_or_else(|| "looking more often than ten times a second costs more than it shows".to_owned())
+    })
+}
+
+/// Bytes: `4096`, `512MiB`, `6GiB`, `2GB`.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err("it must be a size such as 4096, 512MiB or 6GiB".to_owned()),
+    };
+    let number = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    number.ok_or_else(|| "it must be a size such as 4096, 512MiB or 6GiB".to_owned())
 }

@@ -2,6 +2,8 @@
 //! prints its answer, replaces this process by the user's program, or returns a [`failure::Failure`] with advice.
 
 mod arguments;
+mod control;
+mod dashboard;
 mod doctor;
 mod environment;
 mod failure;
@@ -16,6 +18,7 @@ mod replay;
 mod reserve;
 mod run;
 mod software_env;
+mod top;
 
 use std::process::ExitCode;
 
@@ -31,6 +34,15 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Replay(options) => replay::replay(&options),
         Command::Doctor(options) => doctor::doctor(&options),
+        Command::Ps(options) => control::ps::ps(&options),
+        Command::Top(options) => top::top(&options),
+        Command::Pause(options) => control::act::pause(&options),
+        Command::Resume(options) => control::act::resume(&options),
+        Command::Evict(options) => control::act::evict(&options),
+        Command::Budget(options) => control::act::budget(&options),
+        Command::Record(options) => control::act::record(&options),
+        Command::Dashboard(options) => dashboard::dashboard(&options),
+        Command::Completions { shell } => control::completions(shell),
         Command::SoftwareEnv(options) => software_env::software_env(&options),
         Command::Reserve(options) => reserve::reserve(&options),
         Command::Probe(options) => probe::probe(&options),

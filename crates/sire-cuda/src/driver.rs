@@ -238,6 +238,12 @@ impl CudaDriver {
         Ok(Physical(physical))
     }
 
+    /// Whether somebody in this process has made a context on the device.
+    #[must_use]
+    pub fn is_in_use(&self, device: Device) -> bool {
+        self.device("is_in_use", device).is_ok_and(|facts| facts.context.is_active(&self.loaded.table))
+    }
+
     fn device(&self, verb: &'static str, device: Device) -> DriverResult<&DeviceFacts> {
         let known = self.devices.get(device.0 as usize).ok_or_else(|| {
             invalid(verb, format!("{device} was asked for; the process sees {} of them", self.devices.len()))

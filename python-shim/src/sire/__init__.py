@@ -79,6 +79,7 @@ from ._report import Report
 from ._sizes import format_size, parse_size
 from ._transitions import pause, paused, pre_copy, prefetch, promote, resume, switch
 from ._version import __version__
+from .control import safe_point
 
 version = __version__
 
@@ -146,6 +147,7 @@ __all__ = [
     "reset_accumulated_memory_stats",
     "reset_peak_memory_stats",
     "resume",
+    "safe_point",
     "set_disk_directory",
     "set_margin",
     "stats",
@@ -206,7 +208,7 @@ _COMMITS = frozenset(
     )
 )
 """Names of `sire.models.commits`, likewise."""
-_SUBPACKAGES = frozenset(("compat", "distributed", "memory", "models", "slyce", "vllm"))
+_SUBPACKAGES = frozenset(("compat", "control", "distributed", "memory", "models", "slyce", "vllm"))
 
 
 def __getattr__(name: str) -> _Any:

@@ -85,6 +85,14 @@ def around_pause(tag: str | None) -> Iterator[None]:
         raise
 
 
+def leaving(tag: str | None) -> None:
+    """A pause from outside is about to take memory; what a callback raises refuses it."""
+    concerned = [each for each in _all(_before) if each.concerns(tag)]
+    if concerned and _is_any(tag, "resident"):
+        for each in concerned:
+            each.function(tag)
+
+
 def resumed(tag: str | None) -> None:
     """A resume has brought memory back."""
     _tell(tag, None)

@@ -64,6 +64,20 @@ class _PauseOptions(ctypes.Structure):
     ]
 
 
+_Told = ctypes.CFUNCTYPE(c_int32, c_void_p, c_int32, c_char_p)
+
+
+class _SafePointOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("dead_ranges", _DeadRanges),
+        ("dead_ranges_context", c_void_p),
+        ("told", _Told),
+        ("told_context", c_void_p),
+        ("slice_seconds", c_double),
+    ]
+
+
 class _ResumeOptions(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_size_t),
@@ -210,6 +224,13 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_hook_probe": [POINTER(c_int32)],
     "sire_driver_hook_probe": [POINTER(c_int32)],
     "sire_stats_json": [c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_control_open": [c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_control_close": [],
+    "sire_control_give_up": [],
+    "sire_control_wait": [c_double, POINTER(c_bool)],
+    "sire_control_publish": [c_char_p],
+    "sire_safe_point": [POINTER(_SafePointOptions), POINTER(c_bool)],
+    "sire_safe_point_leave": [],
     "sire_capture_begin": [],
     "sire_capture_end": [],
 }
@@ -599,6 +620,50 @@ class Library:
             if length.value < len(buffer):
                 return buffer.value
 
+    def control_open(self) -> str:
+        """Opens the control socket; its path."""
+        return os.fsdecode(self._text("sire_control_open"))
+
+    def control_close(self) -> None:
+        """Closes it, and resumes what was paused from outside."""
+        self._call("sire_control_close")
+
+    def control_give_up(self) -> None:
+        """Resumes what was paused from outside."""
+        self._call("sire_control_give_up")
+
+    def control_wait(self, timeout_seconds: float) -> bool:
+        """Waits until somebody wants the program's own figures."""
+        asked = c_bool()
+        self._call("sire_control_wait", timeout_seconds, byref(asked))
+        return asked.value
+
+    def control_publish(self, figures: bytes) -> None:
+        """The program's own figures, as JSON."""
+        self._call("sire_control_publish", figures)
+
+    def safe_point(
+        self, dead_ranges: DeadRanges | None, told: Callable[[int, str | None], bool], slice_seconds: float
+    ) -> bool:
+        """The calling thread is at a safe point; whether it must come back at once.
+
+        ``told(what, tag)`` hears what happens: 0 before a pause, which false refuses; 1 after a resume; 2 when nothing
+        was paused after all. It raises nothing.
+        """
+        asked = _Asked(dead_ranges)
+        heard = _Told(
+            lambda _context, what, tag: 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
+        )
+        size = ctypes.sizeof(_SafePointOptions)
+        options = _SafePointOptions(size, asked.function, None, heard, None, slice_seconds)
+        held = c_bool()
+        self._call("sire_safe_point", byref(options), byref(held))
+        return held.value
+
+    def safe_point_leave(self) -> None:
+        """Nobody waits for the calling thread."""
+        self._call("sire_safe_point_leave")
+
     def capture_begin(self) -> None:
         """A stream capture begins that no hook sees."""
         self._call("sire_capture_begin")
@@ -660,7 +725,15 @@ def load() -> Library:
         with _loading:
             if _loaded is None:
                 _loaded = _load()
+        from .control import open_as_told
+
+        open_as_told()
     return _loaded
+
+
+def is_loaded() -> bool:
+    """Whether `load` has succeeded."""
+    return _loaded is not None
 
 
 def library_path() -> Path:

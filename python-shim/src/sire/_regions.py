@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from . import _hooks, _library, _torch
+from . import _hooks, _library, _torch, control
 from ._errors import InvalidArgumentError, UnsupportedError
 from ._tags import encode_tag
 
@@ -155,6 +155,7 @@ class Region:
         """Enters; the returned stack leaves. ``routed=False`` for a capture, which has a pool of its own."""
         _hooks.hook_mode()
         torch = _torch.ready_torch()
+        control.torch_is_there()
         with ExitStack() as stack:
             stack.enter_context(self._entered())
             if torch is None:

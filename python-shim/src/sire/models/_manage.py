@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, ClassVar
 
+from .. import control
 from .._adopt import Release
 from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError
 from ._backward import come_back_for_backward
@@ -34,7 +35,15 @@ _waiting: set[int] = set()
 
 def acquire(users: list[ResourcePoolUserABC[Any]], wait: float = _LONGEST_WAIT) -> None:
     """This thread uses these objects from now on: all of them are loaded, or none is used, and the reason is raised."""
-    deadline = time.monotonic() + wait
+    control.use_begins()
+    try:
+        _acquire(users, time.monotonic() + wait)
+    except BaseException:
+        control.use_ends()
+        raise
+
+
+def _acquire(users: list[ResourcePoolUserABC[Any]], deadline: float) -> None:
     me = threading.get_ident()
     with _turn:
         while True:
@@ -147,6 +156,8 @@ def release(users: list[ResourcePoolUserABC[Any]], how: Release | None = None, h
         if not _holders[holder]:
             del _holders[holder]
         _turn.notify_all()
+    if holder == threading.get_ident():
+        control.use_ends()
     if failure is not None:
         raise failure
 

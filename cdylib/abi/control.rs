@@ -1,0 +1,339 @@
+//! Safe points, and the socket through which other processes ask. docs/control.md says what they may ask.
+
+use super::transition::{Asked, carry_out, sire_dead_ranges};
+use crate::boundary::{self, call, invalid, sized_field};
+use crate::capture;
+use crate::control::{self, Control};
+use crate::process;
+use crate::status::sire_status;
+use serde_json::{Value, json};
+use sire_control::board::LONGEST_SHEET;
+use sire_control::desk::{Action, Member, Outcome};
+use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection, State};
+use sire_core::error::{Error, Result, Status};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ffi::{CString, c_char, c_void};
+use std::os::unix::ffi::OsStrExt as _;
+use std::time::Duration;
+
+/// Told in the calling thread what happens to a tag (NULL: everything) at its safe point. `what` 0: it is about to be paused; anything but
+/// `SIRE_STATUS_OK` refuses that. 1: it was resumed. 2: it was not paused after all.
+pub type sire_told = Option<unsafe extern "C" fn(context: *mut c_void, what: i32, tag: *const c_char) -> i32>;
+
+/// Settings of a safe point. Set `struct_size` to `sizeof(sire_safe_point_options)`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct sire_safe_point_options {
+    /// `sizeof(sire_safe_point_options)`.
+    pub struct_size: usize,
+    /// As in `sire_pause_options`.
+    pub dead_ranges: sire_dead_ranges,
+    /// Passed to `dead_ranges`.
+    pub dead_ranges_context: *mut c_void,
+    /// Who wants to be told; NULL: nobody.
+    pub told: sire_told,
+    /// Passed to `told`.
+    pub told_context: *mut c_void,
+    /// How long the thread may be kept, in seconds; 0: for as long as it takes.
+    pub slice_seconds: f64,
+}
+
+/// What `sire_safe_point_options` says, as far as it was there.
+#[derive(Default)]
+struct Wishes {
+    dead: Option<Asked>,
+    told: sire_told,
+    told_context: *mut c_void,
+    slice: Duration,
+}
+
+const BEFORE_PAUSE: i32 = 0;
+const RESUMED: i32 = 1;
+const NOT_PAUSED: i32 = 2;
+
+impl Wishes {
+    /// # Safety
+    /// `options` is NULL or a sized struct whose functions, if there are any, can be called.
+    unsafe fn of(options: *const sire_safe_point_options) -> Result<Wishes> {
+        if options.is_null() {
+            return Ok(Wishes { slice: slice(f64::INFINITY)?, ..Wishes::default() });
+        }
+        // SAFETY: the caller's promise.
+        let size = unsafe { boundary::struct_size("sire_safe_point_options", options) }?;
+        // SAFETY: `struct_size` bytes are readable.
+        unsafe { boundary::refuse_unknown_fields("sire_safe_point_options", options, size) }?;
+        let dead = sized_field!(options, size, sire_safe_point_options, dead_ranges: sire_dead_ranges).flatten();
+        let dead_context = sized_field!(options, size, sire_safe_point_options, dead_ranges_context: *mut c_void);
+        let told = sized_field!(options, size, sire_safe_point_options, told: sire_told).flatten();
+        let told_context = sized_field!(options, size, sire_safe_point_options, told_context: *mut c_void);
+        let seconds = sized_field!(options, size, sire_safe_point_options, slice_seconds: f64).unwrap_or(0.0);
+        Ok(Wishes {
+            dead: Asked::with(dead, dead_context.unwrap_or(std::ptr::null_mut())),
+            told,
+            told_context: told_context.unwrap_or(std::ptr::null_mut()),
+            slice: slice(if seconds == 0.0 { f64::INFINITY } else { seconds })?,
+        })
+    }
+
+    /// Whether the program has nothing against it.
+    fn tell(&self, what: i32, tag: Option<&str>) -> bool {
+        let Some(told) = self.told else { return true };
+        // A tag without NUL, as all that are asked for.
+        let tag = tag.and_then(|tag| CString::new(tag).ok());
+        let pointer = tag.as_ref().map_or(std::ptr::null(), |tag| tag.as_ptr());
+        // SAFETY: the caller of `sire_safe_point` vouched for the function; the tag lives across the call.
+        unsafe { told(self.told_context, what, pointer) == 0 }
+    }
+}
+
+/// The calling thread as the desk knows it.
+struct Here {
+    control: &'static Control,
+    member: Member,
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        // In a forked child the desk is the parent's, and its lock may be held by a thread that does not exist here.
+        if control::current().is_some_and(|current| std::ptr::eq(current, self.control)) {
+            self.control.desk.leave(&self.member);
+        }
+    }
+}
+
+thread_local! {
+    static HERE: RefCell<Option<Here>> = const { RefCell::new(None) };
+}
+
+/// Opens the control socket of this process, unless it is open (docs/control.md): processes of the same user can list figures, and pause and resume at
+/// safe points. A text output: the socket's path.
+///
+/// # Safety
+/// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_control_open(buf: *mut c_char, cap: usize, out_len: *mut usize) -> sire_status {
+    call(|| {
+        let path = control::open()?;
+        let path = path.as_os_str().as_bytes();
+        // SAFETY: the caller's promises.
+        unsafe {
+            boundary::put_text(path, buf, cap);
+            boundary::put(out_len, path.len());
+        }
+        Ok(())
+    })
+}
+
+/// Closes the control socket. What is paused from outside is resumed, because nobody could do that afterwards; if that fails it stays paused,
+/// and the status says why.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_control_close() -> sire_status {
+    call(|| resume_all(control::close()))
+}
+
+/// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_control_give_up() -> sire_status {
+    call(|| resume_all(control::current().map(|control| control.desk.give_up()).unwrap_or_default()))
+}
+
+fn resume_all(held: Vec<Option<String>>) -> Result<()> {
+    for each in held {
+        let selection = each.map_or(Selection::All, Selection::Tag);
+        carry_out(|engine| engine.resume(&selection, ResumeOptions::default()))?;
+    }
+    Ok(())
+}
+
+/// The calling thread is at a safe point: until this returns it uses no memory of a region. If another process has asked for a pause
+/// or a resume, it happens now, in this thread, and a thread that was paused waits here for its resume. Once a thread has called this,
+/// pauses from outside wait for it, until it ends or calls `sire_safe_point_leave`. Costs a few nanoseconds while nobody asks for anything.
+///
+/// Returns when all is over, or after `slice_seconds`; `*out_held`: whether the program is still paused, so that the thread must call
+/// this again at once. `options` NULL: nobody is asked or told, and it returns when all is over.
+///
+/// # Safety
+/// `options` is NULL or a sized struct; `out_held` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_safe_point(options: *const sire_safe_point_options, out_held: *mut bool) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        let wishes = unsafe { Wishes::of(options) }?;
+        let held = control::current().is_some_and(|control| pass(control, &wishes));
+        // SAFETY: the caller's promise.
+        unsafe { boundary::put(out_held, held) };
+        Ok(())
+    })
+}
+
+/// Pauses from outside do not wait for the calling thread any more, until it passes a safe point again: it uses no memory of a region meanwhile.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_safe_point_leave() -> sire_status {
+    call(|| {
+        drop(HERE.with(|here| here.borrow_mut().take()));
+        Ok(())
+    })
+}
+
+/// Waits until another process asks for figures that only the program knows, at most `timeout_seconds`; the answer is `sire_control_publish`. For
+/// a thread of the program's that does nothing else.
+///
+/// # Safety
+/// `out_asked` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_control_wait(timeout_seconds: f64, out_asked: *mut bool) -> sire_status {
+    call(|| {
+        let longest = slice(timeout_seconds)?.min(Duration::from_secs(3600));
+        let control = control::current().ok_or_else(closed)?;
+        let asked = control.board.wait(longest);
+        // SAFETY: the caller's promise.
+        unsafe { boundary::put(out_asked, asked) };
+        Ok(())
+    })
+}
+
+/// What the program says about itself, as JSON: shown under `program` to whoever asks.
+///
+/// # Safety
+/// `json` is NULL or NUL-terminated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_control_publish(json: *const c_char) -> sire_status {
+    call(|| {
+        let control = control::current().ok_or_else(closed)?;
+        // SAFETY: the caller's promise.
+        let text = unsafe { boundary::long_string("the figures", json, LONGEST_SHEET) }?;
+        let sheet = serde_json::from_str(text).map_err(|error| invalid(format!("the figures are no JSON: {error}")))?;
+        control.publish(sheet);
+        Ok(())
+    })
+}
+
+fn closed() -> Error {
+    Error::new(Status::Inactive, "the control socket was never opened; call sire_control_open first")
+}
+
+fn slice(seconds: f64) -> Result<Duration> {
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(invalid(format!("{seconds} seconds: it must be 0 or more")));
+    }
+    // "For ever", about 30 years, which no clock arithmetic overflows.
+    Ok(Duration::from_secs_f64(seconds.min(1e9)))
+}
+
+fn pass(control: &'static Control, wishes: &Wishes) -> bool {
+    let member = HERE.with(|here| {
+        let mut here = here.borrow_mut();
+        if let Some(known) = &*here
+            && std::ptr::eq(known.control, control)
+        {
+            return known.member.clone();
+        }
+        let member = control.desk.join(&thread_name());
+        *here = Some(Here { control, member: member.clone() });
+        member
+    });
+    control.desk.pass(&member, wishes.slice, &mut |action| carry(action, wishes))
+}
+
+fn thread_name() -> String {
+    let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default();
+    // SAFETY: no arguments, no memory.
+    format!("{} ({})", name.trim_end(), unsafe { libc::gettid() })
+}
+
+/// Carries an action out at a safe point of the calling thread.
+fn carry(action: &Action, wishes: &Wishes) -> Outcome {
+    if capture::in_progress() {
+        return Outcome::NotNow("a CUDA graph is being captured".to_owned());
+    }
+    let Some(process) = process::started() else {
+        return Outcome::Failed(control::refusal(&Error::new(
+            Status::Inactive,
+            "the program has not used a device yet",
+        )));
+    };
+    let outcome = match action {
+        Action::Pause { tag } => pause(&process.engine, tag.clone(), wishes),
+        Action::Resume { tag, wait } => resume(tag.clone(), *wait, wishes),
+    };
+    outcome.unwrap_or_else(|error| match error.status {
+        Status::Busy | Status::Capturing => Outcome::NotNow(error.message),
+        _ => {
+            control::note("failed", || format!("{action}: {error}"));
+            Outcome::Failed(control::refusal(&error))
+        }
+    })
+}
+
+fn pause(engine: &Engine, tag: Option<String>, wishes: &Wishes) -> Result<Outcome> {
+    let before = regions(engine);
+    let selection = tag.clone().map_or(Selection::All, Selection::Tag);
+    if !wishes.tell(BEFORE_PAUSE, tag.as_deref()) {
+        wishes.tell(NOT_PAUSED, tag.as_deref());
+        return Err(Error::new(Status::Cancelled, "a callback of the program's (sire.before_pause) refused the pause"));
+    }
+    let dead = wishes.dead.as_ref().map(|asked| asked as &dyn DeadRanges);
+    let paused = carry_out(|engine| engine.pause(&selection, PauseOptions { capturing: false, dead, lazy: false }));
+    if paused.as_ref().is_err_and(|error| error.status != Status::PausedAfterFailure) {
+        wishes.tell(NOT_PAUSED, tag.as_deref());
+    }
+    let report = paused?;
+    let whom = spoken(tag.as_deref());
+    control::note("pause", || format!("{whom} from outside: {} bytes given back", report.bytes_moved));
+    Ok(Outcome::Done { undo: undo(tag, &before, &regions(engine)), report: described(&report) })
+}
+
+fn resume(tag: Option<String>, wait: Duration, wishes: &Wishes) -> Result<Outcome> {
+    let selection = tag.clone().map_or(Selection::All, Selection::Tag);
+    let options = ResumeOptions { wait, capturing: false, order: None };
+    let report = carry_out(|engine| engine.resume(&selection, options))?;
+    control::note("resume", || format!("{} from outside: {} bytes taken", spoken(tag.as_deref()), report.bytes_moved));
+    if !wishes.tell(RESUMED, tag.as_deref()) {
+        control::note("failed", || "a callback of the program's (sire.after_resume) failed".to_owned());
+    }
+    Ok(Outcome::Done { undo: Vec::new(), report: described(&report) })
+}
+
+fn spoken(tag: Option<&str>) -> String {
+    tag.map_or_else(|| "everything".to_owned(), |tag| format!("'{tag}'"))
+}
+
+/// Tag and state of every region.
+fn regions(engine: &Engine) -> Vec<(String, State)> {
+    (0..)
+        .map_while(|number| Some((engine.region_info(RegionId(number)).ok()?.0, engine.state(RegionId(number)).ok()?)))
+        .collect()
+}
+
+/// What a resume has to name so that everything is as before the pause: the selection itself, unless the program had paused a part of it by itself.
+fn undo(tag: Option<String>, before: &[(String, State)], after: &[(String, State)]) -> Vec<Option<String>> {
+    let selected = |each: &str| tag.as_deref().is_none_or(|top| each == top || each.starts_with(&format!("{top}/")));
+    let was_paused = before.iter().any(|(each, state)| selected(each) && *state == State::Paused);
+    let states = after.iter().enumerate().map(|(at, (tag, now))| (tag, before.get(at).map(|(_, state)| *state), *now));
+    let changed: BTreeSet<&String> = states
+        .filter(|(_, before, now)| *now == State::Paused && *before != Some(State::Paused))
+        .map(|(tag, ..)| tag)
+        .collect();
+    match (changed.is_empty(), was_paused) {
+        (true, _) => Vec::new(),
+        (false, false) => vec![tag],
+        (false, true) => changed.into_iter().map(|tag| Some(tag.clone())).collect(),
+    }
+}
+
+fn described(report: &Report) -> Value {
+    json!({
+        "regions_changed": report.regions_changed,
+        "regions_unchanged": report.regions_unchanged,
+        "allocations": report.allocations,
+        "bytes_expected": report.bytes_expected,
+        "bytes_moved": report.bytes_moved,
+        "bytes_copied": report.bytes_copied,
+        "bytes_discarded": report.bytes_discarded,
+        "bytes_zeroed": report.bytes_zeroed,
+        "bytes_dead": report.bytes_dead,
+        "bytes_clean": report.bytes_clean,
+        "seconds_total": report.seconds_total,
+    })
+}

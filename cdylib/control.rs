@@ -1,0 +1,393 @@
+//! The control socket of the process: who serves it, and what the answers are. docs/control.md is the contract.
+//!
+//! Two threads, started when the socket is opened. The server's waits for clients and answers what takes no time; the worker's asks the engine and the
+//! driver, so that a driver that hangs holds up nothing but answers about it. What changes memory that the program uses waits at the desk for a
+//! safe point, and is carried out there, by the program's own thread (`abi::control`).
+
+use crate::abi::process::statistics;
+use crate::boundary::catch;
+use crate::capture;
+use crate::process;
+use serde_json::{Value, json};
+use sire_control::board::Board;
+use sire_control::desk::{Action, Desk};
+use sire_control::journal::Journal;
+use sire_control::message::{Answer, Code, PROTOCOL, Refusal, Verb};
+use sire_control::place::{self, Place};
+use sire_control::server::{Descriptors, Outbox, Server, Service, Ticket};
+use sire_core::driver::{Device, Driver as _};
+use sire_core::error::{Error, Result, Status};
+use sire_core::policy::Budget;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Questions that may wait for the worker.
+const BACKLOG: usize = 64;
+/// Events in a list.
+const SHOWN: usize = 20;
+/// How long the end of the process waits for the worker to finish what it has begun.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The one of the process; it stays when its socket is closed, for threads that are still at the desk.
+static CURRENT: AtomicPtr<Control> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Held while the socket is opened or closed.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// What the threads share.
+pub(crate) struct Control {
+    pub desk: Desk,
+    pub board: Board,
+    pub journal: Journal,
+    outbox: Arc<Outbox>,
+    descriptors: Arc<Descriptors>,
+    running: Mutex<Option<Running>>,
+    working: AtomicBool,
+    started: f64,
+}
+
+/// A socket that is open.
+struct Running {
+    path: PathBuf,
+    directory: PathBuf,
+    stop: Arc<AtomicBool>,
+}
+
+/// The control of the process, if its socket was ever opened. Wait-free.
+pub(crate) fn current() -> Option<&'static Control> {
+    // SAFETY: null, or a box that `made` has leaked.
+    unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
+}
+
+/// Notes an event, if somebody may want to know.
+pub(crate) fn note(what: &str, sentence: impl FnOnce() -> String) {
+    if let Some(control) = current() {
+        control.journal.note(what, &sentence());
+    }
+}
+
+/// Opens the socket, unless it is open; where it is.
+pub(crate) fn open() -> Result<PathBuf> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let control = made()?;
+    if let Some(running) = &*control.running() {
+        return Ok(running.path.clone());
+    }
+    control.start().map_err(|error| failed("the control socket cannot be opened", &error))
+}
+
+/// Closes the socket. What is paused from outside is left to the caller: its selections (None: everything).
+pub(crate) fn close() -> Vec<Option<String>> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(control) = current() else { return Vec::new() };
+    control.stop();
+    control.desk.give_up()
+}
+
+fn made() -> Result<&'static Control> {
+    if let Some(control) = current() {
+        return Ok(control);
+    }
+    let outbox = Arc::new(Outbox::new().map_err(|error| failed("the control socket cannot be opened", &error))?);
+    let delivery = Arc::clone(&outbox);
+    let control = Control {
+        desk: Desk::new(Box::new(move |ticket, answer| delivery.put(ticket, answer))),
+        board: Board::default(),
+        journal: Journal::default(),
+        outbox,
+        descriptors: Arc::default(),
+        running: Mutex::default(),
+        working: AtomicBool::new(false),
+        started: now(),
+    };
+    watch_forks_and_exit();
+    let control = Box::leak(Box::new(control));
+    CURRENT.store(control, Ordering::Release);
+    Ok(control)
+}
+
+fn watch_forks_and_exit() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: both handlers are plain functions of this library, which is linked to stay loaded for good.
+        let registered =
+            unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) == 0 && libc::atexit(at_exit) == 0 };
+        if !registered {
+            crate::log::warning!(
+                "no handler for forks and the end could be registered; close the control socket before either"
+            );
+        }
+    });
+}
+
+/// The child has none of the threads: it keeps none of the descriptors, and may open a socket of its own. Stores and `close` only.
+extern "C" fn after_fork_in_child() {
+    if let Some(control) = current() {
+        control.descriptors.close_in_child();
+        CURRENT.store(std::ptr::null_mut(), Ordering::Release);
+    }
+}
+
+/// The socket goes; whatever the worker has begun with the driver gets a moment, because the driver goes next.
+extern "C" fn at_exit() {
+    let Some(control) = current() else { return };
+    control.stop();
+    let until = Instant::now() + FAREWELL;
+    while control.working.load(Ordering::Acquire) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Control {
+    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&'static self) -> io::Result<PathBuf> {
+        let place = Place::of_this_user()?;
+        let (listener, path) = place.listen(std::process::id())?;
+        let (questions, waiting) = sync_channel(BACKLOG);
+        let outbox = Arc::clone(&self.outbox);
+        let server = Server::new(listener, Porter { control: self, questions }, outbox, Arc::clone(&self.descriptors));
+        let stop = server.stop();
+        let spawned =
+            spawn("sire-control", || server.run()).and_then(|()| spawn("sire-control-w", move || self.work(waiting)));
+        if let Err(error) = spawned {
+            stop.store(true, Ordering::Release);
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        *self.running() = Some(Running { path: path.clone(), directory: place.path().to_path_buf(), stop });
+        Ok(path)
+    }
+
+    fn stop(&self) {
+        if let Some(running) = self.running().take() {
+            let _ = std::fs::remove_file(&running.path);
+            running.stop.store(true, Ordering::Release);
+            self.outbox.wake();
+        }
+    }
+
+    // ---- the worker -----------------------------------------------------------------------------------------------------
+
+    /// Ends with the server, which holds the other end.
+    fn work(&self, waiting: Receiver<(Ticket, Verb)>) {
+        for (ticket, verb) in waiting {
+            self.working.store(true, Ordering::Release);
+            let answer = catch(|| Ok(self.look_up(&verb))).unwrap_or_else(|error| Err(refusal(&error)));
+            self.working.store(false, Ordering::Release);
+            self.outbox.put(ticket, answer);
+        }
+    }
+
+    fn look_up(&self, verb: &Verb) -> Answer {
+        let outcome = match verb {
+            Verb::Evict { device, bytes } => evict(*device, *bytes),
+            Verb::Budget { device, limit, headroom, residency } => set_budget(*device, *limit, *headroom, *residency),
+            Verb::Trace => self.trace(),
+            _ => self.list(),
+        };
+        let word = match verb {
+            Verb::Evict { .. } => "evict",
+            Verb::Budget { .. } => "budget",
+            Verb::Trace => "trace",
+            _ => return outcome.map_err(|error| refusal(&error)),
+        };
+        let said = outcome.as_ref().map_or_else(|error| format!("failed: {error}"), Value::to_string);
+        self.journal.note(word, &format!("from outside: {said}"));
+        outcome.map_err(|error| refusal(&error))
+    }
+
+    fn list(&self) -> Result<Value> {
+        let mut answer = self.hello();
+        answer["stats"] = statistics()?;
+        answer["devices"] = devices(&answer["stats"]["devices"]);
+        answer["control"] = self.desk.summary();
+        answer["program"] = self.board.sheet().unwrap_or(Value::Null);
+        answer["journal"] = self.journal.last(SHOWN);
+        Ok(answer)
+    }
+
+    fn hello(&self) -> Value {
+        json!({
+            "protocol": PROTOCOL,
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uid": place::user(),
+            "command": command(),
+            "opened": self.started,
+            "time": now(),
+        })
+    }
+
+    fn trace(&self) -> Result<Value> {
+        let directory = self.running().as_ref().map(|running| running.directory.clone());
+        let directory = directory.ok_or_else(|| Error::new(Status::Inactive, "the control socket is closed"))?;
+        let path = directory.join(format!("trace-{}-{}.jsonl", std::process::id(), now() as u64));
+        Ok(json!({"path": engine()?.trace(&path)?}))
+    }
+}
+
+/// The server's side: what takes no time is answered here.
+struct Porter {
+    control: &'static Control,
+    questions: SyncSender<(Ticket, Verb)>,
+}
+
+impl Porter {
+    fn pass_on(&self, ticket: Ticket, verb: Verb) -> Option<Answer> {
+        match self.questions.try_send((ticket, verb)) {
+            Ok(()) => None,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                let why = "too many questions wait for the driver; try again later";
+                Some(Err(Refusal::new(Code::Busy, why)))
+            }
+        }
+    }
+
+    fn ask(&self, ticket: Ticket, action: Action, patience: f64) -> Option<Answer> {
+        self.control.journal.note("asked", &action.to_string());
+        self.control.desk.ask(ticket, action, Duration::from_secs_f64(patience)).err().map(Err)
+    }
+}
+
+impl Service for Porter {
+    fn answer(&self, ticket: Ticket, verb: Verb) -> Option<Answer> {
+        match verb {
+            Verb::Hello => Some(Ok(self.control.hello())),
+            Verb::Events { since } => Some(Ok(self.control.journal.since(since))),
+            Verb::List if self.control.board.ask(ticket) => None,
+            Verb::Pause { tag, timeout } => self.ask(ticket, Action::Pause { tag }, timeout),
+            Verb::Resume { tag, timeout, wait } => {
+                self.ask(ticket, Action::Resume { tag, wait: Duration::from_secs_f64(wait) }, timeout)
+            }
+            verb => self.pass_on(ticket, verb),
+        }
+    }
+
+    fn forget(&self, ticket: Ticket) {
+        self.control.desk.forget(ticket);
+        self.control.board.forget(ticket);
+    }
+
+    fn tick(&self) -> Option<Instant> {
+        let (late, next) = self.control.board.expire();
+        late.into_iter().for_each(|ticket| self.control.list_for(ticket, self));
+        next.into_iter().chain(self.control.desk.expire()).min()
+    }
+}
+
+impl Control {
+    fn list_for(&self, ticket: Ticket, porter: &Porter) {
+        if let Some(refused) = porter.pass_on(ticket, Verb::List) {
+            self.outbox.put(ticket, refused);
+        }
+    }
+
+    /// A new sheet of the program's figures: whoever waited for it gets it now.
+    pub(crate) fn publish(&self, sheet: Value) {
+        for ticket in self.board.publish(sheet) {
+            self.outbox.put(ticket, self.list().map_err(|error| refusal(&error)));
+        }
+    }
+}
+
+// ---- what the worker asks ------------------------------------------------------------------------------------------------
+
+fn engine() -> Result<&'static sire_core::engine::Engine> {
+    let process = process::started();
+    process
+        .map(|process| &process.engine)
+        .ok_or_else(|| Error::new(Status::Inactive, "the program has not used a device yet"))
+}
+
+fn evict(device: Option<u32>, bytes: Option<u64>) -> Result<Value> {
+    let engine = engine()?;
+    if capture::in_progress() {
+        return Err(Error::new(Status::Capturing, "a CUDA graph is being captured; try again when that is over"));
+    }
+    let (Some(device), Some(bytes)) = (device, bytes) else {
+        if device.is_some() || bytes.is_some() {
+            let why = "evict takes a device and bytes together, or neither: then everything that is only cached goes";
+            return Err(Error::new(Status::InvalidArgument, why));
+        }
+        let (device, host) = engine.trim();
+        return Ok(json!({"device_bytes": device, "host_bytes": host}));
+    };
+    let made = engine.make_room(Device(device), bytes)?;
+    let tags: Vec<&str> = made.iter().map(|each| each.tag.as_str()).collect();
+    Ok(json!({"device_bytes": made.iter().map(|each| each.bytes).sum::<u64>(), "tags": tags}))
+}
+
+fn set_budget(device: u32, limit: Option<u64>, headroom: u64, residency: f64) -> Result<Value> {
+    let residency = (residency * 1000.0) as u64;
+    engine()?.set_budget(Device(device), Budget { limit, headroom, residency });
+    Ok(json!({}))
+}
+
+/// Memory and identity of the devices that the program uses: no context is made on others, which would cost them memory.
+fn devices(held: &Value) -> Value {
+    let Some(process) = process::started() else { return json!([]) };
+    let count = process.driver.device_count().unwrap_or(0);
+    let device = |ordinal: u32| {
+        let memory = process.driver.memory_info(Device(ordinal)).ok();
+        json!({
+            "device": ordinal,
+            "uuid": process.driver.uuid(Device(ordinal)).ok(),
+            "total_bytes": memory.map(|memory| memory.total),
+            "free_bytes": memory.map(|memory| memory.free),
+        })
+    };
+    let holds = |ordinal: u32| held.as_array().is_some_and(|all| all.iter().any(|each| each["device"] == ordinal));
+    (0..count).filter(|ordinal| holds(*ordinal) || process.driver.is_in_use(Device(*ordinal))).map(device).collect()
+}
+
+/// What the process was started as, cut: arguments may be long.
+fn command() -> String {
+    let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    let words: Vec<_> =
+        line.split(|byte| *byte == 0).filter(|word| !word.is_empty()).map(String::from_utf8_lossy).collect();
+    let program = words
+        .first()
+        .map(|word| Path::new(word.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let rest = words.get(1..).unwrap_or_default().iter().map(std::borrow::Cow::as_ref);
+    let whole: Vec<&str> = program.iter().map(String::as_str).chain(rest).collect();
+    whole.join(" ").chars().take(160).collect()
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn failed(what: &str, error: &io::Error) -> Error {
+    Error::new(Status::Unsupported, format!("{what}: {error}"))
+}
+
+/// An engine's failure, for a client.
+pub(crate) fn refusal(error: &Error) -> Refusal {
+    let code = match error.status {
+        Status::InvalidArgument | Status::UnknownTag => Code::Invalid,
+        _ => Code::Failed,
+    };
+    Refusal { status: Some(error.status.name().to_owned()), ..Refusal::new(code, &error.message) }
+}
+
+/// A thread of ours: signals are the program's.
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let blocked = move || {
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `sigfillset` initialises the set that `pthread_sigmask` reads; the old mask is not asked for.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut());
+        }
+        // The thread ends; a panic has been told of by its hook.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(blocked).map(drop)
+}

@@ -1,0 +1,135 @@
+//! `sire pause`, `resume`, `evict`, `budget`, `record`: asking one process to do something, and saying what came of it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::Value;
+use sire_control::client::{Client, Failure as Silence};
+use sire_control::message::{Code, Refusal, Verb};
+
+use super::view::size;
+use super::{NOBODY, REFUSED, SILENT, place};
+use crate::arguments::{AskOptions, BudgetOptions, EvictOptions, PauseOptions, ResumeOptions};
+use crate::failure::Failure;
+use crate::output;
+
+/// How long a living process may take to say who it is.
+const GREETING: Duration = Duration::from_secs(3);
+/// How long it may copy, once it has begun.
+const WORK: Duration = Duration::from_secs(1800);
+
+/// `sire pause`.
+pub fn pause(options: &PauseOptions) -> Result<ExitCode, Failure> {
+    let verb = Verb::Pause { tag: options.tag.clone(), timeout: options.timeout };
+    let answer = ask(options.ask.pid, verb, options.timeout)?;
+    say(&options.ask, &answer, || {
+        let report = &answer["report"];
+        match report["regions_changed"].as_u64() {
+            Some(0) => "was paused already; from now on the program waits for sire resume".to_owned(),
+            _ => {
+                format!("paused: {} given back, {} copied", bytes(report, "bytes_moved"), bytes(report, "bytes_copied"))
+            }
+        }
+    })
+}
+
+/// `sire resume`.
+pub fn resume(options: &ResumeOptions) -> Result<ExitCode, Failure> {
+    let verb = Verb::Resume { tag: options.tag.clone(), timeout: options.timeout, wait: options.wait };
+    let answer = ask(options.ask.pid, verb, options.timeout + options.wait)?;
+    say(&options.ask, &answer, || {
+        let sum = |name: &str| {
+            let reports = answer["reports"].as_array().map(Vec::as_slice).unwrap_or_default();
+            size(reports.iter().filter_map(|report| report[name].as_u64()).sum())
+        };
+        let left = answer["paused"].as_array().map_or(0, Vec::len);
+        let rest = if left > 0 {
+            format!("; {left} more stay paused from outside, and the program waits")
+        } else {
+            String::new()
+        };
+        format!("resumed: {} taken, {} copied{rest}", sum("bytes_moved"), sum("bytes_copied"))
+    })
+}
+
+/// `sire evict`.
+pub fn evict(options: &EvictOptions) -> Result<ExitCode, Failure> {
+    let answer = ask(options.ask.pid, Verb::Evict { device: options.device, bytes: options.bytes }, 0.0)?;
+    say(&options.ask, &answer, || format!("{} given back", bytes(&answer, "device_bytes")))
+}
+
+/// `sire budget`.
+pub fn budget(options: &BudgetOptions) -> Result<ExitCode, Failure> {
+    let &BudgetOptions { device, limit, headroom, residency, .. } = options;
+    let answer = ask(options.ask.pid, Verb::Budget { device, limit, headroom, residency }, 0.0)?;
+    let most = limit.map_or_else(|| "what there is".to_owned(), size);
+    say(&options.ask, &answer, || format!("device {device}: at most {most}, {} stay free", size(headroom)))
+}
+
+/// `sire record`.
+pub fn record(options: &AskOptions) -> Result<ExitCode, Failure> {
+    let answer = ask(options.pid, Verb::Trace, 0.0)?;
+    say(options, &answer, || format!("recording in {}", answer["path"].as_str().unwrap_or("?")))
+}
+
+fn bytes(report: &Value, name: &str) -> String {
+    size(report[name].as_u64().unwrap_or(0))
+}
+
+fn say(options: &AskOptions, answer: &Value, sentence: impl FnOnce() -> String) -> Result<ExitCode, Failure> {
+    if options.json {
+        output::line(&answer.to_string());
+    } else {
+        output::line(&format!("{} {}", options.pid, sentence()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The answer of process `pid`; failures with the exit codes of docs/control.md.
+pub fn ask(pid: u32, verb: Verb, seconds: f64) -> Result<Value, Failure> {
+    let mut client = connect(pid)?;
+    let silent = |silence: Silence| {
+        Failure::new(format!("process {pid}: {silence}"))
+            .advice("Is it stopped (kill -STOP, a debugger)? What was asked may still happen.")
+            .exits_with(SILENT)
+    };
+    let patience = Duration::from_secs_f64(seconds) + WORK;
+    client.ask(verb, patience).map_err(silent)?.map_err(|refusal| refused(pid, &refusal))
+}
+
+/// A connection to a process that has said who it is: of several with one number (containers), the one that calls itself so.
+fn connect(pid: u32) -> Result<Client, Failure> {
+    let place = place()?;
+    let sockets = place.sockets().map_err(|error| Failure::new(format!("{}: {error}", place.path().display())))?;
+    let mut said = None;
+    for found in sockets.iter().filter(|found| found.pid == pid) {
+        let greeted = Client::connect(&found.path)
+            .and_then(|mut client| client.ask(Verb::Hello, GREETING).map(|answer| (client, answer)));
+        match greeted {
+            Ok((client, Ok(_))) => return Ok(client),
+            Ok((_, Err(refusal))) => said = Some(refused(pid, &refusal)),
+            Err(Silence::Gone) => {}
+            Err(silence) => {
+                let failure = Failure::new(format!("process {pid}: {silence}"));
+                said = Some(failure.advice("Is it stopped (kill -STOP, a debugger)?").exits_with(SILENT));
+            }
+        }
+    }
+    Err(said.unwrap_or_else(|| {
+        Failure::new(format!("process {pid} cannot be asked: it has no control socket"))
+            .advice("sire ps lists those that can; a program opens one with SIRE_CONTROL=1 or sire.control.open().")
+            .exits_with(NOBODY)
+    }))
+}
+
+fn refused(pid: u32, refusal: &Refusal) -> Failure {
+    let failure = Failure::new(format!("process {pid}: {}", refusal.message));
+    match refusal.code {
+        Code::Refused | Code::Busy => failure.advice("Nothing has changed.").exits_with(REFUSED),
+        Code::Invalid => failure,
+        Code::Failed => match &refusal.status {
+            Some(status) => failure.advice(format!("{status}: docs/troubleshooting.md says what that means.")),
+            None => failure,
+        },
+    }
+}

@@ -1,0 +1,317 @@
+//! What is on the screen: lines made for the width there is, from the last two looks. A process is chosen, and shown in detail.
+
+use std::collections::BTreeMap;
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Color, Modifier, Style, Stylize as _};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
+
+use crate::control::view::{Gpu, Process, Region, View, short_uuid, size};
+
+/// Narrower screens, such as a phone's, leave columns out.
+const WIDE: usize = 64;
+
+/// The screen's state.
+#[derive(Debug, Default)]
+pub struct Screen {
+    view: View,
+    /// Bytes copied per second, by process.
+    rates: BTreeMap<u32, f64>,
+    pid: Option<u32>,
+    tag: Option<String>,
+    said: String,
+}
+
+impl Screen {
+    /// A new look.
+    pub fn see(&mut self, view: View) {
+        self.rates = rates(&self.view, &view);
+        self.view = view;
+        if self.process().is_none() {
+            self.pid = self.view.processes.first().map(|process| process.pid);
+            self.tag = None;
+        }
+    }
+
+    /// A sentence for the last line.
+    pub fn say(&mut self, text: String) {
+        self.said = text;
+    }
+
+    /// The process that is chosen, and a tag of it.
+    pub fn chosen(&self) -> Option<(u32, Option<String>)> {
+        self.pid.map(|pid| (pid, self.tag.clone()))
+    }
+
+    fn process(&self) -> Option<&Process> {
+        self.view.processes.iter().find(|process| Some(process.pid) == self.pid)
+    }
+
+    /// The next process, or the one before.
+    pub fn choose(&mut self, step: isize) {
+        let pids: Vec<u32> = self.view.processes.iter().map(|process| process.pid).collect();
+        let at = pids.iter().position(|pid| Some(*pid) == self.pid).unwrap_or(0);
+        let next = at.saturating_add_signed(step).min(pids.len().saturating_sub(1));
+        if pids.get(next).copied() != self.pid {
+            self.tag = None;
+        }
+        self.pid = pids.get(next).copied();
+    }
+
+    /// The next tag of the process, or the one before; before the first one is the process itself.
+    pub fn choose_tag(&mut self, step: isize) {
+        let tags: Vec<String> = self.process().map(tags).unwrap_or_default();
+        let at = tags.iter().position(|tag| Some(tag) == self.tag.as_ref()).map_or(0, |at| at + 1);
+        let next = at.saturating_add_signed(step).min(tags.len());
+        self.tag = next.checked_sub(1).and_then(|at| tags.get(at).cloned());
+    }
+
+    /// Draws it.
+    pub fn draw(&self, frame: &mut Frame<'_>) {
+        let width = usize::from(frame.area().width);
+        let [body, foot] = Layout::vertical([Constraint::Min(0), Constraint::Length(2)]).areas(frame.area());
+        frame.render_widget(Paragraph::new(self.lines(width)), body);
+        let keys = if width < WIDE {
+            "↑↓←→ p r e q"
+        } else {
+            "↑↓ process  ←→ tag  p pause  r resume  e evict  q quit"
+        };
+        let foot_lines = vec![Line::from(cut(&self.said, width)), Line::from(keys).style(Style::new().dim())];
+        frame.render_widget(Paragraph::new(foot_lines), foot);
+    }
+
+    fn lines(&self, width: usize) -> Vec<Line<'static>> {
+        let mut lines = vec![title(&self.view)];
+        lines.extend(self.view.devices.iter().map(|gpu| device(gpu, width)));
+        lines.push(heading(&process_columns(width)));
+        lines.extend(self.view.processes.iter().map(|process| self.process_line(process, width)));
+        if self.view.processes.is_empty() {
+            lines.push(Line::from("nobody can be asked: SIRE_CONTROL=1"));
+        }
+        if let Some(process) = self.process() {
+            lines.extend(self.detail(process, width));
+        }
+        lines
+    }
+
+    fn process_line(&self, process: &Process, width: usize) -> Line<'static> {
+        let (device, away) = (size(process.resident()), size(process.away()));
+        let mut text = format!("{:>8} {:<8}{device:>9}{away:>9}", process.pid, process.state());
+        if width >= WIDE {
+            let rate = self.rates.get(&process.pid).copied().unwrap_or(0.0);
+            let said = process.silence.as_deref().unwrap_or(&process.command);
+            text += &format!("{:>9}{:>11}  {said}", size(process.backups()), format!("{}/s", size(rate as u64)));
+        }
+        let is_chosen = Some(process.pid) == self.pid && self.tag.is_none();
+        Line::from(cut(&text, width)).style(emphasis(is_chosen, process.state()))
+    }
+
+    fn detail(&self, process: &Process, width: usize) -> Vec<Line<'static>> {
+        let mut lines = vec![Line::default(), Line::from(cut(&process.command, width)).bold()];
+        lines.push(heading(&tag_columns(width)));
+        lines.extend(process.stats.regions.iter().map(|region| self.tag_line(region, width)));
+        let models = process.models();
+        if !models.is_empty() {
+            lines.push(heading("MODELS"));
+            lines.extend(models.iter().map(|(name, loaded, bytes, uses)| {
+                let state = if *loaded { "loaded" } else { "offloaded" };
+                Line::from(cut(&format!("{state:<9} {:>8} {uses} uses {name}", size(*bytes)), width))
+            }));
+        }
+        let tiers: Vec<String> =
+            process.stats.tiers.iter().map(|tier| format!("{} {}", tier.tier, size(tier.used_bytes))).collect();
+        lines.push(labelled("tiers", &tiers.join("  "), width));
+        lines.push(labelled("safe points", &safe_points(process), width));
+        lines.push(heading("EVENTS"));
+        lines.extend(events(process).into_iter().map(|text| Line::from(cut(&text, width))));
+        lines
+    }
+
+    fn tag_line(&self, region: &Region, width: usize) -> Line<'static> {
+        let (device, backup) = (size(region.resident_bytes), size(region.backup_bytes));
+        let text = if width < WIDE {
+            format!("{:<8}{device:>9}  {}", region.state, region.tag)
+        } else {
+            let away = size(region.paused_bytes);
+            let counts = format!("{}/{}", region.pauses, region.resumes);
+            format!(
+                "{:<8}{device:>9}{away:>9}{backup:>9} {:<5}{counts:>8}  {}",
+                region.state, region.backup, region.tag
+            )
+        };
+        let is_chosen = self.tag.as_ref() == Some(&region.tag);
+        Line::from(cut(&text, width)).style(emphasis(is_chosen, &region.state))
+    }
+}
+
+fn process_columns(width: usize) -> String {
+    let narrow = format!("{:>8} {:<8}{:>9}{:>9}", "PID", "STATE", "DEVICE", "AWAY");
+    if width < WIDE { narrow } else { format!("{narrow}{:>9}{:>11}  COMMAND", "BACKUPS", "COPIED") }
+}
+
+fn tag_columns(width: usize) -> String {
+    if width < WIDE {
+        return format!("{:<8}{:>9}  TAG", "STATE", "DEVICE");
+    }
+    format!("{:<8}{:>9}{:>9}{:>9} {:<5}{:>8}  TAG", "STATE", "DEVICE", "AWAY", "BACKUP", "IN", "P/R")
+}
+
+fn title(view: &View) -> Line<'static> {
+    let seconds = view.time as u64 % 86400;
+    let clock = format!("{:02}:{:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let count = view.processes.len();
+    let noun = if count == 1 { "process" } else { "processes" };
+    Line::from(vec![Span::from("sire top").bold(), Span::from(format!("  {count} {noun}  {clock}"))])
+}
+
+/// What Sire holds, what others hold, what is free.
+fn device(gpu: &Gpu, width: usize) -> Line<'static> {
+    let used = gpu.total_bytes.saturating_sub(gpu.free_bytes);
+    let figures = format!(" {} of {}", size(used), size(gpu.total_bytes));
+    let name = format!("{:<9}", short_uuid(&gpu.uuid));
+    let room = width.saturating_sub(name.len() + figures.len() + 2).min(60);
+    let cells = |bytes: u64| (u128::from(bytes) * room as u128 / u128::from(gpu.total_bytes.max(1))) as usize;
+    let ours = cells(gpu.sire_bytes).min(room);
+    let all = cells(used).clamp(ours, room);
+    Line::from(vec![
+        Span::from(name).bold(),
+        Span::from("["),
+        Span::from("#".repeat(ours)).fg(Color::Blue),
+        Span::from("+".repeat(all - ours)).fg(Color::DarkGray),
+        Span::from(".".repeat(room - all)).dim(),
+        Span::from("]"),
+        Span::from(figures),
+    ])
+}
+
+fn heading(text: &str) -> Line<'static> {
+    Line::from(text.to_owned()).style(Style::new().add_modifier(Modifier::UNDERLINED))
+}
+
+fn labelled(label: &str, text: &str, width: usize) -> Line<'static> {
+    let text = cut(text, width.saturating_sub(label.len() + 1));
+    Line::from(vec![Span::from(format!("{label} ")).dim(), Span::from(text)])
+}
+
+fn emphasis(is_chosen: bool, state: &str) -> Style {
+    let colour = match state {
+        "paused" | "held" => Style::new().fg(Color::Yellow),
+        "silent" => Style::new().fg(Color::Red),
+        _ => Style::new(),
+    };
+    if is_chosen { colour.add_modifier(Modifier::REVERSED) } else { colour }
+}
+
+fn tags(process: &Process) -> Vec<String> {
+    let mut tags: Vec<String> = process.stats.regions.iter().map(|region| region.tag.clone()).collect();
+    tags.sort();
+    tags.dedup();
+    tags
+}
+
+fn safe_points(process: &Process) -> String {
+    let point = |point: &crate::control::view::SafePoint| match point.waiting {
+        true => format!("{} waits", point.thread),
+        false => format!("{} {:.1} s ago", point.thread, point.seconds_ago),
+    };
+    let points: Vec<String> = process.control.safe_points.iter().map(point).collect();
+    if points.is_empty() { "none passed".to_owned() } else { points.join(", ") }
+}
+
+/// The newest first.
+fn events(process: &Process) -> Vec<String> {
+    let of_models = process.program["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let of_models = of_models.iter().map(|event| {
+        let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+        (event["time"].as_f64().unwrap_or(0.0), format!("{} {} {}", text("kind"), text("name"), text("detail")))
+    });
+    let own = process.journal.iter().map(|event| (event.time, format!("{} {}", event.what, event.text)));
+    let mut all: Vec<(f64, String)> = of_models.chain(own).collect();
+    all.sort_by(|one, other| other.0.total_cmp(&one.0));
+    let clock = |time: f64| {
+        let seconds = time as u64 % 86400;
+        format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    };
+    all.into_iter().map(|(time, text)| format!("{} {text}", clock(time))).collect()
+}
+
+/// Bytes copied per second between two looks.
+fn rates(before: &View, now: &View) -> BTreeMap<u32, f64> {
+    let seconds = now.time - before.time;
+    let known: BTreeMap<u32, u64> = before.processes.iter().map(|process| (process.pid, process.copied())).collect();
+    let rate = |process: &Process| {
+        let more = process.copied().saturating_sub(*known.get(&process.pid)?);
+        Some((process.pid, if seconds > 0.0 { more as f64 / seconds } else { 0.0 }))
+    };
+    now.processes.iter().filter_map(rate).collect()
+}
+
+/// As much as fits; control characters, which a tag may hold, could do anything to a terminal.
+fn cut(text: &str, width: usize) -> String {
+    let clean: Vec<char> = text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+    if clean.len() <= width {
+        return clean.into_iter().collect();
+    }
+    clean.into_iter().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Screen;
+    use crate::control::view::{Process, Region, View};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    fn screen() -> Screen {
+        let region = |tag: &str| Region { tag: tag.to_owned(), state: "resident".to_owned(), ..Region::default() };
+        let process = |pid: u32, tags: &[&str]| {
+            let mut process = Process { pid, command: format!("python {pid}.py"), ..Process::default() };
+            process.stats.regions = tags.iter().map(|tag| region(tag)).collect();
+            process
+        };
+        let mut screen = Screen::default();
+        screen.see(View {
+            processes: vec![process(11, &["a", "b"]), process(22, &["evil\u{1b}[2J"])],
+            ..View::default()
+        });
+        screen
+    }
+
+    fn shown(screen: &Screen, width: u16) -> String {
+        let Ok(mut terminal) = Terminal::new(TestBackend::new(width, 24));
+        let Ok(_) = terminal.draw(|frame| screen.draw(frame));
+        terminal.backend().buffer().content().iter().map(|cell| cell.symbol().to_owned()).collect()
+    }
+
+    #[test]
+    fn keys_walk_through_processes_and_tags_and_stop_at_the_ends() {
+        let mut screen = screen();
+        assert_eq!(screen.chosen(), Some((11, None)));
+        screen.choose_tag(1);
+        screen.choose_tag(1);
+        screen.choose_tag(1);
+        assert_eq!(screen.chosen(), Some((11, Some("b".to_owned()))));
+        screen.choose_tag(-1);
+        screen.choose_tag(-1);
+        assert_eq!(screen.chosen(), Some((11, None)));
+        screen.choose(5);
+        assert_eq!(screen.chosen(), Some((22, None)));
+        screen.choose(-9);
+        assert_eq!(screen.chosen(), Some((11, None)));
+        screen.see(View::default());
+        assert_eq!(screen.chosen(), None);
+    }
+
+    #[test]
+    fn every_width_shows_the_state_and_no_tag_reaches_the_terminal_raw() {
+        let mut screen = screen();
+        screen.choose(1);
+        for width in [1, 20, 40, 80, 200] {
+            let text = shown(&screen, width);
+            assert!(!text.contains('\u{1b}'), "width {width}");
+            assert!(width < 40 || (text.contains("running") && text.contains("evil?[2J")), "width {width}: {text}");
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! Where pauses and resumes from outside wait for a safe point, and where a program that was paused waits for its resume.
+//!
+//! The bargain. Memory must not go while a thread uses it, and nobody but the program knows when that is. So threads *pass* safe points: places
+//! where they promise that they use no memory of a region until [`Desk::pass`] returns. A thread that has passed one before is a *member*, until
+//! it leaves or ends. A pause is carried out by a member inside `pass`, when all other members are inside too; from then on all
+//! of them stay there until everything that was paused from outside is resumed. A request that finds no such moment before its deadline is
+//! refused with the reason, and nothing has changed. A resume needs one member at a safe point.
+//!
+//! Passing costs one relaxed load while nobody asks for anything.
+
+use crate::lock;
+use crate::message::{Answer, Code, Refusal};
+use crate::server::Ticket;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Requests that may wait at once.
+const MOST: usize = 16;
+
+/// What a member is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Action {
+    /// Pause a tag, or everything.
+    Pause {
+        /// None: everything.
+        tag: Option<String>,
+    },
+    /// Resume a tag, or everything.
+    Resume {
+        /// None: everything.
+        tag: Option<String>,
+        /// How long to wait for memory that somebody else holds.
+        wait: Duration,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (verb, tag) = match self {
+            Action::Pause { tag } => ("pause", tag),
+            Action::Resume { tag, .. } => ("resume", tag),
+        };
+        match tag {
+            Some(tag) => write!(f, "{verb} '{tag}'"),
+            None => f.write_str(verb),
+        }
+    }
+}
+
+/// What came of an action.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It was done.
+    Done {
+        /// For whoever asked.
+        report: Value,
+        /// Of a pause: what to resume so that all is as before (None: everything). Empty if nothing was paused that was not before.
+        undo: Vec<Option<String>>,
+    },
+    /// This was no moment for it; nothing has changed, and it is tried again when a safe point is passed next.
+    NotNow(String),
+    /// It failed.
+    Failed(Refusal),
+}
+
+/// A thread that passes safe points.
+#[derive(Clone, Debug)]
+pub struct Member {
+    number: u64,
+    last: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Known {
+    name: String,
+    inside: bool,
+    last: Arc<AtomicU64>,
+}
+
+/// A pause from outside that is in force.
+#[derive(Debug)]
+struct Hold {
+    /// What was asked; None: everything.
+    tag: Option<String>,
+    /// What its resume resumes.
+    undo: Vec<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    ticket: Ticket,
+    action: Action,
+    deadline: Instant,
+    patience: Duration,
+    why: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    asked: VecDeque<Asked>,
+    running: Option<Ticket>,
+    /// Whoever asked for what is running has left.
+    abandoned: bool,
+    held: Vec<Hold>,
+    members: BTreeMap<u64, Known>,
+    next: u64,
+}
+
+/// Brings an answer to whoever asked.
+pub type Deliver = Box<dyn Fn(Ticket, Answer) + Send + Sync>;
+
+/// The desk of a process.
+pub struct Desk {
+    wanted: AtomicBool,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    deliver: Deliver,
+    opened: Instant,
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// What a thread inside `pass` does next.
+enum Step {
+    Run(Asked),
+    Wait(Option<Instant>),
+    GoOn,
+}
+
+impl Desk {
+    /// A desk whose answers go to `deliver`.
+    #[must_use]
+    pub fn new(deliver: Deliver) -> Desk {
+        Desk {
+            wanted: AtomicBool::new(false),
+            inner: Mutex::default(),
+            changed: Condvar::new(),
+            deliver,
+            opened: Instant::now(),
+        }
+    }
+
+    // ---- the program's side ---------------------------------------------------------------------------------------------
+
+    /// The calling thread passes safe points from now on.
+    pub fn join(&self, name: &str) -> Member {
+        let last = Arc::new(AtomicU64::new(self.now()));
+        let mut inner = lock(&self.inner);
+        inner.next += 1;
+        let number = inner.next;
+        inner.members.insert(number, Known { name: name.to_owned(), inside: false, last: Arc::clone(&last) });
+        Member { number, last }
+    }
+
+    /// It does not any more: nobody waits for it.
+    pub fn leave(&self, member: &Member) {
+        lock(&self.inner).members.remove(&member.number);
+        self.changed.notify_all();
+    }
+
+    /// The calling thread is at a safe point. Actions that wait are carried out by `run` in this thread or in another member's; returns
+    /// when nothing is paused from outside and nothing can be done here, or after `slice`: then true, and the thread must come
+    /// back at once, without using memory of a region meanwhile.
+    pub fn pass(&self, member: &Member, slice: Duration, run: &mut dyn FnMut(&Action) -> Outcome) -> bool {
+        member.last.store(self.now(), Ordering::Relaxed);
+        if !self.wanted.load(Ordering::Relaxed) {
+            return false;
+        }
+        let back = Instant::now() + slice;
+        let mut tried = Vec::new();
+        let mut inner = self.inside(member, true);
+        self.changed.notify_all();
+        loop {
+            match inner.step(&tried) {
+                Step::Run(asked) => {
+                    tried.push(asked.ticket);
+                    drop(inner);
+                    self.carry_out(asked, run);
+                    inner = lock(&self.inner);
+                }
+                Step::Wait(until) if Instant::now() < back => inner = self.wait(inner, until.unwrap_or(back).min(back)),
+                step => {
+                    drop(inner);
+                    drop(self.inside(member, false));
+                    member.last.store(self.now(), Ordering::Relaxed);
+                    return matches!(step, Step::Wait(_));
+                }
+            }
+        }
+    }
+
+    fn inside(&self, member: &Member, inside: bool) -> MutexGuard<'_, Inner> {
+        let mut inner = lock(&self.inner);
+        if let Some(known) = inner.members.get_mut(&member.number) {
+            known.inside = inside;
+        }
+        inner
+    }
+
+    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>, until: Instant) -> MutexGuard<'a, Inner> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// No lock is held while `run` runs; `running` keeps others from beginning something else.
+    fn carry_out(&self, asked: Asked, run: &mut dyn FnMut(&Action) -> Outcome) {
+        let settled = match &asked.action {
+            Action::Pause { .. } => self.pause(&asked.action, run),
+            Action::Resume { tag: Some(_), .. } => self.resume_named(&asked.action, run),
+            Action::Resume { tag: None, wait } => self.resume_held(*wait, run),
+        };
+        let answer = {
+            let mut inner = lock(&self.inner);
+            inner.running = None;
+            match settled {
+                Err(_) if std::mem::take(&mut inner.abandoned) => None,
+                Err(why) => {
+                    inner.asked.push_front(Asked { why: Some(why), ..asked });
+                    None
+                }
+                Ok(answer) => Some((asked.ticket, answer)),
+            }
+        };
+        self.review();
+        if let Some((ticket, answer)) = answer {
+            (self.deliver)(ticket, answer);
+        }
+    }
+
+    fn pause(&self, action: &Action, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
+        match run(action) {
+            Outcome::Done { report, undo } => {
+                let mut inner = lock(&self.inner);
+                if let Action::Pause { tag } = action {
+                    inner.hold(tag.clone(), undo);
+                }
+                Ok(Ok(json!({"report": report, "paused": inner.paused()})))
+            }
+            Outcome::NotNow(why) => Err(why),
+            Outcome::Failed(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    fn resume_named(&self, action: &Action, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
+        match run(action) {
+            Outcome::Done { report, .. } => {
+                let mut inner = lock(&self.inner);
+                if let Action::Resume { tag: Some(top), .. } = action {
+                    inner.held.retain(|hold| !is_under(hold.tag.as_deref(), top));
+                    inner.held.iter_mut().for_each(|hold| hold.undo.retain(|tag| !is_under(tag.as_deref(), top)));
+                }
+                Ok(Ok(json!({"reports": [report], "paused": inner.paused()})))
+            }
+            Outcome::NotNow(why) => Err(why),
+            Outcome::Failed(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    /// One after the other; what was resumed before a failure stays so.
+    fn resume_held(&self, wait: Duration, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
+        let mut reports = Vec::new();
+        if lock(&self.inner).held.is_empty() {
+            let why = "nothing was paused from outside; name a tag to resume what the program has paused itself";
+            return Ok(Err(Refusal::new(Code::Refused, why)));
+        }
+        loop {
+            let next = lock(&self.inner).next_undo();
+            let Some(next) = next else { break };
+            match run(&Action::Resume { tag: next.clone(), wait }) {
+                Outcome::Done { report, .. } => reports.push(report),
+                Outcome::NotNow(why) => return Err(why),
+                Outcome::Failed(refusal) => return Ok(Err(refusal)),
+            }
+            lock(&self.inner).undone(&next);
+        }
+        Ok(Ok(json!({"reports": reports, "paused": []})))
+    }
+
+    /// For a thread that cannot wait for the resume: nothing is paused from outside any more, as far as the desk knows. What is to be
+    /// resumed for that (None: everything).
+    pub fn give_up(&self) -> Vec<Option<String>> {
+        let held = std::mem::take(&mut lock(&self.inner).held);
+        self.review();
+        held.into_iter().flat_map(|hold| hold.undo).collect()
+    }
+
+    // ---- the clients' side ----------------------------------------------------------------------------------------------
+
+    /// Puts a request on the desk.
+    ///
+    /// # Errors
+    /// `Busy` if too many wait already.
+    pub fn ask(&self, ticket: Ticket, action: Action, patience: Duration) -> Result<(), Refusal> {
+        let mut inner = lock(&self.inner);
+        if inner.asked.len() >= MOST {
+            return Err(Refusal::new(
+                Code::Busy,
+                format!("{MOST} requests wait for a safe point already; try again later"),
+            ));
+        }
+        inner.asked.push_back(Asked { ticket, action, deadline: Instant::now() + patience, patience, why: None });
+        drop(inner);
+        self.review();
+        Ok(())
+    }
+
+    /// Nobody waits for the answer any more: what has not begun is not done.
+    pub fn forget(&self, ticket: Ticket) {
+        let mut inner = lock(&self.inner);
+        inner.asked.retain(|asked| asked.ticket != ticket);
+        inner.abandoned |= inner.running == Some(ticket);
+        drop(inner);
+        self.review();
+    }
+
+    /// Refuses what has waited long enough; when to ask again.
+    pub fn expire(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let (late, next) = {
+            let mut inner = lock(&self.inner);
+            let mut late = Vec::new();
+            while let Some(at) = inner.asked.iter().position(|asked| asked.deadline <= now) {
+                let Some(asked) = inner.asked.remove(at) else { break };
+                late.push((asked.ticket, self.reason(&inner, &asked)));
+            }
+            (late, inner.asked.iter().map(|asked| asked.deadline).min())
+        };
+        if !late.is_empty() {
+            self.review();
+        }
+        for (ticket, why) in late {
+            (self.deliver)(ticket, Err(Refusal::new(Code::Refused, why)));
+        }
+        next
+    }
+
+    fn reason(&self, inner: &Inner, asked: &Asked) -> String {
+        let patience = asked.patience.as_secs_f64();
+        if let Some(why) = &asked.why {
+            return format!("no good moment came within {patience:.1} s: {why}");
+        }
+        if inner.members.is_empty() {
+            return format!(
+                "the program came to no safe point within {patience:.1} s, and never before: it calls neither sire.safe_point(), nor \
+                 steps an optimizer, nor uses managed models"
+            );
+        }
+        if inner.running.is_some() {
+            return format!("another pause or resume was under way for {patience:.1} s");
+        }
+        let outside: Vec<String> = inner
+            .members
+            .values()
+            .filter(|known| !known.inside)
+            .map(|known| format!("thread '{}' passed its last one {:.1} s ago", known.name, self.ago(known)))
+            .collect();
+        let who = if outside.is_empty() { "others were before it".to_owned() } else { outside.join(", ") };
+        format!("the program came to no safe point within {patience:.1} s: {who}")
+    }
+
+    /// What is paused from outside, what waits, and who passes safe points.
+    #[must_use]
+    pub fn summary(&self) -> Value {
+        let inner = lock(&self.inner);
+        let member =
+            |known: &Known| json!({"thread": known.name, "waiting": known.inside, "seconds_ago": self.ago(known)});
+        json!({
+            "paused": inner.paused(),
+            "asked": inner.asked.len() + usize::from(inner.running.is_some()),
+            "safe_points": inner.members.values().map(member).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Members look at the desk from now on if there is anything for them.
+    fn review(&self) {
+        let inner = lock(&self.inner);
+        let wanted = !inner.asked.is_empty() || !inner.held.is_empty() || inner.running.is_some();
+        self.wanted.store(wanted, Ordering::Relaxed);
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn ago(&self, known: &Known) -> f64 {
+        self.now().saturating_sub(known.last.load(Ordering::Relaxed)) as f64 / 1000.0
+    }
+}
+
+impl Inner {
+    /// What is paused from outside, as it was asked for.
+    fn paused(&self) -> Vec<&Option<String>> {
+        self.held.iter().map(|hold| &hold.tag).collect()
+    }
+
+    /// A pause that is repeated adds what was resident again meanwhile.
+    fn hold(&mut self, tag: Option<String>, undo: Vec<Option<String>>) {
+        match self.held.iter_mut().find(|hold| hold.tag == tag) {
+            Some(hold) => hold.undo.extend(undo),
+            None => self.held.push(Hold { tag, undo }),
+        }
+    }
+
+    /// What is to be resumed next for the oldest hold; holds that are done with go.
+    fn next_undo(&mut self) -> Option<Option<String>> {
+        self.held.retain(|hold| !hold.undo.is_empty());
+        self.held.first()?.undo.first().cloned()
+    }
+
+    fn undone(&mut self, tag: &Option<String>) {
+        self.held.iter_mut().for_each(|hold| hold.undo.retain(|other| other != tag));
+    }
+
+    fn step(&mut self, tried: &[Ticket]) -> Step {
+        let now = Instant::now();
+        let everybody = self.members.values().all(|known| known.inside);
+        let waits = |asked: &&Asked| asked.deadline > now && !tried.contains(&asked.ticket);
+        let ready = |asked: &&Asked| everybody || matches!(asked.action, Action::Resume { .. });
+        if self.running.is_none() {
+            let found = self.asked.iter().position(|asked| waits(&asked) && ready(&asked));
+            if let Some(asked) = found.and_then(|at| self.asked.remove(at)) {
+                self.running = Some(asked.ticket);
+                self.abandoned = false;
+                return Step::Run(asked);
+            }
+        }
+        let next = self.asked.iter().filter(waits).map(|asked| asked.deadline).min();
+        match self.held.is_empty() && self.running.is_none() && next.is_none() {
+            true => Step::GoOn,
+            false => Step::Wait(next),
+        }
+    }
+}
+
+/// Whether `tag` is `top` or lies under it; everything does not.
+fn is_under(tag: Option<&str>, top: &str) -> bool {
+    tag.and_then(|tag| tag.strip_prefix(top)).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! The desk's bargain, with threads that do as programs do: nothing happens outside safe points, and everything that is asked is answered once.
+
+use super::{Action, Desk, Member, Outcome};
+use crate::message::{Answer, Code, Refusal};
+use crate::server::Ticket;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+const LONG: Duration = Duration::from_secs(60);
+const NOW: Duration = Duration::ZERO;
+
+type Answers = mpsc::Receiver<(Ticket, Answer)>;
+
+fn desk() -> (Arc<Desk>, Answers) {
+    let (sender, answers) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let deliver = move |ticket, answer| {
+        let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).send((ticket, answer));
+    };
+    (Arc::new(Desk::new(Box::new(deliver))), answers)
+}
+
+fn pause(tag: &str) -> Action {
+    Action::Pause { tag: Some(tag.to_owned()) }
+}
+
+fn resume(tag: Option<&str>) -> Action {
+    Action::Resume { tag: tag.map(str::to_owned), wait: NOW }
+}
+
+/// Does what it is told: a pause's undo is its tag.
+fn obey(action: &Action) -> Outcome {
+    let undo = match action {
+        Action::Pause { tag } => vec![tag.clone()],
+        Action::Resume { .. } => Vec::new(),
+    };
+    Outcome::Done { report: json!(format!("{action:?}")), undo }
+}
+
+/// One look, without waiting.
+fn glance(desk: &Desk, member: &Member, run: &mut dyn FnMut(&Action) -> Outcome) -> bool {
+    desk.pass(member, NOW, run)
+}
+
+fn refused(answer: Option<(Ticket, Answer)>) -> (Ticket, Code, String) {
+    match answer {
+        Some((ticket, Err(Refusal { code, message, .. }))) => (ticket, code, message),
+        other => (Ticket(0), Code::Failed, format!("not refused: {other:?}")),
+    }
+}
+
+#[test]
+fn a_program_that_is_paused_stays_until_it_is_resumed() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert!(!glance(&desk, &member, &mut |_| unreachable!("nothing was asked")));
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut obey));
+    assert!(matches!(answers.try_recv(), Ok((Ticket(1), Ok(_)))));
+    for _ in 0..3 {
+        assert!(glance(&desk, &member, &mut obey), "it was let go while it was paused");
+    }
+    assert_eq!(desk.summary()["paused"], json!(["a"]));
+    assert_eq!(desk.ask(Ticket(2), resume(None), LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut obey));
+    assert!(matches!(answers.try_recv(), Ok((Ticket(2), Ok(_)))));
+    assert_eq!(desk.summary()["paused"], json!([]));
+}
+
+#[test]
+fn a_resume_undoes_what_was_paused_in_its_order_and_each_once() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    for (number, tag) in ["a", "b/c", "a"].into_iter().enumerate() {
+        assert_eq!(desk.ask(Ticket(number as u64), pause(tag), LONG), Ok(()));
+    }
+    assert!(glance(&desk, &member, &mut obey));
+    let mut done = Vec::new();
+    assert_eq!(desk.ask(Ticket(9), resume(None), LONG), Ok(()));
+    glance(&desk, &member, &mut |action| {
+        done.push(action.clone());
+        obey(action)
+    });
+    assert_eq!(done, [resume(Some("a")), resume(Some("b/c"))]);
+}
+
+#[test]
+fn a_resume_by_tag_ends_the_holds_under_it_and_no_others() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    for (number, tag) in ["model/a", "model", "modelb"].into_iter().enumerate() {
+        assert_eq!(desk.ask(Ticket(number as u64), pause(tag), LONG), Ok(()));
+    }
+    glance(&desk, &member, &mut obey);
+    assert_eq!(desk.ask(Ticket(9), resume(Some("model")), LONG), Ok(()));
+    glance(&desk, &member, &mut obey);
+    assert_eq!(desk.summary()["paused"], json!(["modelb"]));
+}
+
+#[test]
+fn a_failed_resume_leaves_the_program_paused_and_can_be_repeated() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), resume(None), LONG), Ok(()));
+    let full = |action: &Action| match action {
+        Action::Pause { .. } => obey(action),
+        Action::Resume { .. } => Outcome::Failed(Refusal::new(Code::Failed, "no memory")),
+    };
+    assert!(glance(&desk, &member, &mut { full }));
+    let _ = answers.try_recv();
+    assert_eq!(refused(answers.try_recv().ok()), (Ticket(2), Code::Failed, "no memory".to_owned()));
+    assert_eq!(desk.ask(Ticket(3), resume(None), LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut obey));
+}
+
+#[test]
+fn a_request_that_finds_no_safe_point_is_refused_with_the_reason_and_does_not_happen() {
+    let (desk, answers) = desk();
+    assert_eq!(desk.ask(Ticket(1), pause("a"), NOW), Ok(()));
+    assert_eq!(desk.expire(), None);
+    let (_, code, why) = refused(answers.try_recv().ok());
+    assert_eq!(code, Code::Refused);
+    assert!(why.contains("and never before"), "{why}");
+    let member = desk.join("worker");
+    assert_eq!(desk.ask(Ticket(2), pause("a"), NOW), Ok(()));
+    desk.expire();
+    let (_, _, why) = refused(answers.try_recv().ok());
+    assert!(why.contains("thread 'worker' passed its last one"), "{why}");
+    assert!(!glance(&desk, &member, &mut |_| unreachable!("it was refused")));
+}
+
+#[test]
+fn what_has_expired_does_not_happen_even_before_anybody_says_so() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), pause("a"), NOW), Ok(()));
+    assert!(!glance(&desk, &member, &mut |_| unreachable!("its time was over")));
+}
+
+#[test]
+fn a_bad_moment_lets_the_thread_go_on_and_is_tried_again() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), pause("a"), Duration::from_millis(200)), Ok(()));
+    let mut tries = 0;
+    for _ in 0..3 {
+        let held = desk.pass(&member, LONG, &mut |_| {
+            tries += 1;
+            Outcome::NotNow("somebody is inside".to_owned())
+        });
+        assert!(!held, "the thread could never leave what it is inside of");
+    }
+    assert_eq!(tries, 3);
+    std::thread::sleep(Duration::from_millis(210));
+    desk.expire();
+    let (_, code, why) = refused(answers.try_recv().ok());
+    assert_eq!(code, Code::Refused);
+    assert_eq!(why, "no good moment came within 0.2 s: somebody is inside");
+}
+
+#[test]
+fn who_leaves_is_not_waited_for_and_who_hangs_up_gets_nothing_done() {
+    let (desk, answers) = desk();
+    let (main, other) = (desk.join("main"), desk.join("other"));
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert!(glance(&desk, &main, &mut |_| unreachable!("the other is not here")));
+    desk.forget(Ticket(1));
+    assert!(!glance(&desk, &main, &mut |_| unreachable!("nobody asks any more")));
+    desk.leave(&other);
+    assert_eq!(desk.ask(Ticket(2), pause("a"), LONG), Ok(()));
+    assert!(glance(&desk, &main, &mut obey));
+    assert!(matches!(answers.try_recv(), Ok((Ticket(2), Ok(_)))));
+}
+
+#[test]
+fn no_more_requests_wait_than_there_is_room_for() {
+    let (desk, _answers) = desk();
+    let asked: Vec<_> = (0..super::MOST as u64 + 1).map(|number| desk.ask(Ticket(number), pause("a"), LONG)).collect();
+    assert!(asked[..super::MOST].iter().all(Result::is_ok));
+    assert_eq!(asked[super::MOST].as_ref().map_err(|refusal| refusal.code), Err(Code::Busy));
+}
+
+#[test]
+fn nothing_is_paused_while_any_of_several_threads_works() {
+    const THREADS: usize = 4;
+    const ROUNDS: u64 = 40;
+    let (desk, answers) = desk();
+    let (working, paused, over) = (AtomicI32::new(0), AtomicI32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (desk, working, paused, over) = (&desk, &working, &paused, &over);
+            scope.spawn(move || {
+                let member = desk.join(&number.to_string());
+                let mut run = |action: &Action| {
+                    assert_eq!(working.load(Ordering::SeqCst), 0, "memory went under a thread that works");
+                    paused.store(i32::from(matches!(action, Action::Pause { .. })), Ordering::SeqCst);
+                    obey(action)
+                };
+                while !over.load(Ordering::SeqCst) {
+                    working.fetch_add(1, Ordering::SeqCst);
+                    assert_eq!(paused.load(Ordering::SeqCst), 0, "a thread works on paused memory");
+                    working.fetch_sub(1, Ordering::SeqCst);
+                    while desk.pass(&member, Duration::from_millis(1), &mut run) {}
+                }
+                desk.leave(&member);
+            });
+        }
+        let mut answered = BTreeMap::new();
+        for round in 0..ROUNDS {
+            for (ticket, action) in [(2 * round, pause("a")), (2 * round + 1, resume(None))] {
+                assert_eq!(desk.ask(Ticket(ticket), action, LONG), Ok(()));
+                let answer = answers.recv_timeout(LONG);
+                assert!(matches!(&answer, Ok((_, Ok(_)))), "{answer:?}");
+                *answered.entry(answer.map_or(Ticket(u64::MAX), |(ticket, _)| ticket)).or_insert(0) += 1;
+            }
+        }
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(answered.len() as u64, 2 * ROUNDS);
+        assert!(answered.values().all(|times| *times == 1));
+    });
+}
+
+#[test]
+fn a_thread_that_waits_for_others_goes_on_when_the_request_expires() {
+    let (desk, answers) = desk();
+    let (main, _other) = (desk.join("main"), desk.join("other"));
+    assert_eq!(desk.ask(Ticket(1), pause("a"), Duration::from_millis(50)), Ok(()));
+    let began = Instant::now();
+    while desk.pass(&main, Duration::from_millis(10), &mut |_| unreachable!("the other is not here")) {
+        desk.expire();
+    }
+    assert!(began.elapsed() < LONG);
+    desk.expire();
+    assert_eq!(refused(answers.recv_timeout(LONG).ok()).1, Code::Refused);
+}

@@ -1,0 +1,251 @@
+//! The private directory in which the sockets of a user's processes lie, one `PID.sock` each.
+//!
+//! It is `sire` in `XDG_RUNTIME_DIR`, or else `sire-control-UID` in the temporary directory, where anybody may have put something of that name: it is
+//! opened without following links, and used only if it is a directory, this user's, and closed to all others.
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, open, statat, unlinkat};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Bytes of the longest path of a socket, by the kernel's rule, its NUL included.
+const LONGEST_PATH: usize = 108;
+/// Sockets of one process number: more than one in a directory that several PID namespaces share.
+const NAMESAKES: u32 = 16;
+
+/// A directory that was found to be private. Paths are used after the check, which is safe because nobody else can change what is in it.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+/// A socket that somebody may listen on.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Found {
+    /// The number in its name: the process's, as that process counts.
+    pub pid: u32,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Place {
+    /// This user's directory, made if there is none.
+    ///
+    /// # Errors
+    /// The system's, or `PermissionDenied` for one that is not private; the sentence names it.
+    pub fn of_this_user() -> io::Result<Place> {
+        Place::chosen(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), &std::env::temp_dir())
+    }
+
+    fn chosen(runtime: Option<PathBuf>, temporary: &Path) -> io::Result<Place> {
+        let private = |directory: &PathBuf| directory.is_absolute() && is_ours_alone(directory);
+        match runtime.filter(private) {
+            Some(runtime) => Place::at(&runtime.join("sire")),
+            None => Place::at(&temporary.join(format!("sire-control-{}", user()))),
+        }
+    }
+
+    /// The directory at `path`, made if there is none.
+    ///
+    /// # Errors
+    /// As [`Place::of_this_user`].
+    pub fn at(path: &Path) -> io::Result<Place> {
+        match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(named(path, error.into())),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = open(path, flags, Mode::empty()).map_err(|error| named(path, error.into()))?;
+        let found = fstat(&directory)?;
+        if found.st_uid != user() || found.st_mode & 0o077 != 0 {
+            let why = "is not this user's alone (owner, mode 0700); remove it, or set XDG_RUNTIME_DIR";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} {why}", path.display())));
+        }
+        Ok(Place { path: path.to_path_buf(), directory })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A socket of process `pid`, which nobody else listens on; what a dead process left there is removed.
+    ///
+    /// # Errors
+    /// The system's; `AddrInUse` if as many live ones have that number as are allowed.
+    pub fn listen(&self, pid: u32) -> io::Result<(UnixListener, PathBuf)> {
+        for number in 0..NAMESAKES {
+            let name = if number == 0 { format!("{pid}.sock") } else { format!("{pid}-{number}.sock") };
+            let path = self.path.join(&name);
+            refuse_long(&path)?;
+            if let Some(listener) = self.listen_at(&name, &path)? {
+                listener.set_nonblocking(true)?;
+                return Ok((listener, path));
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("{} has {NAMESAKES} of process {pid}", self.path.display()),
+        ))
+    }
+
+    /// None if somebody lives there.
+    fn listen_at(&self, name: &str, path: &Path) -> io::Result<Option<UnixListener>> {
+        for _ in 0..2 {
+            match UnixListener::bind(path) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path) {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.remove(name),
+                    _ => return Ok(None),
+                },
+                bound => return bound.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes a socket; one that is gone is fine.
+    fn remove(&self, name: &str) {
+        let _ = unlinkat(&self.directory, name, AtFlags::empty());
+    }
+
+    /// Removes the socket of a process that is dead, as a connection that was refused has shown.
+    pub fn forget(&self, found: &Found) {
+        if let Some(name) = found.path.file_name().and_then(|name| name.to_str()) {
+            self.remove(name);
+        }
+    }
+
+    /// Every socket that is there, by process number.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn sockets(&self) -> io::Result<Vec<Found>> {
+        let mut found: Vec<Found> = std::fs::read_dir(&self.path)?
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let pid = pid_of(name.to_str()?)?;
+                let status = statat(&self.directory, name.to_str()?, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+                let is_socket = FileType::from_raw_mode(status.st_mode) == FileType::Socket;
+                is_socket.then(|| Found { pid, path: entry.path() })
+            })
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// `12.sock` and `12-3.sock` are of process 12.
+fn pid_of(name: &str) -> Option<u32> {
+    let stem = name.strip_suffix(".sock")?;
+    let (pid, number) = stem.split_once('-').unwrap_or((stem, "0"));
+    number.parse::<u32>().ok()?;
+    pid.parse().ok().filter(|pid| *pid > 0)
+}
+
+fn is_ours_alone(directory: &Path) -> bool {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let found = open(directory, flags, Mode::empty()).and_then(|directory| fstat(&directory));
+    found.is_ok_and(|found| found.st_uid == user() && found.st_mode & 0o077 == 0)
+}
+
+fn refuse_long(path: &Path) -> io::Result<()> {
+    if path.as_os_str().len() < LONGEST_PATH {
+        return Ok(());
+    }
+    let why = format!("{} is too long for a socket's path; set XDG_RUNTIME_DIR to a shorter one", path.display());
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// The user that this process acts as.
+#[must_use]
+pub fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Found, Place, pid_of};
+    use std::fs::{self, Permissions};
+    use std::io::ErrorKind;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+
+    type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    #[test]
+    fn a_directory_that_others_can_enter_is_refused() -> Outcome {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("sire");
+        Place::at(&path)?;
+        assert_eq!(fs::metadata(&path)?.permissions().mode() & 0o777, 0o700);
+        for mode in [0o701, 0o710, 0o777] {
+            fs::set_permissions(&path, Permissions::from_mode(mode))?;
+            let error = Place::at(&path).err().ok_or("it was accepted")?;
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains("not this user's alone"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn links_and_files_are_not_followed() -> Outcome {
+        let root = tempfile::tempdir()?;
+        let (real, link, file) = (root.path().join("real"), root.path().join("link"), root.path().join("file"));
+        Place::at(&real)?;
+        symlink(&real, &link)?;
+        fs::write(&file, "")?;
+        assert!(Place::at(&link).is_err());
+        assert!(Place::at(&file).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_runtime_directory_that_is_not_private_is_not_used() -> Outcome {
+        let root = tempfile::tempdir()?;
+        let runtime = root.path().join("run");
+        fs::create_dir(&runtime)?;
+        for (mode, inside) in [(0o700, true), (0o755, false)] {
+            fs::set_permissions(&runtime, Permissions::from_mode(mode))?;
+            let place = Place::chosen(Some(runtime.clone()), root.path())?;
+            assert_eq!(place.path().starts_with(&runtime), inside, "mode {mode:o}");
+        }
+        assert!(!Place::chosen(Some("run".into()), root.path())?.path().starts_with(&runtime));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_taken_over_and_a_living_one_is_spared() -> Outcome {
+        let root = tempfile::tempdir()?;
+        let place = Place::at(&root.path().join("sire"))?;
+        drop(UnixListener::bind(place.path().join("7.sock"))?);
+        let (first, path) = place.listen(7)?;
+        assert!(path.ends_with("7.sock"));
+        let (_second, other) = place.listen(7)?;
+        assert!(other.ends_with("7-1.sock"));
+        fs::write(place.path().join("9.sock"), "no socket")?;
+        let found = [Found { pid: 7, path: other }, Found { pid: 7, path }];
+        assert_eq!(place.sockets()?, found);
+        drop(first);
+        place.forget(&found[1]);
+        assert_eq!(place.sockets()?, found[..1]);
+        Ok(())
+    }
+
+    #[test]
+    fn names_are_read_strictly() {
+        assert_eq!(pid_of("12.sock"), Some(12));
+        assert_eq!(pid_of("12-3.sock"), Some(12));
+        for name in ["0.sock", ".sock", "-1.sock", "12.sock.old", "x.sock", "12-x.sock", "99999999999.sock"] {
+            assert_eq!(pid_of(name), None, "{name}");
+        }
+    }
+}

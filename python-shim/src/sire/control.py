@@ -1,0 +1,264 @@
+"""Being asked from outside: safe points, and the socket through which the same user's processes list, pause, resume.
+
+    with sire.control.open():             # or SIRE_CONTROL=1 in the environment
+        for batch in batches:
+            step(batch)
+            sire.safe_point()             # here `sire pause PID` takes the memory, until `sire resume PID`
+
+A safe point is a promise: until `sire.safe_point` returns, the calling thread uses no memory of a region. A program
+that is paused from outside waits there until it is resumed. Threads that never pass one are not waited for, so a
+thread that works on the device without safe points must not run beside one that has them. While the socket is open,
+the end of each optimizer step is a safe point, and so are the beginning and the end of a use of managed models.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from types import TracebackType
+from typing import Any
+
+from . import _blocks, _callbacks, _hooks, _library, _torch
+from ._errors import SireError
+
+__all__ = ["Control", "close", "leave", "open", "safe_point"]
+
+# Handlers of signals run between two slices.
+_SLICE_SECONDS = 0.1
+_PUBLISHER_SECONDS = 1.0
+_EVENTS_SHOWN = 50
+_BEFORE_PAUSE = 0
+
+log = logging.getLogger("sire")
+
+_turn = threading.RLock()
+_opened = 0
+_pid = 0
+_path = ""
+_hook: Any = None
+_hook_wanted = False
+_here = threading.local()
+"""Of a thread: `uses` of managed objects, and whether it is a `member` by safe points of its own."""
+
+
+class Control:
+    """A socket that is open until `close`, or the end of the ``with`` block; another `open` keeps it open."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._closed = False
+
+    def close(self) -> None:
+        """Nobody can ask any more, unless it was opened a second time. Repeating it is harmless."""
+        if not self._closed:
+            self._closed = True
+            _close_once()
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(*, step_hook: bool = True) -> Control:  # noqa: A001
+    """Opens the control socket of this process, in the private directory of its user.
+
+    ``step_hook``: the end of every step of PyTorch's optimizers is a safe point of the thread that makes it. Only
+    where nothing else uses the device at that moment, which is so in ordinary training loops.
+    """
+    global _opened, _path, _pid, _hook_wanted
+    library = _library.load()
+    with _turn:
+        if _pid != os.getpid():
+            # Of a parent, before a fork.
+            _opened, _pid = 0, os.getpid()
+        if _opened == 0:
+            _path = library.control_open()
+        _opened += 1
+        if _opened == 1:
+            threading.Thread(target=_publish, args=(library, _path), name="sire-control", daemon=True).start()
+        _hook_wanted = _hook_wanted or step_hook
+        torch_is_there()
+        return Control(_path)
+
+
+def close() -> None:
+    """Closes the socket, however often it was opened. What was paused from outside is resumed first."""
+    global _opened
+    with _turn:
+        if _is_open():
+            _opened = 1
+            _close_once()
+
+
+def _close_once() -> None:
+    global _opened, _hook, _hook_wanted
+    with _turn:
+        if not _is_open():
+            return
+        _opened -= 1
+        if _opened == 0:
+            _hook_wanted = False
+            if _hook is not None:
+                _hook.remove()
+                _hook = None
+            _library.load().control_close()
+
+
+def _is_open() -> bool:
+    return _opened > 0 and _pid == os.getpid()
+
+
+@atexit.register
+def _at_exit() -> None:
+    global _opened
+    # The library removes its socket; nothing is resumed for a program that ends.
+    _opened = 0
+
+
+# --- safe points -------------------------------------------------------------------------------------------------
+
+
+def safe_point() -> None:
+    """The calling thread uses no memory of a region until this returns: what was asked from outside happens now.
+
+    If that was a pause, the call returns after the resume. Costs about a microsecond while nobody asks. Does nothing
+    while a graph is being captured. An exception of a signal handler (Ctrl-C) is raised here, after everything that was
+    paused from outside has been resumed; if that fails, it is raised all the same, with a note, and the memory stays
+    paused.
+    """
+    _here.member = True
+    _pass()
+
+
+def _pass() -> None:
+    if not _is_open() or _torch.capturing():
+        return
+    library = _library.load()
+    blocks = _blocks.block_map()
+    try:
+        while library.safe_point(blocks, _told, _SLICE_SECONDS):
+            pass
+    except SireError:
+        raise
+    except BaseException as interruption:
+        _give_up(library, interruption)
+        raise
+
+
+def _told(what: int, tag: str | None) -> bool:
+    """Callbacks of `sire.before_pause` and `sire.after_resume`; whether none of them failed."""
+    try:
+        if what == _BEFORE_PAUSE:
+            _callbacks.leaving(tag)
+        else:
+            _callbacks.resumed(tag)
+    except Exception as error:
+        log.warning("a callback failed at a safe point: %r", error)
+        return False
+    return True
+
+
+def _give_up(library: _library.Library, interruption: BaseException) -> None:
+    try:
+        library.control_give_up()
+    except SireError as error:
+        if hasattr(interruption, "add_note"):
+            interruption.add_note(f"Sire: memory that was paused from outside stays paused: {error}")
+
+
+def leave() -> None:
+    """Pauses from outside do not wait for the calling thread any more, until it passes a safe point again."""
+    _here.member = False
+    if _library.is_loaded():
+        _library.load().safe_point_leave()
+
+
+def torch_is_there() -> None:
+    """Hooks the steps of optimizers, also of those that exist already, if that is wanted and PyTorch is imported."""
+    global _hook
+    torch = _torch.loaded_torch() if _hook_wanted and _hook is None else None
+    if torch is not None:
+        # The package does not show its module of that name.
+        optimizer = importlib.import_module("torch.optim.optimizer")
+        _hook = optimizer.register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(_optimizer: object, _args: object, _kwargs: object) -> None:
+    safe_point()
+
+
+# --- uses of managed models --------------------------------------------------------------------------------------
+
+
+def use_begins() -> None:
+    """The calling thread is about to use managed objects; before the outermost use it is at a safe point."""
+    if not _is_open() or isinstance(threading.current_thread(), threading._DummyThread):
+        # Threads that Python did not start, such as autograd's, work for one that waits for them.
+        return
+    torch_is_there()
+    uses = getattr(_here, "uses", 0)
+    if uses == 0:
+        _pass()
+    _here.uses = uses + 1
+
+
+def use_ends() -> None:
+    """It does not use them any more; after the outermost use it is at a safe point, and then nobody waits for it."""
+    uses = getattr(_here, "uses", 0)
+    if uses == 0:
+        return
+    _here.uses = uses - 1
+    if uses == 1 and _is_open():
+        _pass()
+        if not getattr(_here, "member", False):
+            _library.load().safe_point_leave()
+
+
+# --- the environment ---------------------------------------------------------------------------------------------
+
+
+def open_as_told() -> None:
+    """SIRE_CONTROL=1 opens the socket with the library, as long as the process lives."""
+    if os.environ.get("SIRE_CONTROL", "").lower() in ("1", "true", "yes", "on") and not _is_open():
+        try:
+            open()
+        except SireError as error:
+            warnings.warn(f"SIRE_CONTROL: {error}", RuntimeWarning, stacklevel=3)
+
+
+# --- what only this side knows -----------------------------------------------------------------------------------
+
+
+def _publish(library: _library.Library, path: str) -> None:
+    """Answers questions about models as long as the socket is open."""
+    try:
+        while _is_open() and _path == path:
+            if library.control_wait(_PUBLISHER_SECONDS):
+                library.control_publish(json.dumps(_figures(), default=str).encode())
+    except SireError:
+        # The library is closed, or this is the child of a fork: nobody asks.
+        return
+
+
+def _figures() -> dict[str, Any]:
+    figures: dict[str, Any] = {"hook_mode": _hooks.known_hook_mode(), "models": None, "events": []}
+    if "sire.models" in sys.modules:
+        from . import models
+
+        try:
+            figures["models"] = models.summary()
+            figures["events"] = [vars(event) for event in models.events()[-_EVENTS_SHOWN:]]
+        except Exception as error:
+            # Objects may come and go while they are counted: the next question counts again.
+            figures["models"] = {"error": repr(error)}
+    return figures

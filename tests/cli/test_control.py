@@ -1,0 +1,399 @@
+"""Asking a process from outside: ps, pause, resume, evict, top on a terminal, the dashboard over HTTP and, where there is one, in a browser."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, clean_environment
+
+MIB = 1 << 20
+PROGRAM = """
+import time
+import sire
+from sire import _library
+
+with sire.region("model/weights", backup="cpu"):
+    weights = _library.load().allocate(32 << 20, 0)
+with sire.region("scratch <b>x</b>"):
+    scratch = _library.load().allocate(16 << 20, 0)
+print("ready", flush=True)
+while True:
+    sire.safe_point()
+    time.sleep(0.002)
+"""
+
+
+class Outside:
+    """A program of Sire's, and the command as another process of its user."""
+
+    def __init__(self, command: Path, library: Path, stand_in: Path, root: Path) -> None:
+        self.command = command
+        self.environment = clean_environment(XDG_RUNTIME_DIR=root, TERM="xterm-256color")
+        own: dict[str, str | Path | None] = {
+            "PYTHONPATH": ROOT / "python-shim" / "src",
+            "SIRE_LIBRARY": library,
+            "SIRE_LIBCUDA": stand_in,
+            "SIRE_CONTROL": "1",
+            "SIRE_SIM_MEMORY": "256MiB",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    @property
+    def pid(self) -> str:
+        return str(self.process.pid)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(self.command), *arguments], env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def view(self) -> dict[str, Any]:
+        view: dict[str, Any] = json.loads(self.run("ps", "--json").stdout)
+        return view
+
+    def resident(self) -> int:
+        """By the device's own figures."""
+        [device] = self.view()["devices"]
+        return int(device["total_bytes"] - device["free_bytes"])
+
+
+@pytest.fixture(scope="module")
+def outside(command: Path, library: Path, stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    root = tmp_path_factory.mktemp("run")
+    root.chmod(0o700)
+    outside = Outside(command, library, stand_in, root)
+    yield outside
+    outside.process.kill()
+    outside.process.communicate()
+
+
+def until(what: str, true: Callable[[], bool]) -> None:
+    """Waits for it, for as long as a busy machine may take."""
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+# --- ps, pause, resume ------------------------------------------------------------------------------------------------------
+
+
+def test_ps_shows_what_a_process_holds(outside: Outside) -> None:
+    shown = outside.run("ps", "--tags")
+    assert shown.returncode == 0
+    assert f"{outside.pid}  running  48.0 MiB" in shown.stdout
+    assert "32.0 MiB      0 B      0 B  model/weights" in shown.stdout
+    [process] = outside.view()["processes"]
+    assert str(process["pid"]) == outside.pid
+    metrics = outside.run("ps", "--metrics").stdout
+    assert f'sire_tag_resident_bytes{{pid="{outside.pid}",tag="model/weights",backup="host"}} {32 * MIB}' in metrics
+
+
+def test_a_tag_is_paused_and_everything_resumed(outside: Outside) -> None:
+    before = outside.resident()
+    paused = outside.run("pause", outside.pid, "--tag", "model", "--json")
+    assert paused.returncode == 0, paused.stderr
+    assert json.loads(paused.stdout)["report"]["bytes_moved"] == 32 * MIB
+    assert before - outside.resident() == 32 * MIB
+    assert "held" in outside.run("ps").stdout
+    again = outside.run("pause", outside.pid, "--tag", "model")
+    assert "was paused already" in again.stdout
+    assert outside.run("resume", outside.pid).returncode == 0
+    assert outside.resident() == before
+    nothing = outside.run("resume", outside.pid)
+    assert nothing.returncode == 4
+    assert "nothing was paused from outside" in nothing.stderr
+
+
+def test_exit_codes_tell_failures_apart(outside: Outside) -> None:
+    assert outside.run("pause", "1").returncode == 3
+    assert outside.run("pause", outside.pid, "--tag", "none").returncode == 1
+    assert outside.run("pause", outside.pid, "--tag", "a//b").returncode == 1
+    assert outside.run("pause", "x").returncode == 2
+    assert outside.run("pause", outside.pid, "--timeout", "-1").returncode == 2
+    outside.process.send_signal(signal.SIGSTOP)
+    try:
+        assert outside.run("resume", outside.pid).returncode == 5
+        shown = outside.run("ps", "--timeout", "0.1")
+        assert "silent" in shown.stdout
+        assert "is it stopped?" in shown.stdout
+    finally:
+        outside.process.send_signal(signal.SIGCONT)
+
+
+def test_budget_evict_and_record(outside: Outside) -> None:
+    assert "at most 64.0 MiB" in outside.run("budget", outside.pid, "--limit", "64MiB").stdout
+    assert "0 B given back" in outside.run("evict", outside.pid).stdout
+    path = Path(outside.run("record", outside.pid).stdout.split("recording in ")[1].strip())
+    assert path.is_file()
+    assert outside.run("replay", str(path), "--info").returncode == 0
+
+
+def test_an_empty_machine_is_an_answer(outside: Outside, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    environment = {**outside.environment, "XDG_RUNTIME_DIR": str(tmp_path)}
+    shown = subprocess.run([str(outside.command), "ps"], env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stdout) == (0, "")
+    assert "SIRE_CONTROL=1" in shown.stderr
+    (tmp_path / "sire").chmod(0o755)
+    refused = subprocess.run([str(outside.command), "ps"], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "not this user's alone" in refused.stderr
+
+
+ENDING = """
+import sys
+import sire
+from sire import _library
+
+with sire.region("weights"):
+    weights = _library.load().allocate(2 << 20, 0)
+print(sire.control.open().path, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_process_ends_at_once_though_somebody_waits_for_its_safe_point(outside: Outside, library: Path, stand_in: Path) -> None:
+    runtime = outside.environment["XDG_RUNTIME_DIR"]
+    environment = clean_environment(
+        PYTHONPATH=ROOT / "python-shim" / "src", SIRE_LIBRARY=library, SIRE_LIBCUDA=stand_in, SIRE_SIM_MEMORY="64MiB", XDG_RUNTIME_DIR=runtime
+    )
+    program = subprocess.Popen([sys.executable, "-c", ENDING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    path = program.stdout.readline().strip()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(b'{"verb":"pause","timeout":3600}\n')
+        client.settimeout(30)
+        program.communicate("\n", timeout=30)
+        assert program.returncode == 0
+        assert client.recv(100) == b""
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_know_the_verbs(outside: Outside, shell: str) -> None:
+    script = outside.run("completions", shell).stdout
+    assert "dashboard" in script
+    assert "pause" in script
+    if shutil.which(shell) and shell != "fish":
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+# --- top ----------------------------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program on a terminal of its own, and what its screen shows."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], columns: int, lines: int = 30) -> None:
+        pyte = pytest.importorskip("pyte")
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.execve(command[0], command, environment)
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def lines(self) -> list[str]:
+        """The screen now."""
+        while select.select([self._fd], [], [], 0.05)[0]:
+            try:
+                said = os.read(self._fd, 1 << 16)
+            except OSError:
+                break
+            self._stream.feed(said)
+        return [line.rstrip() for line in self._screen.display]
+
+    def shows(self, *texts: str) -> None:
+        """Waits until all of them are there."""
+        end = time.monotonic() + 30
+        while not all(any(text in line for line in self.lines()) for text in texts):
+            assert time.monotonic() < end, "\n".join([f"not shown: {texts}", *self.lines()])
+
+    def press(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def end(self) -> int:
+        self.press("q")
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_top_shows_and_does_on_a_terminal(outside: Outside, columns: int) -> None:
+    terminal = Terminal([str(outside.command), "top", "--interval", "0.1"], outside.environment, columns)
+    terminal.shows("sire top  1 process", f"{outside.pid} running", "DEVICE", "model/weights", "safe points", "EVENTS")
+    [device] = [line for line in terminal.lines() if "of 256 MiB" in line]
+    assert "[#" in device
+    assert all(len(line) <= columns for line in terminal.lines())
+    assert any("BACKUPS" in line and "COMMAND" in line for line in terminal.lines()) == (columns == 80)
+    # The first tag, by its key; then everything.
+    terminal.press("l")
+    terminal.press("p")
+    terminal.shows(f"pause {outside.pid} model/weights: done", f"{outside.pid} held", "paused")
+    terminal.press("r")
+    terminal.shows(f"resume {outside.pid} model/weights: done", f"{outside.pid} running")
+    terminal.press("h")
+    terminal.press("p")
+    terminal.shows(f"pause {outside.pid}: done", f"{outside.pid} paused")
+    terminal.press("r")
+    terminal.shows(f"resume {outside.pid}: done", f"{outside.pid} running")
+    assert terminal.end() == 0
+
+
+def test_top_without_a_terminal_says_what_to_do(outside: Outside) -> None:
+    refused = outside.run("top")
+    assert refused.returncode == 2
+    assert "--json" in refused.stderr
+    lines = outside.run("top", "--json", "--looks", "2", "--interval", "0.1").stdout.splitlines()
+    assert [str(json.loads(line)["processes"][0]["pid"]) for line in lines] == [outside.pid] * 2
+
+
+# --- the dashboard -----------------------------------------------------------------------------------------------------------------
+
+
+class Dashboard:
+    """`sire dashboard` on a port of its own."""
+
+    def __init__(self, outside: Outside, *arguments: str) -> None:
+        command = [str(outside.command), "dashboard", "--listen", "127.0.0.1:0", "--interval", "0.1", *arguments]
+        self.process = subprocess.Popen(command, env=outside.environment, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        self.url, _, self.token = self.address.partition("#token=")
+
+    def ask(self, path: str, order: Any = None, token: str | None = None, host: str | None = None) -> tuple[int, str]:
+        """Status and body."""
+        request = urllib.request.Request(self.url + path, method="GET" if order is None else "POST")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        if host is not None:
+            request.add_header("Host", host)
+        if order is not None:
+            request.data = order if isinstance(order, bytes) else json.dumps(order).encode()
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def view(self) -> dict[str, Any]:
+        status, body = self.ask("api/view", token=self.token)
+        assert status == 200, body
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+
+@pytest.fixture(scope="module")
+def dashboard(outside: Outside) -> Iterator[Dashboard]:
+    dashboard = Dashboard(outside)
+    until("nobody was seen", lambda: bool(dashboard.view()["view"]["processes"]))
+    yield dashboard
+    dashboard.process.kill()
+    dashboard.process.communicate()
+
+
+def test_figures_need_the_token_and_the_page_does_not(dashboard: Dashboard) -> None:
+    status, page = dashboard.ask("")
+    assert status == 200
+    assert "<title>Sire</title>" in page
+    assert dashboard.token not in page
+    for path in ("api/view", "metrics"):
+        for token in (None, "", "wrong", dashboard.token[:-1], dashboard.token + "0"):
+            assert dashboard.ask(path, token=token)[0] == 401
+        assert dashboard.ask(path, token=dashboard.token)[0] == 200
+    assert "# TYPE sire_processes gauge\nsire_processes 1\n" in dashboard.ask("metrics", token=dashboard.token)[1]
+
+
+def test_wrong_requests_get_their_status(outside: Outside, dashboard: Dashboard) -> None:
+    token = dashboard.token
+    assert dashboard.ask("nothing", token=token)[0] == 404
+    assert dashboard.ask("../../etc/passwd", token=token)[0] == 404
+    assert dashboard.ask("api/order", token=token)[0] == 405
+    assert dashboard.ask("api/view", order={}, token=token)[0] == 405
+    # A page elsewhere whose name points here.
+    assert dashboard.ask("api/view", token=token, host="evil.example")[0] == 421
+    pid = int(outside.pid)
+    assert dashboard.ask("api/order", order={"pid": pid, "verb": "pause"})[0] == 401
+    for order in ({"pid": pid, "verb": "exec"}, {"pid": pid, "verb": "pause", "path": "x"}, {"verb": "pause"}, b"{", b"", {"pid": 1, "verb": "pause"}):
+        assert dashboard.ask("api/order", order=order, token=token)[0] == 400, order
+    assert dashboard.ask("api/order", order=b"x" * 5000, token=token)[0] == 413
+    assert dashboard.ask("api/order", order={"pid": pid, "verb": "resume"}, token=token)[0] == 409
+
+
+def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:
+    name = f"{outside.pid} model/weights"
+    order = {"pid": int(outside.pid), "verb": "pause", "tag": "model/weights"}
+    status, body = dashboard.ask("api/order", order=order, token=dashboard.token)
+    assert status == 200, body
+    until("the pause is not in the timeline", lambda: name not in dashboard.view()["history"][-1]["tags"])
+    moments = dashboard.view()["history"]
+    assert any(moment["tags"].get(name) == 32 * MIB for moment in moments)
+    assert moments[-1]["tiers"]["host"] == 32 * MIB
+    assert dashboard.ask("api/order", order={**order, "verb": "resume"}, token=dashboard.token)[0] == 200
+    newer = json.loads(dashboard.ask(f"api/view?since={moments[-1]['time']}", token=dashboard.token)[1])["history"]
+    assert all(moment["time"] > moments[-1]["time"] for moment in newer)
+
+
+def test_a_token_of_ones_own_must_be_private(outside: Outside, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("a" * 40)
+    file.chmod(0o644)
+    for why in ("others can read", "is no token"):
+        refused = outside.run("dashboard", "--listen", "127.0.0.1:0", "--token-file", str(file))
+        assert refused.returncode == 1
+        assert why in refused.stderr
+        file.chmod(0o600)
+        file.write_text("short")
+
+
+def test_a_public_view_shows_and_does_nothing(outside: Outside) -> None:
+    dashboard = Dashboard(outside, "--public-view")
+    try:
+        assert dashboard.ask("api/view")[0] == 200
+        assert dashboard.ask("metrics")[0] == 200
+        assert dashboard.ask("api/order", order={"pid": int(outside.pid), "verb": "pause"})[0] == 401
+    finally:
+        dashboard.process.kill()
+        dashboard.process.communicate()
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(outside: Outside, dashboard: Dashboard, tmp_path: Path, width: int) -> None:
+    browser = os.environ.get("SIRE_TEST_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium), nor one in SIRE_TEST_BROWSER")
+    command = [browser, "--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width},900", "--virtual-time-budget=4000", "--dump-dom", dashboard.address]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert f"{outside.pid} " in page
+    assert "model/weights" in page
+    assert "<polygon" in page, "the timeline is empty"
+    # The name of a tag is text, whatever it holds.
+    assert "scratch &lt;b&gt;x&lt;/b&gt;" in page
+    assert "<b>x</b>" not in page

@@ -1,0 +1,437 @@
+"""Being asked from outside: memory goes at safe points only, comes back the same; a bad moment is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sire
+import torch
+from measure import MIB, device_used, region_bytes
+from outside import RefusedError, Visitor, ask
+
+SIZE = 16 * MIB
+
+
+@pytest.fixture(autouse=True)
+def socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The control socket of this process, in a directory of this test's own."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with sire.control.open() as control:
+        yield control.path
+        sire.control.leave()
+
+
+def filled(tag: str, value: int = 5) -> torch.Tensor:
+    with sire.region(tag, backup="cpu"):
+        return torch.full((SIZE,), value, dtype=torch.uint8, device="cuda")
+
+
+def until_gone(visitor: Visitor, work: Any = None) -> int:
+    """Works and passes safe points as long as the visitor is here; how many steps that were."""
+    steps = 0
+    while visitor.here:
+        if work is not None:
+            work()
+        sire.safe_point()
+        steps += 1
+        # The visitor is a thread of this process.
+        time.sleep(0.001)
+    return steps
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """Waits for it, for as long as a busy machine may take."""
+    until = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.01)
+
+
+def test_a_loop_is_paused_between_steps_and_goes_on_with_the_same_numbers(socket: str, tag: str) -> None:
+    torch.manual_seed(0)
+    with sire.region(tag, backup="cpu"):
+        model = torch.nn.Sequential(torch.nn.Linear(2048, 4096), torch.nn.Tanh(), torch.nn.Linear(4096, 2048)).cuda()
+    start = torch.randn(1, 2048)
+
+    def generate(steps: int, between: Any) -> torch.Tensor:
+        token = start.cuda()
+        for _ in range(steps):
+            with torch.no_grad():
+                token = torch.tanh(model(token))
+            between()
+        return token.cpu()
+
+    expected = generate(12, lambda: None)
+    resident = device_used()
+
+    def visit() -> tuple[int, dict[str, Any], dict[str, Any]]:
+        report = ask(socket, verb="pause", tag=tag)["report"]
+        used = device_used()
+        listed = ask(socket, verb="list")
+        time.sleep(0.2)
+        assert steps[0] == steps_when_paused(listed), "the program went on while it was paused"
+        ask(socket, verb="resume")
+        return used, report, listed
+
+    steps = [0]
+    seen: list[int] = []
+
+    def steps_when_paused(listed: dict[str, Any]) -> int:
+        assert listed["control"]["paused"] == [tag]
+        seen.append(steps[0])
+        return seen[0]
+
+    visitor: list[Visitor] = []
+
+    def between() -> None:
+        steps[0] += 1
+        if steps[0] == 4:
+            visitor.append(Visitor(visit))
+        if steps[0] == 11:
+            # The loop is shorter than the visit otherwise.
+            until_gone(visitor[0])
+        sire.safe_point()
+
+    outcome = generate(12, between)
+    used, report, listed = visitor[0].join()
+    assert resident - used >= 60 * MIB
+    assert report["bytes_moved"] >= 60 * MIB
+    [region] = [each for each in listed["stats"]["regions"] if each["tag"] == tag]
+    assert region["state"] == "paused"
+    assert device_used() == resident
+    assert torch.equal(outcome, expected)
+
+
+def test_a_program_without_safe_points_is_not_paused(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+    with pytest.raises(RefusedError, match=r"came to no safe point within 0\.2 s, and never before") as refused:
+        ask(socket, verb="pause", timeout=0.2)
+    assert refused.value.code == "refused"
+    sire.safe_point()
+    with pytest.raises(RefusedError, match=r"passed its last one \d+\.\d s ago"):
+        ask(socket, verb="pause", timeout=0.2)
+    assert bool((tensor == 5).all())
+    # What was refused does not happen later.
+    sire.safe_point()
+    assert device_used() >= SIZE
+
+
+def test_a_safe_point_inside_a_region_is_a_bad_moment(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+    visitor = Visitor(lambda: ask(socket, verb="pause", tag=tag, timeout=1.5))
+    with sire.region(tag, backup="cpu"):
+        until_gone(visitor)
+    with pytest.raises(RefusedError, match=r"no good moment came within 1\.5 s: .*inside"):
+        visitor.join()
+    # The same request finds the moment when the region is left in time.
+    visitor = Visitor(lambda: (ask(socket, verb="pause", tag=tag), ask(socket, verb="resume")))
+    with sire.region(tag, backup="cpu"):
+        for _ in range(50):
+            sire.safe_point()
+    until_gone(visitor)
+    visitor.join()
+    assert bool((tensor == 5).all())
+
+
+def test_all_threads_that_pass_safe_points_are_waited_for(socket: str, tag: str) -> None:
+    tensors = [filled(f"{tag}/{number}") for number in range(2)]
+    errors: list[BaseException] = []
+    working = [False, False]
+    visitor: list[Visitor] = []
+    gate = threading.Barrier(3)
+
+    def work(number: int) -> None:
+        try:
+            sire.safe_point()
+            gate.wait()
+            gate.wait()
+            while visitor[0].here:
+                working[number] = True
+                assert bool((tensors[number] == 5).all())
+                torch.cuda.synchronize()
+                working[number] = False
+                sire.safe_point()
+        except BaseException as error:
+            errors.append(error)
+
+    def visit() -> None:
+        for _ in range(3):
+            ask(socket, verb="pause", tag=tag)
+            assert working == [False, False]
+            assert all(region_bytes(f"{tag}/{number}")["resident_bytes"] == 0 for number in range(2))
+            ask(socket, verb="resume")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    gate.wait()
+    visitor.append(Visitor(visit))
+    gate.wait()
+    visitor[0].join()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    # Threads that have ended are not waited for, as soon as the system has cleared them away.
+    eventually(lambda: ask(socket, verb="list")["control"]["safe_points"] == [])
+
+
+def test_the_end_of_an_optimizer_step_is_a_safe_point(socket: str, tag: str) -> None:
+    def train(steps: int, visitor: Visitor | None) -> torch.Tensor:
+        torch.manual_seed(1)
+        with sire.region(tag, backup="cpu"):
+            model = torch.nn.Linear(512, 512).cuda()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        data = torch.randn(16, 512, device="cuda")
+        done = 0
+        while done < steps or (visitor is not None and visitor.here):
+            optimizer.zero_grad()
+            (model(data) - data).square().mean().backward()
+            optimizer.step()
+            done += 1
+            if done == steps:
+                weight = model.weight.detach().cpu()
+        return weight
+
+    expected = train(5, None)
+    visitor = Visitor(lambda: (ask(socket, verb="pause", tag=tag), ask(socket, verb="resume")))
+    assert torch.equal(train(5, visitor), expected)
+    (paused, _) = visitor.join()
+    assert paused["report"]["regions_changed"] >= 1
+
+
+def test_uses_of_managed_models_begin_and_end_at_safe_points(socket: str) -> None:
+    model = torch.nn.Linear(512, 512)
+    data = torch.randn(4, 512)
+    with sire.auto_manage(model) as managed:
+        expected = model(data.to(managed.get_execution_device())).cpu()
+    tag = managed.user.name
+
+    def visit() -> None:
+        assert ask(socket, verb="pause", tag=tag)["paused"] == [tag]
+        eventually(lambda: used(ask(socket, verb="list")) == 0)
+        ask(socket, verb="resume")
+
+    def used(listed: dict[str, Any]) -> int | None:
+        objects = ((listed["program"] or {}).get("models") or {}).get("objects", [])
+        return next((int(each["uses"]) for each in objects if each["name"] == tag), None)
+
+    visitor = Visitor(visit)
+    while visitor.here:
+        with sire.auto_manage(model):
+            assert torch.equal(model(data.cuda()).cpu(), expected)
+    visitor.join()
+    # Between two uses nobody waits for this thread.
+    assert ask(socket, verb="list")["control"]["safe_points"] == []
+
+
+def test_what_the_program_has_paused_itself_stays_paused(socket: str, tag: str) -> None:
+    mine, other = filled(f"{tag}/mine", 1), filled(f"{tag}/other", 2)
+    sire.pause(f"{tag}/mine")
+    visitor = Visitor(lambda: (ask(socket, verb="pause"), ask(socket, verb="resume")))
+    until_gone(visitor)
+    (paused, resumed) = visitor.join()
+    assert paused["paused"] == [None]
+    assert resumed["paused"] == []
+    states = {each["tag"]: each["state"] for each in sire.stats()["regions"]}
+    assert (states[f"{tag}/mine"], states[f"{tag}/other"]) == ("paused", "resident")
+    assert bool((other == 2).all())
+    visitor = Visitor(lambda: ask(socket, verb="resume", tag=f"{tag}/mine"))
+    until_gone(visitor)
+    visitor.join()
+    assert bool((mine == 1).all())
+    visitor = Visitor(lambda: ask(socket, verb="resume"))
+    until_gone(visitor)
+    with pytest.raises(RefusedError, match="nothing was paused from outside"):
+        visitor.join()
+
+
+def test_callbacks_let_go_before_and_take_hold_after(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+    heard: list[str] = []
+    willing = [False]
+
+    def let_go(_tag: str | None) -> None:
+        heard.append("before")
+        if not willing[0]:
+            raise RuntimeError("not now")
+
+    callbacks = [sire.before_pause(let_go, tag=tag), sire.after_resume(lambda _: heard.append("after"), tag=tag)]
+    try:
+        visitor = Visitor(lambda: ask(socket, verb="pause", tag=tag))
+        until_gone(visitor)
+        with pytest.raises(RefusedError, match="a callback of the program's"):
+            visitor.join()
+        assert heard == ["before", "after"]
+        willing[0] = True
+        visitor = Visitor(lambda: (ask(socket, verb="pause", tag=tag), ask(socket, verb="resume")))
+        until_gone(visitor)
+        visitor.join()
+        assert heard == ["before", "after", "before", "after"]
+    finally:
+        for callback in callbacks:
+            callback.remove()
+    assert bool((tensor == 5).all())
+
+
+def test_an_unknown_tag_is_refused_at_the_safe_point(socket: str) -> None:
+    visitor = Visitor(lambda: ask(socket, verb="pause", tag="no/such/tag"))
+    until_gone(visitor)
+    with pytest.raises(RefusedError, match="no region has the tag 'no/such/tag'") as refused:
+        visitor.join()
+    assert refused.value.code == "invalid"
+
+
+def test_ctrl_c_in_a_paused_program_brings_its_memory_back(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+    resident = device_used()
+
+    def visit() -> None:
+        ask(socket, verb="pause", tag=tag)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    visitor = Visitor(visit)
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            sire.safe_point()
+    visitor.join()
+    assert device_used() == resident
+    assert bool((tensor == 5).all())
+
+
+def test_closing_resumes_what_is_paused_from_outside(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+
+    def visit() -> None:
+        ask(socket, verb="pause", tag=tag)
+        sire.control.close()
+
+    visitor = Visitor(visit)
+    until_gone(visitor)
+    visitor.join()
+    assert bool((tensor == 5).all())
+    assert not os.path.exists(socket)
+
+
+def test_evict_budget_and_trace_need_no_safe_point(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+    sire.pause(tag, release="lazy")
+    resident = device_used()
+    assert ask(socket, verb="evict")["device_bytes"] >= SIZE
+    assert resident - device_used() >= SIZE
+    assert ask(socket, verb="budget", device=0, limit=1 << 40) == {}
+    path = Path(ask(socket, verb="trace")["path"])
+    assert path.parent == Path(socket).parent
+    sire.resume(tag)
+    assert path.stat().st_size > 0
+    assert bool((tensor == 5).all())
+    with pytest.raises(RefusedError, match=r"recording has begun|already"):
+        ask(socket, verb="trace")
+
+
+def test_devices_are_told_by_the_drivers_own_figures(socket: str, tag: str) -> None:
+    tensor = filled(tag)
+    [device] = ask(socket, verb="list")["devices"]
+    free, total = torch.cuda.mem_get_info()
+    assert (device["total_bytes"], device["free_bytes"]) == (total, free)
+    assert device["uuid"] == f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    del tensor
+
+
+def sockets() -> int:
+    """Of this process."""
+    open_now = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return sum(os.readlink(fd).startswith("socket:") for fd in open_now if os.path.exists(fd))
+
+
+def test_a_forked_child_holds_no_part_of_the_socket(socket: str) -> None:
+    (reader, writer) = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, f"{sockets()} {sire.control._is_open()}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100).decode() == f"{sockets() - 1} False"
+    os.close(reader)
+    os.close(writer)
+    assert ask(socket, verb="hello")["pid"] == os.getpid()
+
+
+def test_passing_a_safe_point_costs_next_to_nothing(socket: str) -> None:
+    sire.safe_point()
+    began = time.perf_counter()
+    for _ in range(2000):
+        sire.safe_point()
+    # A hundred times of what it takes, so that a busy machine does not matter.
+    assert (time.perf_counter() - began) / 2000 < 1e-3
+
+
+PROGRAM = """
+import time, sire, torch
+with sire.region("weights", backup="cpu"):
+    weights = torch.full((64 << 20,), 3, dtype=torch.uint8, device="cuda")
+print("ready", flush=True)
+while True:
+    assert int(weights[:1000].sum()) == 3000
+    sire.safe_point()
+    time.sleep(0.005)
+"""
+
+
+def test_the_command_pauses_a_preloaded_process_and_the_environment_is_enough(tmp_path: Path) -> None:
+    command = command_or_skip()
+    environment = {**os.environ, **sire.subprocess_environment(), "SIRE_CONTROL": "1"}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=environment)
+    pid = str(process.pid)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(command), *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        before = blocks(process.pid)
+        paused = run("pause", pid)
+        assert paused.returncode == 0, paused.stderr
+        assert "64.0 MiB given back" in paused.stdout
+        if before is not None:
+            assert before - (blocks(process.pid) or 0) >= 63 * MIB
+        listed = run("ps", "--tags").stdout
+        assert f"{pid}  paused" in listed
+        assert "weights" in listed
+        assert run("resume", pid, "--tag", "nothing").returncode == 1
+        assert run("resume", pid).returncode == 0
+        assert run("evict", pid).returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert run("pause", pid).returncode == 3
+    assert pid not in run("ps").stdout
+
+
+def blocks(pid: int) -> int | None:
+    """Bytes that the operating system holds for the software device of a process; None on other devices."""
+    found: dict[int, int] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if "memfd:sire-sim" in os.readlink(entry):
+            status = entry.stat()
+            found[status.st_ino] = status.st_blocks * 512
+    return sum(found.values()) if found else None
+
+
+def command_or_skip() -> Path:
+    """The `sire` command, beside the library that is tested."""
+    named = os.environ.get("SIRE_COMMAND")
+    found = Path(named) if named else sire.library_path().with_name("sire")
+    if not found.is_file():
+        pytest.skip(f"the command is not at {found}; name it in SIRE_COMMAND")
+    return found
