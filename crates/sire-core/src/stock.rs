@@ -123,7 +123,8 @@ impl Stock {
         Ok(())
     }
 
-    /// Wants `bytes` fewer: what lies there goes back to the driver; what is in use counts as in use without the stock.
+    /// Wants `bytes` fewer: what lies there goes back to the driver; what is in use counts as in use without the stock. What the driver refuses
+    /// to take lies there until the next time.
     pub(crate) fn shrink(&self, device: Device, bytes: u64) {
         let excess = self.on(device, |shelf| {
             shelf.target = shelf.target.saturating_sub(bytes);

@@ -177,6 +177,8 @@ proptest! {
         world.driver.fail_at(world.driver.calls() + at, kind);
         run(&mut world, region, &steps, &mut 0);
         world.driver.clear_faults();
+        // What the driver did not take back lies in the stock until the next time that it is made smaller.
+        world.engine.stock_down(GPU, 0);
         let stocked = world.engine.stocked(GPU);
         prop_assert!(stocked.owned() <= stocked.target, "{:?}", stocked);
         world.resume(&ALL).unwrap();
