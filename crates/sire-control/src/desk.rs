@@ -176,7 +176,8 @@ impl Desk {
         }
         let back = Instant::now() + slice;
         let mut tried = Vec::new();
-        let mut inner = self.inside(member, true);
+        let mut inner = lock(&self.inner);
+        inner.mark(member, true);
         self.changed.notify_all();
         loop {
             match inner.step(&tried) {
@@ -188,21 +189,14 @@ impl Desk {
                 }
                 Step::Wait(until) if Instant::now() < back => inner = self.wait(inner, until.unwrap_or(back).min(back)),
                 step => {
+                    // Under the lock of the decision: once it is given back, others may begin a pause that counts on whoever is inside.
+                    inner.mark(member, false);
                     drop(inner);
-                    drop(self.inside(member, false));
                     member.last.store(self.now(), Ordering::Relaxed);
                     return matches!(step, Step::Wait(_));
                 }
             }
         }
-    }
-
-    fn inside(&self, member: &Member, inside: bool) -> MutexGuard<'_, Inner> {
-        let mut inner = lock(&self.inner);
-        if let Some(known) = inner.members.get_mut(&member.number) {
-            known.inside = inside;
-        }
-        inner
     }
 
     fn wait<'a>(&self, inner: MutexGuard<'a, Inner>, until: Instant) -> MutexGuard<'a, Inner> {
@@ -398,6 +392,12 @@ impl Desk {
 }
 
 impl Inner {
+    fn mark(&mut self, member: &Member, inside: bool) {
+        if let Some(known) = self.members.get_mut(&member.number) {
+            known.inside = inside;
+        }
+    }
+
     /// What is paused from outside, as it was asked for.
     fn paused(&self) -> Vec<&Option<String>> {
         self.held.iter().map(|hold| &hold.tag).collect()

@@ -131,7 +131,7 @@ def _at_exit() -> None:
 def safe_point() -> None:
     """The calling thread uses no memory of a region until this returns: what was asked from outside happens now.
 
-    If that was a pause, the call returns after the resume. Costs about a microsecond while nobody asks. Does nothing
+    If that was a pause, the call returns after the resume. Costs tens of microseconds while nobody asks. Does nothing
     while a graph is being captured. An exception of a signal handler (Ctrl-C) is raised here, after everything that was
     paused from outside has been resumed; if that fails, it is raised all the same, with a note, and the memory stays
     paused.
