@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Sources that decide what the library does.
-const SOURCES: [&str; 4] = ["cdylib", "crates/sire-core/src", "crates/sire-cuda/src", "crates/sire-ledger/src"];
+const SOURCES: [&str; 5] =
+    ["cdylib", "crates/sire-core/src", "crates/sire-control/src", "crates/sire-cuda/src", "crates/sire-ledger/src"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -57,7 +58,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>
 
 /// Only the files that define the interface are read; the hooks come out of a macro and are CUDA's to declare.
 fn header(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
-    const INTERFACE: [&str; 12] = [
+    const INTERFACE: [&str; 13] = [
         "status.rs",
         "abi/values.rs",
         "abi/region.rs",
@@ -67,6 +68,7 @@ fn header(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
         "abi/progress.rs",
         "abi/standing.rs",
         "abi/reserve.rs",
+        "abi/control.rs",
         "abi/process.rs",
         "torch.rs",
         "tms.rs",

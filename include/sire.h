@@ -230,6 +230,26 @@ typedef struct sire_reservation_report {
   uint64_t unused_bytes;
 } sire_reservation_report;
 
+// Told in the calling thread what happens to a tag (NULL: everything) at its safe point. `what` 0: it is about to be paused; anything but
+// `SIRE_STATUS_OK` refuses that. 1: it was resumed. 2: it was not paused after all.
+typedef int32_t (*sire_told)(void *context, int32_t what, const char *tag);
+
+// Settings of a safe point. Set `struct_size` to `sizeof(sire_safe_point_options)`.
+typedef struct sire_safe_point_options {
+  // `sizeof(sire_safe_point_options)`.
+  size_t struct_size;
+  // As in `sire_pause_options`.
+  sire_dead_ranges dead_ranges;
+  // Passed to `dead_ranges`.
+  void *dead_ranges_context;
+  // Who wants to be told; NULL: nobody.
+  sire_told told;
+  // Passed to `told`.
+  void *told_context;
+  // How long the thread may be kept, in seconds; 0: for as long as it takes.
+  double slice_seconds;
+} sire_safe_point_options;
+
 // PyTorch's name of a private pool (`c10::cuda::MempoolId_t`).
 typedef struct sire_torch_pool_id {
   // Its first half.
@@ -584,6 +604,51 @@ sire_status sire_reservation_release(struct sire_reservation *reservation);
 // What the caller sees to:
 // `directory` is NULL or NUL-terminated; `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
 sire_status sire_reservations_json(int32_t device, const char *directory, char *buf, size_t cap, size_t *out_len);
+
+// Opens the control socket of this process, unless it is open (docs/control.md): processes of the same user can list figures, and pause and resume at
+// safe points. A text output: the socket's path.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_control_open(char *buf,
+                              size_t cap,
+                              size_t *out_len);
+
+// Closes the control socket. What is paused from outside is resumed, because nobody could do that afterwards; if that fails it stays paused,
+// and the status says why.
+sire_status sire_control_close(void);
+
+// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer.
+sire_status sire_control_give_up(void);
+
+// The calling thread is at a safe point: until this returns it uses no memory of a region. If another process has asked for a pause
+// or a resume, it happens now, in this thread, and a thread that was paused waits here for its resume. Once a thread has called this,
+// pauses from outside wait for it, until it ends or calls `sire_safe_point_leave`. While the socket was never opened it does nothing.
+//
+// Returns when all is over, or after `slice_seconds`; `*out_held`: whether the program is still paused, so that the thread must call
+// this again at once. `options` NULL: nobody is asked or told, and it returns when all is over.
+//
+// What the caller sees to:
+// `options` is NULL or a sized struct; `out_held` is NULL or writable.
+sire_status sire_safe_point(const struct sire_safe_point_options *options,
+                            bool *out_held);
+
+// Pauses from outside do not wait for the calling thread any more, until it passes a safe point again: it uses no memory of a region meanwhile.
+sire_status sire_safe_point_leave(void);
+
+// Waits until another process asks for figures that only the program knows, at most `timeout_seconds`; the answer is `sire_control_publish`. For
+// a thread of the program's that does nothing else.
+//
+// What the caller sees to:
+// `out_asked` is NULL or writable.
+sire_status sire_control_wait(double timeout_seconds,
+                              bool *out_asked);
+
+// What the program says about itself, as JSON: shown under `program` to whoever asks.
+//
+// What the caller sees to:
+// `json` is NULL or NUL-terminated.
+sire_status sire_control_publish(const char *json);
 
 // Gives `peer` access to present and future memory on `device`.
 sire_status sire_allow_peer(int32_t device, int32_t peer);

@@ -1,4 +1,4 @@
-//! The way to the driver through a CUDA runtime: every question is passed on, and for the functions of [`entry`] the answer is ours.
+//! The way to the driver through a CUDA runtime: every question is passed on, and for the functions of [`super::entry`] the answer is ours.
 
 use super::entry::{Question, UNVERSIONED, replace};
 use super::{cudaError, lookup, original};
