@@ -58,7 +58,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     results = spawn.SimpleQueue()
     worker = spawn.Process(target=work, args=(results, mode))
-    with configure_subprocess(hook_mode=mode) if mode in ("preload", "driver") else nullcontext():
+    with configure_subprocess() if mode == "preload" else nullcontext():
         worker.start()
     worker.join()
     print(json.dumps({"status": worker.exitcode} | (results.get() if worker.exitcode == 0 else {})))

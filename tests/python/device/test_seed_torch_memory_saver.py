@@ -135,7 +135,7 @@ def test_commands(name: str, mode: str) -> None:
 def test_commands_explain_themselves() -> None:
     done = subprocess.run([sys.executable, str(EXAMPLES / "simple.py")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "preload|torch" in done.stderr
+    assert "preload|driver|torch|allocator" in done.stderr
 
 
 def test_one_tensor_of_a_region_can_stay() -> None:
