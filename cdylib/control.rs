@@ -80,12 +80,13 @@ pub(crate) fn open() -> Result<PathBuf> {
     control.start().map_err(|error| failed("the control socket cannot be opened", &error))
 }
 
-/// Closes the socket. What is paused from outside is left to the caller: its selections (None: everything).
-pub(crate) fn close() -> Vec<Option<String>> {
+/// Closes the socket: nobody can ask any more. What is paused from outside is left to [`Desk::give_up`].
+pub(crate) fn close() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(control) = current() else { return Vec::new() };
-    control.stop();
-    control.desk.give_up()
+    if let Some(control) = current() {
+        control.desk.close();
+        control.stop();
+    }
 }
 
 fn made() -> Result<&'static Control> {
@@ -161,6 +162,7 @@ impl Control {
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
+        self.desk.open();
         *self.running() = Some(Running { path: path.clone(), directory: place.path().to_path_buf(), stop });
         Ok(path)
     }
@@ -205,7 +207,8 @@ impl Control {
 
     fn list(&self) -> Result<Value> {
         let mut answer = self.hello();
-        answer["stats"] = statistics()?;
+        // Whoever looks does not start CUDA in a process that has not used it: its forked children could not use it any more.
+        answer["stats"] = statistics(process::started())?;
         answer["devices"] = devices(&answer["stats"]["devices"]);
         answer["control"] = self.desk.summary();
         answer["program"] = self.board.sheet().unwrap_or(Value::Null);

@@ -129,21 +129,24 @@ pub unsafe extern "C" fn sire_control_open(buf: *mut c_char, cap: usize, out_len
 /// and the status says why.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_control_close() -> sire_status {
-    call(|| resume_all(control::close()))
+    call(|| {
+        control::close();
+        resume_all()
+    })
 }
 
 /// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_control_give_up() -> sire_status {
-    call(|| resume_all(control::current().map(|control| control.desk.give_up()).unwrap_or_default()))
+    call(resume_all)
 }
 
-fn resume_all(held: Vec<Option<String>>) -> Result<()> {
-    for each in held {
-        let selection = each.map_or(Selection::All, Selection::Tag);
-        carry_out(|engine| engine.resume(&selection, ResumeOptions::default()))?;
-    }
-    Ok(())
+fn resume_all() -> Result<()> {
+    let Some(control) = control::current() else { return Ok(()) };
+    control.desk.give_up(|tag| {
+        let selection = tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned()));
+        carry_out(|engine| engine.resume(&selection, ResumeOptions::default())).map(drop)
+    })
 }
 
 /// The calling thread is at a safe point: until this returns it uses no memory of a region. If another process has asked for a pause
@@ -244,6 +247,11 @@ fn thread_name() -> String {
 
 /// Carries an action out at a safe point of the calling thread.
 fn carry(action: &Action, wishes: &Wishes) -> Outcome {
+    let outcome = boundary::catch(|| Ok(tried(action, wishes)));
+    outcome.unwrap_or_else(|error| Outcome::Failed(control::refusal(&error)))
+}
+
+fn tried(action: &Action, wishes: &Wishes) -> Outcome {
     if capture::in_progress() {
         return Outcome::NotNow("a CUDA graph is being captured".to_owned());
     }
@@ -278,8 +286,15 @@ fn pause(engine: &Engine, tag: Option<String>, wishes: &Wishes) -> Result<Outcom
     if paused.as_ref().is_err_and(|error| error.status != Status::PausedAfterFailure) {
         wishes.tell(NOT_PAUSED, tag.as_deref());
     }
-    let report = paused?;
     let whom = spoken(tag.as_deref());
+    let report = match paused {
+        Err(error) if error.status == Status::PausedAfterFailure => {
+            control::note("failed", || format!("{whom} is paused from outside, but: {error}"));
+            let undo = undo(tag, &before, &regions(engine));
+            return Ok(Outcome::Stuck { refusal: control::refusal(&error), undo });
+        }
+        paused => paused?,
+    };
     control::note("pause", || format!("{whom} from outside: {} bytes given back", report.bytes_moved));
     Ok(Outcome::Done { undo: undo(tag, &before, &regions(engine)), report: described(&report) })
 }

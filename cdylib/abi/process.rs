@@ -104,7 +104,13 @@ pub unsafe extern "C" fn sire_driver_hook_probe(out_live: *mut i32) -> sire_stat
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sire_stats_json(buf: *mut c_char, cap: usize, out_len: *mut usize) -> sire_status {
     call(|| {
-        let text = statistics()?.to_string();
+        let process = match process::get() {
+            Ok(process) => Some(process),
+            // Nothing to count is an answer, not a failure.
+            Err(error) if error.status == Status::NoDriver => None,
+            Err(error) => return Err(error),
+        };
+        let text = statistics(process)?.to_string();
         // SAFETY: the caller's promises.
         unsafe { boundary::put_whole_text(&text, buf, cap, out_len) };
         Ok(())
@@ -112,13 +118,7 @@ pub unsafe extern "C" fn sire_stats_json(buf: *mut c_char, cap: usize, out_len: 
 }
 
 /// The engine's statistics, and what only this library knows: versions, the hook, forwarded calls.
-pub(crate) fn statistics() -> Result<Value> {
-    let process = match process::get() {
-        Ok(process) => Some(process),
-        // Nothing to count is an answer, not a failure.
-        Err(error) if error.status == Status::NoDriver => None,
-        Err(error) => return Err(error),
-    };
+pub(crate) fn statistics(process: Option<&process::Process>) -> Result<Value> {
     let mut stats = match process {
         Some(process) => serde_json::from_str::<Map<String, Value>>(&process.engine.stats_json())
             .map_err(|error| Error::new(Status::Internal, format!("the engine's statistics are not JSON: {error}")))?,

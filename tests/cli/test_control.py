@@ -16,6 +16,7 @@ import sys
 import termios
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -341,6 +342,20 @@ def test_wrong_requests_get_their_status(outside: Outside, dashboard: Dashboard)
         assert dashboard.ask("api/order", order=order, token=token)[0] == 400, order
     assert dashboard.ask("api/order", order=b"x" * 5000, token=token)[0] == 413
     assert dashboard.ask("api/order", order={"pid": pid, "verb": "resume"}, token=token)[0] == 409
+
+
+def test_a_body_that_is_only_announced_takes_no_memory_and_no_worker(dashboard: Dashboard) -> None:
+    where = urllib.parse.urlsplit(dashboard.address)
+    crowd = []
+    for length in (1 << 20, 1 << 62, (1 << 63) - 1, (1 << 64) - 1, 1 << 40, 1 << 50):
+        client = socket.create_connection((where.hostname, where.port), timeout=30)
+        client.sendall(f"POST /api/order HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Length: {length}\r\n\r\n".encode())
+        crowd.append(client)
+    for _ in range(8):
+        assert dashboard.ask("api/view", token=dashboard.token)[0] == 200
+    assert dashboard.process.poll() is None
+    for client in crowd:
+        client.close()
 
 
 def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:

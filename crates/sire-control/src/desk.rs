@@ -6,7 +6,7 @@
 //! of them stay there until everything that was paused from outside is resumed. A request that finds no such moment before its deadline is
 //! refused with the reason, and nothing has changed. A resume needs one member at a safe point.
 //!
-//! Passing costs one relaxed load while nobody asks for anything.
+//! Passing takes no lock while nobody asks for anything.
 
 use crate::lock;
 use crate::message::{Answer, Code, Refusal};
@@ -16,10 +16,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// Requests that may wait at once.
 const MOST: usize = 16;
+/// What runs without a request.
+const NOBODYS: Ticket = Ticket(0);
 
 /// What a member is to do.
 #[derive(Clone, PartialEq, Debug)]
@@ -65,6 +68,13 @@ pub enum Outcome {
     NotNow(String),
     /// It failed.
     Failed(Refusal),
+    /// A pause failed, and what was asked is paused all the same: nobody goes on before `undo` is resumed, as after `Done`.
+    Stuck {
+        /// For whoever asked.
+        refusal: Refusal,
+        /// As in `Done`.
+        undo: Vec<Option<String>>,
+    },
 }
 
 /// A thread that passes safe points.
@@ -103,6 +113,10 @@ struct Asked {
 struct Inner {
     asked: VecDeque<Asked>,
     running: Option<Ticket>,
+    /// The thread that carries it out.
+    runner: Option<ThreadId>,
+    /// No request is taken any more.
+    closed: bool,
     /// Whoever asked for what is running has left.
     abandoned: bool,
     held: Vec<Hold>,
@@ -177,6 +191,10 @@ impl Desk {
         let back = Instant::now() + slice;
         let mut tried = Vec::new();
         let mut inner = lock(&self.inner);
+        if inner.is_runner() {
+            // A callback of the action that this very thread carries out.
+            return false;
+        }
         inner.mark(member, true);
         self.changed.notify_all();
         loop {
@@ -213,9 +231,10 @@ impl Desk {
         };
         let answer = {
             let mut inner = lock(&self.inner);
-            inner.running = None;
+            (inner.running, inner.runner) = (None, None);
             match settled {
                 Err(_) if std::mem::take(&mut inner.abandoned) => None,
+                Err(why) if inner.closed => Some((asked.ticket, Err(Refusal::new(Code::Refused, why)))),
                 Err(why) => {
                     inner.asked.push_front(Asked { why: Some(why), ..asked });
                     None
@@ -238,6 +257,12 @@ impl Desk {
                 }
                 Ok(Ok(json!({"report": report, "paused": inner.paused()})))
             }
+            Outcome::Stuck { refusal, undo } => {
+                if let Action::Pause { tag } = action {
+                    lock(&self.inner).hold(tag.clone(), undo);
+                }
+                Ok(Err(refusal))
+            }
             Outcome::NotNow(why) => Err(why),
             Outcome::Failed(refusal) => Ok(Err(refusal)),
         }
@@ -254,7 +279,7 @@ impl Desk {
                 Ok(Ok(json!({"reports": [report], "paused": inner.paused()})))
             }
             Outcome::NotNow(why) => Err(why),
-            Outcome::Failed(refusal) => Ok(Err(refusal)),
+            Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => Ok(Err(refusal)),
         }
     }
 
@@ -271,19 +296,58 @@ impl Desk {
             match run(&Action::Resume { tag: next.clone(), wait }) {
                 Outcome::Done { report, .. } => reports.push(report),
                 Outcome::NotNow(why) => return Err(why),
-                Outcome::Failed(refusal) => return Ok(Err(refusal)),
+                Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => return Ok(Err(refusal)),
             }
             lock(&self.inner).undone(&next);
         }
         Ok(Ok(json!({"reports": reports, "paused": []})))
     }
 
-    /// For a thread that cannot wait for the resume: nothing is paused from outside any more, as far as the desk knows. What is to be
-    /// resumed for that (None: everything).
-    pub fn give_up(&self) -> Vec<Option<String>> {
-        let held = std::mem::take(&mut lock(&self.inner).held);
+    /// For a thread that cannot wait for the resume, and for the end of the socket: `resume` brings back all that is paused from outside (None:
+    /// everything), one after the other. Threads that are held go on when it is back, not before; what fails stays held. Waits for what is under
+    /// way, unless this thread carries it out: then nothing is done.
+    ///
+    /// # Errors
+    /// The first of `resume`.
+    pub fn give_up<E>(&self, mut resume: impl FnMut(Option<&str>) -> Result<(), E>) -> Result<(), E> {
+        let mut inner = lock(&self.inner);
+        while inner.running.is_some() && !inner.is_runner() {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        if inner.is_runner() {
+            return Ok(());
+        }
+        (inner.running, inner.runner) = (Some(NOBODYS), Some(std::thread::current().id()));
+        let undo = inner.undo();
+        drop(inner);
+        let mut outcome = Ok(());
+        for tag in undo {
+            match resume(tag.as_deref()) {
+                Ok(()) => lock(&self.inner).undone(&tag),
+                failed => outcome = outcome.and(failed),
+            }
+        }
+        let mut inner = lock(&self.inner);
+        (inner.running, inner.runner) = (None, None);
+        inner.held.retain(|hold| !hold.undo.is_empty());
+        drop(inner);
         self.review();
-        held.into_iter().flat_map(|hold| hold.undo).collect()
+        outcome
+    }
+
+    /// Requests are taken from now on; at the beginning they are.
+    pub fn open(&self) {
+        lock(&self.inner).closed = false;
+    }
+
+    /// No request is taken any more, and those that wait are refused.
+    pub fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.closed = true;
+        let asked = std::mem::take(&mut inner.asked);
+        drop(inner);
+        self.review();
+        asked.into_iter().for_each(|asked| (self.deliver)(asked.ticket, Err(is_closed())));
     }
 
     // ---- the clients' side ----------------------------------------------------------------------------------------------
@@ -294,6 +358,9 @@ impl Desk {
     /// `Busy` if too many wait already.
     pub fn ask(&self, ticket: Ticket, action: Action, patience: Duration) -> Result<(), Refusal> {
         let mut inner = lock(&self.inner);
+        if inner.closed {
+            return Err(is_closed());
+        }
         if inner.asked.len() >= MOST {
             return Err(Refusal::new(
                 Code::Busy,
@@ -301,6 +368,8 @@ impl Desk {
             ));
         }
         inner.asked.push_back(Asked { ticket, action, deadline: Instant::now() + patience, patience, why: None });
+        // Under the lock: a thread that passes from now on sees it, before anybody can begin.
+        self.wanted.store(true, Ordering::Relaxed);
         drop(inner);
         self.review();
         Ok(())
@@ -417,6 +486,22 @@ impl Inner {
         self.held.first()?.undo.first().cloned()
     }
 
+    /// All that is to be resumed, the oldest hold first.
+    fn undo(&self) -> Vec<Option<String>> {
+        let mut found: Vec<Option<String>> = Vec::new();
+        for tag in self.held.iter().flat_map(|hold| &hold.undo) {
+            if !found.contains(tag) {
+                found.push(tag.clone());
+            }
+        }
+        found
+    }
+
+    /// Whether the calling thread carries out what is running.
+    fn is_runner(&self) -> bool {
+        self.runner == Some(std::thread::current().id())
+    }
+
     fn undone(&mut self, tag: &Option<String>) {
         self.held.iter_mut().for_each(|hold| hold.undo.retain(|other| other != tag));
     }
@@ -429,7 +514,7 @@ impl Inner {
         if self.running.is_none() {
             let found = self.asked.iter().position(|asked| waits(&asked) && ready(&asked));
             if let Some(asked) = found.and_then(|at| self.asked.remove(at)) {
-                self.running = Some(asked.ticket);
+                (self.running, self.runner) = (Some(asked.ticket), Some(std::thread::current().id()));
                 self.abandoned = false;
                 return Step::Run(asked);
             }
@@ -440,6 +525,10 @@ impl Inner {
             false => Step::Wait(next),
         }
     }
+}
+
+fn is_closed() -> Refusal {
+    Refusal::new(Code::Refused, "the control socket is being closed")
 }
 
 /// Whether `tag` is `top` or lies under it; everything does not.

@@ -14,12 +14,14 @@ use rustix::net::sockopt::socket_peercred;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Connections that are served at once.
 pub const PLACES: usize = 32;
+/// The next ticket: one server may end while the next one begins, and they share what answers.
+static TICKETS: AtomicU64 = AtomicU64::new(1);
 /// Requests of one connection that may be unanswered.
 const AT_ONCE: usize = 8;
 /// How long a connection may lie still between two requests.
@@ -115,7 +117,6 @@ pub struct Server<S> {
     descriptors: Arc<Descriptors>,
     stop: Arc<AtomicBool>,
     connections: Vec<Connection>,
-    next: u64,
 }
 
 struct Connection {
@@ -138,7 +139,7 @@ impl<S: Service> Server<S> {
         descriptors.add(listener.as_raw_fd());
         descriptors.add(outbox.wake.as_raw_fd());
         let stop = Arc::new(AtomicBool::new(false));
-        Server { listener, service, outbox, descriptors, stop, connections: Vec::new(), next: 0 }
+        Server { listener, service, outbox, descriptors, stop, connections: Vec::new() }
     }
 
     /// Set it and wake the outbox, and [`Server::run`] returns.
@@ -234,7 +235,7 @@ impl<S: Service> Server<S> {
     }
 
     fn attend(&mut self, at: usize, flags: PollFlags) {
-        if flags.contains(PollFlags::IN) && !self.connections[at].ending {
+        if flags.contains(PollFlags::IN) && self.connections[at].interest().contains(PollFlags::IN) {
             self.read(at);
         }
         let connection = &mut self.connections[at];
@@ -276,8 +277,7 @@ impl<S: Service> Server<S> {
                 connection.say(&reply(request.id, &Err(Refusal::new(Code::Busy, why))));
             }
             Ok(request) => {
-                self.next += 1;
-                let ticket = Ticket(self.next);
+                let ticket = Ticket(TICKETS.fetch_add(1, Ordering::Relaxed));
                 match self.service.answer(ticket, request.verb) {
                     Some(answer) => connection.say(&reply(request.id, &answer)),
                     None => connection.open.push((ticket, request.id)),
@@ -325,7 +325,8 @@ struct Ready {
 
 impl Connection {
     fn interest(&self) -> PollFlags {
-        let reading = if self.ending { PollFlags::empty() } else { PollFlags::IN };
+        // Who does not read what was answered is not heard either: so little waits here for it.
+        let reading = if self.ending || !self.out.is_empty() { PollFlags::empty() } else { PollFlags::IN };
         let writing = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         reading | writing
     }

@@ -208,7 +208,7 @@ _COMMITS = frozenset(
     )
 )
 """Names of `sire.models.commits`, likewise."""
-_SUBPACKAGES = frozenset(("compat", "control", "distributed", "memory", "models", "slyce", "vllm"))
+_SUBPACKAGES = frozenset(("compat", "control", "distributed", "memory", "models", "slyce", "torchtools", "vllm"))
 
 
 def __getattr__(name: str) -> _Any:

@@ -87,7 +87,7 @@ def _level(wanted: HookMode | None) -> HookMode:
         raise InactiveError(
             "the hook mode 'driver' was chosen, but look-ups of the driver's functions do not reach Sire: "
             f"{_library.DRIVER_LIBRARY_NAME} was not preloaded, or another library hooks dlsym first. Start it with "
-            "sire run --hook-mode driver, or as LD_PRELOAD=\"$(sire path --driver) $(sire path)\" python ..."
+            'sire run --hook-mode driver, or as LD_PRELOAD="$(sire path --driver) $(sire path)" python ...'
         )
     return "preload"
 

@@ -219,9 +219,11 @@ def use_ends() -> None:
         return
     _here.uses = uses - 1
     if uses == 1 and _is_open():
-        _pass()
-        if not getattr(_here, "member", False):
-            _library.load().safe_point_leave()
+        try:
+            _pass()
+        finally:
+            if not getattr(_here, "member", False):
+                _library.load().safe_point_leave()
 
 
 # --- the environment ---------------------------------------------------------------------------------------------

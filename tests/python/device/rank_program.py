@@ -115,7 +115,7 @@ class Rank:
         """The last rank dies before it votes."""
         if self.rank == LAST:
             sire.before_pause(lambda _tag: os.kill(os.getpid(), signal.SIGKILL))
-        return attempt(lambda: sire.distributed.pause("model", timeout=2))
+        return attempt(lambda: sire.distributed.pause("model", timeout=6))
 
 
 def main() -> None:

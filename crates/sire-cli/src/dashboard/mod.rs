@@ -29,6 +29,8 @@ use history::History;
 const PAGE: &str = include_str!("page.html");
 /// Bytes of the longest order.
 const LONGEST_BODY: u64 = 4096;
+/// Whoever announces more gets no answer.
+const LONGEST_ANNOUNCED: usize = 1 << 16;
 /// Requests that are answered at once.
 const WORKERS: usize = 4;
 /// How long a process may take to answer the sampler.
@@ -81,6 +83,11 @@ impl Dashboard {
     }
 
     fn serve(&self, mut request: Request) {
+        if request.body_length().is_some_and(|length| length > LONGEST_ANNOUNCED) {
+            // To drop it would be to read all of that, into a buffer of that size. Its connection stays until the client closes it.
+            std::mem::forget(request);
+            return;
+        }
         let answer = self.answer(&mut request);
         // A client that has gone misses it.
         let _ = request.respond(answer);

@@ -28,7 +28,8 @@ def pause(tag: str | None = None, *, group: Any = None, timeout: float = 600.0, 
     are done.
 
     If one rank fails, or does not come or answer within ``timeout`` seconds, all are undone, and all that live raise
-    the same `RankError`, which says which rank and why. Nothing is lost by that, content without a backup included.
+    the same `RankError`, which says which rank and why. Nothing is lost by that, content without a backup included, as
+    long as not all ranks were prepared; from then on it is gone, as after any pause.
     Collectives of the job must be over: see `suspend_nccl`. Returns this rank's report.
     """
     encoded = encode_selection(tag)

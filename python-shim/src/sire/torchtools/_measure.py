@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .. import _library
 from . import _nvml
 from .device import uuid
 
@@ -95,10 +95,8 @@ class _Watcher:
     def _look(self) -> None:
         self.last = self._used()
         self.peak = max(self.peak, self.last)
-        if "sire._regions" in sys.modules:
-            from .. import stats
-
-            for region in stats()["regions"]:
+        if _library.is_loaded():
+            for region in _library.load().stats()["regions"]:
                 tag, resident = str(region["tag"]), int(region["resident_bytes"])
                 self.tags[tag] = max(self.tags.get(tag, 0), resident)
 

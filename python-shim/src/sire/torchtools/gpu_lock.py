@@ -308,7 +308,7 @@ def _fence_kind(torch: Any) -> Fence:
     if _torch.whole_process_pluggable(torch):
         return "stock"
     try:
-        return "stock" if _hooks.hook_mode() == "preload" else "cache"
+        return "stock" if _hooks.hook_mode() in ("preload", "driver") else "cache"
     except InactiveError:
         return "cache"
 

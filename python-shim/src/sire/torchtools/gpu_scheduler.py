@@ -163,6 +163,9 @@ def probe(
     torch = _cuda()
     if torch is None:
         return ProbeReport()
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # The fresh process runs the program's file again, and would wait for its own parent.
+        raise ProbeError("a probe needs a program whose file can be imported: call it under if __name__ == '__main__':")
     index = gpu_index(torch, gpu)
     file = None if cache is None else Path(cache) / f"{_key(torch, index, probe_fn, args, kwargs)}.json"
     known = None if file is None else _read(file)
@@ -203,7 +206,7 @@ def _run(
 ) -> ProbeReport:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, probe_fn, args, kwargs, index), name="sire-probe", daemon=True)
+    child = context.Process(target=_child, args=(theirs, probe_fn, args, kwargs, index), name="sire-probe")
     try:
         child.start()
     except Exception as error:
