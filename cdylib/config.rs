@@ -138,7 +138,7 @@ fn list(variables: Variables<'_>, name: &str) -> std::result::Result<Vec<String>
 }
 
 fn engine(variables: Variables<'_>) -> std::result::Result<Config, String> {
-    let size = |name: &str| parsed(variables, name, "a size such as 4096, 64k, 512MiB or 6GiB", parse_size);
+    let size = |name: &str| parsed(variables, name, "a size such as 4096, 64k, 512MiB or 6GiB", sire_core::size::parse);
     let mut config = Config::default();
     if let Some(chunk) = size("SIRE_CHUNK")? {
         config.chunk = chunk;
@@ -244,23 +244,4 @@ fn parse_policy(text: &str) -> Option<Retention> {
         "release" => Some(Retention::Release),
         _ => None,
     }
-}
-
-/// Bytes: digits, then nothing or a unit. `k`, `KiB`, ... are powers of 1024; `KB`, ... powers of 1000.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        _ => return None,
-    };
-    number.checked_mul(unit)
 }

@@ -14,7 +14,7 @@ use sire_core::error::{Error, Result, Status};
 use sire_ledger::{Ledger, Member, Memory, Patience, Want};
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -68,11 +68,6 @@ pub(crate) struct Standing {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where processes find each other's ledgers: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`, whatever TMPDIR says: that may be a user's own.
-pub(crate) fn directory() -> PathBuf {
-    std::env::var_os("TORCHTOOLS_LOCK_DIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/tmp".into(), PathBuf::from)
 }
 
 fn said(error: sire_ledger::Error) -> Error {

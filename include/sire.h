@@ -205,7 +205,7 @@ typedef struct sire_budget {
 typedef struct sire_reserve_options {
   // `sizeof(sire_reserve_options)`.
   size_t struct_size;
-  // Bytes to reserve. 0: the device for this process alone: no other reservation, and everything that is free but `margin_bytes`.
+  // Bytes to reserve. 0: the device for this process alone: once nobody has reserved anything there, all that is free but `margin_bytes`.
   uint64_t bytes;
   // With `bytes` 0: what stays free.
   uint64_t margin_bytes;

@@ -1,10 +1,10 @@
 //! Reservations: bytes of a GPU that other processes leave alone. docs/reservations.md says what holds between processes.
 
+use crate::allocate;
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::process;
 use crate::reservation::{self, Fence, Reservation, Wish};
 use crate::status::sire_status;
-use sire_core::driver::Device;
 use sire_core::error::Result;
 use sire_ledger::Want;
 use std::ffi::c_char;
@@ -22,7 +22,7 @@ pub struct sire_reservation(Arc<Reservation>);
 pub struct sire_reserve_options {
     /// `sizeof(sire_reserve_options)`.
     pub struct_size: usize,
-    /// Bytes to reserve. 0: the device for this process alone: no other reservation, and everything that is free but `margin_bytes`.
+    /// Bytes to reserve. 0: the device for this process alone: once nobody has reserved anything there, all that is free but `margin_bytes`.
     pub bytes: u64,
     /// With `bytes` 0: what stays free.
     pub margin_bytes: u64,
@@ -49,10 +49,6 @@ pub struct sire_reservation_report {
     pub unused_bytes: u64,
 }
 
-fn ordinal(device: i32) -> Result<Device> {
-    u32::try_from(device).map(Device).map_err(|_| invalid(format!("device {device} does not exist")))
-}
-
 fn timeout(seconds: f64) -> Result<Option<Duration>> {
     if seconds.is_nan() || seconds < 0.0 {
         return Err(invalid(format!("timeout_seconds is {seconds}; it must be a number of seconds, 0 or more")));
@@ -74,7 +70,7 @@ fn fence(number: i32) -> Result<Fence> {
 /// `directory` is NULL or NUL-terminated.
 unsafe fn place(directory: *const c_char) -> Result<PathBuf> {
     if directory.is_null() {
-        return Ok(reservation::directory());
+        return Ok(sire_ledger::directory());
     }
     // SAFETY: the caller's promise.
     unsafe { boundary::path("the directory", directory) }.map(PathBuf::from)
@@ -98,7 +94,7 @@ unsafe fn read(device: i32, options: *const sire_reserve_options) -> Result<(Wis
     let want = if bytes == 0 { Want::Rest { margin } } else { Want::Bytes(bytes) };
     // SAFETY: the caller's promise about the struct's strings.
     let directory = unsafe { place(directory.unwrap_or(std::ptr::null())) }?;
-    Ok((Wish { device: ordinal(device)?, want, timeout: timeout(seconds)?, fence: fence(number)? }, directory))
+    Ok((Wish { device: allocate::device(device)?, want, timeout: timeout(seconds)?, fence: fence(number)? }, directory))
 }
 
 /// # Safety
@@ -230,7 +226,7 @@ pub unsafe extern "C" fn sire_reservations_json(
     call(|| {
         // SAFETY: the caller's promise.
         let directory = unsafe { place(directory) }?;
-        let text = reservation::list(process::get()?, &directory, ordinal(device)?)?.to_string();
+        let text = reservation::list(process::get()?, &directory, allocate::device(device)?)?.to_string();
         // SAFETY: the caller's promises.
         unsafe { boundary::put_whole_text(&text, buf, cap, out_len) };
         Ok(())

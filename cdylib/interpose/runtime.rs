@@ -84,10 +84,14 @@ pub(super) fn ask_again(
     device: impl Fn() -> Result<c_int>,
     forget: impl Fn(),
 ) -> cudaError {
-    let mut code = ask();
-    while code == MEMORY_ALLOCATION && make_way(bytes, &device) {
+    let (mut code, mut spent) = (ask(), Vec::new());
+    while code == MEMORY_ALLOCATION && make_way(bytes, &device, &mut spent) {
         forget();
         code = ask();
+    }
+    if code != SUCCESS {
+        let _guard = Guard::enter();
+        spent.into_iter().for_each(|spent| reservation::spent(ptr::null(), spent));
     }
     code
 }
@@ -96,13 +100,18 @@ fn known(device: c_int) -> Result<Device> {
     u32::try_from(device).map(Device).map_err(|_| boundary::invalid("no device is current"))
 }
 
-fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>) -> bool {
+fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>, spent: &mut Vec<(Device, u64)>) -> bool {
     let Some(process) = process::started().filter(|_| !capture::in_progress()) else { return false };
     let Some(_guard) = Guard::enter() else { return false };
     let made = boundary::catch(|| {
         let device = known(device()?)?;
         // What is reserved for this process is there for all of it, also where no hook says what it takes.
-        Ok(process.engine.make_way(device, bytes as u64) || process.engine.stock_spend(device, bytes as u64) > 0)
+        if process.engine.make_way(device, bytes as u64) {
+            return Ok(true);
+        }
+        let freed = process.engine.stock_spend(device, bytes as u64);
+        spent.extend((freed > 0).then_some((device, freed)));
+        Ok(freed > 0)
     });
     made.unwrap_or(false)
 }

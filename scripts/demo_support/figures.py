@@ -13,7 +13,13 @@ SCENE_UNITS = {
     "baseline": {"out_of_memory": "bool", "models": "1", "models_loaded": "1"},
     "contention": {"out_of_memory": "bool", "exact": "bool", "waited_seconds": "s"},
     "serving": {
-        "requests": "1", "loads": "1", "bytes_copied": "bytes", "bytes_with_to": "bytes", "peak": "bytes", "room": "bytes", "exact": "bool",
+        "requests": "1",
+        "loads": "1",
+        "bytes_copied": "bytes",
+        "bytes_with_to": "bytes",
+        "peak": "bytes",
+        "room": "bytes",
+        "exact": "bool",
     },
     "control": {"resident": "bytes", "paused": "bytes", "exact": "bool"},
     "control-contention": {"survived": "bool"},
@@ -45,7 +51,14 @@ def of_row(row: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield key, plain(row[key], unit)
     for verb in ("pause", "resume"):
         seconds, copy = row[f"seconds_{verb}"], row["seconds_copy"]
-        yield f"seconds_{verb}", {
-            "value": seconds, "unit": "s", "bytes": row["bytes_copied"], "ceiling": copy, "ratio": copy / seconds,
-        }
+        yield (
+            f"seconds_{verb}",
+            {
+                "value": seconds,
+                "unit": "s",
+                "bytes": row["bytes_copied"],
+                "ceiling": copy,
+                "ratio": copy / seconds,
+            },
+        )
     yield "exact", plain(row["exact"] and row["same_addresses"], "bool")

@@ -42,13 +42,18 @@ class Show:
     def environment(self, mode: str | None) -> dict[str, str]:
         """Environment of one process: Sire's library is preloaded only where its scenes are about that."""
         env = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
-        env |= {"PYTHONPATH": str(ROOT / "python-shim" / "src"), "SIRE_LIBRARY": str(self.library),
-                "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-                "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+        env |= {
+            "PYTHONPATH": str(ROOT / "python-shim" / "src"),
+            "SIRE_LIBRARY": str(self.library),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TQDM_DISABLE": "1",
+        }
         if self.software:
             # Fresh device memory is poisoned at the start of each frame only: filling all of it would be most of the time.
-            env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.scratch / "device"),
-                    "SIRE_SIM_POISON": "sample"}
+            env |= {"SIRE_SIM_MEMORY": self.memory, "SIRE_SIM_DEVICES": "1", "SIRE_SIM_DIR": str(self.scratch / "device"), "SIRE_SIM_POISON": "sample"}
         if mode is not None:
             env["SIRE_HOOK_MODE"] = mode
         if mode == "preload":
@@ -64,8 +69,18 @@ class Show:
         define = self.sabotage.replace("-", "_").upper()
         libcuda = os.environ.get("SIRE_DEMO_LIBCUDA", "libcuda.so.1")
         subprocess.run(
-            ["cc", "-shared", "-fPIC", f"-D{define}", "-o", str(target), str(HERE / "saboteur.c"),
-             "-Wl,--no-as-needed", libcuda if "/" in libcuda else f"-l:{libcuda}", f"-Wl,-rpath,{Path(libcuda).parent}"],
+            [
+                "cc",
+                "-shared",
+                "-fPIC",
+                f"-D{define}",
+                "-o",
+                str(target),
+                str(HERE / "saboteur.c"),
+                "-Wl,--no-as-needed",
+                libcuda if "/" in libcuda else f"-l:{libcuda}",
+                f"-Wl,-rpath,{Path(libcuda).parent}",
+            ],
             check=True,
         )
         return target

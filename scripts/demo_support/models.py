@@ -89,8 +89,14 @@ def llama() -> Demo:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, vocab_size=32000,
-        tie_word_embeddings=True, attn_implementation="eager", use_cache=False,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=32000,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+        use_cache=False,
     )
     ids = torch.arange(11, 11 + 24).unsqueeze(0)
     return Demo("llama-117m", seeded(lambda: LlamaForCausalLM(config), 2), {"input_ids": ids}, lambda out: out.logits[:, -1])

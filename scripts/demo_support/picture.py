@@ -28,8 +28,11 @@ def main() -> int:
         axes.text(at, axes.get_ylim()[1] * 0.02, label, rotation=90, fontsize=7, va="bottom", ha="right", color="0.25")
     device = "software device" if turns["software"] else turns["device"]
     needed = sum(row["model_bytes"] for row in turns["rows"]) / MIB
-    axes.set(xlabel="seconds", ylabel="physical device memory, MiB",
-             title=f"{len(turns['rows'])} models, {needed:,.0f} MiB together, taking turns ({device}, hook mode {turns['hook_mode']})")
+    axes.set(
+        xlabel="seconds",
+        ylabel="physical device memory, MiB",
+        title=f"{len(turns['rows'])} models, {needed:,.0f} MiB together, taking turns ({device}, hook mode {turns['hook_mode']})",
+    )
     axes.set_ylim(0, turns["total"] / MIB * 1.12)
     figure.savefig(sys.argv[2], dpi=110)
     return 0

@@ -128,10 +128,17 @@ def first_turn(model: Demo, device: Device, sampler: Sampler) -> dict[str, Any]:
     require(paused - idle <= SLACK, f"{model.name}: its physical memory is back with the {witness(device)} while it is paused")
     require(report.bytes_copied >= model.bytes(), f"{model.name}: the report says that its bytes were backed up")
     return {
-        "model": model.name, "model_bytes": model.bytes(), "before": idle, "resident": resident, "paused": paused,
-        "seconds_pause": seconds, "bytes_copied": report.bytes_copied,
-        "seconds_copy": report.bytes_copied / copy_rate(), "max_difference_from_cpu": difference(output, reference),
-        "addresses": model.addresses(), "output": output,
+        "model": model.name,
+        "model_bytes": model.bytes(),
+        "before": idle,
+        "resident": resident,
+        "paused": paused,
+        "seconds_pause": seconds,
+        "bytes_copied": report.bytes_copied,
+        "seconds_copy": report.bytes_copied / copy_rate(),
+        "max_difference_from_cpu": difference(output, reference),
+        "addresses": model.addresses(),
+        "output": output,
     }
 
 
@@ -177,8 +184,12 @@ def turns(stage: Stage) -> dict[str, Any]:
         del row["addresses"]
     print_rows(rows)
     return {
-        "hook_mode": sire.hook_mode, "rows": rows, "samples": sampler.samples, "marks": sampler.marks,
-        "total": device.free_and_total()[1], "stats": sire.stats(),
+        "hook_mode": sire.hook_mode,
+        "rows": rows,
+        "samples": sampler.samples,
+        "marks": sampler.marks,
+        "total": device.free_and_total()[1],
+        "stats": sire.stats(),
     }
 
 
@@ -223,7 +234,10 @@ def occupant(device: Device, leave: int, *extra: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     process = subprocess.Popen(
         [sys.executable, str(here), device.runtime_path, str(leave), *extra],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert process.stdout is not None
     say(f"another process (pid {process.pid}) now holds {mib(int(process.stdout.readline()))} of the device")

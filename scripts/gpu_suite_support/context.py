@@ -64,24 +64,16 @@ class Context:
         `preload`: with the library preloaded. `shared`: on the software device, processes that give the same name
         see the same device.
         """
-        env = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("SIRE_", "TMS_")) and key != "LD_PRELOAD"
-        }
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("SIRE_", "TMS_")) and key != "LD_PRELOAD"}
         env["PYTHONUNBUFFERED"] = "1"
         env["PYTHONPATH"] = os.pathsep.join(
-            part
-            for part in [str(SUPPORT.parent), str(ROOT / "python-shim" / "src"), os.environ.get("PYTHONPATH", "")]
-            if part
+            part for part in [str(SUPPORT.parent), str(ROOT / "python-shim" / "src"), os.environ.get("PYTHONPATH", "")] if part
         )
         env["SIRE_LIBRARY"] = str(self.library)
         env["SIRE_TEST_DEVICE"] = self.device
         runtime = self.stand_in if self.software else Path(self.runtime).parent if self.runtime else None
         if runtime is not None:
-            env["LD_LIBRARY_PATH"] = os.pathsep.join(
-                part for part in [os.environ.get("LD_LIBRARY_PATH", ""), str(runtime)] if part
-            )
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(part for part in [os.environ.get("LD_LIBRARY_PATH", ""), str(runtime)] if part)
         if self.software:
             env["SIRE_SIM_MEMORY"] = self.software_memory
             if shared is not None:

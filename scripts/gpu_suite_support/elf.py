@@ -31,7 +31,5 @@ def needed(path: Path) -> list[str]:
 
 def newest_glibc(path: Path) -> str | None:
     """The highest `GLIBC_x.y` named in the file."""
-    found = {
-        tuple(int(part) for part in match.split(b".")) for match in re.findall(rb"GLIBC_(\d+\.\d+)", path.read_bytes())
-    }
+    found = {tuple(int(part) for part in match.split(b".")) for match in re.findall(rb"GLIBC_(\d+\.\d+)", path.read_bytes())}
     return "GLIBC_" + ".".join(str(part) for part in max(found)) if found else None

@@ -16,14 +16,10 @@ from .steps import STEPS
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/gpu-suite", description="Everything of Sire that applies to this machine's device, as one JSON."
-    )
+    parser = argparse.ArgumentParser(prog="scripts/gpu-suite", description="Everything of Sire that applies to this machine's device, as one JSON.")
     parser.add_argument("--library", type=Path, help="libsire_alloc.so (default: the bundle's, else target/release)")
     parser.add_argument("--bundle", type=Path, help="folder that scripts/gpu-bundle made")
-    parser.add_argument(
-        "--out", type=Path, default=Path("gpu-suite.json"), help="result file (default: gpu-suite.json)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("gpu-suite.json"), help="result file (default: gpu-suite.json)")
     parser.add_argument("--python", default=sys.executable, help="Python that has PyTorch (default: this one)")
     parser.add_argument("--device", choices=("auto", "cuda", "software"), default="auto")
     parser.add_argument("--only", default="", help=f"steps, with commas: {', '.join(STEPS)}")
@@ -98,8 +94,6 @@ def _run(name: str, context: Context, report: Report) -> None:
             report.check(name, False, traceback.format_exc())
     seconds = time.monotonic() - start
     failed = sum(not check["passed"] for check in report.checks[before:])
-    report.steps.append(
-        {"name": name, "seconds": round(seconds, 1), "checks": len(report.checks) - before, "failed": failed}
-    )
+    report.steps.append({"name": name, "seconds": round(seconds, 1), "checks": len(report.checks) - before, "failed": failed})
     report.write()
     print(f"{name:14} {seconds:6.1f} s  {len(report.checks) - before:4} checks  {failed:3} failed", flush=True)

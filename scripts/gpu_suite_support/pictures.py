@@ -1,6 +1,6 @@
 """The result as pictures, where matplotlib is installed: shares of the ceiling, rates by piece size, and costs of virtual-memory calls.
 
-    python -m gpu_suite_support.pictures RESULT.json      # draws a result that came from another machine
+python -m gpu_suite_support.pictures RESULT.json      # draws a result that came from another machine
 """
 
 from __future__ import annotations

@@ -39,9 +39,7 @@ class Report:
 
     def answer(self, name: str, question: str, answer: Any, data: dict[str, Any], seconds: float) -> None:
         """Adds what the device did when it was asked `question`."""
-        self.answers.append(
-            {"name": name, "question": question, "answer": answer, "data": data, "seconds": round(seconds, 3)}
-        )
+        self.answers.append({"name": name, "question": question, "answer": answer, "data": data, "seconds": round(seconds, 3)})
         self.write()
 
     def figure(

@@ -14,9 +14,13 @@ from pathlib import Path
 BINARY = re.compile(r"^\s+(?:Running (?:unittests )?(\S+)|Doc-tests (\S+))")
 LISTED = re.compile(r"^ {4}(\S.*)$")
 PANIC = re.compile(r"^thread '(.*)' (?:\(\d+\) )?panicked at (.+):$")
+# What pytest expected and got, also where a test shows the output of a pytest that it ran.
+EXPECTED = re.compile(r"^(?:E {3}|> {2,}|E {3,}[E>] {2,})\S")
 PYTEST = re.compile(r"^(?:FAILED|ERROR) (\S.*)$")
 DIED = re.compile(r"^(?:error(?:\[E\d+\])?: |\s*process didn't exit successfully|Diff in |timeout: )")
 PLACE = re.compile(r"^\s+--> \S+:\d+")
+
+TELLING = (PANIC, EXPECTED, PYTEST, DIED, PLACE)
 
 
 def names(log: str) -> list[str]:
@@ -41,7 +45,7 @@ def telling(lines: Iterable[str]) -> Iterator[str]:
     """The lines that say what failed and where, with the first line of each panic's message."""
     message_follows = False
     for line in lines:
-        if message_follows or PANIC.match(line) or PYTEST.match(line) or DIED.match(line) or PLACE.match(line):
+        if message_follows or any(pattern.match(line) for pattern in TELLING):
             yield line
         message_follows = bool(PANIC.match(line))
 

@@ -64,6 +64,8 @@ step_python_lint_tools() {
 step_python_lint() {
     local status=0 ruff=$lint_venv/bin/ruff
     "$ruff" check --no-cache . || status=1
+    # Examples in the pages keep their comments in columns.
+    "$ruff" format --check --no-cache --exclude '*.md' . || status=1
     (cd python-shim && "$lint_venv/bin/mypy" --cache-dir "$state/mypy") || status=1
     (cd crates/sire-sim-cuda/python && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports sire_software_device) || status=1
     "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports scripts/test_support/*.py || status=1

@@ -102,8 +102,6 @@ def lonely(command: Path, tmp_path: Path) -> Sire:
     copy.chmod(0o755)
 
     def run(*arguments: str | Path, **variables: str | Path | None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(copy), *map(str, arguments)], env=clean_environment(**variables), capture_output=True, text=True, timeout=60, check=False
-        )
+        return subprocess.run([str(copy), *map(str, arguments)], env=clean_environment(**variables), capture_output=True, text=True, timeout=60, check=False)
 
     return run

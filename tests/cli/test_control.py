@@ -55,9 +55,7 @@ class Outside:
             "SIRE_CONTROL": "1",
             "SIRE_SIM_MEMORY": "256MiB",
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 

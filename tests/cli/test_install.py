@@ -31,9 +31,7 @@ def pip(python: Path, *arguments: str | Path) -> None:
 def says(python: Path, shell_line: str) -> str:
     """What a line of shell prints with the environment's programs on the PATH."""
     path = f"{python.parent}:/usr/bin:/bin"
-    done = subprocess.run(
-        ["/bin/sh", "-c", shell_line], env=clean_environment(PATH=path), capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(["/bin/sh", "-c", shell_line], env=clean_environment(PATH=path), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -33,9 +33,7 @@ def start(command: Path, stand_in: Path, tmp_path: Path) -> Start:
     }
 
     def run(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [str(command), *arguments], env=clean_environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen([str(command), *arguments], env=clean_environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return run
 

@@ -72,9 +72,7 @@ def test_a_file_that_is_no_program_is_126(sire: Sire, library: Path, tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_reach_the_program_because_it_is_the_process(command: Path, library: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [str(command), "run", "--", "sleep", "60"], env=clean_environment(SIRE_LIBRARY=library), stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([str(command), "run", "--", "sleep", "60"], env=clean_environment(SIRE_LIBRARY=library), stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 20
         while "sleep" not in Path(f"/proc/{process.pid}/comm").read_text():
@@ -124,7 +122,7 @@ def printed(sire: Sire, *arguments: str, **variables: str | Path | None) -> str:
 
 def evaluated(lines: str, name: str, **variables: str) -> str:
     """The value that a POSIX shell gives to a variable after evaluating the lines."""
-    script = f"{lines}\nprintf %s \"${name}\""
+    script = f'{lines}\nprintf %s "${name}"'
     return subprocess.run(["sh", "-c", script], env={"PATH": os.environ["PATH"], **variables}, capture_output=True, text=True, check=True).stdout
 
 
@@ -150,9 +148,7 @@ def test_the_printed_environment_keeps_what_is_preloaded_elsewhere(sire: Sire, l
         (["--region", "kv", "--backup", "none"], "kv", "none"),
     ],
 )
-def test_a_process_wide_region_defaults_to_a_backup_on_the_host(
-    sire: Sire, library: Path, arguments: list[str], region: str, backup: str
-) -> None:
+def test_a_process_wide_region_defaults_to_a_backup_on_the_host(sire: Sire, library: Path, arguments: list[str], region: str, backup: str) -> None:
     lines = printed(sire, *arguments, SIRE_LIBRARY=library)
     assert evaluated(lines, "SIRE_REGION") == region
     assert evaluated(lines, "SIRE_BACKUP") == backup

@@ -20,10 +20,7 @@ def libraries(environment: Path) -> Path:
 
 def picture(folder: Path) -> dict[str, tuple[str, str]]:
     """Every file's link target and content, by name."""
-    return {
-        path.name: (str(path.readlink()) if path.is_symlink() else "", hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(folder.iterdir())
-    }
+    return {path.name: (str(path.readlink()) if path.is_symlink() else "", hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())}
 
 
 def test_a_foreign_directory_is_not_touched(sire: Sire, stand_in: Path, tmp_path: Path) -> None:
@@ -183,9 +180,7 @@ def test_what_stands_for_nvidias_packages_is_empty(environment_dir: Path) -> Non
 def test_running_again_changes_nothing_and_needs_no_network(sire: Sire, environment_dir: Path) -> None:
     info = json.loads(sire("software-env", environment_dir, "info", "--json").stdout)
     before = picture(libraries(environment_dir))
-    done = sire(
-        "software-env", environment_dir, "--offline", "--torch", info["marker"]["torch"], "--stand-in", info["stand_in"], PIP_FIND_LINKS=None
-    )
+    done = sire("software-env", environment_dir, "--offline", "--torch", info["marker"]["torch"], "--stand-in", info["stand_in"], PIP_FIND_LINKS=None)
     assert done.returncode == 0, done.stderr
     assert "up to date" in done.stderr or "op layer" in done.stderr
     assert picture(libraries(environment_dir)) == before

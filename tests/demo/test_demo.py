@@ -18,9 +18,7 @@ DEMO = ROOT / "scripts" / "demo"
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(DEMO), "--device", "software", *arguments], capture_output=True, text=True, timeout=600, check=False
-    )
+    return subprocess.run([str(DEMO), "--device", "software", *arguments], capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_the_quick_demo_needs_no_pytorch() -> None:

@@ -237,9 +237,7 @@ def test_process_wide_region(workshop: Workshop, sim_dir: Path, tmp_path: Path, 
         ({"TMS_HOOK_MODE": "torch", "SIRE_HOOK_MODE": "preload"}, True),
     ],
 )
-def test_hooks_serve_regions_only_in_their_mode(
-    workshop: Workshop, sim_dir: Path, variables: dict[str, str], owned: bool
-) -> None:
+def test_hooks_serve_regions_only_in_their_mode(workshop: Workshop, sim_dir: Path, variables: dict[str, str], owned: bool) -> None:
     settings = variables | {"SIRE_REGION": "whole", "SIRE_SIM_MEMORY": "512MiB"}
     done = workshop.run(workshop.program("process_wide.c"), "whole", folders=(sim_dir,), extra=settings)
     assert (done.returncode == 0) == owned

@@ -47,6 +47,17 @@ ERROR tests/python/test_values.py::test_tags - OSError: no
 1 failed, 3 passed, 1 error in 2.53s
 """
 
+# A test that ran another pytest shows its output.
+NESTED = """\
+E   AssertionError: test_control.py in mode torch:
+E     .F
+E     ____________________ test_outside ____________________
+E     >       assert paused.returncode == 0
+E     E       assert 4 == 0
+E     12 passed, 1 failed
+FAILED tests/python/test_device_modes.py::test_on_device[torch] - AssertionError: test_control.py in mode torch:
+"""
+
 
 def test_a_test_of_cargo_is_named_with_its_file_and_place() -> None:
     assert names(CARGO) == ["tests/clock.rs::waits"]
@@ -60,6 +71,16 @@ def test_a_test_of_cargo_is_named_with_its_file_and_place() -> None:
 def test_a_test_of_pytest_is_named_once() -> None:
     assert names(PYTEST) == ["tests/python/test_values.py::test_sizes[6GiB]", "tests/python/test_values.py::test_tags"]
     assert "FAILED tests/python/test_values.py::test_sizes[6GiB] - assert 1 == 2" in report(PYTEST)
+
+
+def test_a_failure_inside_a_test_says_what_was_expected() -> None:
+    assert report(NESTED) == [
+        "failed: tests/python/test_device_modes.py::test_on_device[torch]",
+        "E   AssertionError: test_control.py in mode torch:",
+        "E     >       assert paused.returncode == 0",
+        "E     E       assert 4 == 0",
+        "FAILED tests/python/test_device_modes.py::test_on_device[torch] - AssertionError: test_control.py in mode torch:",
+    ]
 
 
 def test_what_does_not_compile_is_shown_with_its_place() -> None:

@@ -150,24 +150,15 @@ pub enum HookMode {
     Torch,
 }
 
-/// Options of `sire reserve`.
+/// A program that is run on one GPU.
 #[derive(Debug, Args)]
-pub struct ReserveOptions {
+pub struct GpuJob {
     /// Which GPU: its number as nvidia-smi counts, or its UUID (or how that begins). The program sees only this one
     #[arg(long, default_value = "0")]
     pub gpu: String,
-    /// How much, for example 6GiB; left out: the GPU for this program alone
-    #[arg(long, value_name = "SIZE")]
-    pub bytes: Option<String>,
-    /// How long to wait in the queue, in seconds (exit code 75 after that) [default: for as long as it takes]
-    #[arg(long, value_name = "SECONDS")]
-    pub timeout: Option<f64>,
     /// The software device's environment (made by `sire software-env DIR`)
     #[arg(long, value_name = "DIR", env = "SIRE_SOFTWARE_ENV")]
     pub env: Option<PathBuf>,
-    /// Say on standard error, as JSON, what was reserved and how long that took
-    #[arg(long)]
-    pub json: bool,
     /// Started anew in the environment
     #[arg(long, hide = true)]
     pub inside: bool,
@@ -176,27 +167,35 @@ pub struct ReserveOptions {
     pub command: Vec<OsString>,
 }
 
+/// Options of `sire reserve`.
+#[derive(Debug, Args)]
+pub struct ReserveOptions {
+    /// How much, for example 6GiB; left out: the GPU for this program alone
+    #[arg(long, value_name = "SIZE", value_parser = some_bytes)]
+    pub bytes: Option<u64>,
+    /// How long to wait in the queue, in seconds (exit code 75 after that) [default: for as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<f64>,
+    /// Say on standard error, as JSON, what was reserved and how long that took
+    #[arg(long)]
+    pub json: bool,
+    /// What runs where
+    #[command(flatten)]
+    pub job: GpuJob,
+}
+
 /// Options of `sire probe`.
 #[derive(Debug, Args)]
 pub struct ProbeOptions {
-    /// Which GPU: its number as nvidia-smi counts, or its UUID (or how that begins). The program sees only this one
-    #[arg(long, default_value = "0")]
-    pub gpu: String,
     /// End the program after so many seconds (exit code 124)
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
-    /// The software device's environment (made by `sire software-env DIR`)
-    #[arg(long, value_name = "DIR", env = "SIRE_SOFTWARE_ENV")]
-    pub env: Option<PathBuf>,
     /// The figures as JSON
     #[arg(long)]
     pub json: bool,
-    /// Started anew in the environment
-    #[arg(long, hide = true)]
-    pub inside: bool,
-    /// The program and its arguments
-    #[arg(last = true, value_name = "CMD", required = true)]
-    pub command: Vec<OsString>,
+    /// What runs where
+    #[command(flatten)]
+    pub job: GpuJob,
 }
 
 /// Options of `sire doctor`.
@@ -426,19 +425,11 @@ fn interval(text: &str) -> Result<f64, String> {
 
 /// Bytes: `4096`, `512MiB`, `6GiB`, `2GB`.
 pub fn size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        _ => return Err("it must be a size such as 4096, 512MiB or 6GiB".to_owned()),
-    };
-    let number = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    number.ok_or_else(|| "it must be a size such as 4096, 512MiB or 6GiB".to_owned())
+    sire_core::size::parse(text).ok_or_else(|| "it is not a size such as 4096, 512MiB or 6GiB".to_owned())
+}
+
+/// The same, and not nothing.
+fn some_bytes(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    if bytes > 0 { Ok(bytes) } else { Err("0 bytes are nothing; leave it out for all of the GPU".to_owned()) }
 }

@@ -17,10 +17,10 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// The whole command.
 pub fn probe(options: &ProbeOptions) -> Result<ExitCode, Failure> {
-    gpu::enter_environment(options.inside, options.env.as_ref(), &options.command)?;
-    let gpu = nvml::find(&options.gpu)?;
+    gpu::enter_environment(&options.job)?;
+    let gpu = nvml::find(&options.job.gpu)?;
     let begun = Instant::now();
-    let mut child = watched::start(&options.command, &[("CUDA_VISIBLE_DEVICES", gpu.uuid.clone())])?;
+    let mut child = watched::start(&options.job.command, &[("CUDA_VISIBLE_DEVICES", gpu.uuid.clone())])?;
     let (mut peak, mut over) = (0, false);
     let status = watched::wait(&mut child, |pid| {
         peak = peak.max(watched::used(&gpu, pid));

@@ -18,11 +18,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The whole command.
 pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
-    gpu::enter_environment(options.inside, options.env.as_ref(), &options.command)?;
-    let want = match &options.bytes {
-        Some(bytes) => Want::Bytes(gpu::size(bytes)?),
-        None => Want::Rest { margin: 0 },
-    };
+    gpu::enter_environment(&options.job)?;
+    let want = options.bytes.map_or(Want::Rest { margin: 0 }, Want::Bytes);
     let timeout = match options.timeout {
         Some(seconds) => Some(
             Duration::try_from_secs_f64(seconds)
@@ -30,9 +27,9 @@ pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
         ),
         None => None,
     };
-    let gpu = nvml::find(&options.gpu)?;
+    let gpu = nvml::find(&options.job.gpu)?;
     let begun = Instant::now();
-    let ledger = Ledger::open(&directory(), &gpu.uuid).map_err(|error| said(&error))?;
+    let ledger = Ledger::open(&sire_ledger::directory(), &gpu.uuid).map_err(|error| said(&error))?;
     let member = ledger.join().map_err(|error| said(&error))?;
     let patience = Patience { timeout, cancelled: &|| false };
     let bytes = member.reserve(want, &|| gpu.memory(), patience).map_err(|error| said(&error))?;
@@ -45,7 +42,7 @@ pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
 
 fn run(options: &ReserveOptions, gpu: &nvml::Gpu, member: &Member, bytes: u64) -> Result<ExitCode, Failure> {
     let variables = [("SIRE_RESERVED", format!("{}:{bytes}", gpu.uuid)), ("CUDA_VISIBLE_DEVICES", gpu.uuid.clone())];
-    let mut child = watched::start(&options.command, &variables)?;
+    let mut child = watched::start(&options.job.command, &variables)?;
     let mut noted = 0;
     let status = watched::wait(&mut child, |pid| {
         let owned = watched::used(gpu, pid).min(bytes);
@@ -56,10 +53,6 @@ fn run(options: &ReserveOptions, gpu: &nvml::Gpu, member: &Member, bytes: u64) -
         Some(LOOK)
     })?;
     Ok(ExitCode::from(watched::exit_code(status)))
-}
-
-fn directory() -> std::path::PathBuf {
-    std::env::var_os("TORCHTOOLS_LOCK_DIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/tmp".into(), Into::into)
 }
 
 fn said(error: &Error) -> Failure {

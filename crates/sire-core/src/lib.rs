@@ -20,7 +20,7 @@
 //! raw                       the only module with unsafe code: host pages, copies, the kernel's queue for files
 //! driver                    the trait: what the engine asks of a GPU
 //! digest                    what tells pages of content apart: the definition of the hash
-//! settings, notices, terms, error, ranges, sync, clock    leaves
+//! settings, notices, terms, error, ranges, size, sync, clock    leaves
 //! ```
 #![deny(unsafe_code)]
 
@@ -31,6 +31,7 @@ pub mod error;
 pub mod policy;
 pub mod progress;
 pub mod segments;
+pub mod size;
 pub mod tier;
 pub mod trace;
 

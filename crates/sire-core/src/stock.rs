@@ -109,6 +109,8 @@ impl Stock {
             match self.inner.create(device, size) {
                 Ok(physical) => made.push((size, physical)),
                 Err(error) => {
+                    // Whoever keeps the books hears of it before others can have the memory.
+                    grown(0);
                     made.into_iter().for_each(|(size, physical)| self.drop_piece(device, size, physical));
                     return Err(error);
                 }

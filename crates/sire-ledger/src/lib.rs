@@ -23,3 +23,9 @@ pub mod turn;
 pub use error::{Error, Result};
 pub use ledger::{Entry, Ledger, Member, Memory, Patience};
 pub use turn::Want;
+
+/// Where processes find each other's ledgers: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`, whatever TMPDIR says: that may be a user's own.
+#[must_use]
+pub fn directory() -> std::path::PathBuf {
+    std::env::var_os("TORCHTOOLS_LOCK_DIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/tmp".into(), Into::into)
+}

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import _library
 from ._errors import InvalidArgumentError, PausedAfterFailureError
-from ._tags import encode_tag
+from ._tags import encode_tag, is_within
 
 Function = Callable[[str | None], Any]
 
@@ -38,7 +38,7 @@ class Callback:
 
     def concerns(self, tag: str | None) -> bool:
         """Whether it is about regions that ``tag`` means."""
-        return self.tag is None or tag is None or _is_within(self.tag, tag) or _is_within(tag, self.tag)
+        return self.tag is None or tag is None or is_within(self.tag, tag) or is_within(tag, self.tag)
 
 
 _before: list[Callback] = []
@@ -131,8 +131,4 @@ def _tell(tag: str | None, failure: BaseException | None) -> None:
 
 def _is_any(tag: str | None, state: str) -> bool:
     regions = _library.load().stats()["regions"]
-    return any(each["state"] == state for each in regions if tag is None or _is_within(each["tag"], tag))
-
-
-def _is_within(tag: str, above: str) -> bool:
-    return tag == above or tag.startswith(f"{above}/")
+    return any(each["state"] == state for each in regions if is_within(each["tag"], tag))

@@ -10,7 +10,7 @@ from typing import Any
 from . import _check, _library, _torch
 from ._errors import PausedError, UnknownAddressError, UnsupportedError
 from ._regions import Backup, Region, make_policy
-from ._tags import encode_tag
+from ._tags import encode_tag, is_within
 
 
 @contextmanager
@@ -82,7 +82,7 @@ class _Used:
         """The graph uses these tags and its own region, whatever was seen. What comes there later it cannot use."""
         self.regions[own] = []
         for each in _library.load().stats()["regions"] if tags else ():
-            if any(each["tag"] == tag or each["tag"].startswith(f"{tag}/") for tag in tags):
+            if any(is_within(each["tag"], tag) for tag in tags):
                 self.regions[each["region"]] = []
 
     def require_usable(self) -> None:

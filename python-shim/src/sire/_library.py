@@ -15,11 +15,12 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_bool, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import _interface
 from ._errors import LibraryNotFoundError, SireError, UnknownAddressError, VersionMismatchError, error_for
 from ._version import __version__
 
@@ -33,126 +34,6 @@ _LONGEST_LIST = 1 << 16
 _PACKAGE = Path(__file__).resolve().parent
 
 
-class RegionOptions(ctypes.Structure):
-    """``sire_region_options``."""
-
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("backup", c_int32),
-        ("zero_fill", c_bool),
-        ("retain", c_bool),
-        ("clean", c_int32),
-        ("pageable", c_bool),
-    ]
-
-
-class _Range(ctypes.Structure):
-    _fields_ = [("start", c_void_p), ("bytes", c_size_t)]
-
-
-_DeadRanges = ctypes.CFUNCTYPE(
-    c_int32, c_void_p, POINTER(c_uint32), c_size_t, POINTER(POINTER(_Range)), POINTER(c_size_t)
-)
-
-
-class _PauseOptions(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("dead_ranges", _DeadRanges),
-        ("dead_ranges_context", c_void_p),
-        ("release", c_int32),
-    ]
-
-
-_Told = ctypes.CFUNCTYPE(c_int32, c_void_p, c_int32, c_char_p)
-
-
-class _SafePointOptions(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("dead_ranges", _DeadRanges),
-        ("dead_ranges_context", c_void_p),
-        ("told", _Told),
-        ("told_context", c_void_p),
-        ("slice_seconds", c_double),
-    ]
-
-
-class _ResumeOptions(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("wait_seconds", c_double),
-        ("order", POINTER(_Range)),
-        ("order_count", c_size_t),
-    ]
-
-
-class _Report(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("regions_changed", c_uint32),
-        ("regions_unchanged", c_uint32),
-        *(
-            (name, c_uint64)
-            for name in (
-                "allocations",
-                "bytes_expected",
-                "bytes_moved",
-                "bytes_copied",
-                "bytes_discarded",
-                "bytes_zeroed",
-            )
-        ),
-        *((name, c_double) for name in ("seconds_prepare", "seconds_synchronize", "seconds_transfer", "seconds_total")),
-        *(
-            (name, c_uint64)
-            for name in (
-                "bytes_dead",
-                "bytes_clean",
-                "bytes_hashed",
-                "bytes_constant",
-                "bytes_shared",
-                "bytes_recycled",
-                "bytes_lazy",
-                "bytes_held",
-            )
-        ),
-    ]
-
-
-class _Standing(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("priority", c_int32), ("pinned", c_bool), ("keep_alive_seconds", c_double)]
-
-
-class _Budget(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("limit_bytes", c_uint64),
-        ("headroom_bytes", c_uint64),
-        ("residency_seconds", c_double),
-    ]
-
-
-class _ReserveOptions(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("bytes", c_uint64),
-        ("margin_bytes", c_uint64),
-        ("timeout_seconds", c_double),
-        ("fence", c_int32),
-        ("directory", c_char_p),
-    ]
-
-
-class _ReservationReport(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("reserved_bytes", c_uint64),
-        ("fenced_bytes", c_uint64),
-        ("unused_bytes", c_uint64),
-    ]
-
-
 @dataclass(frozen=True)
 class Allocation:
     """What the library knows about the allocation that holds an address."""
@@ -161,79 +42,6 @@ class Allocation:
     size: int
     device: int
     region: int
-
-
-_SIGNATURES: dict[str, list[Any]] = {
-    "sire_region_open": [c_char_p, POINTER(RegionOptions), POINTER(c_uint32)],
-    "sire_region_enter": [c_uint32, c_int32],
-    "sire_region_leave": [c_uint32],
-    "sire_region_current": [POINTER(c_uint32)],
-    "sire_region_suspend": [],
-    "sire_region_unsuspend": [],
-    "sire_process_region_set": [c_uint32],
-    "sire_region_state": [c_uint32, POINTER(c_int32)],
-    "sire_allocate": [c_size_t, c_int32, c_void_p, POINTER(c_void_p)],
-    "sire_free": [c_void_p],
-    "sire_allocation": [
-        c_void_p,
-        POINTER(c_void_p),
-        POINTER(c_size_t),
-        POINTER(c_int32),
-        POINTER(c_uint32),
-    ],
-    "sire_keep": [c_void_p, c_size_t],
-    "sire_discard": [c_void_p, c_size_t],
-    "sire_changed": [c_void_p, c_size_t],
-    "sire_attach_file": [c_void_p, c_size_t, c_char_p, c_uint64],
-    "sire_require_usable": [c_void_p],
-    "sire_keep_resident": [c_void_p, POINTER(c_size_t)],
-    "sire_backup_get": [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)],
-    "sire_backup_put": [c_void_p],
-    "sire_pause": [c_char_p, POINTER(_PauseOptions), POINTER(_Report)],
-    "sire_pre_copy": [c_char_p, POINTER(_Report)],
-    "sire_resume": [c_char_p, POINTER(_ResumeOptions), POINTER(_Report)],
-    "sire_switch": [c_char_p, c_char_p, POINTER(_PauseOptions), POINTER(_Report), POINTER(_Report)],
-    "sire_resume_start": [c_char_p, POINTER(_ResumeOptions), POINTER(c_void_p)],
-    "sire_progress_ready": [c_void_p, c_void_p, c_size_t, POINTER(c_bool)],
-    "sire_progress_wait": [c_void_p, c_void_p, c_size_t, c_double, POINTER(c_bool)],
-    "sire_progress_report": [c_void_p, POINTER(_Report)],
-    "sire_progress_bytes": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
-    "sire_progress_cancel": [c_void_p],
-    "sire_progress_close": [c_void_p],
-    "sire_promote": [c_char_p, POINTER(c_size_t)],
-    "sire_cancel": [],
-    "sire_standing_set": [c_char_p, POINTER(_Standing)],
-    "sire_lease": [c_char_p],
-    "sire_unlease": [c_char_p],
-    "sire_budget_set": [c_int32, POINTER(_Budget)],
-    "sire_make_room": [c_int32, c_size_t, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
-    "sire_reserve": [c_int32, POINTER(_ReserveOptions), POINTER(c_void_p)],
-    "sire_reservation_resize": [c_void_p, c_uint64, c_double, c_int32],
-    "sire_reservation_note_owned": [c_void_p, c_uint64],
-    "sire_reservation_get": [c_void_p, POINTER(_ReservationReport)],
-    "sire_reservation_release": [c_void_p],
-    "sire_reservations_json": [c_int32, c_char_p, c_char_p, c_size_t, POINTER(c_size_t)],
-    "sire_allow_peer": [c_int32, c_int32],
-    "sire_set_margin": [c_size_t],
-    "sire_set_disk_directory": [c_char_p],
-    "sire_memory_stats_json": [c_int32, c_char_p, c_size_t, POINTER(c_size_t)],
-    "sire_memory_snapshot_json": [c_char_p, c_size_t, POINTER(c_size_t)],
-    "sire_memory_stats_reset": [c_int32, c_bool],
-    "sire_empty_cache": [POINTER(c_size_t)],
-    "sire_trim": [POINTER(c_size_t), POINTER(c_size_t)],
-    "sire_hook_probe": [POINTER(c_int32)],
-    "sire_driver_hook_probe": [POINTER(c_int32)],
-    "sire_stats_json": [c_char_p, c_size_t, POINTER(c_size_t)],
-    "sire_control_open": [c_char_p, c_size_t, POINTER(c_size_t)],
-    "sire_control_close": [],
-    "sire_control_give_up": [],
-    "sire_control_wait": [c_double, POINTER(c_bool)],
-    "sire_control_publish": [c_char_p],
-    "sire_safe_point": [POINTER(_SafePointOptions), POINTER(c_bool)],
-    "sire_safe_point_leave": [],
-    "sire_capture_begin": [],
-    "sire_capture_end": [],
-}
 
 
 Ranges = list[tuple[int, int]]
@@ -263,7 +71,7 @@ class Library:
         c.sire_owns.restype = c_bool
 
     def _complete_signatures(self) -> None:
-        for name, arguments in _SIGNATURES.items():
+        for name, arguments in _interface.SIGNATURES.items():
             function = getattr(self._c, name, None)
             if function is None:
                 raise VersionMismatchError(f"{self.path} has no function {name}. {_ADVICE}")
@@ -320,7 +128,9 @@ class Library:
         self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0, pageable: bool = False
     ) -> int:
         """The region of this tag and policy, made if there is none."""
-        options = RegionOptions(ctypes.sizeof(RegionOptions), backup, zero_fill, retain, clean, pageable)
+        options = _interface.RegionOptions(
+            ctypes.sizeof(_interface.RegionOptions), backup, zero_fill, retain, clean, pageable
+        )
         region = c_uint32()
         self._call("sire_region_open", tag, byref(options), byref(region))
         return region.value
@@ -418,13 +228,13 @@ class Library:
         ``dead_ranges`` is asked which memory of the regions that are paused, given by number, holds nothing; what it
         raises is raised here, and nothing is paused.
         """
-        report = _Report(ctypes.sizeof(_Report))
+        report = _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct))
         self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)), lazy)
         return _fields(report)
 
     def pre_copy(self, tag: bytes | None) -> dict[str, Any]:
         """Backs up what stays in use; the fields of ``sire_report``."""
-        report = _Report(ctypes.sizeof(_Report))
+        report = _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct))
         self._call("sire_pre_copy", tag, byref(report))
         return _fields(report)
 
@@ -432,7 +242,10 @@ class Library:
         self, pause: bytes, resume: bytes, dead_ranges: DeadRanges | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Pauses one tag and resumes another; the fields of both reports."""
-        left, came = _Report(ctypes.sizeof(_Report)), _Report(ctypes.sizeof(_Report))
+        left, came = (
+            _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct)),
+            _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct)),
+        )
         self._asking(
             dead_ranges,
             lambda options: self._call("sire_switch", pause, resume, options, byref(left), byref(came)),
@@ -442,7 +255,7 @@ class Library:
     def _asking(self, dead_ranges: DeadRanges | None, call: Callable[[Any], None], lazy: bool = False) -> None:
         """Makes a call whose options hold the question; raises what the answer raised."""
         asked = _Asked(dead_ranges)
-        options = _PauseOptions(ctypes.sizeof(_PauseOptions), asked.function, None, int(lazy))
+        options = _interface.PauseOptions(ctypes.sizeof(_interface.PauseOptions), asked.function, None, int(lazy))
         try:
             call(byref(options))
         except SireError:
@@ -452,7 +265,7 @@ class Library:
 
     def resume(self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None) -> dict[str, Any]:
         """Resumes, what is in ``order`` first; the fields of ``sire_report``."""
-        report = _Report(ctypes.sizeof(_Report))
+        report = _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct))
         self._call("sire_resume", tag, byref(_resume_options(wait_seconds, order)), byref(report))
         return _fields(report)
 
@@ -476,7 +289,7 @@ class Library:
 
     def progress_report(self, progress: int) -> dict[str, Any]:
         """What the resume did."""
-        report = _Report(ctypes.sizeof(_Report))
+        report = _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct))
         self._call("sire_progress_report", progress, byref(report))
         return _fields(report)
 
@@ -502,7 +315,7 @@ class Library:
 
     def standing_set(self, tag: bytes | None, priority: int, pinned: bool, keep_alive_seconds: float) -> None:
         """What is said about who makes way."""
-        standing = _Standing(ctypes.sizeof(_Standing), priority, pinned, keep_alive_seconds)
+        standing = _interface.Standing(ctypes.sizeof(_interface.Standing), priority, pinned, keep_alive_seconds)
         self._call("sire_standing_set", tag, byref(standing))
 
     def lease(self, tag: bytes | None) -> None:
@@ -515,7 +328,7 @@ class Library:
 
     def budget_set(self, device: int, limit: int, headroom: int, residency_seconds: float) -> None:
         """What `make_room` may use of a device; limit 0: what there is."""
-        budget = _Budget(ctypes.sizeof(_Budget), limit, headroom, residency_seconds)
+        budget = _interface.Budget(ctypes.sizeof(_interface.Budget), limit, headroom, residency_seconds)
         self._call("sire_budget_set", device, byref(budget))
 
     def make_room(self, device: int, size: int) -> tuple[int, list[str]]:
@@ -527,7 +340,9 @@ class Library:
 
     def reserve(self, device: int, size: int, margin: int, timeout_seconds: float, fence: int) -> int:
         """Waits for a reservation (size 0: the device for this process alone); its handle, which must be released."""
-        options = _ReserveOptions(ctypes.sizeof(_ReserveOptions), size, margin, timeout_seconds, fence, None)
+        options = _interface.ReserveOptions(
+            ctypes.sizeof(_interface.ReserveOptions), size, margin, timeout_seconds, fence, None
+        )
         reservation = c_void_p()
         self._call("sire_reserve", device, byref(options), byref(reservation))
         return reservation.value or 0
@@ -542,7 +357,7 @@ class Library:
 
     def reservation_get(self, reservation: int) -> tuple[int, int, int]:
         """Bytes reserved, bytes behind the fence, and bytes that nothing uses yet."""
-        report = _ReservationReport(ctypes.sizeof(_ReservationReport))
+        report = _interface.ReservationReport(ctypes.sizeof(_interface.ReservationReport))
         self._call("sire_reservation_get", reservation, byref(report))
         return report.reserved_bytes, report.fenced_bytes, report.unused_bytes
 
@@ -648,16 +463,26 @@ class Library:
         """The calling thread is at a safe point; whether it must come back at once.
 
         ``told(what, tag)`` hears what happens: 0 before a pause, which false refuses; 1 after a resume; 2 when nothing
-        was paused after all. It raises nothing.
+        was paused after all. What one of the two raises refuses the pause, and is raised when all is over.
         """
-        asked = _Asked(dead_ranges)
-        heard = _Told(
-            lambda _context, what, tag: 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
-        )
-        size = ctypes.sizeof(_SafePointOptions)
-        options = _SafePointOptions(size, asked.function, None, heard, None, slice_seconds)
+        asked, raised = _Asked(dead_ranges), []
+
+        def hear(_context: Any, what: int, tag: bytes | None) -> int:
+            try:
+                return 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
+            except BaseException as error:
+                raised.append(error)
+                return _CANCELLED
+
+        heard = _interface.ToldCallback(hear)
+        size = ctypes.sizeof(_interface.SafePointOptions)
+        options = _interface.SafePointOptions(size, asked.function, None, heard, None, slice_seconds)
         held = c_bool()
         self._call("sire_safe_point", byref(options), byref(held))
+        if asked.error is not None:
+            raised.append(asked.error)
+        if raised:
+            raise raised[0]
         return held.value
 
     def safe_point_leave(self) -> None:
@@ -673,9 +498,9 @@ class Library:
         self._call("sire_capture_end")
 
 
-def _resume_options(wait_seconds: float, order: Ranges | None) -> _ResumeOptions:
-    ranges = (_Range * len(order or ()))(*(_Range(start, size) for start, size in order or ()))
-    return _ResumeOptions(ctypes.sizeof(_ResumeOptions), wait_seconds, ranges, len(ranges))
+def _resume_options(wait_seconds: float, order: Ranges | None) -> _interface.ResumeOptions:
+    ranges = (_interface.Range * len(order or ()))(*(_interface.Range(start, size) for start, size in order or ()))
+    return _interface.ResumeOptions(ctypes.sizeof(_interface.ResumeOptions), wait_seconds, ranges, len(ranges))
 
 
 class _Asked:
@@ -685,14 +510,14 @@ class _Asked:
         self.error: BaseException | None = None
         self._answer = answer
         self._ranges: Any = None
-        self.function = _DeadRanges() if answer is None else _DeadRanges(self._call)
+        self.function = _interface.DeadRangesCallback() if answer is None else _interface.DeadRangesCallback(self._call)
 
     def _call(self, _context: Any, regions: Any, count: int, out_ranges: Any, out_count: Any) -> int:
         try:
             found = [] if self._answer is None else self._answer(regions[:count])
             # Kept until the pause returns.
-            self._ranges = (_Range * len(found))(*(_Range(start, size) for start, size in found))
-            out_ranges[0] = ctypes.cast(self._ranges, POINTER(_Range))
+            self._ranges = (_interface.Range * len(found))(*(_interface.Range(start, size) for start, size in found))
+            out_ranges[0] = ctypes.cast(self._ranges, POINTER(_interface.Range))
             out_count[0] = len(found)
         except BaseException as error:
             self.error = error
@@ -703,8 +528,8 @@ class _Asked:
 _CANCELLED = 9
 
 
-def _fields(report: _Report) -> dict[str, Any]:
-    return {name: getattr(report, name) for name, *_ in _Report._fields_ if name != "struct_size"}
+def _fields(report: _interface.ReportStruct) -> dict[str, Any]:
+    return {name: getattr(report, name) for name, *_ in _interface.ReportStruct._fields_ if name != "struct_size"}
 
 
 # --- finding it ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from . import _library
 from ._errors import InvalidArgumentError, UnknownAddressError
 from ._sizes import Size, parse_size
-from ._tags import encode_selection
+from ._tags import encode_selection, is_within
 
 
 class Trimmed(NamedTuple):
@@ -132,7 +132,7 @@ def held(tag: str | None = None) -> dict[str, int]:
     encode_selection(tag)
     found: dict[str, int] = {}
     for region in stats()["regions"]:
-        if tag is None or region["tag"] == tag or region["tag"].startswith(f"{tag}/"):
+        if is_within(region["tag"], tag):
             for reason, size in region["held"].items():
                 found[reason] = found.get(reason, 0) + size
     return found

@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InvalidArgumentError
-from ._tags import encode_tag
+from ._tags import encode_tag, is_within
 
 if TYPE_CHECKING:
     from ._adopt import Adopted
@@ -47,7 +47,7 @@ def free_tag(tag: str | None, module: Any) -> str:
         return f"models/{type(module).__name__}-{next(_numbers)}"
     encode_tag(tag)
     for other in list(_by_tag):
-        if other == tag or other.startswith(f"{tag}/") or tag.startswith(f"{other}/"):
+        if is_within(other, tag) or is_within(tag, other):
             raise InvalidArgumentError(f"the tag {tag!r} cannot be given to a module: {other!r} is another one's")
     return tag
 

@@ -31,5 +31,10 @@ def encode_selection(tag: object) -> bytes | None:
     return None if tag is None else encode_tag(tag)
 
 
+def is_within(tag: str, above: str | None) -> bool:
+    """Whether ``tag`` is ``above`` or lies under it; everything lies under None."""
+    return above is None or tag == above or tag.startswith(f"{above}/")
+
+
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}"

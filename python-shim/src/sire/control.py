@@ -44,6 +44,9 @@ _path = ""
 _hook: Any = None
 _hook_wanted = False
 _here = threading.local()
+# How many uses of managed objects each thread has under way.
+_uses: dict[int, int] = {}
+_counting = threading.Lock()
 """Of a thread: `uses` of managed objects, and whether it is a `member` by safe points of its own."""
 
 
@@ -131,7 +134,7 @@ def _at_exit() -> None:
 def safe_point() -> None:
     """The calling thread uses no memory of a region until this returns: what was asked from outside happens now.
 
-    If that was a pause, the call returns after the resume. Costs tens of microseconds while nobody asks. Does nothing
+    If that was a pause, the call returns after the resume. Does nothing
     while a graph is being captured. An exception of a signal handler (Ctrl-C) is raised here, after everything that was
     paused from outside has been resumed; if that fails, it is raised all the same, with a note, and the memory stays
     paused.
@@ -206,19 +209,24 @@ def use_begins() -> None:
         # Threads that Python did not start, such as autograd's, work for one that waits for them.
         return
     torch_is_there()
-    uses = getattr(_here, "uses", 0)
-    if uses == 0:
+    here = threading.get_ident()
+    if not _uses.get(here):
         _pass()
-    _here.uses = uses + 1
+    with _counting:
+        _uses[here] = _uses.get(here, 0) + 1
 
 
-def use_ends() -> None:
-    """It does not use them any more; after the outermost use it is at a safe point, and then nobody waits for it."""
-    uses = getattr(_here, "uses", 0)
-    if uses == 0:
-        return
-    _here.uses = uses - 1
-    if uses == 1 and _is_open():
+def use_ends(holder: int | None = None) -> None:
+    """A use of the thread ``holder`` (default: the calling one) is over, as autograd's thread may say of it. After its
+    own outermost use a thread is at a safe point, and then nobody waits for it.
+    """
+    here = threading.get_ident()
+    holder = here if holder is None else holder
+    with _counting:
+        left = _uses.pop(holder, 0) - 1
+        if left > 0:
+            _uses[holder] = left
+    if left == 0 and holder == here and _is_open():
         try:
             _pass()
         finally:

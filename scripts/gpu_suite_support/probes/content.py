@@ -43,6 +43,4 @@ class Content:
 
     @staticmethod
     def _blocks(allocations: list[int], size: int) -> list[tuple[int, int]]:
-        return [
-            (address + offset, min(BLOCK, size - offset)) for address in allocations for offset in range(0, size, BLOCK)
-        ]
+        return [(address + offset, min(BLOCK, size - offset)) for address in allocations for offset in range(0, size, BLOCK)]

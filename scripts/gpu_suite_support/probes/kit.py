@@ -88,7 +88,6 @@ def plain_rates(cuda: Cuda, size: int) -> tuple[float, float]:
     count = max(1, min(size, 4 * GIB) // block)
     best = []
     for name, first, second in (("cuMemcpyDtoHAsync_v2", host, target), ("cuMemcpyHtoDAsync_v2", target, host)):
-
         best.append(max(rates(cuda, count * block, 5, many, cuda, count, name, first, second, block, stream)))
     cuda.need("cuMemUnmap", target, block)
     cuda.need("cuMemRelease", handle)

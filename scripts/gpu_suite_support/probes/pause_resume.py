@@ -94,10 +94,7 @@ def main() -> int:
     for address in addresses:
         sire.free(address)
     # Before and after, because a machine is not as fast all the time.
-    ceiling = {
-        way: max(rate, again)
-        for (way, rate), again in zip(ceiling.items(), plain_copy(cuda, options.bytes).values(), strict=True)
-    }
+    ceiling = {way: max(rate, again) for (way, rate), again in zip(ceiling.items(), plain_copy(cuda, options.bytes).values(), strict=True)}
 
     figures = []
     for verb, direction in (("pause", "to_host"), ("resume", "to_device")):
@@ -116,9 +113,7 @@ def main() -> int:
             if options.backup == "none":
                 figures.append(figure | {"value": seconds * 1000, "unit": "ms"})
             else:
-                figures.append(
-                    figure | {"value": options.bytes / seconds / 1e9, "unit": "GB/s", "ceiling": ceiling[direction]}
-                )
+                figures.append(figure | {"value": options.bytes / seconds / 1e9, "unit": "GB/s", "ceiling": ceiling[direction]})
     print(
         json.dumps(
             {

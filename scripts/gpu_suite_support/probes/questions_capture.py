@@ -43,9 +43,7 @@ class Stage:
             "reserve": lambda: cuda.call("cuMemAddressReserve", byref(out), size, 0, 0, 0),
             "create": lambda: cuda.call("cuMemCreate", byref(out), size, byref(properties()), 0),
             "map": lambda: cuda.call("cuMemMap", free, size, 0, loose, 0),
-            "set_access": lambda: cuda.call(
-                "cuMemSetAccess", unready, size, byref(Access(Location(1, 0), READ_WRITE)), 1
-            ),
+            "set_access": lambda: cuda.call("cuMemSetAccess", unready, size, byref(Access(Location(1, 0), READ_WRITE)), 1),
             "unmap": lambda: cuda.call("cuMemUnmap", mapped, size),
             "release": lambda: cuda.call("cuMemRelease", old),
             "mem_get_info": lambda: cuda.call("cuMemGetInfo_v2", byref(number), byref(count)),

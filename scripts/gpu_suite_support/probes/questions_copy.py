@@ -61,18 +61,10 @@ def copy_rates(bench: Bench) -> dict[str, Any]:
     pageable = _start(region)
     cuda.need("cuMemcpyDtoH_v2", pageable, target, size)
     rates = {
-        "copy.pinned.to_device": _rate(
-            cuda, size, lambda: cuda.need("cuMemcpyHtoDAsync_v2", target, pinned, size, first), repeats
-        ),
-        "copy.pinned.to_host": _rate(
-            cuda, size, lambda: cuda.need("cuMemcpyDtoHAsync_v2", pinned, target, size, first), repeats
-        ),
-        "copy.pageable.to_device": _rate(
-            cuda, size, lambda: cuda.need("cuMemcpyHtoD_v2", target, pageable, size), repeats
-        ),
-        "copy.pageable.to_host": _rate(
-            cuda, size, lambda: cuda.need("cuMemcpyDtoH_v2", pageable, target, size), repeats
-        ),
+        "copy.pinned.to_device": _rate(cuda, size, lambda: cuda.need("cuMemcpyHtoDAsync_v2", target, pinned, size, first), repeats),
+        "copy.pinned.to_host": _rate(cuda, size, lambda: cuda.need("cuMemcpyDtoHAsync_v2", pinned, target, size, first), repeats),
+        "copy.pageable.to_device": _rate(cuda, size, lambda: cuda.need("cuMemcpyHtoD_v2", target, pageable, size), repeats),
+        "copy.pageable.to_host": _rate(cuda, size, lambda: cuda.need("cuMemcpyDtoH_v2", pageable, target, size), repeats),
     }
     half = size // 2
 
@@ -82,9 +74,7 @@ def copy_rates(bench: Bench) -> dict[str, Any]:
 
     rates["copy.pinned.both_directions"] = _rate(cuda, size, both, repeats)
     if cuda.call("cuMemHostRegister_v2", pageable, size, 0) == 0:
-        rates["copy.registered.to_host"] = _rate(
-            cuda, size, lambda: cuda.need("cuMemcpyDtoHAsync_v2", pageable, target, size, first), repeats
-        )
+        rates["copy.registered.to_host"] = _rate(cuda, size, lambda: cuda.need("cuMemcpyDtoHAsync_v2", pageable, target, size, first), repeats)
         cuda.need("cuMemHostUnregister", pageable)
     figures = [_figure(name, found) for name, found in rates.items()]
     return {
@@ -117,9 +107,7 @@ def copy_pieces(bench: Bench) -> dict[str, Any]:
     }
 
 
-@question(
-    "What does pinning cost per GiB: cuMemHostAlloc, or cuMemHostRegister of memory mapped with small or huge pages?"
-)
+@question("What does pinning cost per GiB: cuMemHostAlloc, or cuMemHostRegister of memory mapped with small or huge pages?")
 def pinning_cost(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
     size = 2 * GIB if bench.big else 64 * MIB

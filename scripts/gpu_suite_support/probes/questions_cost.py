@@ -75,10 +75,7 @@ def vmm_cost_beside_copy(bench: Bench) -> dict[str, Any]:
     if not rounds:
         return {"answer": None, "not_asked": "the copy was over before the first call"}
     found = {verb: statistics.median(one[verb] for one in rounds) for verb in VERBS}
-    figures = [
-        {"name": f"vmm.beside_copy.{verb}.64MiB", "value": value, "unit": "us", "samples": len(rounds)}
-        for verb, value in found.items()
-    ]
+    figures = [{"name": f"vmm.beside_copy.{verb}.64MiB", "value": value, "unit": "us", "samples": len(rounds)} for verb, value in found.items()]
     return {"answer": {verb: round(value, 1) for verb, value in found.items()}, "copy": ended, "figures": figures}
 
 

@@ -23,9 +23,7 @@ def granularity(bench: Bench) -> dict[str, Any]:
     return {"answer": plain["minimum"], **plain, "minimum_posix_fd": posix, "minimum_rdma": rdma}
 
 
-@question(
-    "Which of the attributes that Sire reads does the device report, and does a physical with the RDMA flag work?"
-)
+@question("Which of the attributes that Sire reads does the device report, and does a physical with the RDMA flag work?")
 def attributes(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
     found = {name: cuda.attribute(name) for name in ATTRIBUTES}
@@ -103,9 +101,7 @@ def host_copy_unmapped(bench: Bench) -> dict[str, Any]:
     }
 
 
-@question(
-    "Which error does an asynchronous copy from pinned memory to an unmapped reservation give, when, and is it sticky?"
-)
+@question("Which error does an asynchronous copy from pinned memory to an unmapped reservation give, when, and is it sticky?")
 def async_copy_unmapped(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
     address, size = _reserved_only(cuda)
@@ -218,8 +214,7 @@ def fresh_memory(bench: Bench) -> dict[str, Any]:
 
 
 @question(
-    "Does a handle retained by cuMemRetainAllocationHandle keep the memory after unmap and release, and is free memory "
-    "back at once when it goes?"
+    "Does a handle retained by cuMemRetainAllocationHandle keep the memory after unmap and release, and is free memory back at once when it goes?"
 )
 def retained_handle(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()

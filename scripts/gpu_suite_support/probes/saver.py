@@ -34,11 +34,7 @@ def write(tensors: list[torch.Tensor], pattern: torch.Tensor) -> None:
 
 def wrong(tensors: list[torch.Tensor], pattern: torch.Tensor) -> list[int]:
     """Numbers of the blocks that hold something else."""
-    return [
-        number
-        for number, block in enumerate(blocks(tensors))
-        if int(block[0]) != number % 251 or not torch.equal(block[1:], pattern[1:])
-    ]
+    return [number for number, block in enumerate(blocks(tensors)) if int(block[0]) != number % 251 or not torch.equal(block[1:], pattern[1:])]
 
 
 def plain_copy(size: int) -> dict[str, float]:
@@ -99,9 +95,7 @@ def main() -> int:
     return 0
 
 
-def figures_of(
-    options: argparse.Namespace, seconds: dict[str, list[float]], ceiling: dict[str, float]
-) -> list[dict[str, Any]]:
+def figures_of(options: argparse.Namespace, seconds: dict[str, list[float]], ceiling: dict[str, float]) -> list[dict[str, Any]]:
     """The figures: the first cycle is cold."""
     found = []
     backup = options.backup + ("+retain" if options.retain else "")

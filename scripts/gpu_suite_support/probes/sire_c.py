@@ -112,9 +112,7 @@ class Sire:
         if status != 0:
             buffer = ctypes.create_string_buffer(4096)
             self.library.sire_last_error(buffer, 4096)
-            raise SireError(
-                status, self.library.sire_status_name(status).decode(), buffer.value.decode(errors="replace")
-            )
+            raise SireError(status, self.library.sire_status_name(status).decode(), buffer.value.decode(errors="replace"))
 
     def identity(self) -> dict[str, Any]:
         """Version, build and ABI of the library."""

@@ -29,9 +29,7 @@ def run(context: Context, report: Report) -> None:
         outcome = child.run(command, env=env, timeout=context.left(seconds), cwd=ROOT)
         found = json.loads(results.read_text()) if outcome.ok and results.exists() else []
         for result in found:
-            report.figure(
-                **{key: value for key, value in result.items() if key not in ("simulated", "device", "ratio")}
-            )
+            report.figure(**{key: value for key, value in result.items() if key not in ("simulated", "device", "ratio")})
         report.check(f"benches.{name}", bool(found), "" if found else outcome.tail(), outcome.seconds)
 
 

@@ -65,16 +65,10 @@ def _machine() -> dict[str, Any]:
             return None
 
     model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in (read("/proc/cpuinfo") or "").splitlines()
-            if line.startswith("model name")
-        ),
+        (line.split(":", 1)[1].strip() for line in (read("/proc/cpuinfo") or "").splitlines() if line.startswith("model name")),
         None,
     )
-    memory = next(
-        (line.split()[1] for line in (read("/proc/meminfo") or "").splitlines() if line.startswith("MemTotal")), "0"
-    )
+    memory = next((line.split()[1] for line in (read("/proc/meminfo") or "").splitlines() if line.startswith("MemTotal")), "0")
     return {
         "system": platform.platform(),
         "kernel": platform.release(),
@@ -108,11 +102,7 @@ def _tools(context: Context) -> dict[str, str | None]:
             found[tool] = None
             continue
         outcome = child.run([tool, argument], env=context.env(), timeout=20)
-        found[tool] = (
-            outcome.output.strip().splitlines()[-1 if tool == "nvcc" else 0]
-            if outcome.output.strip()
-            else outcome.how()
-        )
+        found[tool] = outcome.output.strip().splitlines()[-1 if tool == "nvcc" else 0] if outcome.output.strip() else outcome.how()
     return found
 
 
@@ -143,25 +133,14 @@ def _runtime_without_torch(context: Context) -> str:
 
 def _identity(context: Context, report: Report) -> None:
     """Loads the library in a process of its own and asks who it is."""
-    script = (
-        "import json, sys; from gpu_suite_support.probes.sire_c import Sire; "
-        "print(json.dumps(Sire(sys.argv[1]).identity()))"
-    )
-    outcome = child.run(
-        [context.python, "-c", script, str(context.library)], env=context.env(), timeout=context.left(30)
-    )
+    script = "import json, sys; from gpu_suite_support.probes.sire_c import Sire; print(json.dumps(Sire(sys.argv[1]).identity()))"
+    outcome = child.run([context.python, "-c", script, str(context.library)], env=context.env(), timeout=context.left(30))
     found = child.last_json(outcome.output)
     if found is not None:
         report.environment["library"] |= found
     report.check("environment.library_loads", found is not None, "" if found else outcome.tail(), outcome.seconds)
-    needs_cuda = (
-        [name for name in elf.needed(context.library) if "cuda" in name or "nvidia" in name]
-        if context.library.exists()
-        else []
-    )
-    report.check(
-        "environment.library_needs_no_cuda", context.library.exists() and not needs_cuda, f"NEEDED: {needs_cuda}"
-    )
+    needs_cuda = [name for name in elf.needed(context.library) if "cuda" in name or "nvidia" in name] if context.library.exists() else []
+    report.check("environment.library_needs_no_cuda", context.library.exists() and not needs_cuda, f"NEEDED: {needs_cuda}")
     harmless = child.run(["/bin/true"], env=context.env(preload=True), timeout=20)
     report.check(
         "environment.preload_harmless_in_bin_true",

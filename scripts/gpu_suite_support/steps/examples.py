@@ -28,7 +28,5 @@ def one(context: Context, report: Report, name: str, mode: str, arguments: list[
         return report.check(check, False, f"examples/{name}.py is not there")
     if not context.torch:
         return report.check(check, False, "PyTorch is not there")
-    outcome = child.run(
-        [context.python, str(script), *arguments], env=context.env(preload=mode == "preload"), timeout=context.left(90), cwd=ROOT
-    )
+    outcome = child.run([context.python, str(script), *arguments], env=context.env(preload=mode == "preload"), timeout=context.left(90), cwd=ROOT)
     return report.check(check, outcome.ok, "" if outcome.ok else outcome.tail(), outcome.seconds)

@@ -14,9 +14,7 @@ from ..report import Report
 def run(context: Context, report: Report) -> None:
     """Judges what the two processes of `probes/interference.py` saw."""
     size = (256 << 20) if context.software else (8 << 30)
-    command = context.probe(
-        "interference", "owner", *context.cuda_arguments(), "--library", str(context.library), "--bytes", str(size)
-    )
+    command = context.probe("interference", "owner", *context.cuda_arguments(), "--library", str(context.library), "--bytes", str(size))
     outcome = child.run(command, env=context.env(shared="interference"), timeout=context.left(60))
     found = child.last_json(outcome.output)
     if found is None:

@@ -58,9 +58,5 @@ def _one(context: Context, report: Report, size: int, backup: str, retain: bool,
     # A GPU's driver takes a few MiB for the first streams and events, in the same moment.
     slack = 0 if context.software else 32 * MIB
     short = [given for given in found["given_back"] if given < size - slack]
-    detail = (
-        f"wrong blocks: {found['wrong'][:10]}; bytes given back below {size}: {short}"
-        if found["wrong"] or short
-        else ""
-    )
+    detail = f"wrong blocks: {found['wrong'][:10]}; bytes given back below {size}: {short}" if found["wrong"] or short else ""
     report.check(f"timings.{label}", not found["wrong"] and not short, detail, outcome.seconds)

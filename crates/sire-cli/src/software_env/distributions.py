@@ -73,11 +73,7 @@ def main():
     replaced = [r for r in wanted if REPLACED.match(normalized(r.name))]
     names = {normalized(r.name) for r in replaced}
     here = list(metadata.distributions(path=[str(site)]))
-    real = [
-        d.metadata["Name"]
-        for d in here
-        if is_real(d) or (normalized(d.metadata["Name"] or "") in names and not is_ours(d))
-    ]
+    real = [d.metadata["Name"] for d in here if is_real(d) or (normalized(d.metadata["Name"] or "") in names and not is_ours(d))]
     if not real:
         written = [write_empty(site, normalized(r.name), version_for(r), r.extras) for r in replaced]
         for distribution in here:

@@ -17,7 +17,7 @@ from typing import Any
 from .. import _interrupt, _library, _transitions
 from .._errors import InvalidArgumentError, RankError, SireError
 from .._report import Report
-from .._tags import encode_selection
+from .._tags import encode_selection, is_within
 from ._ballot import Ballot, Failure, members
 
 _Work = Callable[[], Report]
@@ -110,7 +110,7 @@ def _states(tag: str | None) -> dict[str, str]:
     states: dict[str, str] = {}
     for region in _library.load().stats()["regions"]:
         name: str = region["tag"]
-        if (tag is None or name == tag or name.startswith(f"{tag}/")) and states.get(name) != "paused":
+        if is_within(name, tag) and states.get(name) != "paused":
             states[name] = region["state"]
     return states
 

@@ -156,8 +156,7 @@ def release(users: list[ResourcePoolUserABC[Any]], how: Release | None = None, h
         if not _holders[holder]:
             del _holders[holder]
         _turn.notify_all()
-    if holder == threading.get_ident():
-        control.use_ends()
+    control.use_ends(holder)
     if failure is not None:
         raise failure
 

@@ -243,10 +243,10 @@ class _CachePlace(_Place):
         _fill(self, strict)
 
     def release(self) -> None:
-        super().release()
         with suppress(RuntimeError):
-            # What is free in the cache is for others now. Not while a graph is captured, which PyTorch refuses.
+            # What is free in the cache is for others, before they are told. PyTorch refuses that during a capture.
             self._torch.cuda.empty_cache()
+        super().release()
 
 
 class _StockPlace(_Place):
@@ -340,7 +340,7 @@ def _reserve(
     size = wanted + margin if wanted else 0
     _refuse_waiting_for_ourselves(library, index, size)
     try:
-        handle = _waiting(lambda library: library.reserve(index, size, margin, seconds, in_library), seconds, size)
+        handle = _handle(library, lambda: library.reserve(index, size, margin, seconds, in_library), seconds, size)
     except (InactiveError, UnsupportedError) as error:
         return _with_a_lock_only(torch, index, seconds, strict, error)
     try:
@@ -351,6 +351,18 @@ def _reserve(
     if kind != "stock":
         place.watch()
     return Reservation(index, kind, place, strict)
+
+
+def _handle(library: _library.Library, reserve: Callable[[], int], seconds: float, size: int) -> int:
+    """The handle of a reservation; one that was made just as Ctrl-C came is released."""
+    made: list[int] = []
+    try:
+        _waiting(lambda _library: made.append(reserve()), seconds, size)
+    except BaseException:
+        for handle in made:
+            library.reservation_release(handle)
+        raise
+    return made[0]
 
 
 def _given(name: str) -> int:

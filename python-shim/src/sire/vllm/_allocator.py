@@ -18,7 +18,7 @@ from .. import _blocks, _callbacks, _interrupt, _library, _memory, _regions, _tr
 from .._errors import InvalidArgumentError
 from .._report import Report
 from .._sizes import format_size
-from .._tags import encode_tag
+from .._tags import encode_tag, is_within
 from . import _segments
 
 PARENT = "vllm"
@@ -145,7 +145,7 @@ def _pause_losing(path: str, dead: Callable[[list[int]], _blocks.Ranges]) -> Rep
 def _known(act: Callable[[str], Report], path: str) -> Report | None:
     """The report; None if nothing was ever allocated under that tag, which vLLM takes for granted."""
     tags = {str(each["tag"]) for each in _our_regions()}
-    return act(path) if any(tag == path or tag.startswith(f"{path}/") for tag in tags) else None
+    return act(path) if any(is_within(tag, path) for tag in tags) else None
 
 
 def _tensors(owners: Iterable[Any]) -> Iterator[Any]:
