@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -342,18 +343,18 @@ def test_wrong_requests_get_their_status(outside: Outside, dashboard: Dashboard)
     assert dashboard.ask("api/order", order={"pid": pid, "verb": "resume"}, token=token)[0] == 409
 
 
-def test_a_body_that_is_only_announced_takes_no_memory_and_no_worker(dashboard: Dashboard) -> None:
+def test_clients_that_only_hold_their_connections_keep_nobody_out(dashboard: Dashboard) -> None:
     where = urllib.parse.urlsplit(dashboard.address)
-    crowd = []
-    for length in (1 << 20, 1 << 62, (1 << 63) - 1, (1 << 64) - 1, 1 << 40, 1 << 50):
-        client = socket.create_connection((where.hostname, where.port), timeout=30)
-        client.sendall(f"POST /api/order HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Length: {length}\r\n\r\n".encode())
-        crowd.append(client)
-    for _ in range(8):
-        assert dashboard.ask("api/view", token=dashboard.token)[0] == 200
-    assert dashboard.process.poll() is None
-    for client in crowd:
-        client.close()
+    announced = (1 << 20, 1 << 40, 1 << 50, 1 << 62, (1 << 63) - 1, (1 << 64) - 1)
+    beginnings = [f"POST /api/order HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Length: {length}\r\n\r\n" for length in announced]
+    beginnings += ["", "GET", f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\n", "\r\n" * 40]
+    with contextlib.ExitStack() as crowd:
+        for beginning in beginnings * 4:
+            client = crowd.enter_context(socket.create_connection((where.hostname, where.port), timeout=30))
+            client.sendall(beginning.encode())
+        for _ in range(8):
+            assert dashboard.ask("api/view", token=dashboard.token)[0] == 200
+        assert dashboard.process.poll() is None
 
 
 def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:

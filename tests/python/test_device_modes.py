@@ -1,4 +1,6 @@
-"""Runs ``device/`` with real PyTorch: every file in a process of its own, in each hook mode.
+"""Runs ``device/`` with real PyTorch: every file in a process of its own, in each of five configurations.
+
+These are the hook modes preload, torch, allocator and driver, and preload with PyTorch's expandable segments.
 
 The interpreter must have PyTorch and a device, real or the software one; otherwise these are skipped and say so.
 """
@@ -21,19 +23,21 @@ ONCE = {"test_check.py", "test_commits.py", "test_control.py", "test_distributed
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
 # Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
-DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py")
+DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py", "test_training.py")
 # What driver-level hooks could disturb: import and start of PyTorch, its own way to the driver, graphs.
-AT_DRIVER_LEVEL = ("test_driver.py", "test_graphs.py", "test_pause.py", "test_segments.py")
+AT_DRIVER_LEVEL = ("test_driver.py", "test_graphs.py", "test_pause.py", "test_segments.py", "test_training.py")
+# What segments that grow could disturb; test_segments.py switches them on by itself.
+WITH_EXPANDABLE = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_training.py")
 
 
 def runs() -> list[tuple[str, str]]:
-    """(mode, file): those that were asked for, else both modes with nearly all files and the third with some."""
+    """(mode, file): those that were asked for, else two modes with nearly all files and the others with some."""
     wanted = os.environ.get("SIRE_TEST_HOOK_MODES")
     if wanted:
         return [(mode, file) for mode in wanted.split(",") for file in FILES]
     both = [(mode, file) for file in FILES for mode in ("torch", "preload") if file != "test_driver.py"]
     everywhere = [(mode, file) for mode, file in both if mode == "torch" or file not in ONCE]
-    others = {"allocator": DIFFERENT, "driver": AT_DRIVER_LEVEL}
+    others = {"allocator": DIFFERENT, "driver": AT_DRIVER_LEVEL, "preload-expandable": WITH_EXPANDABLE}
     return everywhere + [(mode, file) for mode, files in others.items() for file in files]
 
 
@@ -69,14 +73,17 @@ def test_on_device(mode: str, file: str) -> None:
         if os.environ.get("SIRE_TEST_REQUIRE_DEVICE") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    variables = environment(SIRE_TEST_MODE=mode, SIRE_HOOK_MODE=mode)
+    hooks = mode.removesuffix("-expandable")
+    variables = environment(SIRE_TEST_MODE=mode, SIRE_HOOK_MODE=hooks)
+    if hooks != mode:
+        variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if file in SMALL:
         variables["SIRE_SIM_MEMORY"] = "64MiB"
     if file == "test_loop.py":
         # It compares with the kernel's count, which knows only pages that were written.
         variables["SIRE_SIM_POISON"] = "full"
-    if mode in ("preload", "driver"):
-        variables |= sire.subprocess_environment(base=variables, hook_mode="driver" if mode == "driver" else "preload")
+    if hooks in ("preload", "driver"):
+        variables |= sire.subprocess_environment(base=variables, hook_mode=hooks)
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,7 @@
-"""Fixtures for tests with real PyTorch. SIRE_TEST_MODE says which hook mode this process is in."""
+"""Fixtures for tests with real PyTorch. SIRE_TEST_MODE says which of the five configurations this process is in.
+
+They are the hook modes, and `preload-expandable`: hook mode preload with PyTorch's expandable segments.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,17 @@ if MODE == "allocator":
     sire.use_allocator()
 
 
-SKIPS = Path(__file__).with_name("allocator_skips.txt")
+HERE = Path(__file__).resolve().parent
 
 
-def skips() -> dict[str, str]:
-    """Tests that PyTorch makes impossible in hook mode ``allocator``, and why."""
-    lines = [line for line in SKIPS.read_text().splitlines() if line and not line.startswith("#")]
+def skips(mode: str = MODE) -> dict[str, str]:
+    """Tests that PyTorch makes impossible in a configuration, and why (``allocator_skips.txt`` and relatives)."""
+    file = HERE / f"{mode.replace('-', '_')}_skips.txt"
+    lines = [line for line in file.read_text().splitlines() if line and line[0] != "#"] if file.exists() else []
     return {test.strip(): why.strip() for test, _, why in (line.partition(":  ") for line in lines)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if MODE != "allocator":
-        return
     known = skips()
     for item in items:
         why = known.get(f"{item.path.name}::{getattr(item, 'originalname', item.name)}")
@@ -43,13 +45,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def mode() -> str:
     """The hook mode of this process."""
-    return MODE
+    return MODE.removesuffix("-expandable")
+
+
+@pytest.fixture
+def expandable_segments() -> bool:
+    """Whether PyTorch's expandable segments are on from the start."""
+    return MODE.endswith("-expandable")
 
 
 @pytest.fixture
 def preloaded() -> bool:
     """Whether PyTorch's own cudaMalloc is hooked in this process."""
-    return MODE in ("preload", "driver")
+    return MODE in ("preload", "preload-expandable", "driver")
 
 
 @pytest.fixture(autouse=True)

@@ -59,8 +59,9 @@ def test_what_touches_no_memory_is_allowed(tag: str) -> None:
 
 
 def test_memory_that_pauses_leave_is_allowed(tag: str) -> None:
-    with sire.region(tag, backup="cpu"):
+    with sire.region(f"{tag}/stays", backup="cpu"):
         stays = torch.ones(4 * MIB, device="cuda")
+    with sire.region(f"{tag}/goes", backup="cpu"):
         goes = torch.ones(4 * MIB, device="cuda")
     sire.keep_resident(stays)
     with sire.checked(), sire.paused(tag):

@@ -417,7 +417,7 @@ def test_the_command_pauses_a_preloaded_process_and_the_environment_is_enough(tm
         before = blocks(process.pid)
         paused = run("pause", pid)
         assert paused.returncode == 0, paused.stderr
-        assert "64.0 MiB given back" in paused.stdout
+        assert "64.0 MiB copied" in paused.stdout
         if before is not None:
             assert before - (blocks(process.pid) or 0) >= 63 * MIB
         rows = [row.split() for row in run("ps", "--tags").stdout.splitlines()]

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import sire
 import torch
-from measure import MIB
+from measure import MIB, region_bytes
 
 
 def lazy_bytes(tag: str) -> int:
@@ -19,11 +19,12 @@ def test_a_resume_before_anybody_needs_it_moves_nothing(tag: str) -> None:
     with region:
         weight = torch.randn(8 * MIB, device="cuda")
     expected = weight.cpu()
+    resident = region_bytes(tag)["resident_bytes"]
     report = sire.pause(tag, release="lazy")
-    assert (report.bytes_copied, report.bytes_moved, report.bytes_lazy) == (32 * MIB, 0, 32 * MIB)
+    assert (report.bytes_copied, report.bytes_moved, report.bytes_lazy) == (32 * MIB, 0, resident)
     assert "kept until needed" in str(report)
     assert region.paused
-    assert lazy_bytes(tag) == 32 * MIB
+    assert lazy_bytes(tag) == resident >= 32 * MIB
     with pytest.raises(sire.PausedError), region:
         pass
     report = sire.resume(tag)
@@ -35,11 +36,12 @@ def test_it_goes_when_it_is_said(tag: str) -> None:
     with sire.region(tag, backup="cpu"):
         weight = torch.randn(8 * MIB, device="cuda")
     expected = weight.cpu()
+    resident = region_bytes(tag)["resident_bytes"]
     for give in (lambda: sire.pause(tag), sire.trim):
         sire.pause(tag, release="lazy")
         give()
         assert lazy_bytes(tag) == 0
-        assert sire.resume(tag).bytes_moved == 32 * MIB
+        assert sire.resume(tag).bytes_moved == resident
         assert torch.equal(weight.cpu(), expected)
 
 

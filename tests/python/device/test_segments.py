@@ -23,11 +23,11 @@ def are(tensors: list[torch.Tensor]) -> list[int]:
 
 
 @pytest.fixture
-def expandable(preloaded: bool) -> Iterator[bool]:
+def expandable(preloaded: bool, expandable_segments: bool) -> Iterator[bool]:
     """The setting is on; whether regions' memory lies in such segments then."""
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     yield preloaded
-    torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
+    torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{expandable_segments}")
 
 
 def expandable_bytes() -> int:

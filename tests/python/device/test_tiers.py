@@ -19,7 +19,7 @@ from measure import MIB
 
 # The ways in which allocations come to Sire have nothing to do with it: one is enough.
 pytestmark = pytest.mark.skipif(
-    os.environ.get("SIRE_TEST_MODE") in ("preload", "driver"),
+    os.environ.get("SIRE_TEST_MODE") in ("preload", "preload-expandable", "driver"),
     reason="tiers do not know how memory was heard of; mode torch shows them",
 )
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use tiny_http::{HeaderField, Request};
+use axum::http::{HeaderMap, HeaderName, header};
 
 use crate::failure::{Failure, While as _};
 
@@ -49,9 +49,9 @@ impl Door {
         &self.token
     }
 
-    /// What the request may do.
-    pub fn check(&self, request: &Request) -> Pass {
-        let shown = header(request, "Authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
+    /// What a request with these headers may do.
+    pub fn check(&self, headers: &HeaderMap) -> Pass {
+        let shown = text(headers, &header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
         match shown {
             Some(shown) if is_equal(shown.as_bytes(), self.token.as_bytes()) => Pass::Owner,
             _ if self.public_view => Pass::Guest,
@@ -60,9 +60,9 @@ impl Door {
     }
 
     /// A page from elsewhere whose name was made to point here (DNS rebinding) has another host in its requests.
-    pub fn is_addressed(&self, request: &Request) -> Result<(), &'static str> {
-        let host = header(request, "Host").unwrap_or_default();
-        if is_own_host(&host, self.address) {
+    pub fn is_addressed(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        let host = text(headers, &header::HOST).unwrap_or_default();
+        if is_own_host(host, self.address) {
             return Ok(());
         }
         Err("the request was addressed to another host; use the address that 'sire dashboard' has printed")
@@ -83,10 +83,8 @@ fn is_own_host(host: &str, own: SocketAddr) -> bool {
     name == "localhost" || address.is_ok()
 }
 
-fn header(request: &Request, name: &'static str) -> Option<String> {
-    let field = HeaderField::from_bytes(name).ok()?;
-    let found = request.headers().iter().find(|header| header.field == field)?;
-    Some(found.value.as_str().to_owned())
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
 }
 
 /// Takes as long for a token that is wrong at its start as for one that is wrong at its end.

@@ -6,17 +6,26 @@
 mod door;
 mod history;
 
-use std::io::Read as _;
+use std::io;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use sire_control::client;
 use sire_control::message::{Answer, Code, Refusal, Verb};
 use sire_control::place::Place;
-use tiny_http::{Header, Method, Request, Response, Server};
+use tokio::net::TcpListener;
+use tokio::runtime::{self, Runtime};
 
 use crate::arguments::DashboardOptions;
 use crate::control::view::View;
@@ -28,15 +37,13 @@ use history::History;
 
 const PAGE: &str = include_str!("page.html");
 /// Bytes of the longest order.
-const LONGEST_BODY: u64 = 4096;
-/// Whoever announces more gets no answer.
-const LONGEST_ANNOUNCED: usize = 1 << 16;
-/// Requests that are answered at once.
-const WORKERS: usize = 4;
+const LONGEST_BODY: usize = 4096;
+/// Orders that are carried out at once; each waits for a process.
+const ORDERS: usize = 8;
 /// How long a process may take to answer the sampler.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What workers share.
+/// What requests share.
 struct Dashboard {
     door: Door,
     place: Place,
@@ -45,23 +52,40 @@ struct Dashboard {
 
 /// `sire dashboard`.
 pub fn dashboard(options: &DashboardOptions) -> Result<ExitCode, Failure> {
-    let server = Server::http(options.listen).map_err(|error| {
+    let runtime =
+        workers().map_err(|error| Failure::new(format!("cannot start threads that serve the page: {error}")))?;
+    let listener = runtime.block_on(TcpListener::bind(options.listen)).map_err(|error| {
         Failure::new(format!("cannot listen on {}: {error}", options.listen))
             .advice("Another port: sire dashboard --listen 127.0.0.1:0")
     })?;
-    let address = server.server_addr().to_ip().unwrap_or(options.listen);
+    let address = listener.local_addr().unwrap_or(options.listen);
     let door = Door::new(address, options.token_file.as_deref(), options.public_view)?;
     if !address.ip().is_loopback() {
         output::progress("this address can be reached from other machines, and what is sent there is not encrypted");
     }
     output::line(&format!("http://{address}/#token={}", door.token()));
     let dashboard = Arc::new(Dashboard { door, place: place()?, seen: Mutex::default() });
-    let server = Arc::new(server);
-    for _ in 0..WORKERS {
-        let (dashboard, server) = (Arc::clone(&dashboard), Arc::clone(&server));
-        std::thread::spawn(move || server.incoming_requests().for_each(|request| dashboard.serve(request)));
-    }
+    let served = axum::serve(listener, routes(Arc::clone(&dashboard)));
+    runtime.spawn(async move { served.await });
     dashboard.sample(Duration::from_secs_f64(options.interval))
+}
+
+fn workers() -> io::Result<Runtime> {
+    runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(ORDERS).enable_all().build()
+}
+
+fn routes(dashboard: Arc<Dashboard>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/api/view", get(view))
+        .route("/metrics", get(figures))
+        .route("/api/order", post(order).layer(DefaultBodyLimit::max(LONGEST_BODY)))
+        .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing at this address"))
+        .method_not_allowed_fallback(async || {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method")
+        })
+        .layer(middleware::from_fn_with_state(Arc::clone(&dashboard), only_if_addressed))
+        .with_state(dashboard)
 }
 
 impl Dashboard {
@@ -79,67 +103,6 @@ impl Dashboard {
                 seen.0 = view;
             }
             std::thread::sleep(interval.saturating_sub(began.elapsed()));
-        }
-    }
-
-    fn serve(&self, mut request: Request) {
-        if request.body_length().is_some_and(|length| length > LONGEST_ANNOUNCED) {
-            // To drop it would be to read all of that, into a buffer of that size. Its connection stays until the client closes it.
-            std::mem::forget(request);
-            return;
-        }
-        let answer = self.answer(&mut request);
-        // A client that has gone misses it.
-        let _ = request.respond(answer);
-    }
-
-    fn answer(&self, request: &mut Request) -> Response<std::io::Cursor<Vec<u8>>> {
-        let path = request.url().split(['?', '#']).next().unwrap_or_default().to_owned();
-        if let Err(why) = self.door.is_addressed(request) {
-            return refuse(421, why);
-        }
-        match (request.method().clone(), path.as_str()) {
-            (Method::Get, "/") => page(),
-            (Method::Get, "/api/view" | "/metrics") if self.door.check(request) == Pass::Nobody => unauthorized(),
-            (Method::Get, "/api/view") => self.view(request.url()),
-            (Method::Get, "/metrics") => {
-                respond(200, "text/plain; version=0.0.4; charset=utf-8", metrics::text(&self.seen().0))
-            }
-            (Method::Post, "/api/order") if self.door.check(request) != Pass::Owner => unauthorized(),
-            (Method::Post, "/api/order") => self.order(request),
-            (_, "/" | "/api/view" | "/metrics" | "/api/order") => refuse(405, "this address takes another method"),
-            _ => refuse(404, "there is nothing at this address"),
-        }
-    }
-
-    /// The newest view, and the history after the time that the client knows.
-    fn view(&self, url: &str) -> Response<std::io::Cursor<Vec<u8>>> {
-        let since = url.split_once("since=").and_then(|(_, since)| since.parse::<f64>().ok()).unwrap_or(0.0);
-        let seen = self.seen();
-        let body = json!({"view": &seen.0, "history": seen.1.since(since)});
-        respond(200, "application/json", body.to_string())
-    }
-
-    fn order(&self, request: &mut Request) -> Response<std::io::Cursor<Vec<u8>>> {
-        let mut body = Vec::new();
-        let read = request.as_reader().take(LONGEST_BODY + 1).read_to_end(&mut body);
-        if read.is_err() || body.len() as u64 > LONGEST_BODY {
-            return refuse(413, "an order has at most 4096 bytes");
-        }
-        let order = serde_json::from_slice::<Order>(&body).map_err(|error| error.to_string());
-        match order.and_then(|order| Ok((order.pid, order.verb()?))) {
-            Err(why) => refuse(400, &why),
-            Ok((pid, verb)) => match self.carry_out(pid, verb) {
-                Ok(answer) => respond(200, "application/json", json!({"ok": answer}).to_string()),
-                Err(refusal) => {
-                    let status = match refusal.code {
-                        Code::Invalid => 400,
-                        Code::Refused | Code::Failed => 409,
-                        Code::Busy => 503,
-                    };
-                    respond(status, "application/json", json!({"error": refusal}).to_string())
-                }
-            },
         }
     }
 
@@ -178,43 +141,96 @@ impl Order {
 
 // ---- answers -------------------------------------------------------------------------------------------------------------
 
-fn respond(status: u16, kind: &str, body: String) -> Response<std::io::Cursor<Vec<u8>>> {
-    let mut response = Response::from_data(body.into_bytes()).with_status_code(status);
-    let headers = [
-        ("Content-Type", kind),
-        ("Cache-Control", "no-store"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Referrer-Policy", "no-referrer"),
-        ("X-Frame-Options", "DENY"),
-    ];
-    for (name, value) in headers {
-        if let Ok(header) = Header::from_bytes(name, value) {
-            response.add_header(header);
-        }
+async fn only_if_addressed(State(dashboard): State<Arc<Dashboard>>, request: Request, next: Next) -> Response {
+    match dashboard.door.is_addressed(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(why) => refuse(StatusCode::MISDIRECTED_REQUEST, why),
     }
-    response
 }
 
-fn page() -> Response<std::io::Cursor<Vec<u8>>> {
-    let mut response = respond(200, "text/html; charset=utf-8", PAGE.to_owned());
+async fn page() -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    if let Ok(header) = Header::from_bytes("Content-Security-Policy", policy) {
-        response.add_header(header);
-    }
-    response
+    let page = respond(StatusCode::OK, "text/html; charset=utf-8", PAGE.to_owned());
+    ([(header::CONTENT_SECURITY_POLICY, policy)], page).into_response()
 }
 
-fn refuse(status: u16, why: &str) -> Response<std::io::Cursor<Vec<u8>>> {
-    let error: Value = json!({"error": {"code": "invalid", "message": why}});
+/// From when on a client wants the history, in seconds since the epoch.
+#[derive(Deserialize)]
+struct Since {
+    #[serde(default)]
+    since: f64,
+}
+
+/// The newest view, and the history after the time that the client knows.
+async fn view(
+    State(dashboard): State<Arc<Dashboard>>,
+    headers: HeaderMap,
+    since: Result<Query<Since>, QueryRejection>,
+) -> Response {
+    if dashboard.door.check(&headers) == Pass::Nobody {
+        return unauthorized();
+    }
+    let since = since.map_or(0.0, |Query(Since { since })| since);
+    let seen = dashboard.seen();
+    let body = json!({"view": &seen.0, "history": seen.1.since(since)});
+    respond(StatusCode::OK, "application/json", body.to_string())
+}
+
+async fn figures(State(dashboard): State<Arc<Dashboard>>, headers: HeaderMap) -> Response {
+    if dashboard.door.check(&headers) == Pass::Nobody {
+        return unauthorized();
+    }
+    respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::text(&dashboard.seen().0))
+}
+
+async fn order(
+    State(dashboard): State<Arc<Dashboard>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    if dashboard.door.check(&headers) != Pass::Owner {
+        return unauthorized();
+    }
+    let Ok(body) = body else {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "an order has at most 4096 bytes");
+    };
+    let order = serde_json::from_slice::<Order>(&body).map_err(|error| error.to_string());
+    let (pid, verb) = match order.and_then(|order| Ok((order.pid, order.verb()?))) {
+        Ok(order) => order,
+        Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
+    };
+    let done = tokio::task::spawn_blocking(move || dashboard.carry_out(pid, verb)).await;
+    match done.unwrap_or_else(|error| Err(Refusal::new(Code::Failed, error.to_string()))) {
+        Ok(answer) => respond(StatusCode::OK, "application/json", json!({"ok": answer}).to_string()),
+        Err(refusal) => {
+            let status = match refusal.code {
+                Code::Invalid => StatusCode::BAD_REQUEST,
+                Code::Refused | Code::Failed => StatusCode::CONFLICT,
+                Code::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            respond(status, "application/json", json!({"error": refusal}).to_string())
+        }
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ];
+    (status, headers, body).into_response()
+}
+
+fn refuse(status: StatusCode, why: &str) -> Response {
+    let error = json!({"error": {"code": "invalid", "message": why}});
     respond(status, "application/json", error.to_string())
 }
 
-fn unauthorized() -> Response<std::io::Cursor<Vec<u8>>> {
-    let mut response =
-        refuse(401, "this needs the token that 'sire dashboard' has printed, as 'Authorization: Bearer TOKEN'");
-    if let Ok(header) = Header::from_bytes("WWW-Authenticate", "Bearer") {
-        response.add_header(header);
-    }
-    response
+fn unauthorized() -> Response {
+    let why = "this needs the token that 'sire dashboard' has printed, as 'Authorization: Bearer TOKEN'";
+    ([(header::WWW_AUTHENTICATE, "Bearer")], refuse(StatusCode::UNAUTHORIZED, why)).into_response()
 }
