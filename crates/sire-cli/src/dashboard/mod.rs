@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sire_control::client;
 use sire_control::message::{Answer, Code, Refusal, Verb};
 use sire_control::place::Place;
 use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::arguments::DashboardOptions;
+use crate::control::act;
 use crate::control::view::View;
 use crate::control::{metrics, place};
 use crate::failure::Failure;
@@ -144,12 +144,9 @@ impl Dashboard {
     }
 
     fn carry_out(&self, pid: u32, verb: Verb) -> Answer {
-        let sockets = self.place.sockets().unwrap_or_default();
-        let found = sockets.iter().find(|found| found.pid == pid);
-        let Some(found) = found else {
-            return Err(Refusal::new(Code::Invalid, format!("process {pid} has no control socket")));
-        };
-        client::ask(found, verb, Duration::from_secs(120))
+        let mut client = act::connect(&self.place, pid).map_err(|unreached| unreached.as_refusal(pid))?;
+        client
+            .ask(verb, Duration::from_secs(120))
             .unwrap_or_else(|silence| Err(Refusal::new(Code::Failed, silence.to_string())))
     }
 }
