@@ -7,6 +7,7 @@ mod door;
 mod history;
 
 use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What workers share.
 struct Dashboard {
+    address: SocketAddr,
     door: Door,
     place: Place,
     seen: Mutex<(View, History)>,
@@ -55,7 +57,7 @@ pub fn dashboard(options: &DashboardOptions) -> Result<ExitCode, Failure> {
         output::progress("this address can be reached from other machines, and what is sent there is not encrypted");
     }
     output::line(&format!("http://{address}/#token={}", door.token()));
-    let dashboard = Arc::new(Dashboard { door, place: place()?, seen: Mutex::default() });
+    let dashboard = Arc::new(Dashboard { address, door, place: place()?, seen: Mutex::default() });
     let server = Arc::new(server);
     for _ in 0..WORKERS {
         let (dashboard, server) = (Arc::clone(&dashboard), Arc::clone(&server));
@@ -78,8 +80,15 @@ impl Dashboard {
                 seen.1.add(&view);
                 seen.0 = view;
             }
+            self.keep_moving();
             std::thread::sleep(interval.saturating_sub(began.elapsed()));
         }
+    }
+
+    /// A connection that arrives in the same moment as another may get no thread of the server's before one has nothing to do, and threads whose
+    /// clients are silent always have. One that ends at once brings a thread that has nothing to do.
+    fn keep_moving(&self) {
+        drop(TcpStream::connect_timeout(&self.address, Duration::from_millis(100)));
     }
 
     fn serve(&self, mut request: Request) {
