@@ -48,19 +48,32 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
     })
 }
 
-/// Passes an allocation on. It comes out of what the process has reserved, if there is that.
+/// Passes an allocation on.
 ///
 /// # Safety
 /// As for `cudaMalloc`.
 unsafe fn forward(out: *mut *mut c_void, bytes: usize, runtime: &Runtime) -> cudaError {
-    let guard = Guard::enter();
-    let spent = guard.as_ref().and_then(|_| reservation::spend(|| known(current_device(runtime)?), bytes));
-    drop(guard);
     // SAFETY: the caller's promise.
-    let code = ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime);
+    let make = || ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime);
+    // SAFETY: the runtime has just written it.
+    let place = || unsafe { out.read_unaligned() }.cast_const();
+    out_of_what_is_reserved(|| known(current_device(runtime)?), bytes, make, place)
+}
+
+/// Makes an allocation outside regions. It comes out of what the process has reserved on the `device`, if there is that, until what
+/// [`reservation::free`] knows by the same `place` is freed.
+pub(super) fn out_of_what_is_reserved(
+    device: impl FnOnce() -> Result<Device>,
+    bytes: usize,
+    make: impl FnOnce() -> cudaError,
+    place: impl FnOnce() -> *const c_void,
+) -> cudaError {
+    let guard = Guard::enter();
+    let spent = guard.as_ref().and_then(|_| reservation::spend(device, bytes));
+    drop(guard);
+    let code = make();
     if let Some(spent) = spent {
-        // SAFETY: the runtime has just written it.
-        let place = if code == SUCCESS { unsafe { out.read_unaligned() } } else { ptr::null_mut() };
+        let place = if code == SUCCESS { place() } else { ptr::null() };
         let _guard = Guard::enter();
         reservation::spent(place, spent);
     }
@@ -89,10 +102,14 @@ pub(super) fn ask_again(
         forget();
         code = ask();
     }
-    if code != SUCCESS {
-        let _guard = Guard::enter();
-        spent.into_iter().for_each(|spent| reservation::spent(ptr::null(), spent));
+    if spent.is_empty() {
+        return code;
     }
+    let _guard = Guard::enter();
+    spent.into_iter().for_each(|(device, bytes)| match code {
+        SUCCESS => reservation::taken(device, bytes),
+        _ => reservation::spent(ptr::null(), (device, bytes)),
+    });
     code
 }
 

@@ -6,11 +6,12 @@
 
 use super::entry::{AccessDescription, Code, Location, MemoryProperties, original};
 use super::guard::Guard;
-use super::runtime::{report, wanted};
-use crate::boundary::catch;
+use super::runtime::{ask_again, out_of_what_is_reserved, report, wanted};
+use crate::boundary::{catch, invalid};
 use crate::capture::{self, Relaxed};
 use crate::log;
 use crate::process::{self, Process};
+use crate::reservation;
 use sire_core::driver::{Access, Addr, Device, Physical, Properties};
 use sire_core::error::{Error, Result, Status};
 use sire_core::segments::{Handle, NewMemory, Segments};
@@ -111,8 +112,30 @@ pub(super) unsafe extern "C" fn create(
         }
         Some(Err(code)) => code,
         // SAFETY: the program's own arguments, as it passed them.
-        None => unsafe { original::create(out, size, properties, flags) },
+        None => unsafe { create_outside(out, size, properties, flags) },
     }
+}
+
+/// Makes memory of no region: like `cudaMalloc` out of what is reserved, and once more when something has made way.
+///
+/// # Safety
+/// As for `cuMemCreate`.
+unsafe fn create_outside(out: *mut u64, size: usize, properties: *const MemoryProperties, flags: c_ulonglong) -> Code {
+    // SAFETY: the caller's promise.
+    let ask = || unsafe { original::create(out, size, properties, flags) };
+    // SAFETY: the program's own argument: a description, or NULL.
+    let device = unsafe { properties.as_ref() }.and_then(ordinary).map(|(device, _)| device);
+    let Some(device) = device.filter(|_| !out.is_null()) else { return ask() };
+    let ordinal = || c_int::try_from(device.0).map_err(|_| invalid("there is no such device"));
+    let make = || ask_again(ask, size, ordinal, || ());
+    // SAFETY: the driver has just written it.
+    let place = || place_of(unsafe { out.read_unaligned() });
+    out_of_what_is_reserved(|| Ok(device), size, make, place)
+}
+
+/// Under what a handle's memory is known where it came out of a reservation.
+fn place_of(handle: u64) -> *const c_void {
+    std::ptr::without_provenance(handle as usize)
 }
 
 /// The device and what is asked for besides, if memory that takes its place can be made from that.
@@ -157,7 +180,7 @@ fn refusal(error: &Error, properties: Properties) -> Code {
 pub(super) unsafe extern "C" fn release(handle: u64) -> Code {
     if !Segments::is_virtual(handle) {
         // SAFETY: the program's own argument, as it passed it.
-        return unsafe { original::release(handle) };
+        return reservation::free(place_of(handle), || unsafe { original::release(handle) });
     }
     code(ask("a release", INVALID_VALUE, |segments| segments.release(Handle(handle)).map(|()| SUCCESS)))
 }
