@@ -192,8 +192,9 @@ def test_a_tensor_of_a_region_is_not_sent_to_another_process_and_it_is_said_why(
 
 
 def test_what_stays_is_said_before_the_pause(tag: str) -> None:
-    with sire.region(tag, backup="cpu"):
+    with sire.region(f"{tag}/stays", backup="cpu"):
         stays = torch.ones(4 * MIB, device="cuda")
+    with sire.region(f"{tag}/goes", backup="cpu"):
         goes = torch.ones(4 * MIB, device="cuda")
     assert sire.held(tag) == {}
     sire.keep_resident(stays)
@@ -202,7 +203,10 @@ def test_what_stays_is_said_before_the_pause(tag: str) -> None:
     assert held.items() <= sire.held().items()
     with pytest.raises(sire.UnsupportedError, match="because the program keeps it resident"):
         sire.pause(tag, held="refuse")
-    assert region_state(tag) == "resident"
+    assert region_state(f"{tag}/goes") == "resident"
+    report = sire.pause(f"{tag}/stays")
+    assert "no byte moved" in str(report)
+    sire.resume(f"{tag}/stays")
     report = sire.pause(tag)
     assert report.bytes_held == held["the program keeps it resident"] >= 16 * MIB
     assert "held on the device" in str(report)

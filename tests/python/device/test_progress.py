@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import sire
 import torch
-from measure import MIB, device_used
+from measure import MIB, device_used, region_bytes
 
 
 def layers(count: int = 6, width: int = 2048) -> torch.nn.Sequential:
@@ -32,7 +32,7 @@ def test_tensors_become_ready_and_hold_their_bytes(tag: str) -> None:
     report = progress.report()
     assert report is not None
     assert report.bytes_copied == 6 * 32 * MIB
-    assert progress.bytes_ready == progress.bytes_total == 6 * 32 * MIB
+    assert progress.bytes_ready == progress.bytes_total == region_bytes(tag)["resident_bytes"]
     assert device_used() == resident
     assert tensors[0].data_ptr() == address
     assert progress.ready(torch.ones(4, device="cuda"))

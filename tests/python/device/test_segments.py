@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sire
 import torch
 from measure import MIB, device_used
+
+from conftest import skips
+
+HERE = Path(__file__).resolve().parent
 
 
 def full(value: int, mebibytes: int) -> torch.Tensor:
@@ -235,3 +241,25 @@ except sire.UnsupportedError as error:
     assert int(moved) >= 60
     assert (empty, refused) == ("True", "refused")
     assert values == "[0, 1, 2, 3, 4] 3145728.0 6"
+
+
+WHOLE = "PyTorch has one expandable segment for a pool and stream, and gives it back as a whole"
+
+
+def test_pytorch_still_gives_the_reason_for_skipping(expandable: bool) -> None:
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        stays, goes = full(1, 48), full(2, 48)
+    del goes
+    torch.cuda.empty_cache()
+    segments = [each for each in pool.snapshot() if each["total_size"] > 0]
+    assert len(segments) == (1 if expandable else 2)
+    assert sum(each["total_size"] for each in segments) >= 96 * MIB
+    del stays
+
+
+def test_every_skipped_test_exists_and_has_a_known_reason() -> None:
+    for test, reason in skips("preload-expandable").items():
+        file, _, name = test.partition("::")
+        assert re.search(rf"^def {name}\(", (HERE / file).read_text(), flags=re.M), test
+        assert reason == WHOLE

@@ -55,9 +55,9 @@ def test_the_reserved_bytes_are_ours_and_our_allocations_use_them() -> None:
         assert reservation.reserved_bytes == 220 * MIB
         assert reservation.fence in ("stock", "cache")
         assert before - free() == 220 * MIB, "nobody else can have them"
-        occupied = [tensor(150 * MIB)]
+        occupied = [tensor(160 * MIB)]
         assert before - free() == 220 * MIB, "our own came out of them"
-        assert reservation.unused_bytes == 70 * MIB
+        assert reservation.unused_bytes == 60 * MIB
         assert [(each["bytes"], each["owned"]) for each in entries()] == [(220 * MIB, 220 * MIB)]
         del occupied
     torch.cuda.empty_cache()
