@@ -61,7 +61,11 @@ pub(super) unsafe extern "C" fn default_pool(out: *mut *mut c_void, device: c_in
 }
 
 /// Access to a pool is access to what Sire gives in its place.
-pub(super) unsafe extern "C" fn pool_set_access(pool: *mut c_void, access: *const AccessDescription, count: usize) -> Code {
+pub(super) unsafe extern "C" fn pool_set_access(
+    pool: *mut c_void,
+    access: *const AccessDescription,
+    count: usize,
+) -> Code {
     // SAFETY: the program's own arguments, as it passed them.
     let code = unsafe { original::pool_set_access(pool, access, count) };
     if code == SUCCESS

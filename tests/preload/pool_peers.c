@@ -46,10 +46,15 @@ int main(void) {
     CUDA(0, cudaMemPoolSetAccess(pool, &own, 1));
     CUDA(0, cudaMemPoolSetAccess(other_pool, &own, 1));
     CHECK(cudaMemPoolSetAccess(pool, &wrong, 1) != 0);
+    access.flags = 3;
+    device_fault("cudaMemPoolSetAccess=error:999");
+    CHECK(cudaMemPoolSetAccess(pool, &access, 1) == 999);
+    device_fault("cudaDeviceGetMemPool=error:999; cudaDeviceGetDefaultMemPool=error:999");
+    CUDA(0, cudaMemPoolSetAccess(other_pool, &own, 1)); /* whose pool it is cannot be found out: nobody's */
+    device_fault("");
     cudaGetLastError();
     CUDA(0, accessible((uint64_t)early, 4 * MiB, 1, 1, &yes));
     CHECK(yes == 0);
-    access.flags = 3;
     CUDA(0, cudaMemPoolSetAccess(pool, &access, 1));
     CUDA(0, cudaMallocAsync(&late, 4 * MiB, NULL));
 

@@ -127,6 +127,13 @@ int main(int argc, char **argv) {
     CUDA(801, cudaIpcGetMemHandle(&handle, (void *)mapped));
     SAYS("is in region 'exported'");
     CHECK(cudaGetLastError() == 0);
+    /* What the runtime and the driver refuse, they refuse themselves; a failed export is held all the same, as nobody knows. */
+    cudaIpcMemHandle none;
+    device_fault("cudaIpcGetMemHandle=error:999; cuMemExportToShareableHandle=error:2");
+    CUDA(999, cudaIpcGetMemHandle(&none, plain));
+    CUDA(2, Export(&descriptor, physical, 1, 0));
+    CHECK(descriptor == -1 && cudaGetLastError() == 999);
+    device_fault("");
     CUDA(0, Export(&descriptor, physical, 1, 0));
 
     pid_t pid = start(argv[0], descriptor, to_child, to_parent);

@@ -85,7 +85,7 @@ impl Handle {
     }
 
     /// Refuses handles of this very process, as CUDA does.
-    fn from_elsewhere(self, function: &str) -> Result<Handle> {
+    fn checked(self, function: &str) -> Result<Handle> {
         if self.pid != u64::from(std::process::id()) {
             return Ok(self);
         }
@@ -184,7 +184,7 @@ impl Machine {
     /// memory is gone; `OUT_OF_MEMORY`.
     pub fn ipc_open(&self, handle: &[u8; IPC_HANDLE], device: u32) -> Result<u64> {
         self.core().check_alive(device)?;
-        let handle = Handle::read(handle, MEMORY)?.from_elsewhere("cudaIpcOpenMemHandle")?;
+        let handle = Handle::read(handle, MEMORY)?.checked("cudaIpcOpenMemHandle")?;
         self.core().check_alive(handle.share.device)?;
         let fits = handle.offset.checked_add(handle.bytes).is_some_and(|end| end <= handle.share.size);
         if !fits {
@@ -328,7 +328,7 @@ impl Machine {
     /// `INVALID_CONTEXT` (201) in the process that made the handle; `INVALID_HANDLE` if it is no handle, of another environment, or the
     /// event is gone.
     pub fn ipc_open_event(&self, handle: &[u8; IPC_HANDLE]) -> Result<EventId> {
-        let handle = Handle::read(handle, EVENT)?.from_elsewhere("cudaIpcOpenEventHandle")?;
+        let handle = Handle::read(handle, EVENT)?.checked("cudaIpcOpenEventHandle")?;
         let device = handle.share.device;
         self.core().check_alive(device)?;
         let memory = Arc::clone(self.core().memory(device)?);

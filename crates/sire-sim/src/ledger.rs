@@ -14,6 +14,7 @@
 //! of those, so that memory goes when its last user goes, dead or alive. Beside the frames the table has
 //! [`mark`]s, which is how streams of different processes wait for each other.
 
+use self::runs::{choose, join, next_used};
 use crate::sys;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -26,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod hold;
 pub mod mark;
+mod runs;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"SIRESIM\x02");
 const MEMBERS: usize = 512;
@@ -527,59 +529,6 @@ fn joins(last: &Run, next: &Run) -> bool {
         && (last.pid, last.api, last.tag, last.refs, last.held) == (next.pid, next.api, next.tag, next.refs, next.held)
 }
 
-/// Puts the next frame to runs in ascending order.
-fn join(extents: &mut Vec<Extent>, index: u32) {
-    match extents.last_mut() {
-        Some(last) if last.first + last.count == index => last.count += 1,
-        _ => extents.push(Extent { first: index, count: 1 }),
-    }
-}
-
-/// The first run of free frames that is long enough; failing that, the first free runs together.
-fn choose(bitmap: &[u64], frames: u32, count: u32) -> Vec<Extent> {
-    let mut runs = Vec::new();
-    let mut index = 0;
-    while index < frames {
-        let first = next_free(bitmap, index, frames);
-        let end = next_used(bitmap, first, frames);
-        if end - first >= count {
-            return vec![Extent { first, count }];
-        }
-        if end > first {
-            runs.push(Extent { first, count: end - first });
-        }
-        index = end.max(first + 1);
-    }
-    let mut missing = count;
-    for run in &mut runs {
-        run.count = run.count.min(missing);
-        missing -= run.count;
-    }
-    runs.retain(|run| run.count > 0);
-    runs
-}
-
-fn next_free(bitmap: &[u64], from: u32, frames: u32) -> u32 {
-    next_bit(from, frames, |word| !bitmap[word])
-}
-
-fn next_used(bitmap: &[u64], from: u32, frames: u32) -> u32 {
-    next_bit(from, frames, |word| bitmap[word])
-}
-
-/// The first index at or after `from` whose bit is set in the words that `word` gives; `frames` if none.
-fn next_bit(from: u32, frames: u32, word: impl Fn(usize) -> u64) -> u32 {
-    let mut index = from;
-    while index < frames {
-        let bits = word(index as usize / 64) >> (index % 64);
-        if bits != 0 {
-            return (index + bits.trailing_zeros()).min(frames);
-        }
-        index = (index / 64 + 1) * 64;
-    }
-    frames
-}
-
 /// Opens the file and takes its lock; again, if the last member removed it meanwhile.
 fn open_locked(path: &Path) -> io::Result<OwnedFd> {
     loop {
@@ -611,25 +560,4 @@ fn other_sizes(fd: &OwnedFd, frames: u32, frame_size: u64) -> io::Result<bool> {
     expected[8..16].copy_from_slice(&frame_size.to_ne_bytes());
     expected[16..].copy_from_slice(&frames.to_ne_bytes());
     Ok(bytes != [0; 20] && bytes != expected)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_long_run_is_preferred_to_many_short_ones() {
-        // Frames 1 and 5 are used: free runs are [0], [2, 3, 4], [6 ..].
-        let bitmap = [0b10_0010u64];
-        assert_eq!(choose(&bitmap, 10, 1), [Extent { first: 0, count: 1 }]);
-        assert_eq!(choose(&bitmap, 10, 3), [Extent { first: 2, count: 3 }]);
-        assert_eq!(choose(&bitmap, 10, 4), [Extent { first: 6, count: 4 }]);
-        assert_eq!(choose(&bitmap, 10, 6).iter().map(|run| run.count).sum::<u32>(), 6);
-    }
-
-    #[test]
-    fn runs_cross_words() {
-        let bitmap = [u64::MAX >> 1, 0, 1];
-        assert_eq!(choose(&bitmap, 192, 65), [Extent { first: 63, count: 65 }]);
-    }
 }

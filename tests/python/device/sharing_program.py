@@ -50,7 +50,7 @@ def refused(tensor: torch.Tensor) -> None:
 
 
 def main(case: str) -> None:
-    # Children look into their parent's descriptors (pidfd_getfd), which some systems allow only with this (PR_SET_PTRACER, anybody).
+    # Children look into their parent's descriptors (pidfd_getfd), which some systems allow only so (PR_SET_PTRACER).
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
     whole = make(case)
     tensor = whole[1000:2000]

@@ -4,7 +4,7 @@
 use crate::abi::{Handle, IpcHandle};
 use crate::boundary::{Out, export};
 use crate::{state, visible};
-use sire_sim::{Code, EventId, Machine, Result};
+use sire_sim::{Code, EventId, Machine, Result, SimError};
 use std::ffi::c_uint;
 
 /// `cudaIpcMemLazyEnablePeerAccess`, the only flag, and one that must be given.
@@ -22,13 +22,21 @@ pub fn open_memory(machine: &Machine, out: Out<u64>, handle: &IpcHandle, device:
     if flags != LAZY_PEER_ACCESS {
         return Err(Code::INVALID_VALUE.because(format!("{flags:#x} must be cudaIpcMemLazyEnablePeerAccess (1)")));
     }
-    let address = machine.ipc_open(&handle.bytes, device)?;
+    let address =
+        machine.ipc_open(&handle.bytes, device).inspect_err(|error| explain("cudaIpcOpenMemHandle", error))?;
     let home = machine.pointer(address).device;
     if visible::to_program(machine, home) < 0 {
         machine.ipc_close(address)?;
         return Err(Code::INVALID_DEVICE.because("the memory is on a device that this process does not see"));
     }
     out.set(address)
+}
+
+/// CUDA has one number for all that can be wrong with a handle; a process that has forgotten `SIRE_SIM_DIR` should hear of it.
+fn explain(function: &str, error: &SimError) {
+    if error.code == Code::INVALID_HANDLE {
+        state::say(function, &error.message);
+    }
 }
 
 /// Takes [`open_memory`] back.
@@ -49,7 +57,8 @@ pub fn event_handle(machine: &Machine, out: Out<IpcHandle>, event: Handle) -> Re
 /// Another process's event.
 pub fn open_event(machine: &Machine, out: Out<Handle>, handle: &IpcHandle) -> Result<()> {
     let out = out.required()?;
-    out.set(machine.ipc_open_event(&handle.bytes)?.0 as Handle)
+    let opened = machine.ipc_open_event(&handle.bytes).inspect_err(|error| explain("cudaIpcOpenEventHandle", error))?;
+    out.set(opened.0 as Handle)
 }
 
 export! { Runtime:

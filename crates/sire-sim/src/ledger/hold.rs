@@ -1,6 +1,7 @@
 //! Holds: who uses frames that another member has taken, and who has them when that one lets go.
 
-use super::{Extent, Guard, Layout, Taken, join};
+use super::runs::join;
+use super::{Extent, Guard, Layout, Taken};
 use std::collections::HashMap;
 
 /// How many there can be, all members together.
