@@ -72,6 +72,8 @@ class Report:
         what = "everything" if self.tag is None else f"tag {self.tag!r}"
         if not self.changed:
             return f"{self.action} of {what}: already so, nothing to do"
+        if self.empty and self.bytes_held:
+            return f"{self.action} of {what}: nothing moved, {format_size(self.bytes_held)} held on the device"
         if self.empty:
             return f"{self.action} of {what}: no memory was allocated there, nothing moved"
         if self.action == "pre_copy":
