@@ -12,6 +12,7 @@ mod context;
 mod driver;
 mod entry;
 mod guard;
+mod ipc;
 pub(crate) mod linear;
 pub mod lookup;
 pub(crate) mod original;
@@ -81,8 +82,10 @@ hooks! {
     cudaMemGetInfo(free: *mut usize, total: *mut usize) => runtime::mem_get_info, ("rdx", "x2");
     /// The original; and Sire's memory on the peer becomes accessible too.
     cudaDeviceEnablePeerAccess(peer: c_int, flags: c_uint) => runtime::enable_peer_access, ("rdx", "x2");
+    /// The original; Sire's memory on the pool's device becomes accessible too.
+    cudaMemPoolSetAccess(pool: *mut c_void, access: *const c_void, count: usize) => peer::set_pool_access, ("rcx", "x3");
     /// Sire's memory has no such handle, which is said; for everything else the original.
-    cudaIpcGetMemHandle(out: *mut c_void, ptr: *mut c_void) => runtime::ipc_get_mem_handle, ("rdx", "x2");
+    cudaIpcGetMemHandle(out: *mut c_void, ptr: *mut c_void) => ipc::runtime_get_mem_handle, ("rdx", "x2");
     /// The original; Sire then knows that a capture is in progress.
     cudaStreamBeginCapture(stream: *mut c_void, mode: c_int) => runtime::begin_capture, ("rdx", "x2");
     /// The original; Sire then knows that a capture is in progress.

@@ -1,8 +1,10 @@
 //! The driver's memory pools: inside a region, what a program takes from a pool of its own is Sire's, on the pool's device. A pool whose memory
 //! can be handed to other processes, or that we have not seen, keeps its allocations.
 
-use super::entry::{Code, PoolProperties, original};
+use super::entry::{AccessDescription, Code, PoolProperties, original};
+use super::guard::Guard;
 use super::linear::{PASSED, allocated, per_thread};
+use super::peer;
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::Ordering;
@@ -54,6 +56,24 @@ pub(super) unsafe extern "C" fn default_pool(out: *mut *mut c_void, device: c_in
     if code == SUCCESS {
         // SAFETY: the program's own place for the result.
         unsafe { remember(out, device) };
+    }
+    code
+}
+
+/// Access to a pool is access to what Sire gives in its place.
+pub(super) unsafe extern "C" fn pool_set_access(
+    pool: *mut c_void,
+    access: *const AccessDescription,
+    count: usize,
+) -> Code {
+    // SAFETY: the program's own arguments, as it passed them.
+    let code = unsafe { original::pool_set_access(pool, access, count) };
+    if code == SUCCESS
+        && let Some(_guard) = Guard::enter()
+        && let Some(owner) = device_of(pool)
+    {
+        // SAFETY: the driver has just read so many descriptions there.
+        unsafe { peer::enable_described(owner, access, count) };
     }
     code
 }

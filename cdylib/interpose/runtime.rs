@@ -306,19 +306,6 @@ pub(super) unsafe extern "C" fn enable_peer_access(owner: c_int, flags: c_uint, 
     code
 }
 
-/// The driver makes such handles for memory of its own cudaMalloc alone, and its answer would not say why.
-pub(super) unsafe extern "C" fn ipc_get_mem_handle(out: *mut c_void, ptr: *mut c_void, caller: usize) -> cudaError {
-    if owner(ptr).is_none() {
-        // SAFETY: the program's own arguments, as it passed them.
-        return unsafe { original::runtime(caller).ipc_get_mem_handle(out, ptr) };
-    }
-    let message = format!(
-        "memory at {ptr:p} is in a region, and cudaIpcGetMemHandle cannot hand such memory to another process; \
-         allocate what is shared outside regions, or send a copy"
-    );
-    report("a handle for another process", &Error::new(Status::Unsupported, message))
-}
-
 pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int, caller: usize) -> cudaError {
     // SAFETY: the program's own arguments, as it passed them.
     counted(stream, || unsafe { original::runtime(caller).begin_capture(stream, mode) })

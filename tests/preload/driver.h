@@ -31,6 +31,8 @@ typedef int (*GetProc11)(const char *, void **, int, unsigned long long);
     X(cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync, 11020, (Ptr *, size_t, void *, void *))                        \
     X(cuMemPoolCreate, cuMemPoolCreate, 11020, (void **, const PoolProperties *))                                      \
     X(cuMemPoolDestroy, cuMemPoolDestroy, 11020, (void *))                                                             \
+    X(cuMemPoolSetAccess, cuMemPoolSetAccess, 11020, (void *, const Access *, size_t))                                 \
+    X(cuIpcGetMemHandle, cuIpcGetMemHandle, 4010, (void *, Ptr))                                                       \
     X(cuDeviceGetDefaultMemPool, cuDeviceGetDefaultMemPool, 11020, (void **, int))                                     \
     X(cuMemAddressReserve, cuMemAddressReserve, 10020, (Ptr *, size_t, size_t, Ptr, unsigned long long))               \
     X(cuMemAddressFree, cuMemAddressFree, 10020, (Ptr, size_t))                                                        \

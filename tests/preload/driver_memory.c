@@ -65,6 +65,11 @@ static void linear(uint32_t region, int heard) {
     if (heard) survives(region, ours, 3 * MiB);
     CUDA(0, D.cuMemGetAddressRange(&base, &size, ours + MiB));
     CHECK(base == ours && size == 3 * MiB);
+    /* Other processes get a handle of what is the driver's own. */
+    char token[64];
+    CUDA(heard ? 801 : 0, D.cuIpcGetMemHandle(token, ours + MiB));
+    if (heard) SAYS("is in region 'r', and cuIpcGetMemHandle cannot hand such memory to another process");
+    CUDA(0, D.cuIpcGetMemHandle(token, plain));
     /* What the driver refuses, it refuses itself. */
     CHECK(D.cuMemAlloc(NULL, MiB) == 1 && D.cuMemAlloc(&base, 0) == 1);
     CUDA(2, D.cuMemAlloc(&base, (size_t)1 << 40));
@@ -197,6 +202,35 @@ static void peers(uint32_t region) {
         OK(sire_resume("r", NULL, NULL));
     }
     CUDA(0, D.cuMemFree(ptr));
+
+    /* A pool that a peer may use: what Sire gives in its place may be used, too, what is there and what comes. */
+    Ptr before = 0, after = 0;
+    void *pool = NULL;
+    const Location first_device = {1, 0};
+    const Access access[] = {{{1, 1}, 3}, {{1, 0}, 3}};
+    CUDA(0, D.cuDeviceGetDefaultMemPool(&pool, 1));
+    CUDA(0, D.cuCtxSetCurrent(second));
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAllocFromPoolAsync(&before, 3 * MiB, pool, NULL));
+    unsigned long long flags = 9;
+    CUDA(0, allowed(&flags, &first_device, before));
+    CHECK(flags == 0);
+    CHECK(D.cuMemPoolSetAccess(NULL, access, 2) != 0);
+    CUDA(0, D.cuMemPoolSetAccess(pool, access, 2));
+    CUDA(0, D.cuMemAllocFromPoolAsync(&after, 3 * MiB, pool, NULL));
+    OK(sire_region_leave(region));
+    for (int round = 0; round < 2; round++) {
+        const Ptr both[] = {before, after};
+        for (int i = 0; i < 2; i++) {
+            CUDA(0, allowed(&flags, &first_device, both[i]));
+            CHECK(flags == 3);
+        }
+        OK(sire_pause("r", NULL, NULL));
+        OK(sire_resume("r", NULL, NULL));
+    }
+    CUDA(0, D.cuMemFreeAsync(before, NULL));
+    CUDA(0, D.cuMemFreeAsync(after, NULL));
+    CUDA(0, D.cuCtxSetCurrent(first));
 }
 
 int main(int argc, char **argv) {

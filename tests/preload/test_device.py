@@ -79,6 +79,16 @@ def test_peers(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("peers.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+def test_peers_of_pools_and_mappings(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("pool_peers.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+
+
+@pytest.mark.parametrize("end", ["leaves", "is killed"])
+def test_memory_of_another_process(workshop: Workshop, sim_dir: Path, tmp_path: Path, end: str) -> None:
+    settings = {"SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off"}
+    check(workshop.run(workshop.program("shared.c"), end, folders=(sim_dir,), extra=settings))
+
+
 def test_memory_that_is_handed_out(workshop: Workshop, sim_dir: Path) -> None:
     done = check(workshop.run(workshop.program("handed_out.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
     assert "stay on the device: a handle of it was retained" in done.stderr

@@ -210,6 +210,13 @@ impl Engine {
         Some((base, size, extent.device, extent.region))
     }
 
+    /// The tag of the region whose memory holds `addr`, to 2 MiB: an allocation's, or what the program has mapped.
+    #[must_use]
+    pub fn tag_at(&self, addr: Addr) -> Option<String> {
+        let region = self.machine.heap.registry.find(addr)?.region;
+        Some(self.machine.regions.get(region).ok()?.tag.to_string())
+    }
+
     fn find(&self, addr: Addr) -> Option<(Arc<Extent>, Addr, u64)> {
         let extent = self.machine.heap.registry.find(addr)?;
         let (base, size) = extent.allocation(addr)?;

@@ -11,6 +11,7 @@ macro_rules! driver_functions {
             cuDeviceGetDefaultMemPool
             cuGetProcAddress
             cuGetProcAddress_v2
+            cuIpcGetMemHandle
             cuMemAddressFree
             cuMemAddressReserve
             cuMemAllocAsync
@@ -30,6 +31,7 @@ macro_rules! driver_functions {
             cuMemMap
             cuMemPoolCreate
             cuMemPoolDestroy
+            cuMemPoolSetAccess
             cuMemRelease
             cuMemRetainAllocationHandle
             cuMemSetAccess

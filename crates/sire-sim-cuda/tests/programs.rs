@@ -92,6 +92,13 @@ fn memory_of_all_processes() {
 }
 
 #[test]
+fn handles_for_other_processes() {
+    let dir = scratch("handles");
+    passes(Program::compile("ipc").command().env("SIRE_SIM_DIR", &dir).env("SIRE_SIM_DEVICES", "2"));
+    let _ = std::fs::remove_dir_all(dir);
+}
+
+#[test]
 fn visible_devices() {
     let program = Program::compile("visible");
     let run = |visible: &str| {

@@ -213,3 +213,45 @@ def test_change_current_allocator(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+SENDER = """
+import ctypes, sys, torch, torch.multiprocessing as mp
+def receive(tensors, words):
+    tensor = tensors.get(timeout=100)
+    words.put(float(tensor.sum()))
+    tensor.copy_(torch.full((1000,), 3.0))
+    torch.cuda.synchronize()
+    words.put("written")
+    tensors.get(timeout=100)
+if __name__ == "__main__":
+    # The receiver looks into this process's descriptors (pidfd_getfd), which some systems allow only so (PR_SET_PTRACER).
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
+    context = mp.get_context("spawn")
+    tensors, words = context.Queue(), context.Queue()
+    process = context.Process(target=receive, args=(tensors, words))
+    process.start()
+    try:
+        whole = torch.arange(300000, device="cuda", dtype=torch.float32)
+        tensors.put(whole[1000:2000])
+        assert words.get(timeout=100) == sum(range(1000, 2000))
+        assert words.get(timeout=100) == "written"
+        assert whole[998:1002].tolist() == [998, 999, 3, 3] and whole[1998:2002].tolist() == [3, 3, 2000, 2001]
+        tensors.put(None)
+        process.join(100)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+"""
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_a_tensor_goes_to_another_process_and_comes_back_changed(tmp_path: Path, expandable: bool) -> None:
+    program = tmp_path / "sender.py"
+    program.write_text(SENDER)
+    settings = {"SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "512MiB"}
+    environment = os.environ | settings | {"PYTORCH_ALLOC_CONF": f"expandable_segments:{expandable}"}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=250, check=False)
+    if "pidfd_getfd" in done.stderr:
+        pytest.skip("the system lets no process take another one's descriptors, which PyTorch needs")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -242,7 +242,7 @@ impl Core {
             return true;
         }
         let home = mapping.physical.memory.device;
-        mapping.maker == Maker::Heap && home != device && self.peers().contains(&(device, home))
+        mapping.maker != Maker::Vmm && home != device && self.peers().contains(&(device, home))
     }
 
     /// Whether `device` may touch the whole range.

@@ -5,6 +5,7 @@ use crate::core::{Core, locked};
 use crate::error::{Code, Result};
 use crate::ledger::Api;
 use crate::machine::Machine;
+use crate::memory::Physical;
 use crate::space::Maker;
 use crate::types::{AccessDesc, PointerInfo, PointerKind, Prot, StreamId};
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ struct Allocation {
     room: u64,
     /// Start of the block that it was cut from; `None`: a mapping of its own.
     block: Option<u64>,
+    api: Api,
 }
 
 #[derive(Debug)]
@@ -116,7 +118,7 @@ fn allocate(core: &Core, heap: &Mutex<Heap>, device: u32, size: u64, api: Api) -
     if size > frame / 2 {
         let room = size.checked_next_multiple_of(frame).ok_or_else(short)?;
         let ptr = map_frames(core, device, room, api)?;
-        locked(heap).allocations.insert(ptr, Allocation { device, size, room, block: None });
+        locked(heap).allocations.insert(ptr, Allocation { device, size, room, block: None, api });
         return Ok(ptr);
     }
     let room = size.next_multiple_of(HEAP_ALIGN);
@@ -129,7 +131,7 @@ fn allocate(core: &Core, heap: &Mutex<Heap>, device: u32, size: u64, api: Api) -
             heap.carve(device, room).ok_or_else(short)?
         }
     };
-    heap.allocations.insert(ptr, Allocation { device, size, room, block: Some(block) });
+    heap.allocations.insert(ptr, Allocation { device, size, room, block: Some(block), api });
     Ok(ptr)
 }
 
@@ -232,6 +234,21 @@ impl Machine {
         self.launch_host(stream, Arc::new(free))
     }
 
+    /// The `cudaMalloc` allocation that holds `ptr`: start and size; its memory, and where in that it begins.
+    pub(crate) fn allocation(&self, ptr: u64) -> Result<(u64, u64, Arc<Physical>, u64)> {
+        let heap = locked(self.heap());
+        let (base, found) = heap.allocation_of(ptr).map(|(base, found)| (base, *found)).ok_or_else(|| foreign(ptr))?;
+        drop(heap);
+        if found.api != Api::Malloc {
+            return Err(
+                Code::INVALID_VALUE.because(format!("{ptr:#x} is memory of a pool, which has no legacy handle"))
+            );
+        }
+        let space = self.core().space();
+        let (start, mapping) = space.mapping(base).ok_or_else(|| foreign(ptr))?;
+        Ok((base, found.size, Arc::clone(&mapping.physical), base - start))
+    }
+
     /// What is known about a device address.
     pub(crate) fn device_pointer(&self, ptr: u64) -> Option<PointerInfo> {
         let space = self.core().space();
@@ -241,10 +258,15 @@ impl Machine {
         let (base, mapping) = space.mapping(ptr)?;
         let device = mapping.physical.memory.device;
         let vmm = mapping.maker == Maker::Vmm;
+        let opened = mapping.maker == Maker::Opened;
         let info = PointerInfo { kind: PointerKind::Device, device, base, size: mapping.size, flags: 0, vmm };
         drop(space);
         if vmm {
             return Some(info);
+        }
+        if opened {
+            let (base, size) = locked(self.opened()).allocation_of(ptr)?;
+            return Some(PointerInfo { base, size, ..info });
         }
         let heap = locked(self.heap());
         let (base, found) = heap.allocation_of(ptr)?;

@@ -8,8 +8,15 @@
 //! member neither blocks the others nor keeps its frames. A forked child holds its parent's locks, so a
 //! member also counts as dead when its process is gone or another one has its number. (Members must see
 //! each other in `/proc`: processes in different PID namespaces cannot share an environment.)
+//!
+//! What one call takes has a *serial*, by which other members find it. A member that uses such frames
+//! without owning them has a *hold* per use; whoever lets go of frames that others hold leaves them to one
+//! of those, so that memory goes when its last user goes, dead or alive. Beside the frames the table has
+//! [`mark`]s, which is how streams of different processes wait for each other.
 
+use self::runs::{choose, join, next_used};
 use crate::sys;
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +25,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"SIRESIM\x01");
+mod hold;
+pub mod mark;
+mod runs;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"SIRESIM\x02");
 const MEMBERS: usize = 512;
 /// Byte of the file that member `n` keeps locked: this plus `n`. (Locks may lie behind the file's end.)
 const LIVENESS: u64 = 1 << 40;
@@ -63,6 +74,10 @@ struct Header {
     frames: u32,
     used: u32,
     inode: u64,
+    /// The serial of what was taken last.
+    serial: u32,
+    /// How many holds there are.
+    holds: u32,
 }
 
 #[repr(C)]
@@ -83,8 +98,20 @@ impl Member {
 struct Frame {
     owner: u16, // slot + 1; 0: free
     api: u8,
-    _reserved: [u8; 5],
+    _reserved: u8,
+    serial: u32,
     tag: u64,
+}
+
+/// What one call took, or what another member's call took and this one uses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Which frames, in order.
+    pub extents: Vec<Extent>,
+    /// How other members find them.
+    pub serial: u32,
+    /// What the call gave as a tag.
+    pub tag: u64,
 }
 
 /// A run of frames with one owner and purpose, for the census.
@@ -100,8 +127,10 @@ pub struct Run {
     pub api: &'static str,
     /// What the call gave as a tag.
     pub tag: u64,
-    /// Handles and mappings.
+    /// Handles and mappings of the owner's.
     pub refs: u32,
+    /// Uses by other processes.
+    pub held: u32,
 }
 
 /// Offsets of the parts, from the number of frames alone.
@@ -109,6 +138,8 @@ struct Layout {
     members: usize,
     bitmap: usize,
     table: usize,
+    holds: usize,
+    marks: usize,
     refs: usize,
     total: usize,
 }
@@ -118,9 +149,11 @@ impl Layout {
         let members = 64;
         let bitmap = members + MEMBERS * size_of::<Member>();
         let table = bitmap + (frames as usize).div_ceil(64) * 8;
-        let refs = table + frames as usize * size_of::<Frame>();
+        let holds = table + frames as usize * size_of::<Frame>();
+        let marks = holds + hold::MOST * size_of::<hold::Hold>();
+        let refs = marks + mark::MOST * size_of::<mark::Entry>();
         let total = (refs + frames as usize * 4).next_multiple_of(sys::PAGE as usize);
-        Layout { members, bitmap, table, refs, total }
+        Layout { members, bitmap, table, holds, marks, refs, total }
     }
 }
 
@@ -267,6 +300,9 @@ impl Ledger {
     }
 
     fn is_alive(&self, slot: usize, member: Member) -> bool {
+        if slot == self.slot {
+            return true;
+        }
         let locked = self.file.as_ref().is_some_and(|(fd, _)| sys::byte_is_locked(fd, LIVENESS + slot as u64));
         locked && sys::process_start(member.pid).is_some_and(|(start, runs)| runs && start == member.start)
     }
@@ -309,7 +345,7 @@ impl Guard<'_> {
         let frames = self.ledger.frames;
         let header = self.header();
         if header.magic != MAGIC {
-            *header = Header { magic: MAGIC, frame_size, frames, used: 0, inode: 0 };
+            *header = Header { magic: MAGIC, frame_size, frames, used: 0, inode: 0, serial: 0, holds: 0 };
         }
     }
 
@@ -331,7 +367,9 @@ impl Guard<'_> {
         self.members().fill(Member::NOBODY);
         self.bitmap().fill(0);
         self.table().iter_mut().for_each(|frame| frame.owner = 0);
+        self.clear_holds();
         self.header().used = 0;
+        self.clear_marks(|_| true);
         None
     }
 
@@ -356,17 +394,19 @@ impl Guard<'_> {
         self.header().used
     }
 
-    /// Takes `count` frames in as few runs as possible; `None` if there are not enough.
-    pub fn take(&mut self, count: u32, api: Api, tag: u64) -> Option<Vec<Extent>> {
+    /// Takes `count` frames in as few runs as possible, in ascending order; `None` if there are not enough.
+    pub fn take(&mut self, count: u32, api: Api, tag: u64) -> Option<Taken> {
         let frames = self.ledger.frames;
         if frames.saturating_sub(self.header().used) < count {
             return None;
         }
         let extents = choose(self.bitmap(), frames, count);
         let owner = self.ledger.slot as u16 + 1;
+        let serial = self.header().serial.wrapping_add(1).max(1);
+        self.header().serial = serial;
         for extent in &extents {
             for index in extent.first..extent.first + extent.count {
-                self.table()[index as usize] = Frame { owner, api: api as u8, _reserved: [0; 5], tag };
+                self.table()[index as usize] = Frame { owner, api: api as u8, _reserved: 0, serial, tag };
                 // Who is killed here must not leave a used frame without an owner.
                 compiler_fence(Ordering::SeqCst);
                 self.bitmap()[index as usize / 64] |= 1 << (index % 64);
@@ -374,10 +414,10 @@ impl Guard<'_> {
         }
         self.ledger.set_refs(&extents, 1);
         self.count(self.ledger.slot, i64::from(count));
-        Some(extents)
+        Some(Taken { extents, serial, tag })
     }
 
-    /// Gives frames back.
+    /// Gives frames back that no other member can know of.
     pub fn give(&mut self, extents: &[Extent]) {
         let slot = self.ledger.slot;
         self.free_of(slot, extents);
@@ -406,33 +446,32 @@ impl Guard<'_> {
             return;
         }
         let members = self.members().to_vec();
-        for (slot, member) in members.into_iter().enumerate() {
-            if slot == self.ledger.slot || member.pid == 0 || self.ledger.is_alive(slot, member) {
-                continue;
-            }
-            let extents = self.owned(slot);
-            extents.iter().for_each(|extent| punch(*extent));
-            self.free_of(slot, &extents);
-            self.members()[slot] = Member::NOBODY;
-            // The dead may have been in the middle of a change: count afresh.
-            self.header().used = self.bitmap().iter().map(|word| word.count_ones()).sum();
+        let is_dead = |(slot, member): &(usize, Member)| member.pid != 0 && !self.ledger.is_alive(*slot, *member);
+        let dead: Vec<usize> = members.into_iter().enumerate().filter(is_dead).map(|(slot, _)| slot).collect();
+        if dead.is_empty() {
+            return;
         }
+        // They inherit nothing from each other.
+        self.forget_uses(&dead);
+        for slot in dead {
+            self.pass_on_all(slot, &punch);
+            self.members()[slot] = Member::NOBODY;
+        }
+        // The dead may have been in the middle of a change: count afresh.
+        self.header().used = self.bitmap().iter().map(|word| word.count_ones()).sum();
     }
 
-    /// The frames of one member.
-    fn owned(&mut self, slot: usize) -> Vec<Extent> {
+    /// The frames of one member, by serial.
+    fn owned(&mut self, slot: usize) -> BTreeMap<u32, Vec<Extent>> {
         let owner = slot as u16 + 1;
-        let mut extents: Vec<Extent> = Vec::new();
+        let mut owned: BTreeMap<u32, Vec<Extent>> = BTreeMap::new();
         for index in self.used_frames() {
-            if self.table()[index as usize].owner != owner {
-                continue;
-            }
-            match extents.last_mut() {
-                Some(last) if last.first + last.count == index => last.count += 1,
-                _ => extents.push(Extent { first: index, count: 1 }),
+            let frame = &self.table()[index as usize];
+            if frame.owner == owner {
+                join(owned.entry(frame.serial).or_default(), index);
             }
         }
-        extents
+        owned
     }
 
     fn used_frames(&mut self) -> Vec<u32> {
@@ -452,13 +491,15 @@ impl Guard<'_> {
     pub fn runs(&mut self) -> Vec<Run> {
         let pids: Vec<u32> = self.members().iter().map(|member| member.pid).collect();
         let refs = self.ledger.refs();
+        let held = self.held();
         let mut runs: Vec<Run> = Vec::new();
         for index in self.used_frames() {
             let frame = &self.table()[index as usize];
             let pid = pids.get((frame.owner as usize).wrapping_sub(1)).copied().unwrap_or(0);
             let (api, tag) = (Api::name(frame.api), frame.tag);
             let refs = refs[index as usize].load(Ordering::Relaxed);
-            let run = Run { first: index, count: 1, pid, api, tag, refs };
+            let held = held.get(&frame.serial).copied().unwrap_or(0);
+            let run = Run { first: index, count: 1, pid, api, tag, refs, held };
             match runs.last_mut() {
                 Some(last) if joins(last, &run) => last.count += 1,
                 _ => runs.push(run),
@@ -470,9 +511,8 @@ impl Guard<'_> {
     /// Leaves: this member's frames are free (after `punch`), and the last one out removes the file.
     pub fn leave(&mut self, punch: impl Fn(Extent)) {
         let slot = self.ledger.slot;
-        let extents = self.owned(slot);
-        extents.iter().for_each(|extent| punch(*extent));
-        self.free_of(slot, &extents);
+        self.forget_uses(&[slot]);
+        self.pass_on_all(slot, &punch);
         self.members()[slot].pid = 0;
         self.bury(punch);
         if let Some((_, path)) = &self.ledger.file
@@ -486,52 +526,7 @@ impl Guard<'_> {
 
 fn joins(last: &Run, next: &Run) -> bool {
     last.first + last.count == next.first
-        && (last.pid, last.api, last.tag, last.refs) == (next.pid, next.api, next.tag, next.refs)
-}
-
-/// The first run of free frames that is long enough; failing that, the first free runs together.
-fn choose(bitmap: &[u64], frames: u32, count: u32) -> Vec<Extent> {
-    let mut runs = Vec::new();
-    let mut index = 0;
-    while index < frames {
-        let first = next_free(bitmap, index, frames);
-        let end = next_used(bitmap, first, frames);
-        if end - first >= count {
-            return vec![Extent { first, count }];
-        }
-        if end > first {
-            runs.push(Extent { first, count: end - first });
-        }
-        index = end.max(first + 1);
-    }
-    let mut missing = count;
-    for run in &mut runs {
-        run.count = run.count.min(missing);
-        missing -= run.count;
-    }
-    runs.retain(|run| run.count > 0);
-    runs
-}
-
-fn next_free(bitmap: &[u64], from: u32, frames: u32) -> u32 {
-    next_bit(from, frames, |word| !bitmap[word])
-}
-
-fn next_used(bitmap: &[u64], from: u32, frames: u32) -> u32 {
-    next_bit(from, frames, |word| bitmap[word])
-}
-
-/// The first index at or after `from` whose bit is set in the words that `word` gives; `frames` if none.
-fn next_bit(from: u32, frames: u32, word: impl Fn(usize) -> u64) -> u32 {
-    let mut index = from;
-    while index < frames {
-        let bits = word(index as usize / 64) >> (index % 64);
-        if bits != 0 {
-            return (index + bits.trailing_zeros()).min(frames);
-        }
-        index = (index / 64 + 1) * 64;
-    }
-    frames
+        && (last.pid, last.api, last.tag, last.refs, last.held) == (next.pid, next.api, next.tag, next.refs, next.held)
 }
 
 /// Opens the file and takes its lock; again, if the last member removed it meanwhile.
@@ -565,25 +560,4 @@ fn other_sizes(fd: &OwnedFd, frames: u32, frame_size: u64) -> io::Result<bool> {
     expected[8..16].copy_from_slice(&frame_size.to_ne_bytes());
     expected[16..].copy_from_slice(&frames.to_ne_bytes());
     Ok(bytes != [0; 20] && bytes != expected)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_long_run_is_preferred_to_many_short_ones() {
-        // Frames 1 and 5 are used: free runs are [0], [2, 3, 4], [6 ..].
-        let bitmap = [0b10_0010u64];
-        assert_eq!(choose(&bitmap, 10, 1), [Extent { first: 0, count: 1 }]);
-        assert_eq!(choose(&bitmap, 10, 3), [Extent { first: 2, count: 3 }]);
-        assert_eq!(choose(&bitmap, 10, 4), [Extent { first: 6, count: 4 }]);
-        assert_eq!(choose(&bitmap, 10, 6).iter().map(|run| run.count).sum::<u32>(), 6);
-    }
-
-    #[test]
-    fn runs_cross_words() {
-        let bitmap = [u64::MAX >> 1, 0, 1];
-        assert_eq!(choose(&bitmap, 192, 65), [Extent { first: 63, count: 65 }]);
-    }
 }

@@ -7,7 +7,7 @@
 //! Modules, each using only those below it (verbs of [`Machine`] excepted, which call each other):
 //!
 //! * `conformance`, `faulty`, `driver`: the test kit
-//! * `machine` (life), and its verbs in `vmm`, `heap`, `host`, `copy`, `graph`, `stream`, `census`
+//! * `machine` (life), and its verbs in `vmm`, `heap`, `host`, `copy`, `graph`, `stream`, `ipc`, `census`
 //! * `cost`: what work takes in virtual time
 //! * `core`: what machine and workers share; `space`: addresses; `memory`: frames; `ledger`: their owners
 //! * `clock`: virtual time, for machines with a profile
@@ -26,6 +26,7 @@ pub mod faulty;
 mod graph;
 mod heap;
 mod host;
+mod ipc;
 mod ledger;
 pub mod machine;
 mod memory;
@@ -38,6 +39,7 @@ mod vmm;
 
 pub use self::clock::{Cost, Profile};
 pub use self::core::{Done, HostFn, Kernel, OpContext};
+pub use self::ipc::IPC_HANDLE;
 pub use driver::SimDriver;
 pub use error::{Code, Result, SimError};
 pub use faulty::{At, Faulty, Planned};

@@ -7,6 +7,7 @@ use crate::error::{Code, Result};
 use crate::fault::Faults;
 use crate::graph::Captures;
 use crate::heap::Heap;
+use crate::ipc::Opened;
 use crate::memory::os_error;
 use crate::options::Options;
 use crate::stream::Streams;
@@ -24,6 +25,7 @@ struct Inner {
     core: Arc<Core>,
     handles: Mutex<Handles>,
     heap: Arc<Mutex<Heap>>,
+    opened: Mutex<Opened>,
     streams: Streams,
     captures: Captures,
     faults: Faults,
@@ -60,6 +62,7 @@ impl Machine {
             core,
             handles: Mutex::default(),
             heap: Arc::default(),
+            opened: Mutex::default(),
             streams: Streams::default(),
             captures: Captures::default(),
             faults,
@@ -129,6 +132,10 @@ impl Machine {
 
     pub(crate) fn heap(&self) -> &Arc<Mutex<Heap>> {
         &self.0.heap
+    }
+
+    pub(crate) fn opened(&self) -> &Mutex<Opened> {
+        &self.0.opened
     }
 
     pub(crate) fn streams(&self) -> &Streams {

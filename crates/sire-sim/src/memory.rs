@@ -4,7 +4,7 @@
 //! the operating system's count of the file's blocks falls, and then the ledger forgets them.
 
 use crate::error::{Code, Result};
-use crate::ledger::{Api, Extent, Ledger, Run};
+use crate::ledger::{Api, Extent, Ledger, Run, Taken};
 use crate::options::{Options, Poison};
 use crate::sys;
 use std::io;
@@ -82,23 +82,57 @@ impl DeviceMemory {
             || Code::OUT_OF_MEMORY.because(format!("device {} has no {size} bytes left of {}", self.device, self.size));
         let count = u32::try_from(size / self.frame).map_err(|_| short())?;
         let mut guard = self.ledger.lock().map_err(os_error)?;
-        let mut extents = guard.take(count, api, tag);
-        if extents.is_none() {
+        let mut taken = guard.take(count, api, tag);
+        if taken.is_none() {
             guard.bury(|extent| self.punch(extent));
-            extents = guard.take(count, api, tag);
+            taken = guard.take(count, api, tag);
         }
         drop(guard);
-        let physical = Arc::new(Physical {
-            memory: Arc::clone(self),
-            size,
-            extents: extents.ok_or_else(short)?,
-            tag,
-            refs: AtomicU32::new(1),
-        });
+        let physical = self.physical(taken.ok_or_else(short)?, size, false);
         self.poison(&physical).map_err(|error| {
             Code::OUT_OF_MEMORY.because(format!("the host has no {size} bytes for the software device: {error}"))
         })?;
         Ok(physical)
+    }
+
+    fn physical(self: &Arc<Self>, taken: Taken, size: u64, borrowed: bool) -> Arc<Physical> {
+        Arc::new(Physical {
+            memory: Arc::clone(self),
+            size,
+            extents: taken.extents,
+            serial: taken.serial,
+            tag: taken.tag,
+            borrowed,
+            shared: AtomicBool::new(borrowed),
+            refs: AtomicU32::new(1),
+        })
+    }
+
+    /// The memory that another member of the environment took under this serial, and says to be `size` bytes.
+    pub fn borrow(self: &Arc<Self>, serial: u32, size: u64) -> Result<Arc<Physical>> {
+        let mut guard = self.ledger.lock().map_err(os_error)?;
+        guard.bury(|extent| self.punch(extent));
+        let held = guard.hold(serial);
+        drop(guard);
+        let gone = || Code::INVALID_HANDLE.because("the memory that the handle stands for is gone");
+        let physical = self.physical(held.ok_or_else(gone)?, size, true);
+        let frames: u64 = physical.extents.iter().map(|extent| u64::from(extent.count)).sum();
+        if frames * self.frame != size { Err(gone()) } else { Ok(physical) }
+    }
+
+    /// Which file the memory is, all processes of the environment alike.
+    pub fn inode(&self) -> Result<u64> {
+        sys::blocks_and_inode(&self.file).map(|(_, inode)| inode).map_err(os_error)
+    }
+
+    /// Who owns what.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Whether the ledger may still be changed by this process.
+    pub fn is_member(&self) -> bool {
+        self.generation == sys::generation() && !self.left.load(Ordering::Acquire)
     }
 
     fn poison(&self, physical: &Physical) -> io::Result<()> {
@@ -204,6 +238,11 @@ pub struct Physical {
     pub extents: Vec<Extent>,
     /// What `create` was given.
     pub tag: u64,
+    /// By what other processes find it.
+    pub serial: u32,
+    /// Whether another process took it.
+    pub borrowed: bool,
+    shared: AtomicBool,
     refs: AtomicU32,
 }
 
@@ -211,7 +250,14 @@ impl Physical {
     /// Notes one handle or mapping more, or fewer, for the census. (Rust's count decides when the memory goes.)
     pub fn note(&self, change: i32) {
         let refs = self.refs.fetch_add(change as u32, Ordering::Relaxed).wrapping_add(change as u32);
-        self.memory.ledger.set_refs(&self.extents, refs);
+        if !self.borrowed {
+            self.memory.ledger.set_refs(&self.extents, refs);
+        }
+    }
+
+    /// Other processes may know of it from now on.
+    pub fn share(&self) {
+        self.shared.store(true, Ordering::Release);
     }
 
     /// Puts the bytes at `addr`, a reservation of the same size, without access.
@@ -243,7 +289,13 @@ impl Physical {
 
 impl Drop for Physical {
     fn drop(&mut self) {
-        if self.memory.generation != sys::generation() || self.memory.left.load(Ordering::Acquire) {
+        if !self.memory.is_member() {
+            return;
+        }
+        if self.shared.load(Ordering::Acquire) {
+            if let Ok(mut guard) = self.memory.ledger.lock() {
+                guard.let_go(self.serial, &self.extents, |extent| self.memory.punch(extent));
+            }
             return;
         }
         self.extents.iter().for_each(|extent| self.memory.punch(*extent));

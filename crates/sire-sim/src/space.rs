@@ -18,6 +18,8 @@ pub enum Maker {
     Vmm,
     /// `cudaMalloc`.
     Heap,
+    /// `cudaIpcOpenMemHandle`.
+    Opened,
 }
 
 #[derive(Debug)]

@@ -14,6 +14,7 @@
 use crate::clock::{Clock, Mark, Step, profile, seconds};
 use crate::core::{Core, Work, locked};
 use crate::error::{Code, Result};
+use crate::ipc::SharedEvent;
 use crate::machine::Machine;
 use crate::options::Executor;
 use crate::types::{EventId, StreamId};
@@ -244,6 +245,8 @@ struct Event {
     timing: bool,
     device: u32,
     recorded: Recorded,
+    /// If other processes can know of it: all that happens to it happens there.
+    shared: Option<Arc<SharedEvent>>,
 }
 
 /// All streams and events of a machine.
@@ -530,8 +533,24 @@ impl Machine {
         self.core().check_alive(device)?;
         let mut tables = locked(&self.streams().tables);
         let id = EventId(tables.next_id());
-        tables.events.insert(id, Event { timing, device, recorded: Recorded::Never });
+        tables.events.insert(id, Event { timing, device, recorded: Recorded::Never, shared: None });
         Ok(id)
+    }
+
+    /// An event that lives in the ledger.
+    pub(crate) fn insert_shared(&self, device: u32, shared: SharedEvent) -> Result<EventId> {
+        let mut tables = locked(&self.streams().tables);
+        let id = EventId(tables.next_id());
+        let shared = Some(Arc::new(shared));
+        tables.events.insert(id, Event { timing: false, device, recorded: Recorded::Never, shared });
+        Ok(id)
+    }
+
+    /// What other processes know of the event, if they can.
+    pub(crate) fn shared_event(&self, event: EventId) -> Result<Option<Arc<SharedEvent>>> {
+        self.core().check_open()?;
+        let tables = locked(&self.streams().tables);
+        tables.events.get(&event).map(|event| event.shared.clone()).ok_or_else(|| no_event(event))
     }
 
     /// Gives the event up; who waits for it still does.
@@ -540,7 +559,8 @@ impl Machine {
     /// `INVALID_HANDLE`.
     pub fn event_destroy(&self, event: EventId) -> Result<()> {
         self.core().check_open()?;
-        locked(&self.streams().tables).events.remove(&event).map(drop).ok_or_else(|| no_event(event))
+        let removed = locked(&self.streams().tables).events.remove(&event);
+        removed.map(drop).ok_or_else(|| no_event(event))
     }
 
     /// The device that the event was made for.
@@ -568,6 +588,9 @@ impl Machine {
     pub fn event_record(&self, event: EventId, stream: StreamId) -> Result<()> {
         let target = self.live_stream(stream)?;
         self.recorded(event)?;
+        if let Some(shared) = self.shared_event(event)? {
+            return self.record_shared(shared, stream);
+        }
         let recorded = match self.captured_frontier(stream)? {
             Some((capture, nodes)) => Recorded::Captured(capture, nodes),
             None => {
@@ -590,6 +613,9 @@ impl Machine {
     /// `INVALID_HANDLE`; capture prohibitions; the device's sticky error.
     pub fn stream_wait_event(&self, stream: StreamId, event: EventId) -> Result<()> {
         let target = self.live_stream(stream)?;
+        if let Some(shared) = self.shared_event(event)? {
+            return self.wait_shared_on(shared, stream);
+        }
         match self.recorded(event)?.0 {
             Recorded::Never => Ok(()),
             Recorded::Captured(capture, nodes) => self.join_capture(&target, capture, &nodes),
@@ -607,6 +633,9 @@ impl Machine {
     /// `CAPTURED_EVENT` if it was recorded in a capture; capture prohibitions; the device's sticky error.
     pub fn event_query(&self, event: EventId) -> Result<bool> {
         let (recorded, _) = self.recorded(event)?;
+        if let Some(shared) = self.shared_event(event)? {
+            return self.query_shared(&shared);
+        }
         if let Recorded::Captured(capture, _) = recorded {
             return Err(self.refuse_captured_event(capture));
         }
@@ -622,6 +651,9 @@ impl Machine {
     /// # Errors
     /// `CAPTURED_EVENT` if it was recorded in a capture; the device's sticky error.
     pub fn event_synchronize(&self, event: EventId) -> Result<()> {
+        if let Some(shared) = self.shared_event(event)? {
+            return self.wait_shared(&shared);
+        }
         match self.recorded(event)?.0 {
             Recorded::Never => Ok(()),
             Recorded::Captured(capture, _) => Err(self.refuse_captured_event(capture)),

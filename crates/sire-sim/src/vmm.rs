@@ -2,6 +2,7 @@
 
 use crate::core::locked;
 use crate::error::{Code, Result};
+use crate::ipc::SHARE;
 use crate::ledger::Api;
 use crate::machine::Machine;
 use crate::memory::{Physical, os_error};
@@ -218,19 +219,22 @@ impl Machine {
         Ok((info.base, info.size))
     }
 
-    /// A file descriptor that stands for the physical, in this process; the caller closes it.
+    /// A file descriptor that stands for the physical, for every process of the environment; the caller closes it. While no handle and
+    /// no mapping of it is left anywhere, it stands for nothing (a real driver's keeps the memory).
     ///
     /// # Errors
     /// `INVALID_VALUE` if the handle is not live.
     pub fn export_physical(&self, physical: PhysicalId) -> Result<i32> {
         let found = self.physical(physical)?;
+        let share = self.share(&found)?;
         let mut handles = locked(self.handles());
         handles.exports.retain(|_, weak| weak.strong_count() > 0);
         handles.last += 1;
         let key = handles.last;
         handles.exports.insert(key, Arc::downgrade(&found));
-        let fd =
-            sys::memfd(0).and_then(|fd| sys::write_at(&fd, &self.ticket(key), 0).map(|()| fd)).map_err(os_error)?;
+        drop(handles);
+        let text = format!("{}{share}", self.ticket(key));
+        let fd = sys::memfd(0).and_then(|fd| sys::write_at(&fd, text.as_bytes(), 0).map(|()| fd)).map_err(os_error)?;
         Ok(fd.into_raw_fd())
     }
 
@@ -240,24 +244,29 @@ impl Machine {
     /// `INVALID_VALUE` if it stands for none, or for one that is gone.
     pub fn import_physical(&self, fd: i32) -> Result<PhysicalId> {
         self.core().check_open()?;
-        let wrong = || Code::INVALID_VALUE.because(format!("descriptor {fd} stands for no memory of this process"));
-        let text = std::fs::read(format!("/proc/self/fd/{fd}")).map_err(|_| wrong())?;
+        let wrong = || Code::INVALID_VALUE.because(format!("descriptor {fd} stands for no memory of this environment"));
+        let text = std::fs::read_to_string(format!("/proc/self/fd/{fd}")).map_err(|_| wrong())?;
         let mut handles = locked(self.handles());
-        let found =
-            handles.exports.iter().find(|(key, _)| self.ticket(**key) == text).and_then(|(_, weak)| weak.upgrade());
-        Ok(handles.hold(found.ok_or_else(wrong)?, false))
+        let own = handles.exports.iter().find(|(key, _)| text.starts_with(&self.ticket(**key)));
+        if let Some(own) = own.and_then(|(_, weak)| weak.upgrade()) {
+            return Ok(handles.hold(own, false));
+        }
+        drop(handles);
+        let share = text.split_once(SHARE).and_then(|(_, share)| share.parse().ok()).ok_or_else(wrong)?;
+        let borrowed = self.borrow(&share).map_err(|error| Code::INVALID_VALUE.because(error.message))?;
+        Ok(locked(self.handles()).hold(borrowed, true))
     }
 
-    /// What an exported descriptor contains: it names process, machine and export.
-    fn ticket(&self, key: u64) -> Vec<u8> {
+    /// How the content of an exported descriptor begins: it names process, machine and export.
+    fn ticket(&self, key: u64) -> String {
         let machine = std::ptr::from_ref(self.core()) as usize;
-        format!("sire-sim physical {} {machine:#x} {key}", std::process::id()).into_bytes()
+        format!("sire-sim physical {} {machine:#x} {key}{SHARE}", std::process::id())
     }
 }
 
 /// (device, bytes) that go back with this last reference; `None` if it is not the last.
 fn freed_with(physical: &Arc<Physical>) -> Option<(u32, u64)> {
-    (Arc::strong_count(physical) == 1).then(|| (physical.memory.device, physical.size))
+    (Arc::strong_count(physical) == 1 && !physical.borrowed).then(|| (physical.memory.device, physical.size))
 }
 
 fn dead(physical: PhysicalId) -> crate::error::SimError {

@@ -73,7 +73,7 @@ class Report:
         if not self.changed:
             return f"{self.action} of {what}: already so, nothing to do"
         if self.empty and self.bytes_held:
-            return f"{self.action} of {what}: {format_size(self.bytes_held)} are held on the device, no byte moved"
+            return f"{self.action} of {what}: nothing moved, {format_size(self.bytes_held)} held on the device"
         if self.empty:
             return f"{self.action} of {what}: no memory was allocated there, nothing moved"
         if self.action == "pre_copy":

@@ -170,23 +170,16 @@ def test_nccl_goes_along(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sire.distributed.suspend_nccl()
 
 
-def test_a_tensor_of_a_region_is_not_sent_to_another_process_and_it_is_said_why(tag: str, mode: str) -> None:
+def test_a_tensor_of_a_region_is_not_sent_to_another_process_and_it_is_said_why(
+    tag: str, expandable_segments: bool
+) -> None:
+    if expandable_segments:
+        pytest.skip("there it is sent: test_sharing.py")
     tensor = make(tag)
     with pytest.raises(sire.UnsupportedError, match=f"tensor of region '{tag}' cannot be sent to another process"):
         reductions.reduce_tensor(tensor)
     with pytest.raises(sire.UnsupportedError, match="made outside regions"):
         multiprocessing.reduction.ForkingPickler.dumps(tensor[5:])
-    assert multiprocessing.reduction.ForkingPickler.dumps(tensor.cpu())
-    assert bool((tensor == 7).all())
-    if mode == "allocator":
-        # There, every tensor is in a region.
-        return
-    plain = torch.ones(4, device="cuda")
-    with pytest.raises(RuntimeError) as caught:
-        reductions.reduce_tensor(plain)
-    assert not isinstance(caught.value, sire.SireError), (
-        "the software device has no such handles; that is its own error"
-    )
     assert multiprocessing.reduction.ForkingPickler.dumps(tensor.cpu())
     assert bool((tensor == 7).all())
 
@@ -205,7 +198,7 @@ def test_what_stays_is_said_before_the_pause(tag: str) -> None:
         sire.pause(tag, held="refuse")
     assert region_state(f"{tag}/goes") == "resident"
     report = sire.pause(f"{tag}/stays")
-    assert "no byte moved" in str(report)
+    assert "nothing moved, " in str(report)
     sire.resume(f"{tag}/stays")
     report = sire.pause(tag)
     assert report.bytes_held == held["the program keeps it resident"] >= 16 * MIB

@@ -81,7 +81,7 @@ fn known(machine: &Machine, address: u64) -> Result<PointerInfo> {
 }
 
 /// Attributes whose value is a 4-byte number.
-fn small_attribute(machine: &Machine, attribute: c_int, info: &PointerInfo) -> Option<u32> {
+fn small_attribute(machine: &Machine, attribute: c_int, address: u64, info: &PointerInfo) -> Option<u32> {
     let host = matches!(info.kind, PointerKind::Pinned | PointerKind::Registered);
     let foreign = info.kind == PointerKind::Pageable;
     Some(match attribute {
@@ -91,7 +91,7 @@ fn small_attribute(machine: &Machine, attribute: c_int, info: &PointerInfo) -> O
         8 => u32::from(info.kind == PointerKind::Managed),
         9 if foreign => u32::MAX - 1,
         9 => visible::to_program(machine, info.device) as u32, // device ordinal
-        10 => 0,                                               // legacy IPC
+        10 => u32::from(machine.ipc_capable(address)),         // legacy IPC
         13 => u32::from(!foreign),                             // mapped
         15 => 1,                                               // GPUDirect RDMA
         16 if info.vmm => 3,                                   // access flags
@@ -107,7 +107,7 @@ fn write_attribute(
     address: u64,
     info: &PointerInfo,
 ) -> Result<()> {
-    if let Some(value) = small_attribute(machine, attribute, info) {
+    if let Some(value) = small_attribute(machine, attribute, address, info) {
         // Booleans (managed, IPC-capable, mapped) are a byte wide in some headers and 4 in others; 4 is what the driver writes.
         return Out::<u32>::from_caller(data.cast()).set(value);
     }

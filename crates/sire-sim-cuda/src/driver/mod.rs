@@ -3,6 +3,7 @@
 mod context;
 mod copy;
 pub mod entry;
+mod ipc;
 mod launch;
 mod memory;
 mod pool;

@@ -1,6 +1,6 @@
 //! Virtual memory: reservations, physical memory, mappings, access, handles.
 
-use crate::abi::{AccessDesc, AllocationProp, Handle, LOCATION_DEVICE, MemLocation};
+use crate::abi::{AccessDesc, AllocationProp, LOCATION_DEVICE, MemLocation};
 use crate::boundary::{In, Out, export};
 use crate::{state, visible};
 use sire_sim::{Code, Machine, PhysicalId, Prot, Result};
@@ -132,12 +132,4 @@ export! { Driver:
         size.set_if(range.1 as usize);
         Ok(())
     }
-    fn cuIpcGetMemHandle(_out: Handle, _address: u64) |_machine| { legacy("cuIpcGetMemHandle") }
-    fn cuIpcCloseMemHandle(_address: u64) |_machine| { legacy("cuIpcCloseMemHandle") }
-}
-
-fn legacy(name: &str) -> Result<()> {
-    let message = format!("not simulated: {name} (device memory cannot be handed to another process by an IPC handle)");
-    state::say(name, &message);
-    Err(Code::NOT_SUPPORTED.because(message))
 }

@@ -8,6 +8,7 @@ use sire_sim::{Code, EventId, Machine, Result};
 use std::ffi::{c_float, c_uint};
 
 const DISABLE_TIMING: c_uint = 2;
+const INTERPROCESS: c_uint = 4;
 const ALL_FLAGS: c_uint = 7;
 
 /// Makes an event on `device`.
@@ -16,7 +17,14 @@ pub fn create(machine: &Machine, out: Out<Handle>, device: u32, flags: c_uint) -
     if flags > ALL_FLAGS {
         return Err(Code::INVALID_VALUE.because(format!("{flags:#x} are not flags of an event")));
     }
-    let event = machine.event_create(device, flags & DISABLE_TIMING == 0)?;
+    let timing = flags & DISABLE_TIMING == 0;
+    let event = match flags & INTERPROCESS == 0 {
+        true => machine.event_create(device, timing)?,
+        false if timing => {
+            return Err(Code::INVALID_VALUE.because("an interprocess event has no timing: cudaEventDisableTiming"));
+        }
+        false => machine.event_create_shared(device)?,
+    };
     out.set(event.0 as Handle)
 }
 

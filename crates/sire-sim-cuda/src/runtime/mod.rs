@@ -5,7 +5,7 @@ mod copy;
 mod device;
 mod event;
 mod graph;
-mod ipc;
+pub mod ipc;
 mod kernel;
 mod memory;
 pub mod pool;
