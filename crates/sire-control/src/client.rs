@@ -2,7 +2,7 @@
 
 use crate::line::Lines;
 use crate::message::{Answer, LONGEST_REPLY, Request, Verb, parse_reply};
-use crate::place::{Found, Place};
+use crate::place::{Found, Place, knock};
 use crate::server::peer_is_ours;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -59,12 +59,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// A connection to whoever listens at `path`.
+    /// A connection to whoever listens at `path`, if it is to be had within `patience`.
     ///
     /// # Errors
-    /// `Gone` if nobody does; `Strange` if it is another user.
-    pub fn connect(path: &Path) -> Result<Client, Failure> {
-        let stream = UnixStream::connect(path)?;
+    /// `Gone` if nobody listens; `Silent` if so many wait for a stopped process already that its queue is full; `Strange` if it is another user.
+    pub fn connect(path: &Path, patience: Duration) -> Result<Client, Failure> {
+        let stream = knock(path, patience).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => Failure::Silent(patience),
+            _ => error.into(),
+        })?;
         if !peer_is_ours(stream.as_fd()) {
             return Err(Failure::Strange(format!("{} belongs to another user's process", path.display())));
         }
@@ -114,12 +117,17 @@ impl Client {
     }
 }
 
-/// Asks one process one thing.
+/// Asks one process one thing, and waits at most `patience` in all.
 ///
 /// # Errors
 /// As [`Client::connect`] and [`Client::ask`].
 pub fn ask(found: &Found, verb: Verb, patience: Duration) -> Result<Answer, Failure> {
-    Client::connect(&found.path)?.ask(verb, patience)
+    let until = Instant::now() + patience;
+    let mut client = Client::connect(&found.path, patience)?;
+    match client.ask(verb, until.saturating_duration_since(Instant::now())) {
+        Err(Failure::Silent(_)) => Err(Failure::Silent(patience)),
+        answer => answer,
+    }
 }
 
 /// Asks all processes the same, side by side; what dead ones left behind is removed.
@@ -135,18 +143,12 @@ pub fn ask_all(place: &Place, verb: &Verb, patience: Duration) -> io::Result<Vec
                 some.iter().map(|found| scope.spawn(move || ask(found, verb.clone(), patience))).collect();
             for (found, thread) in some.iter().zip(asking) {
                 match thread.join().unwrap_or(Err(Failure::Gone)) {
-                    Err(Failure::Gone) => forget_if_dead(place, found),
+                    // A socket that refuses connections has no process any more; one that merely hung up has.
+                    Err(Failure::Gone) => place.forget_if_dead(found),
                     answer => answers.push((found.clone(), answer)),
                 }
             }
         });
     }
     Ok(answers)
-}
-
-/// A socket that refuses connections has no process any more; one that merely hung up has.
-fn forget_if_dead(place: &Place, found: &Found) {
-    if UnixStream::connect(&found.path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-        place.forget(found);
-    }
 }

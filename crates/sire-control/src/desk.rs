@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Requests that may wait at once.
 const MOST: usize = 16;
+/// How long a request that found no good moment rests before the same thread tries it again.
+const REST: Duration = Duration::from_millis(50);
 /// What runs without a request.
 const NOBODYS: Ticket = Ticket(0);
 
@@ -189,7 +191,7 @@ impl Desk {
             return false;
         }
         let back = Instant::now() + slice;
-        let mut tried = Vec::new();
+        let mut tried: Vec<(Ticket, Instant)> = Vec::new();
         let mut inner = lock(&self.inner);
         if inner.is_runner() {
             // A callback of the action that this very thread carries out.
@@ -200,9 +202,11 @@ impl Desk {
         loop {
             match inner.step(&tried) {
                 Step::Run(asked) => {
-                    tried.push(asked.ticket);
+                    let ticket = asked.ticket;
                     drop(inner);
                     self.carry_out(asked, run);
+                    tried.retain(|(other, _)| *other != ticket);
+                    tried.push((ticket, Instant::now() + REST));
                     inner = lock(&self.inner);
                 }
                 Step::Wait(until) if Instant::now() < back => inner = self.wait(inner, until.unwrap_or(back).min(back)),
@@ -506,10 +510,12 @@ impl Inner {
         self.held.iter_mut().for_each(|hold| hold.undo.retain(|other| other != tag));
     }
 
-    fn step(&mut self, tried: &[Ticket]) -> Step {
+    /// `tried`: what this thread has tried, and when it may again.
+    fn step(&mut self, tried: &[(Ticket, Instant)]) -> Step {
         let now = Instant::now();
+        let rested = |asked: &Asked| tried.iter().find(|(ticket, _)| *ticket == asked.ticket).map(|(_, until)| *until);
         let everybody = self.members.values().all(|known| known.inside);
-        let waits = |asked: &&Asked| asked.deadline > now && !tried.contains(&asked.ticket);
+        let waits = |asked: &&Asked| asked.deadline > now && rested(asked).is_none_or(|until| until <= now);
         let ready = |asked: &&Asked| everybody || matches!(asked.action, Action::Resume { .. });
         if self.running.is_none() {
             let found = self.asked.iter().position(|asked| waits(&asked) && ready(&asked));
@@ -519,11 +525,12 @@ impl Inner {
                 return Step::Run(asked);
             }
         }
-        let next = self.asked.iter().filter(waits).map(|asked| asked.deadline).min();
-        match self.held.is_empty() && self.running.is_none() && next.is_none() {
-            true => Step::GoOn,
-            false => Step::Wait(next),
+        if self.held.is_empty() && self.running.is_none() && !self.asked.iter().any(|asked| waits(&asked)) {
+            // What was tried is tried again at the next safe point.
+            return Step::GoOn;
         }
+        let again = self.asked.iter().filter_map(rested).filter(|until| *until > now);
+        Step::Wait(self.asked.iter().filter(waits).map(|asked| asked.deadline).chain(again).min())
     }
 }
 

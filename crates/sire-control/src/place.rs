@@ -2,18 +2,28 @@
 //!
 //! It is `sire` in `XDG_RUNTIME_DIR`, or else `sire-control-UID` in the temporary directory, where anybody may have put something of that name: it is
 //! opened without following links, and used only if it is a directory, this user's, and closed to all others.
+//!
+//! A name appears a moment before somebody listens there, and a name that was left behind may be taken over by the next process of that number. So
+//! sockets are made, and removed for being dead, under a lock of the directory: who finds nobody behind a name, with the lock, is right.
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, open, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, open, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Bytes of the longest path of a socket, by the kernel's rule, its NUL included.
 const LONGEST_PATH: usize = 108;
 /// Sockets of one process number: more than one in a directory that several PID namespaces share.
 const NAMESAKES: u32 = 16;
+/// How long to try for the lock of the directory, which others hold for a few system calls, unless they are stopped meanwhile.
+const TURN: Duration = Duration::from_millis(500);
 
 /// A directory that was found to be private. Paths are used after the check, which is safe because nobody else can change what is in it.
 #[derive(Debug)]
@@ -78,11 +88,12 @@ impl Place {
     /// # Errors
     /// The system's; `AddrInUse` if as many live ones have that number as are allowed.
     pub fn listen(&self, pid: u32) -> io::Result<(UnixListener, PathBuf)> {
+        let turn = self.turn(TURN);
         for number in 0..NAMESAKES {
             let name = if number == 0 { format!("{pid}.sock") } else { format!("{pid}-{number}.sock") };
             let path = self.path.join(&name);
             refuse_long(&path)?;
-            if let Some(listener) = self.listen_at(&name, &path)? {
+            if let Some(listener) = self.listen_at(turn.as_ref(), &name, &path)? {
                 listener.set_nonblocking(true)?;
                 return Ok((listener, path));
             }
@@ -93,12 +104,12 @@ impl Place {
         ))
     }
 
-    /// None if somebody lives there.
-    fn listen_at(&self, name: &str, path: &Path) -> io::Result<Option<UnixListener>> {
+    /// None if somebody lives there, or may.
+    fn listen_at(&self, turn: Option<&Turn>, name: &str, path: &Path) -> io::Result<Option<UnixListener>> {
         for _ in 0..2 {
             match UnixListener::bind(path) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path) {
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => self.remove(name),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => match turn {
+                    Some(turn) if is_dead(path) => self.remove(turn, name),
                     _ => return Ok(None),
                 },
                 bound => return bound.map(Some),
@@ -107,15 +118,33 @@ impl Place {
         Ok(None)
     }
 
+    /// The lock of the directory, if it is to be had in time. Dropped by the kernel with a process that ends.
+    fn turn(&self, patience: Duration) -> Option<Turn> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // An open description of its own, so that threads of one process exclude each other, too.
+        let directory = openat(&self.directory, ".", flags, Mode::empty()).ok()?;
+        let until = Instant::now() + patience;
+        while flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Some(Turn(directory))
+    }
+
     /// Removes a socket; one that is gone is fine.
-    fn remove(&self, name: &str) {
+    fn remove(&self, _turn: &Turn, name: &str) {
         let _ = unlinkat(&self.directory, name, AtFlags::empty());
     }
 
-    /// Removes the socket of a process that is dead, as a connection that was refused has shown.
-    pub fn forget(&self, found: &Found) {
-        if let Some(name) = found.path.file_name().and_then(|name| name.to_str()) {
-            self.remove(name);
+    /// Removes a socket that nobody listens on, and never will. Where that is uncertain it stays.
+    pub fn forget_if_dead(&self, found: &Found) {
+        let Some(turn) = self.turn(TURN) else { return };
+        if let Some(name) = found.path.file_name().and_then(|name| name.to_str())
+            && is_dead(&found.path)
+        {
+            self.remove(&turn, name);
         }
     }
 
@@ -137,6 +166,42 @@ impl Place {
         found.sort();
         Ok(found)
     }
+}
+
+/// The lock of a directory of sockets.
+#[derive(Debug)]
+struct Turn(OwnedFd);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // By name: closing alone would leave it to a child that was forked meanwhile.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// A connection to whoever listens at `path`. A process that is stopped takes nobody out of its queue, and a full queue makes who comes next
+/// wait: at most for `patience`, and then it is `WouldBlock`.
+///
+/// # Errors
+/// The system's: `ConnectionRefused` if nobody listens.
+pub fn knock(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let address = SocketAddrUnix::new(path)?;
+    let until = Instant::now() + patience;
+    loop {
+        // On Linux this bounds the wait for a place in a local queue. Zero would mean without end.
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
+        set_socket_timeout(&socket, Timeout::Send, Some(left))?;
+        match connect(&socket, &address) {
+            Err(Errno::INTR) => {}
+            connected => return Ok(connected.map(|()| UnixStream::from(socket))?),
+        }
+    }
+}
+
+/// Whether nobody listens there. Who holds the lock of the directory knows that nobody is about to, either.
+fn is_dead(path: &Path) -> bool {
+    knock(path, Duration::ZERO).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// `12.sock` and `12-3.sock` are of process 12.
@@ -173,11 +238,13 @@ pub fn user() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Found, Place, pid_of};
+    use super::{Found, Place, TURN, is_dead, knock, pid_of};
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     use std::fs::{self, Permissions};
     use std::io::ErrorKind;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
+    use std::time::Duration;
 
     type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -234,9 +301,58 @@ mod tests {
         fs::write(place.path().join("9.sock"), "no socket")?;
         let found = [Found { pid: 7, path: other }, Found { pid: 7, path }];
         assert_eq!(place.sockets()?, found);
+        place.forget_if_dead(&found[1]);
+        assert_eq!(place.sockets()?, found, "it lives");
         drop(first);
-        place.forget(&found[1]);
+        place.forget_if_dead(&found[1]);
         assert_eq!(place.sockets()?, found[..1]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_nobody_listens_behind_yet_is_not_taken_for_dead() -> Outcome {
+        let root = tempfile::tempdir()?;
+        let place = Place::at(&root.path().join("sire"))?;
+        let path = place.path().join("7.sock");
+        let found = Found { pid: 7, path: path.clone() };
+        // What `listen` does, stopped half-way.
+        let turn = place.turn(TURN).ok_or("nobody else is here")?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+        assert!(is_dead(&path), "as it looks from outside");
+        place.forget_if_dead(&found);
+        assert_eq!(place.sockets()?, [found.clone()]);
+        // Nor is it taken over by a namesake.
+        assert!(place.listen(7)?.1.ends_with("7-1.sock"));
+        rustix::net::listen(&socket, 1)?;
+        drop(turn);
+        place.forget_if_dead(&found);
+        assert!(place.sockets()?.contains(&found), "it lives now");
+        drop(socket);
+        place.forget_if_dead(&found);
+        assert!(!place.sockets()?.contains(&found));
+        Ok(())
+    }
+
+    #[test]
+    fn who_knocks_at_a_full_queue_goes_away_in_time() -> Outcome {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("full.sock");
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+        rustix::net::listen(&socket, 1)?;
+        let mut queue = Vec::new();
+        let full = loop {
+            match knock(&path, Duration::from_millis(1)) {
+                Ok(stream) if queue.len() < 64 => queue.push(stream),
+                outcome => break outcome,
+            }
+        };
+        assert_eq!(full.map(drop).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+        assert!(!is_dead(&path));
+        queue.clear();
+        let greeted = crate::client::Client::connect(&path, Duration::from_millis(1));
+        assert!(matches!(greeted, Err(crate::client::Failure::Silent(_))), "{greeted:?}");
         Ok(())
     }
 

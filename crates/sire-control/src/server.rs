@@ -110,7 +110,7 @@ impl Descriptors {
 }
 
 /// A server, to be run on a thread of its own.
-pub struct Server<S> {
+pub struct Server<S: Service> {
     listener: UnixListener,
     service: S,
     outbox: Arc<Outbox>,
@@ -164,11 +164,6 @@ impl<S: Service> Server<S> {
             }
             self.close_ended();
         }
-        for at in 0..self.connections.len() {
-            self.say_goodbye(at);
-        }
-        self.descriptors.remove(self.listener.as_raw_fd());
-        self.descriptors.remove(self.outbox.wake.as_raw_fd());
     }
 
     fn sleep(&self, due: Option<Instant>) -> Option<Ready> {
@@ -317,6 +312,15 @@ impl<S: Service> Server<S> {
     }
 }
 
+impl<S: Service> Drop for Server<S> {
+    /// Also of one that never ran: a forked child is not to close what has these numbers next.
+    fn drop(&mut self) {
+        (0..self.connections.len()).for_each(|at| self.say_goodbye(at));
+        self.descriptors.remove(self.listener.as_raw_fd());
+        self.descriptors.remove(self.outbox.wake.as_raw_fd());
+    }
+}
+
 /// What `poll` has found.
 struct Ready {
     listener: bool,
@@ -355,6 +359,8 @@ impl Connection {
     fn refuse(&mut self, id: u64, refusal: Refusal) {
         self.say(&reply(id, &Err(refusal)));
         self.ending = true;
+        // What has begun is not waited for any more; answers that come later still go out.
+        self.lines = Lines::new(LONGEST_REQUEST);
     }
 
     fn write(&mut self) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sire_control::client::{Client, Failure as Silence};
 use sire_control::message::{Code, Refusal, Verb};
+use sire_control::place::Place;
 
 use super::view::size;
 use super::{NOBODY, REFUSED, SILENT, place};
@@ -87,7 +88,7 @@ fn say(options: &AskOptions, answer: &Value, sentence: impl FnOnce() -> String) 
 
 /// The answer of process `pid`; failures with the exit codes of docs/control.md.
 pub fn ask(pid: u32, verb: Verb, seconds: f64) -> Result<Value, Failure> {
-    let mut client = connect(pid)?;
+    let mut client = connect(&place()?, pid).map_err(|unreached| unreached.of(pid))?;
     let silent = |silence: Silence| {
         Failure::new(format!("process {pid}: {silence}"))
             .advice("Is it stopped (kill -STOP, a debugger)? What was asked may still happen.")
@@ -97,29 +98,58 @@ pub fn ask(pid: u32, verb: Verb, seconds: f64) -> Result<Value, Failure> {
     client.ask(verb, patience).map_err(silent)?.map_err(|refusal| refused(pid, &refusal))
 }
 
-/// A connection to a process that has said who it is: of several with one number (containers), the one that calls itself so.
-fn connect(pid: u32) -> Result<Client, Failure> {
-    let place = place()?;
-    let sockets = place.sockets().map_err(|error| Failure::new(format!("{}: {error}", place.path().display())))?;
-    let mut said = None;
+/// Why there is no connection to a process.
+pub enum Unreached {
+    /// It has no socket that anybody listens on.
+    Nobody,
+    /// It wants no more visitors now.
+    Refused(Refusal),
+    /// It does not answer, or not as a process of Sire's.
+    Silent(Silence),
+    /// The directory of sockets cannot be read.
+    Place(std::io::Error),
+}
+
+impl Unreached {
+    fn of(self, pid: u32) -> Failure {
+        match self {
+            Unreached::Nobody => Failure::new(format!("process {pid} cannot be asked: it has no control socket"))
+                .advice("sire ps lists those that can; a program opens one with SIRE_CONTROL=1 or sire.control.open().")
+                .exits_with(NOBODY),
+            Unreached::Refused(refusal) => refused(pid, &refusal),
+            Unreached::Silent(silence) => Failure::new(format!("process {pid}: {silence}"))
+                .advice("Is it stopped (kill -STOP, a debugger)?")
+                .exits_with(SILENT),
+            Unreached::Place(error) => Failure::new(format!("the control sockets cannot be listed: {error}")),
+        }
+    }
+
+    /// As an answer that the process might have given itself.
+    pub fn as_refusal(&self, pid: u32) -> Refusal {
+        match self {
+            Unreached::Nobody => Refusal::new(Code::Invalid, format!("process {pid} has no control socket")),
+            Unreached::Refused(refusal) => refusal.clone(),
+            Unreached::Silent(silence) => Refusal::new(Code::Failed, silence.to_string()),
+            Unreached::Place(error) => Refusal::new(Code::Failed, error.to_string()),
+        }
+    }
+}
+
+/// A connection to a process that has said who it is: of several sockets with one number (containers, what dead ones left), one that answers.
+pub fn connect(place: &Place, pid: u32) -> Result<Client, Unreached> {
+    let sockets = place.sockets().map_err(Unreached::Place)?;
+    let mut unreached = Unreached::Nobody;
     for found in sockets.iter().filter(|found| found.pid == pid) {
-        let greeted = Client::connect(&found.path)
+        let greeted = Client::connect(&found.path, GREETING)
             .and_then(|mut client| client.ask(Verb::Hello, GREETING).map(|answer| (client, answer)));
         match greeted {
             Ok((client, Ok(_))) => return Ok(client),
-            Ok((_, Err(refusal))) => said = Some(refused(pid, &refusal)),
+            Ok((_, Err(refusal))) => unreached = Unreached::Refused(refusal),
             Err(Silence::Gone) => {}
-            Err(silence) => {
-                let failure = Failure::new(format!("process {pid}: {silence}"));
-                said = Some(failure.advice("Is it stopped (kill -STOP, a debugger)?").exits_with(SILENT));
-            }
+            Err(silence) => unreached = Unreached::Silent(silence),
         }
     }
-    Err(said.unwrap_or_else(|| {
-        Failure::new(format!("process {pid} cannot be asked: it has no control socket"))
-            .advice("sire ps lists those that can; a program opens one with SIRE_CONTROL=1 or sire.control.open().")
-            .exits_with(NOBODY)
-    }))
+    Err(unreached)
 }
 
 fn refused(pid: u32, refusal: &Refusal) -> Failure {

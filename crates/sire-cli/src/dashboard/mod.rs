@@ -21,13 +21,13 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::json;
-use sire_control::client;
 use sire_control::message::{Answer, Code, Refusal, Verb};
 use sire_control::place::Place;
 use tokio::net::TcpListener;
 use tokio::runtime::{self, Runtime};
 
 use crate::arguments::DashboardOptions;
+use crate::control::act;
 use crate::control::view::View;
 use crate::control::{metrics, place};
 use crate::failure::Failure;
@@ -107,12 +107,9 @@ impl Dashboard {
     }
 
     fn carry_out(&self, pid: u32, verb: Verb) -> Answer {
-        let sockets = self.place.sockets().unwrap_or_default();
-        let found = sockets.iter().find(|found| found.pid == pid);
-        let Some(found) = found else {
-            return Err(Refusal::new(Code::Invalid, format!("process {pid} has no control socket")));
-        };
-        client::ask(found, verb, Duration::from_secs(120))
+        let mut client = act::connect(&self.place, pid).map_err(|unreached| unreached.as_refusal(pid))?;
+        client
+            .ask(verb, Duration::from_secs(120))
             .unwrap_or_else(|silence| Err(Refusal::new(Code::Failed, silence.to_string())))
     }
 }

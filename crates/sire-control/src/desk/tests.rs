@@ -114,6 +114,33 @@ fn a_callback_of_an_action_may_pass_a_safe_point_itself() {
 }
 
 #[test]
+fn a_thread_that_is_held_tries_again_what_found_no_good_moment() {
+    let (desk, answers) = desk();
+    let member = desk.join("held");
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), pause("b"), LONG), Ok(()));
+    let held = std::thread::spawn({
+        let desk = Arc::clone(&desk);
+        move || {
+            let mut busy = 3;
+            // One pass, as long as it takes.
+            desk.pass(&member, LONG, &mut |action| match action {
+                Action::Pause { tag: Some(tag) } if tag == "b" && busy > 0 => {
+                    busy -= 1;
+                    Outcome::NotNow("a thread is inside 'b'".to_owned())
+                }
+                action => obey(action),
+            })
+        }
+    });
+    assert!(matches!(answers.recv_timeout(LONG), Ok((Ticket(1), Ok(_)))));
+    assert!(matches!(answers.recv_timeout(LONG), Ok((Ticket(2), Ok(_)))));
+    assert_eq!(desk.ask(Ticket(3), resume(None), LONG), Ok(()));
+    assert!(matches!(answers.recv_timeout(LONG), Ok((Ticket(3), Ok(_)))));
+    assert_eq!(held.join().ok(), Some(false));
+}
+
+#[test]
 fn what_is_paused_after_a_failure_holds_like_any_pause() {
     let (desk, answers) = desk();
     let member = desk.join("main");

@@ -1,6 +1,8 @@
 //! A real socket, and clients of every kind: proper, too many, slow, loud, talking nonsense, of another user.
 
-use super::{AT_ONCE, LINE, Outbox, PLACES, Server, Service, Ticket, is_same_user};
+use super::{
+    AT_ONCE, Connection, Descriptors, IDLE, LINE, Lines, Outbox, PLACES, Server, Service, Ticket, is_same_user,
+};
 use crate::client::{Client, Failure, ask, ask_all};
 use crate::message::{Answer, Code, LONGEST_REQUEST, Verb};
 use crate::place::{Found, Place};
@@ -230,6 +232,47 @@ fn one_connection_gets_only_its_share_of_unanswered_requests() -> Outcome {
 }
 
 #[test]
+fn half_a_line_is_refused_once_while_an_earlier_answer_is_on_its_way() -> Outcome {
+    let (stream, client) = UnixStream::pair()?;
+    client.set_nonblocking(true)?;
+    let (lines, out, open) = (Lines::new(LONGEST_REQUEST), Vec::new(), vec![(Ticket(1), 7)]);
+    let mut connection = Connection { stream, lines, out, open, deadline: Instant::now(), ending: false, gone: false };
+    assert!(connection.take(b"{\"verb\":").is_ok_and(|lines| lines.is_empty()));
+    for _ in 0..3 {
+        connection.give_up();
+        assert!(!connection.is_over(), "its answer is still to come");
+    }
+    assert!(connection.deadline > Instant::now() + IDLE / 2, "it is we who take long");
+    connection.open.clear();
+    assert!(connection.is_over());
+    drop(connection);
+    assert_eq!(rest(&client).matches("no whole request came").count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_server_leaves_no_descriptor_behind_whether_it_ran_or_not() -> Outcome {
+    let root = tempfile::tempdir()?;
+    let place = Place::at(&root.path().join("sire"))?;
+    let descriptors: Arc<Descriptors> = Arc::default();
+    let noted = || descriptors.0.iter().filter(|slot| slot.load(Ordering::Acquire) >= 0).count();
+    let make = || -> Result<_, Box<dyn Error>> {
+        let (listener, outbox) = (place.listen(1)?.0, Arc::new(Outbox::new()?));
+        Ok((Server::new(listener, Arc::new(Teller::default()), Arc::clone(&outbox), Arc::clone(&descriptors)), outbox))
+    };
+    let (server, _) = make()?;
+    assert_eq!(noted(), 2);
+    drop(server);
+    assert_eq!(noted(), 0, "its thread could not be started");
+    let (server, outbox) = make()?;
+    server.stop().store(true, Ordering::Release);
+    outbox.wake();
+    server.run();
+    assert_eq!(noted(), 0);
+    Ok(())
+}
+
+#[test]
 fn only_the_same_user_is_the_same_user() {
     assert!(is_same_user(Some(1000), 1000));
     for stranger in [Some(0), Some(1001), None] {
@@ -253,7 +296,7 @@ fn who_listens_and_does_not_answer_is_called_silent() -> Outcome {
     let root = tempfile::tempdir()?;
     let place = Place::at(&root.path().join("sire"))?;
     let (_listener, path) = place.listen(3)?;
-    let silence = Client::connect(&path)?.ask(Verb::Hello, Duration::from_millis(50));
+    let silence = Client::connect(&path, PATIENCE)?.ask(Verb::Hello, Duration::from_millis(50));
     assert!(matches!(silence, Err(Failure::Silent(_))), "{silence:?}");
     Ok(())
 }
