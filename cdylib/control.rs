@@ -20,7 +20,7 @@ use sire_core::error::{Error, Result, Status};
 use sire_core::policy::Budget;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,8 +35,33 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The one of the process; it stays when its socket is closed, for threads that are still at the desk.
 static CURRENT: AtomicPtr<Control> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Held while the socket is opened or closed.
-static TURN: Mutex<()> = Mutex::new(());
+/// The number of the process one of whose threads opens or closes the socket; 0: none does. Not a mutex, which a child that is forked meanwhile
+/// would find locked for ever: the child finds a number that is not its own.
+static TURN: AtomicU32 = AtomicU32::new(0);
+
+/// The turn to open or close the socket.
+struct Turn;
+
+impl Turn {
+    /// Waits for it.
+    fn take() -> Turn {
+        let own = std::process::id();
+        loop {
+            let found = TURN.load(Ordering::Relaxed);
+            let is_free = found != own;
+            if is_free && TURN.compare_exchange(found, own, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return Turn;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURN.store(0, Ordering::Release);
+    }
+}
 
 /// What the threads share.
 pub(crate) struct Control {
@@ -72,7 +97,7 @@ pub(crate) fn note(what: &str, sentence: impl FnOnce() -> String) {
 
 /// Opens the socket, unless it is open; where it is.
 pub(crate) fn open() -> Result<PathBuf> {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = Turn::take();
     let control = made()?;
     if let Some(running) = &*control.running() {
         return Ok(running.path.clone());
@@ -82,7 +107,7 @@ pub(crate) fn open() -> Result<PathBuf> {
 
 /// Closes the socket: nobody can ask any more. What is paused from outside is left to [`Desk::give_up`].
 pub(crate) fn close() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = Turn::take();
     if let Some(control) = current() {
         control.desk.close();
         control.stop();
@@ -155,10 +180,11 @@ impl Control {
         let outbox = Arc::clone(&self.outbox);
         let server = Server::new(listener, Porter { control: self, questions }, outbox, Arc::clone(&self.descriptors));
         let stop = server.stop();
+        // The worker first: without a server, which holds the other end, it ends at once. A server that could not be started is dropped, and with it
+        // all that is open.
         let spawned =
-            spawn("sire-control", || server.run()).and_then(|()| spawn("sire-control-w", move || self.work(waiting)));
+            spawn("sire-control-w", move || self.work(waiting)).and_then(|()| spawn("sire-control", || server.run()));
         if let Err(error) = spawned {
-            stop.store(true, Ordering::Release);
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }

@@ -2,7 +2,8 @@
 //! (the *fence*). What the process allocates comes out of the stock: the engine sees to that for its own memory, the hooks for what they pass on.
 //!
 //! Order is everything between processes: more is said to be owned *after* the driver has given it, less *before* it goes back. So what
-//! another process computes from the ledger and from the driver's figure is never too much.
+//! another process computes from the ledger and from the driver's figure is never too much. The engine says of every byte of the fence when it is on
+//! its way through the driver ([`note_missing`]), whoever caused that.
 
 use crate::boundary::catch;
 use crate::capture::{self, Relaxed};
@@ -10,12 +11,13 @@ use crate::log;
 use crate::process::{self, Process};
 use serde_json::{Value, json};
 use sire_core::driver::Device;
+use sire_core::engine::Stocked;
 use sire_core::error::{Error, Result, Status};
 use sire_ledger::{Ledger, Member, Memory, Patience, Want};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -42,21 +44,21 @@ pub(crate) struct Wish {
     pub(crate) fence: Fence,
 }
 
-/// One place in the ledger, and how much of what it holds lies in the stock or was taken from there.
+/// One place in the ledger, and how much of what it holds lies in the stock or was taken from there: whole granules; `None` without a fence.
 #[derive(Debug)]
 struct Held {
     member: Member,
-    fenced: u64,
+    fenced: Option<u64>,
 }
 
-/// A reservation: what it was made with, and what it was enlarged by.
+/// A reservation. One place in the ledger with a fence and one without are enough, however often it is resized: 256 are all that there are.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     device: Device,
     ledger: Ledger,
     held: Mutex<Vec<Held>>,
-    /// Bytes of the fence that are on their way through the driver.
-    leaving: AtomicU64,
+    /// Held while the fence changes its size: who enlarges it counts on what there is.
+    sizing: Mutex<()>,
 }
 
 /// What a reservation is, in bytes.
@@ -91,10 +93,11 @@ impl Reservation {
     pub(crate) fn make(process: &'static Process, dir: &Path, wish: Wish) -> Result<Arc<Reservation>> {
         let gpu = process.driver.uuid(wish.device)?;
         let ledger = Ledger::open(dir, &gpu).map_err(said)?;
-        let reservation =
-            Reservation { device: wish.device, ledger, held: Mutex::default(), leaving: AtomicU64::new(0) };
+        let (held, sizing) = (Mutex::default(), Mutex::default());
+        let reservation = Reservation { device: wish.device, ledger, held, sizing };
         reservation.enlarge(process, wish)?;
         let reservation = Arc::new(reservation);
+        process.engine.stock_watch(Box::new(note_missing));
         let mut all = lock(&RESERVATIONS);
         all.retain(|other| other.strong_count() > 0);
         all.push(Arc::downgrade(&reservation));
@@ -112,26 +115,47 @@ impl Reservation {
             bytes -= bytes % LARGEST_GRANULE;
             member.shrink(bytes).map_err(said)?;
         }
+        let _sizing = lock(&self.sizing);
         let fenced = match wish.fence {
-            Fence::None => 0,
+            Fence::None => None,
             fence => match self.build_fence(process, &member, bytes) {
                 Err(error) if fence == Fence::IfPossible => {
                     log::warning!("the reservation of {bytes} bytes on {} has no fence: {error}", self.device);
-                    0
+                    None
                 }
-                fenced => fenced?,
+                fenced => Some(fenced?),
             },
         };
-        lock(&self.held).push(Held { member, fenced });
+        self.take_in(member, fenced);
         Ok(())
+    }
+
+    /// Adds a place to the one of its kind, if there is one.
+    fn take_in(&self, member: Member, fenced: Option<u64>) {
+        let mut held = lock(&self.held);
+        match held.iter_mut().find(|each| each.fenced.is_some() == fenced.is_some()) {
+            Some(same) if same.member.absorb(&member).is_ok() => {
+                same.fenced = same.fenced.map(|all| all + fenced.unwrap_or(0));
+            }
+            _ => held.push(Held { member, fenced }),
+        }
     }
 
     fn build_fence(&self, process: &Process, member: &Member, bytes: u64) -> Result<u64> {
         let _relaxed = Relaxed::enter(process);
+        // The last granule of the fence that there is may be in part for the new bytes.
+        let spare = self.spare().min(bytes);
         // What cannot be noted counts as not owned: others then see less room than there is, never more.
-        let mut note = |lying: u64| drop(member.note_owned(lying.min(bytes)));
-        let fenced = process.engine.stock_up(self.device, bytes, &mut note);
+        let mut note = |lying: u64| drop(member.note_owned(lying.saturating_add(spare).min(bytes)));
+        note(0);
+        let fenced = process.engine.stock_up(self.device, bytes - spare, &mut note);
         fenced.inspect_err(|_| drop(member.note_owned(0)))
+    }
+
+    /// Bytes of the fence beyond what is reserved behind it: it consists of whole granules.
+    fn spare(&self) -> u64 {
+        let held = lock(&self.held);
+        held.iter().filter_map(|each| each.fenced?.checked_sub(each.member.reserved())).sum()
     }
 
     /// Makes it `bytes` in all. More waits in the queue like a reservation of its own, while what there is stays.
@@ -141,6 +165,7 @@ impl Reservation {
             let want = Want::Bytes(bytes - now);
             return self.enlarge(process, Wish { device: self.device, want, timeout, fence });
         }
+        let _sizing = lock(&self.sizing);
         let lowered = self.keep(bytes)?;
         lower_fence(process, self.device, lowered);
         Ok(())
@@ -162,7 +187,7 @@ impl Reservation {
     /// Says how many of the bytes this process owns, where it has them without a fence of ours.
     pub(crate) fn note_owned(&self, bytes: u64) -> Result<()> {
         let mut left = bytes;
-        for held in lock(&self.held).iter().filter(|held| held.fenced == 0) {
+        for held in lock(&self.held).iter().filter(|held| held.fenced.is_none()) {
             let owned = left.min(held.member.reserved());
             held.member.note_owned(owned).map_err(said)?;
             left -= owned;
@@ -177,38 +202,52 @@ impl Reservation {
     pub(crate) fn standing(&self) -> Standing {
         let held = lock(&self.held);
         let reserved = held.iter().map(|each| each.member.reserved()).sum();
-        Standing { reserved, fenced: held.iter().map(|each| each.fenced).sum() }
+        Standing { reserved, fenced: held.iter().filter_map(|each| each.fenced).sum() }
     }
 
-    /// For as long as `with` runs, so many bytes of the fence count as not owned.
-    fn without<R>(&self, bytes: u64, with: impl FnOnce() -> R) -> R {
-        self.leaving.fetch_add(bytes, Ordering::SeqCst);
-        self.note_fences();
-        let result = with();
-        self.leaving.fetch_sub(bytes, Ordering::SeqCst);
-        self.note_fences();
-        result
-    }
-
-    fn note_fences(&self) {
-        let mut left = self.leaving.load(Ordering::SeqCst);
-        for held in lock(&self.held).iter().filter(|held| held.fenced > 0) {
-            let less = left.min(held.fenced);
-            left -= less;
-            // What cannot be noted is noted the next time; until then others see less room, or this process is being ended.
-            let _ = held.member.note_owned((held.fenced - less).min(held.member.reserved()));
+    /// So many bytes of the fence, at most, count as not owned. Returns how many of them it does not have.
+    fn note_fence(&self, mut missing: u64) -> u64 {
+        for held in lock(&self.held).iter() {
+            let Some(fenced) = held.fenced else { continue };
+            let less = missing.min(fenced);
+            missing -= less;
+            let owned = (fenced - less).min(held.member.reserved());
+            if owned != held.member.owned() {
+                // What cannot be noted is noted the next time.
+                let _ = held.member.note_owned(owned);
+            }
         }
+        missing
     }
+}
+
+/// What of a device's fences is on its way through the driver counts as not owned, before it goes and until it is back.
+fn note_missing(device: Device, stocked: &dyn Fn() -> Stocked) {
+    // Outlives the lock: to drop the last one would be to come here again.
+    let concerned = reservations(device);
+    if process::started().is_none() || concerned.is_empty() {
+        return;
+    }
+    // The figures are asked for with the lock: whoever comes last knows the newest.
+    let _noting = lock(&NOTING);
+    concerned.iter().fold(stocked().missing(), |missing, each| each.note_fence(missing));
+}
+
+/// Those of a device, each kept alive until the caller is done with it.
+fn reservations(device: Device) -> Vec<Arc<Reservation>> {
+    let living: Vec<_> = lock(&RESERVATIONS).iter().filter_map(Weak::upgrade).collect();
+    living.into_iter().filter(|each| each.device == device).collect()
 }
 
 impl Held {
     /// Keeps `bytes`. Returns how many bytes of the fence are to go back to the driver now.
     fn give_back(&mut self, bytes: u64) -> Result<u64> {
-        self.member.note_owned(self.fenced.min(bytes)).map_err(said)?;
         self.member.shrink(bytes).map_err(said)?;
-        let less = self.fenced.saturating_sub(bytes);
-        self.fenced -= less;
-        Ok(less)
+        let Some(fenced) = self.fenced else { return Ok(0) };
+        // The granule that the last byte lies in stays, so that all that ever goes are whole ones.
+        let kept = bytes.checked_next_multiple_of(LARGEST_GRANULE).unwrap_or(u64::MAX).min(fenced);
+        self.fenced = Some(kept);
+        Ok(fenced - kept)
     }
 }
 
@@ -222,7 +261,7 @@ impl Drop for Reservation {
         // In a forked child neither the place nor the memory is ours.
         let Some(process) = process::started() else { return };
         let mut held = std::mem::take(&mut *lock(&self.held));
-        let fenced = held.iter_mut().map(|each| each.give_back(0).unwrap_or(each.fenced)).sum();
+        let fenced = held.iter_mut().map(|each| each.give_back(0).unwrap_or(each.fenced.unwrap_or(0))).sum();
         drop(held);
         lower_fence(process, self.device, fenced);
     }
@@ -238,11 +277,14 @@ pub(crate) fn list(process: &Process, dir: &Path, device: Device) -> Result<Valu
 // ---- memory outside the engine --------------------------------------------------------------------------------------
 
 static RESERVATIONS: Mutex<Vec<Weak<Reservation>>> = Mutex::new(Vec::new());
+/// Held while the ledger is told what is missing.
+static NOTING: Mutex<()> = Mutex::new(());
 /// What was allocated outside the engine and came out of the stock, by address; and how many those are, so that who has none takes no lock.
 static SPENT: Mutex<Option<HashMap<usize, (Device, u64)>>> = Mutex::new(None);
 static SPENT_COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// The program is about to take memory that the engine does not make: it comes out of the stock. `None` where there is nothing to take from.
+/// The program is about to take memory that the engine does not make: it comes out of the stock. `None` where there is nothing to take from. Until
+/// [`spent`] or [`taken`] is called, what was made free for it counts as not owned: anybody may be faster.
 pub(crate) fn spend(device: impl FnOnce() -> Result<Device>, bytes: usize) -> Option<(Device, u64)> {
     let process = process::started().filter(|process| process.engine.has_stock() && !capture::in_progress())?;
     let spent = catch(|| {
@@ -258,8 +300,16 @@ pub(crate) fn spent(place: *const c_void, (device, bytes): (Device, u64)) {
     if place.is_null() {
         return regain(device, bytes);
     }
+    taken(device, bytes);
     lock(&SPENT).get_or_insert_default().insert(place as usize, (device, bytes));
     SPENT_COUNT.fetch_add(1, Ordering::SeqCst);
+}
+
+/// What [`spend`] made free was taken.
+pub(crate) fn taken(device: Device, bytes: u64) {
+    if let Some(process) = process::started() {
+        process.engine.stock_settle(device, bytes);
+    }
 }
 
 /// Frees memory outside the engine with `free`; what it had from the stock goes back there.
@@ -269,16 +319,10 @@ pub(crate) fn free<R>(place: *const c_void, free: impl FnOnce() -> R) -> R {
         return free();
     };
     SPENT_COUNT.fetch_sub(1, Ordering::SeqCst);
-    let both = || {
-        let result = free();
-        regain(device, bytes);
-        result
-    };
-    let reservation = lock(&RESERVATIONS).iter().filter_map(Weak::upgrade).find(|each| each.device == device);
-    match reservation {
-        Some(reservation) => reservation.without(bytes, both),
-        None => both(),
-    }
+    let gone = process::started().map_or(0, |process| process.engine.stock_let_go(device, bytes));
+    let result = free();
+    regain(device, gone);
+    result
 }
 
 fn regain(device: Device, bytes: u64) {

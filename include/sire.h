@@ -615,11 +615,20 @@ sire_status sire_control_open(char *buf,
                               size_t *out_len);
 
 // Closes the control socket. What is paused from outside is resumed, because nobody could do that afterwards; if that fails it stays paused,
-// and the status says why.
-sire_status sire_control_close(void);
+// and the status says why. `told` (NULL: nobody) hears in the calling thread of each tag that was resumed, before threads that wait for it go on.
+//
+// What the caller sees to:
+// `told` is NULL or can be called with `told_context`.
+sire_status sire_control_close(sire_told told,
+                               void *told_context);
 
-// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer.
-sire_status sire_control_give_up(void);
+// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer. `told` as for
+// `sire_control_close`.
+//
+// What the caller sees to:
+// `told` is NULL or can be called with `told_context`.
+sire_status sire_control_give_up(sire_told told,
+                                 void *told_context);
 
 // The calling thread is at a safe point: until this returns it uses no memory of a region. If another process has asked for a pause
 // or a resume, it happens now, in this thread, and a thread that was paused waits here for its resume. Once a thread has called this,

@@ -82,8 +82,14 @@ impl Wishes {
         // A tag without NUL, as all that are asked for.
         let tag = tag.and_then(|tag| CString::new(tag).ok());
         let pointer = tag.as_ref().map_or(std::ptr::null(), |tag| tag.as_ptr());
-        // SAFETY: the caller of `sire_safe_point` vouched for the function; the tag lives across the call.
+        // SAFETY: the caller of `sire_safe_point`, `_close` or `_give_up` vouched for the function; the tag lives across the call.
         unsafe { told(self.told_context, what, pointer) == 0 }
+    }
+
+    fn tell_resumed(&self, tag: Option<&str>) {
+        if !self.tell(RESUMED, tag) {
+            control::note("failed", || "a callback of the program's (sire.after_resume) failed".to_owned());
+        }
     }
 }
 
@@ -126,26 +132,35 @@ pub unsafe extern "C" fn sire_control_open(buf: *mut c_char, cap: usize, out_len
 }
 
 /// Closes the control socket. What is paused from outside is resumed, because nobody could do that afterwards; if that fails it stays paused,
-/// and the status says why.
+/// and the status says why. `told` (NULL: nobody) hears in the calling thread of each tag that was resumed, before threads that wait for it go on.
+///
+/// # Safety
+/// `told` is NULL or can be called with `told_context`.
 #[unsafe(no_mangle)]
-pub extern "C" fn sire_control_close() -> sire_status {
+pub unsafe extern "C" fn sire_control_close(told: sire_told, told_context: *mut c_void) -> sire_status {
     call(|| {
         control::close();
-        resume_all()
+        resume_all(&Wishes { told, told_context, ..Wishes::default() })
     })
 }
 
-/// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer.
+/// Resumes what was paused from outside, without waiting for anybody: for a thread that cannot stay at its safe point any longer. `told` as for
+/// `sire_control_close`.
+///
+/// # Safety
+/// `told` is NULL or can be called with `told_context`.
 #[unsafe(no_mangle)]
-pub extern "C" fn sire_control_give_up() -> sire_status {
-    call(resume_all)
+pub unsafe extern "C" fn sire_control_give_up(told: sire_told, told_context: *mut c_void) -> sire_status {
+    call(|| resume_all(&Wishes { told, told_context, ..Wishes::default() }))
 }
 
-fn resume_all() -> Result<()> {
+fn resume_all(wishes: &Wishes) -> Result<()> {
     let Some(control) = control::current() else { return Ok(()) };
     control.desk.give_up(|tag| {
         let selection = tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned()));
-        carry_out(|engine| engine.resume(&selection, ResumeOptions::default())).map(drop)
+        carry_out(|engine| engine.resume(&selection, ResumeOptions::default()))?;
+        wishes.tell_resumed(tag);
+        Ok(())
     })
 }
 
@@ -304,9 +319,7 @@ fn resume(tag: Option<String>, wait: Duration, wishes: &Wishes) -> Result<Outcom
     let options = ResumeOptions { wait, capturing: false, order: None };
     let report = carry_out(|engine| engine.resume(&selection, options))?;
     control::note("resume", || format!("{} from outside: {} bytes taken", spoken(tag.as_deref()), report.bytes_moved));
-    if !wishes.tell(RESUMED, tag.as_deref()) {
-        control::note("failed", || "a callback of the program's (sire.after_resume) failed".to_owned());
-    }
+    wishes.tell_resumed(tag.as_deref());
     Ok(Outcome::Done { undo: Vec::new(), report: described(&report) })
 }
 

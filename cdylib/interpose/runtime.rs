@@ -89,10 +89,14 @@ pub(super) fn ask_again(
         forget();
         code = ask();
     }
-    if code != SUCCESS {
-        let _guard = Guard::enter();
-        spent.into_iter().for_each(|spent| reservation::spent(ptr::null(), spent));
+    if spent.is_empty() {
+        return code;
     }
+    let _guard = Guard::enter();
+    spent.into_iter().for_each(|(device, bytes)| match code {
+        SUCCESS => reservation::taken(device, bytes),
+        _ => reservation::spent(ptr::null(), (device, bytes)),
+    });
     code
 }
 

@@ -37,7 +37,7 @@ mod standing;
 pub use standing::MadeWay;
 
 mod stocking;
-pub use crate::stock::Stocked;
+pub use crate::stock::{Stocked, Watch};
 
 /// The engine: one per process. All functions may be called from any thread.
 #[derive(Debug)]

@@ -5,14 +5,16 @@
 //! For each device three numbers: the *target* (bytes that the process wants to own through the stock), what *lies* there, and what was *taken*. As
 //! long as nobody interferes, target = lying + taken. A piece is handed out whole, without a driver call, where its size is just what is
 //! wanted. Elsewhere pieces go back to the driver and the wanted size is made at once: for that moment somebody else could have the memory, and
-//! then the target is missed by so much.
+//! the target is missed by so much. Who keeps books about the stock with other processes [watches](Stock::watch) it: it hears of every byte that is
+//! about to go to the driver before it goes, and of every byte that came back after it came.
 //!
-//! No lock is held while the driver is called: pieces are on nobody's shelf meanwhile.
+//! No lock is held while the driver is called, or who watches: pieces are on nobody's shelf meanwhile.
 
 use crate::driver::{Device, Driver, DriverResult, MemoryInfo, Physical, Properties};
 use crate::sync::{AtomicBool, Mutex, Ordering, lock};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 /// What is known of a device's stock. Bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -31,7 +33,16 @@ impl Stocked {
     pub fn owned(self) -> u64 {
         self.lying.saturating_add(self.taken)
     }
+
+    /// Bytes that it wants and does not own at this moment.
+    #[must_use]
+    pub fn missing(self) -> u64 {
+        self.target.saturating_sub(self.owned())
+    }
 }
+
+/// Who is told of a device whose figures have changed, by the thread that changes them; the function says what they are when it is called.
+pub type Watch = Box<dyn Fn(Device, &dyn Fn() -> Stocked) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Shelf {
@@ -71,23 +82,40 @@ impl Shelf {
 }
 
 /// See the [module documentation](self).
-#[derive(Debug)]
 pub(crate) struct Stock {
     inner: Arc<dyn Driver>,
     shelves: Mutex<BTreeMap<Device, Shelf>>,
     /// Whether any device has a target: most processes never do.
     used: AtomicBool,
+    watch: OnceLock<Watch>,
+}
+
+impl fmt::Debug for Stock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stock").field("inner", &self.inner).field("shelves", &self.shelves).finish_non_exhaustive()
+    }
 }
 
 impl Stock {
     /// No stock yet, in front of `inner`.
     pub(crate) fn new(inner: Arc<dyn Driver>) -> Stock {
-        Stock { inner, shelves: Mutex::default(), used: AtomicBool::new(false) }
+        Stock { inner, shelves: Mutex::default(), used: AtomicBool::new(false), watch: OnceLock::new() }
     }
 
     /// Whether anything was ever taken in.
     pub(crate) fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// `watch` is told whenever bytes that are wanted are about to go, or have come. Only the first one is.
+    pub(crate) fn watch(&self, watch: Watch) {
+        let _ = self.watch.set(watch);
+    }
+
+    fn tell(&self, device: Device) {
+        if let Some(watch) = self.watch.get() {
+            watch(device, &|| self.figures(device));
+        }
     }
 
     fn on<R>(&self, device: Device, with: impl FnOnce(&mut Shelf) -> R) -> R {
@@ -134,30 +162,45 @@ impl Stock {
             (shelf.lying + shelf.taken).saturating_sub(shelf.target)
         });
         let freed = self.open(device, excess);
-        self.refill(device, freed.saturating_sub(excess));
+        self.regain(device, freed.saturating_sub(excess));
     }
 
     /// Gives pieces of `bytes` or somewhat more back to the driver, if so much lies there. Returns how much it was.
     fn open(&self, device: Device, bytes: u64) -> u64 {
-        let mut freed = 0;
-        while freed < bytes
-            && let Some((size, piece)) = self.on(device, |shelf| shelf.take_about(bytes - freed))
-        {
+        let (mut pieces, mut size) = (Vec::new(), 0);
+        self.on(device, |shelf| {
+            while size < bytes
+                && let Some(piece) = shelf.take_about(bytes - size)
+            {
+                size += piece.0;
+                pieces.push(piece);
+            }
+        });
+        if pieces.is_empty() {
+            return 0;
+        }
+        self.tell(device);
+        let mut kept = 0;
+        for (size, piece) in pieces {
             if self.inner.release(piece).is_err() {
                 self.on(device, |shelf| shelf.put(size, piece));
-                break;
+                kept += size;
             }
-            freed += size;
         }
-        freed
+        if kept > 0 {
+            self.tell(device);
+        }
+        size - kept
     }
 
-    /// Makes `bytes` for the stock, if it can be had.
-    fn refill(&self, device: Device, bytes: u64) {
+    /// Up to `bytes` that are wanted and missing are to be had again: back into the stock, if nobody was faster.
+    pub(crate) fn regain(&self, device: Device, bytes: u64) {
+        let bytes = self.on(device, |shelf| shelf.figures().missing().min(bytes));
         if bytes > 0
             && let Ok(piece) = self.inner.create(device, bytes)
         {
             self.on(device, |shelf| shelf.put(bytes, piece));
+            self.tell(device);
         }
     }
 
@@ -168,32 +211,53 @@ impl Stock {
         }
     }
 
-    /// Something outside the engine is about to take `bytes` of the device: it is to come out of the stock. Returns how much was made free for it.
+    /// Something is about to take `bytes` of the device: it is to come out of the stock. Returns how much was made free for it, which is missing
+    /// until it was [taken](Stock::settle), or could not be and is [back](Stock::regain).
     pub(crate) fn spend(&self, device: Device, bytes: u64) -> u64 {
         if !self.is_used() {
             return 0;
         }
         let freed = self.open(device, bytes);
         let spent = freed.min(bytes);
-        self.on(device, |shelf| shelf.taken += spent);
-        self.refill(device, freed - spent);
+        self.regain(device, freed - spent);
         spent
     }
 
-    /// What was [spent](Stock::spend) is free again: back into the stock.
-    pub(crate) fn regain(&self, device: Device, bytes: u64) {
-        let bytes = self.on(device, |shelf| {
+    /// What was made free was taken: it counts as the stock's.
+    pub(crate) fn settle(&self, device: Device, bytes: u64) {
+        let taken = self.on(device, |shelf| {
+            let bytes = shelf.figures().missing().min(bytes);
+            shelf.taken += bytes;
+            bytes
+        });
+        if taken > 0 {
+            self.tell(device);
+        }
+    }
+
+    /// Something that had `bytes` from the stock is about to give them to the driver. Returns how much is missing from now on, until it is
+    /// [back](Stock::regain).
+    pub(crate) fn let_go(&self, device: Device, bytes: u64) -> u64 {
+        let gone = self.on(device, |shelf| {
             let bytes = bytes.min(shelf.taken);
             shelf.taken -= bytes;
             bytes
         });
-        self.refill(device, bytes);
+        if gone > 0 {
+            self.tell(device);
+        }
+        gone
     }
 
     /// Makes memory of a size, or with properties, that no piece has.
     fn around(&self, device: Device, size: u64, make: impl Fn() -> DriverResult<Physical>) -> DriverResult<Physical> {
         let spent = self.spend(device, size);
-        make().inspect_err(|_| self.regain(device, spent))
+        let made = make();
+        match &made {
+            Ok(_) => self.settle(device, spent),
+            Err(_) => self.regain(device, spent),
+        }
+        made
     }
 
     /// Takes memory of no mapping back: into the stock, as long as something was taken out of it, else to the driver.
@@ -210,11 +274,16 @@ impl Stock {
                 }
                 keeps
             });
-        if !keeps {
-            self.inner.release(physical)?;
-            self.regain(device, size);
+        if keeps {
+            return Ok(());
         }
-        Ok(())
+        let gone = self.let_go(device, size);
+        let released = self.inner.release(physical);
+        match &released {
+            Ok(()) => self.regain(device, gone),
+            Err(_) => self.settle(device, gone),
+        }
+        released
     }
 
     /// As [`Driver::memory_info`]; what lies in the stock is free for this process.

@@ -13,11 +13,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The byte whose lock belongs to whoever changes more than its own slot.
 const DESK: i64 = 0;
 /// The byte whose lock says that slot 0 is in use; the others follow. Locks may lie beyond a file's end.
 const FIRST_SLOT: i64 = 1 << 20;
+/// How often to look whether whoever replaces a damaged ledger is done, and how long between two looks.
+const TRIES: usize = 200;
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// One open description of a ledger's file.
 #[derive(Debug)]
@@ -31,10 +35,14 @@ pub(crate) struct Desk {
 impl Desk {
     /// Opens the ledger at `path`, and makes it if it is not there. All users may write to it, as in a directory for locks.
     pub(crate) fn open(path: &Path) -> Result<Desk> {
-        for _ in 0..100 {
+        for _ in 0..TRIES {
             match open_existing(path) {
                 Ok(file) => match Desk::checked(file, path) {
-                    Err(Error::Foreign { .. }) if remove_wreck(path)? => {}
+                    Err(foreign @ Error::Foreign { .. }) => match remove_wreck(path)? {
+                        Wreck::Gone => {}
+                        Wreck::Going => std::thread::sleep(PAUSE),
+                        Wreck::Stays => return Err(foreign),
+                    },
                     checked => return checked,
                 },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
@@ -175,30 +183,63 @@ fn open_existing(path: &Path) -> io::Result<Description> {
     forks::open(&name, libc::O_NOFOLLOW | libc::O_NONBLOCK)
 }
 
+/// What has become of a damaged ledger.
+enum Wreck {
+    /// It is not there any more, whoever removed it.
+    Gone,
+    /// Somebody else is removing it.
+    Going,
+    /// It is not ours to remove, or somebody lives in it.
+    Stays,
+}
+
 /// Removes a damaged ledger if it is of our layout, this user's own, and nobody has a lock in it: then nothing in it counts any more. Whoever
 /// opened it before meets another file when it joins, and is told so.
-fn remove_wreck(path: &Path) -> Result<bool> {
+fn remove_wreck(path: &Path) -> Result<Wreck> {
     let failed = |error| Error::io("look at the damaged ledger", path, error);
-    let file = open_existing(path).map_err(failed)?;
+    let file = match open_existing(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Wreck::Gone),
+        opened => opened.map_err(failed)?,
+    };
     let info = file.metadata().map_err(failed)?;
     if !info.is_file() || info.uid() != own_user() {
-        return Ok(false);
+        return Ok(Wreck::Stays);
     }
     let mut header = [0; layout::HEADER_USED];
     let read = file.read_at(&mut header, 0).map_err(failed)?;
-    let mut all = range(0, libc::F_WRLCK);
-    all.l_len = 0;
-    // SAFETY: as in `is_taken`; a length of 0 means all bytes.
-    let mut is_empty = || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &mut all) } == 0;
-    if !layout::is_wreck(&header[..read]) || !is_empty() {
-        return Ok(false);
+    if !layout::is_wreck(&header[..read]) {
+        return Ok(Wreck::Stays);
     }
-    // Held until the name is gone, so that nobody joins meanwhile; and only if the name is still this file's.
-    let is_same = open_existing(path).and_then(|now| Ok(id(&now)? == id(&file)?)).map_err(failed)?;
+    if !lock_all(&file) {
+        return Ok(if is_locked_all(&file) { Wreck::Going } else { Wreck::Stays });
+    }
+    // Held until the name is gone, so that nobody joins meanwhile; and only if the name is still this file's: another who found it damaged may have
+    // removed it before we had the lock, and a new one be there already.
+    let is_same = match open_existing(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        now => now.and_then(|now| Ok(id(&now)? == id(&file)?)).map_err(failed)?,
+    };
     if is_same {
         fs::remove_file(path).map_err(|error| Error::io("remove the damaged ledger", path, error))?;
     }
-    Ok(is_same)
+    Ok(Wreck::Gone)
+}
+
+/// Takes the lock of every byte, that of the desk and of all slots; false if somebody has one of them.
+fn lock_all(file: &File) -> bool {
+    let mut all = range(0, libc::F_WRLCK);
+    all.l_len = 0;
+    // SAFETY: as in `is_taken`; a length of 0 means all bytes.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &mut all) == 0 }
+}
+
+/// Whether somebody else has the lock of every byte, or nobody has any: whoever had it has just gone.
+fn is_locked_all(file: &File) -> bool {
+    let mut lock = range(0, libc::F_WRLCK);
+    lock.l_len = 0;
+    // SAFETY: as in `is_taken`; it writes the first lock in the way into `lock`.
+    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } == 0;
+    asked && (lock.l_type == libc::F_UNLCK as libc::c_short || (lock.l_start == 0 && lock.l_len == 0))
 }
 
 /// The user of this process.
@@ -235,4 +276,71 @@ fn draft_file(draft: &Path) -> io::Result<()> {
     file.write_all_at(&bytes, 0)?;
     // Not through `mode`: the user's umask must not keep other users out.
     file.set_permissions(Permissions::from_mode(0o666))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Desk, Wreck, is_locked_all, lock_all, open_existing, remove_wreck};
+    use crate::{Ledger, layout};
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::sync::Barrier;
+
+    type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    /// A ledger whose header is damaged.
+    fn wreck(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        drop(Desk::open(path)?);
+        Ok(std::fs::OpenOptions::new().write(true).open(path)?.write_all_at(&[0xff], 20)?)
+    }
+
+    #[test]
+    fn who_comes_while_another_replaces_a_wreck_waits_for_the_new_one() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("ledger");
+        wreck(&path)?;
+        // Another process, between its lock and the removal.
+        let other = open_existing(&path)?;
+        assert!(lock_all(&other));
+        let own = open_existing(&path)?;
+        assert!(is_locked_all(&own));
+        assert!(matches!(remove_wreck(&path)?, Wreck::Going));
+        std::thread::scope(|scope| -> Outcome {
+            let opening = scope.spawn(|| Desk::open(&path).map(drop).map_err(|error| error.to_string()));
+            std::fs::remove_file(&path)?;
+            drop(other);
+            assert_eq!(opening.join().map_err(|_| "it panicked")?, Ok(()));
+            Ok(())
+        })?;
+        assert_eq!(std::fs::metadata(&path)?.len(), layout::FILE);
+        std::fs::remove_file(&path)?;
+        assert!(matches!(remove_wreck(&path)?, Wreck::Gone), "it was removed before it was looked at");
+        Ok(())
+    }
+
+    #[test]
+    fn all_who_find_a_wreck_at_once_end_in_one_new_ledger() -> Outcome {
+        for round in 0..30 {
+            let dir = tempfile::tempdir()?;
+            wreck(&dir.path().join("sire-ledger-GPU-1"))?;
+            let start = Barrier::new(8);
+            let members = std::thread::scope(|scope| {
+                let join = || {
+                    start.wait();
+                    Ledger::open(dir.path(), "GPU-1")?.join()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(join)).collect();
+                threads.into_iter().map(|thread| thread.join()).collect::<Result<Vec<_>, _>>()
+            })
+            .map_err(|_| "a thread panicked")?;
+            let members =
+                members.into_iter().collect::<Result<Vec<_>, _>>().map_err(|error| format!("{round}: {error}"))?;
+            assert_eq!(
+                Ledger::open(dir.path(), "GPU-1")?.entries()?.len(),
+                members.len(),
+                "somebody is in another file"
+            );
+        }
+        Ok(())
+    }
 }

@@ -277,12 +277,34 @@ impl Member {
         self.change(|r| r.owned = owned)
     }
 
-    /// Reserves less. More must be asked for anew.
+    /// Reserves less, and owns no more than that of it. More must be asked for anew.
     ///
     /// # Errors
     /// `Io`, `Forked`.
     pub fn shrink(&self, bytes: u64) -> Result<()> {
-        self.change(|r| r.bytes = r.bytes.min(bytes))
+        self.change(|r| {
+            r.bytes = r.bytes.min(bytes);
+            r.owned = r.owned.min(bytes);
+        })
+    }
+
+    /// Takes over what another member of this ledger holds, which is then to be released or dropped: until it is, the bytes count twice, and at no
+    /// moment not at all.
+    ///
+    /// # Errors
+    /// `Io`, `Forked`: then nothing has changed.
+    pub fn absorb(&self, other: &Member) -> Result<()> {
+        let taken = *locked(&other.record);
+        self.change(|r| {
+            r.bytes = r.bytes.saturating_add(taken.bytes);
+            r.owned = r.owned.saturating_add(taken.owned);
+        })
+    }
+
+    /// What [`Member::note_owned`] was told last, or less.
+    #[must_use]
+    pub fn owned(&self) -> u64 {
+        locked(&self.record).owned
     }
 
     /// Lets go of the reservation, or leaves the queue.

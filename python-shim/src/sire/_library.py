@@ -439,13 +439,20 @@ class Library:
         """Opens the control socket; its path."""
         return os.fsdecode(self._text("sire_control_open"))
 
-    def control_close(self) -> None:
-        """Closes it, and resumes what was paused from outside."""
-        self._call("sire_control_close")
+    def control_close(self, told: Told | None = None) -> None:
+        """Closes it, and resumes what was paused from outside; ``told`` hears of that, as at a safe point."""
+        self._resuming("sire_control_close", told)
 
-    def control_give_up(self) -> None:
-        """Resumes what was paused from outside."""
-        self._call("sire_control_give_up")
+    def control_give_up(self, told: Told | None = None) -> None:
+        """Resumes what was paused from outside; ``told`` hears of that, as at a safe point."""
+        self._resuming("sire_control_give_up", told)
+
+    def _resuming(self, name: str, told: Told | None) -> None:
+        raised: list[BaseException] = []
+        heard = _interface.ToldCallback() if told is None else _hearing(told, raised)
+        self._call(name, heard, None)
+        if raised:
+            raise raised[0]
 
     def control_wait(self, timeout_seconds: float) -> bool:
         """Waits until somebody wants the program's own figures."""
@@ -458,23 +465,15 @@ class Library:
         self._call("sire_control_publish", figures)
 
     def safe_point(
-        self, dead_ranges: DeadRanges | None, told: Callable[[int, str | None], bool], slice_seconds: float
+        self, dead_ranges: DeadRanges | None, told: Told, slice_seconds: float
     ) -> bool:
         """The calling thread is at a safe point; whether it must come back at once.
 
         ``told(what, tag)`` hears what happens: 0 before a pause, which false refuses; 1 after a resume; 2 when nothing
         was paused after all. What one of the two raises refuses the pause, and is raised when all is over.
         """
-        asked, raised = _Asked(dead_ranges), []
-
-        def hear(_context: Any, what: int, tag: bytes | None) -> int:
-            try:
-                return 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
-            except BaseException as error:
-                raised.append(error)
-                return _CANCELLED
-
-        heard = _interface.ToldCallback(hear)
+        raised: list[BaseException] = []
+        asked, heard = _Asked(dead_ranges), _hearing(told, raised)
         size = ctypes.sizeof(_interface.SafePointOptions)
         options = _interface.SafePointOptions(size, asked.function, None, heard, None, slice_seconds)
         held = c_bool()
@@ -501,6 +500,24 @@ class Library:
 def _resume_options(wait_seconds: float, order: Ranges | None) -> _interface.ResumeOptions:
     ranges = (_interface.Range * len(order or ()))(*(_interface.Range(start, size) for start, size in order or ()))
     return _interface.ResumeOptions(ctypes.sizeof(_interface.ResumeOptions), wait_seconds, ranges, len(ranges))
+
+
+Told = Callable[[int, "str | None"], bool]
+"""Hears what happens to a tag (None: everything): 0 before a pause, which false refuses; 1 after a resume; 2 when nothing
+was paused after all."""
+
+
+def _hearing(told: Told, raised: list[BaseException]) -> Any:
+    """The function for the library; what ``told`` raises is kept in ``raised``, and refuses."""
+
+    def hear(_context: Any, what: int, tag: bytes | None) -> int:
+        try:
+            return 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
+        except BaseException as error:
+            raised.append(error)
+            return _CANCELLED
+
+    return _interface.ToldCallback(hear)
 
 
 class _Asked:

@@ -114,7 +114,7 @@ def _close_once() -> None:
             if _hook is not None:
                 _hook.remove()
                 _hook = None
-            _library.load().control_close()
+            _library.load().control_close(_told)
 
 
 def _is_open() -> bool:
@@ -173,7 +173,7 @@ def _told(what: int, tag: str | None) -> bool:
 
 def _give_up(library: _library.Library, interruption: BaseException) -> None:
     try:
-        library.control_give_up()
+        library.control_give_up(_told)
     except SireError as error:
         if hasattr(interruption, "add_note"):
             interruption.add_note(f"Sire: memory that was paused from outside stays paused: {error}")

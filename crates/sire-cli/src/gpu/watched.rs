@@ -1,4 +1,7 @@
 //! A program that runs under our eyes: it gets the signals that we get, ends with us, and what it and its children have of a GPU is added up.
+//!
+//! It stays in our process group, and thereby in the foreground of a terminal. What the terminal sends (Ctrl-C) goes to the whole group, so that the
+//! program has it from there; only what was sent to us alone is passed on. The kernel says of each signal which of the two it is.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,9 +19,13 @@ static PROGRAM: AtomicI32 = AtomicI32::new(0);
 /// What people and schedulers send.
 const PASSED_ON: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-extern "C" fn pass_on(signal: libc::c_int) {
+extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let program = PROGRAM.load(Ordering::SeqCst);
-    if program > 0 {
+    // SAFETY: the kernel passes a valid `siginfo_t` to handlers that are registered with SA_SIGINFO.
+    let is_the_groups = unsafe { (*info).si_code } == libc::SI_KERNEL;
+    // SAFETY: no memory is touched. The end of a terminal is told to the leader of its session only.
+    let is_ours_alone = signal == libc::SIGHUP && unsafe { libc::getsid(0) == libc::getpid() };
+    if program > 0 && (!is_the_groups || is_ours_alone) {
         // SAFETY: async-signal-safe, and takes plain numbers.
         unsafe { libc::kill(program, signal) };
     }
@@ -47,11 +54,17 @@ pub fn start(command: &[OsString], variables: &[(&str, String)]) -> Result<Child
         Failure::new(format!("could not start '{}': {error}", program.to_string_lossy())).exits_with(code)
     })?;
     PROGRAM.store(child.id().cast_signed(), Ordering::SeqCst);
-    for signal in PASSED_ON {
-        // SAFETY: the handler only loads a number and sends a signal.
-        unsafe { libc::signal(signal, pass_on as *const () as libc::sighandler_t) };
-    }
+    PASSED_ON.into_iter().for_each(listen_for);
     Ok(child)
+}
+
+fn listen_for(signal: libc::c_int) {
+    // SAFETY: all zeros is a valid value of this plain C struct: no signals are blocked meanwhile.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = pass_on as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+    // SAFETY: the handler takes three arguments, as SA_SIGINFO wants, and makes only calls that handlers may make.
+    unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
 }
 
 /// Waits for the end, calling `look` between; `look` says how long until the next time, and `None` ends the program.

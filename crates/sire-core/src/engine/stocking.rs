@@ -3,7 +3,7 @@
 use super::Engine;
 use crate::driver::{Device, MemoryInfo};
 use crate::error::{Error, Result, Status};
-use crate::stock::Stocked;
+use crate::stock::{Stocked, Watch};
 use crate::sync::Ordering;
 
 impl Engine {
@@ -49,7 +49,7 @@ impl Engine {
     }
 
     /// Somebody outside the engine, but in this process, is about to make `bytes` on `device`: they are to come out of the stock. Returns how many were
-    /// made free for that, to be [regained](Engine::stock_regain) when the memory is free again.
+    /// made free for that: they are missing until they were [taken](Engine::stock_settle), or are [regained](Engine::stock_regain).
     #[must_use]
     pub fn stock_spend(&self, device: Device, bytes: u64) -> u64 {
         let heap = &self.machine.heap;
@@ -57,7 +57,24 @@ impl Engine {
         heap.stock.spend(device, rounded.unwrap_or(0))
     }
 
-    /// What was spent is free again, and goes back into the stock.
+    /// What was made free was taken, and counts as the stock's until it is [let go](Engine::stock_let_go).
+    pub fn stock_settle(&self, device: Device, bytes: u64) {
+        self.machine.heap.stock.settle(device, bytes);
+    }
+
+    /// What was taken is about to be freed. Returns how many bytes are missing from now on, until they are [regained](Engine::stock_regain).
+    #[must_use]
+    pub fn stock_let_go(&self, device: Device, bytes: u64) -> u64 {
+        self.machine.heap.stock.let_go(device, bytes)
+    }
+
+    /// `watch` is told, by whoever causes it and with no lock held, that bytes of a device's stock are about to go to the driver, or have come back,
+    /// and can ask how many are missing. Only the first who asks for it is told.
+    pub fn stock_watch(&self, watch: Watch) {
+        self.machine.heap.stock.watch(watch);
+    }
+
+    /// What was missing is free again, and goes back into the stock.
     pub fn stock_regain(&self, device: Device, bytes: u64) {
         self.machine.heap.stock.regain(device, bytes);
     }

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use sire_core::driver::{Device, Driver, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const GPU: Device = Device(0);
 const ALL: Selection = Selection::All;
@@ -91,11 +93,64 @@ fn what_others_in_the_process_take_comes_out_of_the_stock() {
     assert_eq!(world.engine.stock_spend(GPU, CHUNK + GRANULARITY), CHUNK + GRANULARITY);
     let outside = world.driver.create(GPU, CHUNK + GRANULARITY).unwrap();
     assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0, "more than was asked for was made free");
+    assert_eq!(world.engine.stocked(GPU).missing(), CHUNK + GRANULARITY);
+    world.engine.stock_settle(GPU, CHUNK + GRANULARITY);
     assert_eq!(world.engine.stocked(GPU).owned(), 4 * CHUNK);
+    assert_eq!(world.engine.stock_let_go(GPU, CHUNK + GRANULARITY), CHUNK + GRANULARITY);
     world.driver.release(outside).unwrap();
     world.engine.stock_regain(GPU, CHUNK + GRANULARITY);
     assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 4 * CHUNK, taken: 0 });
     assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0);
+}
+
+/// Keeps books as a ledger between processes does: what is owned, by what was heard. They never say more than the driver has given.
+fn keep_books(world: &World) -> Arc<AtomicU64> {
+    let books = Arc::new(AtomicU64::new(0));
+    let driver = Arc::clone(&world.driver);
+    let noted = Arc::clone(&books);
+    world.engine.stock_watch(Box::new(move |_, stocked| {
+        let owned = stocked().owned();
+        noted.store(owned, Ordering::SeqCst);
+        assert!(owned <= driver.used_bytes(), "{owned} bytes are said to be owned, more than there are");
+    }));
+    books
+}
+
+#[test]
+fn who_watches_hears_of_bytes_before_they_go_and_after_they_came() {
+    let mut world = World::new(10 * CHUNK);
+    let books = keep_books(&world);
+    let said = || books.load(Ordering::SeqCst);
+    stock_up(&world, 4 * CHUNK).unwrap();
+    assert_eq!(world.engine.stock_spend(GPU, GRANULARITY), GRANULARITY);
+    assert_eq!(said(), 4 * CHUNK - GRANULARITY, "what the program is about to take is anybody's");
+    let outside = world.driver.create(GPU, GRANULARITY).unwrap();
+    world.engine.stock_settle(GPU, GRANULARITY);
+    assert_eq!(said(), 4 * CHUNK);
+    assert_eq!(world.engine.stock_let_go(GPU, GRANULARITY), GRANULARITY);
+    assert_eq!(said(), 4 * CHUNK - GRANULARITY, "before it is freed");
+    world.driver.release(outside).unwrap();
+    world.engine.stock_regain(GPU, GRANULARITY);
+    assert_eq!(said(), 4 * CHUNK);
+    // What nobody gave up does not come back, and what fails is as before.
+    world.engine.stock_regain(GPU, CHUNK);
+    assert_eq!(world.engine.stocked(GPU).owned(), 4 * CHUNK);
+    assert_eq!(world.engine.stock_spend(GPU, 3 * GRANULARITY), 3 * GRANULARITY);
+    world.engine.stock_regain(GPU, 3 * GRANULARITY);
+    assert_eq!((said(), world.engine.stocked(GPU).missing()), (4 * CHUNK, 0));
+    // A reservation that ends meanwhile wants nothing back.
+    assert_eq!(world.engine.stock_spend(GPU, CHUNK), CHUNK);
+    world.engine.stock_down(GPU, 4 * CHUNK);
+    world.engine.stock_regain(GPU, CHUNK);
+    world.engine.stock_settle(GPU, CHUNK);
+    assert_eq!((world.engine.stocked(GPU), world.driver.used_bytes()), (Stocked::default(), 0));
+    let region = world.region("r", policy(Backup::Host));
+    stock_up(&world, 3 * CHUNK).unwrap();
+    // A size that no piece has: opened, made, the rest taken in again.
+    let addr = world.allocate(region, 2 * CHUNK - GRANULARITY).unwrap();
+    assert_eq!(world.engine.stocked(GPU).owned(), 3 * CHUNK);
+    world.free(addr).unwrap();
+    assert_eq!(world.engine.stocked(GPU).owned(), 3 * CHUNK);
 }
 
 #[derive(Clone, Debug)]
@@ -153,6 +208,7 @@ proptest! {
     fn what_is_wanted_is_owned(steps in prop::collection::vec(step(), 1..40)) {
         let mut world = World::new(24 * CHUNK);
         let region = world.region("r", policy(Backup::Host));
+        let _books = keep_books(&world);
         let mut wanted = 0;
         for step in steps {
             run(&mut world, region, &[step], &mut wanted);
