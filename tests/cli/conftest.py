@@ -7,13 +7,20 @@ taken. Tests of a real environment need `SIRE_TEST_ENV`, a directory made by `si
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+# A job that a script's shell starts in the background begins with SIGINT ignored, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 Sire = Callable[..., "subprocess.CompletedProcess[str]"]

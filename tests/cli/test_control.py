@@ -15,16 +15,18 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, clean_environment
+from running import LIMIT, line, running, until
 
 MIB = 1 << 20
 PROGRAM = """
@@ -56,9 +58,11 @@ class Outside:
             "SIRE_CONTROL": "1",
             "SIRE_SIM_MEMORY": "256MiB",
         }
-        self.process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
+        self.program = running([sys.executable, "-c", PROGRAM], 900, env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE)
+        self.process = self.program.__enter__()
+
+    def close(self) -> None:
+        self.program.__exit__(None, None, None)
 
     @property
     def pid(self) -> str:
@@ -82,17 +86,11 @@ def outside(command: Path, library: Path, stand_in: Path, tmp_path_factory: pyte
     root = tmp_path_factory.mktemp("run")
     root.chmod(0o700)
     outside = Outside(command, library, stand_in, root)
-    yield outside
-    outside.process.kill()
-    outside.process.communicate()
-
-
-def until(what: str, true: Callable[[], bool]) -> None:
-    """Waits for it, for as long as a busy machine may take."""
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+    try:
+        assert line(outside.process) == "ready"
+        yield outside
+    finally:
+        outside.close()
 
 
 # --- ps, pause, resume ------------------------------------------------------------------------------------------------------
@@ -152,11 +150,11 @@ def test_budget_evict_and_record(outside: Outside) -> None:
 def test_an_empty_machine_is_an_answer(outside: Outside, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     environment = {**outside.environment, "XDG_RUNTIME_DIR": str(tmp_path)}
-    shown = subprocess.run([str(outside.command), "ps"], env=environment, capture_output=True, text=True, check=False)
+    shown = subprocess.run([str(outside.command), "ps"], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert (shown.returncode, shown.stdout) == (0, "")
     assert "SIRE_CONTROL=1" in shown.stderr
     (tmp_path / "sire").chmod(0o755)
-    refused = subprocess.run([str(outside.command), "ps"], env=environment, capture_output=True, text=True, check=False)
+    refused = subprocess.run([str(outside.command), "ps"], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert refused.returncode == 1
     assert "not this user's alone" in refused.stderr
 
@@ -178,14 +176,16 @@ def test_a_process_ends_at_once_though_somebody_waits_for_its_safe_point(outside
     environment = clean_environment(
         PYTHONPATH=ROOT / "python-shim" / "src", SIRE_LIBRARY=library, SIRE_LIBCUDA=stand_in, SIRE_SIM_MEMORY="64MiB", XDG_RUNTIME_DIR=runtime
     )
-    program = subprocess.Popen([sys.executable, "-c", ENDING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert program.stdout is not None
-    path = program.stdout.readline().strip()
-    with socket.socket(socket.AF_UNIX) as client:
+    command = [sys.executable, "-c", ENDING]
+    with (
+        running(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        path = line(program)
+        client.settimeout(120)
         client.connect(path)
         client.sendall(b'{"verb":"pause","timeout":3600}\n')
-        client.settimeout(30)
-        program.communicate("\n", timeout=30)
+        program.communicate("\n", timeout=120)
         assert program.returncode == 0
         assert client.recv(100) == b""
     assert not os.path.exists(path)
@@ -197,7 +197,7 @@ def test_completions_know_the_verbs(outside: Outside, shell: str) -> None:
     assert "dashboard" in script
     assert "pause" in script
     if shutil.which(shell) and shell != "fish":
-        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=300)
 
 
 # --- top ----------------------------------------------------------------------------------------------------------------------
@@ -212,8 +212,26 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
-            os.execve(command[0], command, environment)
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+            try:
+                # Before the program is there to ask.
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+                os.execve(command[0], command, environment)
+            finally:
+                os._exit(127)
+        self._timer = threading.Timer(LIMIT, os.kill, (self.pid, signal.SIGKILL))
+        self._timer.daemon = True
+        self._timer.start()
+        self._status: int | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._timer.cancel()
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
 
     def lines(self) -> list[str]:
         """The screen now."""
@@ -227,26 +245,35 @@ class Terminal:
 
     def shows(self, *texts: str) -> None:
         """Waits until all of them are there."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not all(any(text in line for line in self.lines()) for text in texts):
             assert time.monotonic() < end, "\n".join([f"not shown: {texts}", *self.lines()])
 
     def press(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
-    def end(self) -> int:
-        self.press("q")
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self._fd)
-        return os.waitstatus_to_exitcode(status)
+    def ended(self) -> int:
+        """How it ended. What it still says is read, so that it need not wait for that."""
+        while self._status is None:
+            self.lines()
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._timer.cancel()
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
 
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_top_shows_and_does_on_a_terminal(outside: Outside, columns: int) -> None:
-    terminal = Terminal([str(outside.command), "top", "--interval", "0.1"], outside.environment, columns)
+    with Terminal([str(outside.command), "top", "--interval", "0.1"], outside.environment, columns) as terminal:
+        look_and_press(terminal, outside, columns)
+        terminal.press("q")
+        assert terminal.ended() == 0
+
+
+def look_and_press(terminal: Terminal, outside: Outside, columns: int) -> None:
     terminal.shows("sire top  1 process", f"{outside.pid} running", "DEVICE", "model/weights", "safe points", "EVENTS")
-    [device] = [line for line in terminal.lines() if "of 256 MiB" in line]
-    assert "[#" in device
+    until("the device's bar is drawn", lambda: any("of 256 MiB" in line and "[#" in line for line in terminal.lines()))
     assert all(len(line) <= columns for line in terminal.lines())
     assert any("BACKUPS" in line and "COMMAND" in line for line in terminal.lines()) == (columns == 80)
     # The first tag, by its key; then everything.
@@ -260,7 +287,6 @@ def test_top_shows_and_does_on_a_terminal(outside: Outside, columns: int) -> Non
     terminal.shows(f"pause {outside.pid}: done", f"{outside.pid} paused")
     terminal.press("r")
     terminal.shows(f"resume {outside.pid}: done", f"{outside.pid} running")
-    assert terminal.end() == 0
 
 
 def test_top_without_a_terminal_says_what_to_do(outside: Outside) -> None:
@@ -279,10 +305,16 @@ class Dashboard:
 
     def __init__(self, outside: Outside, *arguments: str) -> None:
         command = [str(outside.command), "dashboard", "--listen", "127.0.0.1:0", "--interval", "0.1", *arguments]
-        self.process = subprocess.Popen(command, env=outside.environment, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
+        self.program = running(command, 900, env=outside.environment, stdout=subprocess.PIPE)
+        self.process = self.program.__enter__()
+        self.address = line(self.process)
         self.url, _, self.token = self.address.partition("#token=")
+
+    def __enter__(self) -> Dashboard:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.program.__exit__(None, None, None)
 
     def ask(self, path: str, order: Any = None, token: str | None = None, host: str | None = None) -> tuple[int, str]:
         """Status and body."""
@@ -294,7 +326,7 @@ class Dashboard:
         if order is not None:
             request.data = order if isinstance(order, bytes) else json.dumps(order).encode()
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=120) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -308,11 +340,9 @@ class Dashboard:
 
 @pytest.fixture(scope="module")
 def dashboard(outside: Outside) -> Iterator[Dashboard]:
-    dashboard = Dashboard(outside)
-    until("nobody was seen", lambda: bool(dashboard.view()["view"]["processes"]))
-    yield dashboard
-    dashboard.process.kill()
-    dashboard.process.communicate()
+    with Dashboard(outside) as dashboard:
+        until("somebody was seen", lambda: bool(dashboard.view()["view"]["processes"]))
+        yield dashboard
 
 
 def test_figures_need_the_token_and_the_page_does_not(dashboard: Dashboard) -> None:
@@ -362,7 +392,7 @@ def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: 
     order = {"pid": int(outside.pid), "verb": "pause", "tag": "model/weights"}
     status, body = dashboard.ask("api/order", order=order, token=dashboard.token)
     assert status == 200, body
-    until("the pause is not in the timeline", lambda: name not in dashboard.view()["history"][-1]["tags"])
+    until("the pause is in the timeline", lambda: name not in dashboard.view()["history"][-1]["tags"])
     moments = dashboard.view()["history"]
     assert any(moment["tags"].get(name) == 32 * MIB for moment in moments)
     assert moments[-1]["tiers"]["host"] == 32 * MIB
@@ -384,14 +414,35 @@ def test_a_token_of_ones_own_must_be_private(outside: Outside, tmp_path: Path) -
 
 
 def test_a_public_view_shows_and_does_nothing(outside: Outside) -> None:
-    dashboard = Dashboard(outside, "--public-view")
-    try:
+    with Dashboard(outside, "--public-view") as dashboard:
         assert dashboard.ask("api/view")[0] == 200
         assert dashboard.ask("metrics")[0] == 200
         assert dashboard.ask("api/order", order={"pid": int(outside.pid), "verb": "pause"})[0] == 401
-    finally:
-        dashboard.process.kill()
-        dashboard.process.communicate()
+
+
+def test_an_order_goes_to_the_socket_that_greets(outside: Outside, dashboard: Dashboard) -> None:
+    """In a directory that containers share, several sockets may have one number; here the first of them hangs up on everybody."""
+    [own] = Path(outside.environment["XDG_RUNTIME_DIR"], "sire").glob(f"{outside.pid}*.sock")
+    other = own.with_name(f"{outside.pid}-1.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(other))
+        listener.listen()
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        try:
+            order = {"pid": int(outside.pid), "verb": "evict"}
+            status, body = dashboard.ask("api/order", order=order, token=dashboard.token)
+            assert status == 200, body
+        finally:
+            other.unlink(missing_ok=True)
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(60)
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")

@@ -24,7 +24,7 @@ def findings(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def broken_driver(folder: Path, source: str) -> Path:
     (folder / "driver.c").write_text(source)
-    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", str(folder / "libcuda.so.1"), str(folder / "driver.c")], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", str(folder / "libcuda.so.1"), str(folder / "driver.c")], check=True, timeout=300)
     return folder
 
 
@@ -95,7 +95,7 @@ def test_a_device_without_virtual_memory_is_refused(sire: Sire, library: Path, t
 def test_another_library_before_sire_is_named(sire: Sire, library: Path, tmp_path: Path) -> None:
     (tmp_path / "other.c").write_text("int sire_abi_version(void) { return 1; }")
     other = tmp_path / "libother.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(other), str(tmp_path / "other.c")], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(other), str(tmp_path / "other.c")], check=True, timeout=300)
     hook = findings(sire("doctor", "--json", SIRE_LIBRARY=other))["hook"]
     assert hook["status"] == "refused"
     assert "cudaMalloc" in hook["detail"]

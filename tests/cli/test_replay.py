@@ -24,7 +24,7 @@ def trace(library: Path, stand_in: Path, tmp_path: Path) -> Path:
     source, program = tmp_path / "life.c", tmp_path / "life"
     source.write_text(LIFE)
     command = [CC, f"-I{ROOT / 'include'}", str(source), str(library), "-o", str(program)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, timeout=300)
     written = tmp_path / "life.trace"
     environment = clean_environment(SIRE_TRACE=written, LD_LIBRARY_PATH=f"{tmp_path}:{library.parent}", SIRE_SIM_MEMORY="64MiB")
     done = subprocess.run([str(program)], env=environment, capture_output=True, text=True, timeout=60)

@@ -6,11 +6,11 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from conftest import Sire, clean_environment
+from running import line, running, until
 
 
 def preloaded(pid_maps: str, library: Path) -> bool:
@@ -72,32 +72,21 @@ def test_a_file_that_is_no_program_is_126(sire: Sire, library: Path, tmp_path: P
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_reach_the_program_because_it_is_the_process(command: Path, library: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen([str(command), "run", "--", "sleep", "60"], env=clean_environment(SIRE_LIBRARY=library), stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while "sleep" not in Path(f"/proc/{process.pid}/comm").read_text():
-            assert time.monotonic() < deadline, "the program never started"
-            time.sleep(0.01)
+    with running([command, "run", "--", "sleep", "300"], env=clean_environment(SIRE_LIBRARY=library), stderr=subprocess.DEVNULL) as process:
+        name = Path(f"/proc/{process.pid}/comm")
+        until("the program has started", lambda: name.read_text() == "sleep\n")
         process.send_signal(number)
-        assert process.wait(20) == -number
-    finally:
-        process.kill()
+        assert process.wait(120) == -number
 
 
 def test_a_handler_of_the_program_runs(command: Path, library: Path) -> None:
     script = "trap 'echo heard; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
-    process = subprocess.Popen(
-        [str(command), "run", "--", "sh", "-c", script],
-        env=clean_environment(SIRE_LIBRARY=library),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.terminate()
-    assert process.stdout.read() == "heard\n"
-    assert process.wait(20) == 5
+    arguments = [command, "run", "--", "sh", "-c", script]
+    with running(arguments, env=clean_environment(SIRE_LIBRARY=library), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert line(process) == "ready"
+        process.terminate()
+        assert line(process) == "heard"
+        assert process.wait(120) == 5
 
 
 def test_standard_input_passes(command: Path, library: Path) -> None:
@@ -123,7 +112,7 @@ def printed(sire: Sire, *arguments: str, **variables: str | Path | None) -> str:
 def evaluated(lines: str, name: str, **variables: str) -> str:
     """The value that a POSIX shell gives to a variable after evaluating the lines."""
     script = f'{lines}\nprintf %s "${name}"'
-    return subprocess.run(["sh", "-c", script], env={"PATH": os.environ["PATH"], **variables}, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["sh", "-c", script], env={"PATH": os.environ["PATH"], **variables}, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def test_the_printed_environment_can_be_evaluated(sire: Sire, library: Path) -> None:

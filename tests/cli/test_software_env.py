@@ -124,13 +124,15 @@ for file in importlib.metadata.distribution("torch").files:
         checked += 1
 print(checked)
 """
-    done = subprocess.run([str(environment_dir / "bin/python"), "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(environment_dir / "bin/python"), "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 10
 
 
 def test_pip_is_content(environment_dir: Path) -> None:
-    done = subprocess.run([str(environment_dir / "bin/python"), "-m", "pip", "check"], env=clean_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(environment_dir / "bin/python"), "-m", "pip", "check"], env=clean_environment(), capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -143,7 +145,7 @@ def distributions(environment: Path) -> dict[str, list[str]]:
 import importlib.metadata, json
 print(json.dumps({each.metadata["Name"].lower(): [str(file) for file in each.files or []] for each in importlib.metadata.distributions()}))
 """
-    done = subprocess.run([str(environment / "bin/python"), "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([str(environment / "bin/python"), "-c", code], capture_output=True, text=True, check=True, timeout=300)
     found: dict[str, list[str]] = json.loads(done.stdout)
     return found
 

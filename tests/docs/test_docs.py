@@ -19,7 +19,7 @@ def tracked() -> list[Path]:
     """The repository's files: what git tracks or would; without git, everything outside build folders."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split("\0")
+        listed = subprocess.run(command, capture_output=True, check=True, text=True, timeout=300).stdout.split("\0")
         found = [ROOT / name for name in listed if name]
     except (OSError, subprocess.CalledProcessError):
         skipped = {"target", ".sire", ".git", "__pycache__", "dist", "build"}

@@ -69,7 +69,7 @@ def compile_c(output: Path, source: Path, *arguments: str | Path) -> Path:
     cxx = source.suffix == ".cpp"
     compiler, options = (CXX, ["-O1", "-g", "-Wall", "-Werror", "-pthread"]) if cxx else (COMPILER, WARNINGS)
     command = [compiler, *options, "-I", ROOT / "include", "-I", HERE, source, "-o", output, *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         pytest.fail(f"{source.name} does not compile:\n{done.stderr}")
     return output

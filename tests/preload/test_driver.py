@@ -177,9 +177,9 @@ assert sire.sire_owns(address.value) and driver.cuMemFree_v2(address) == 0
 def test_harmless_in_programs_without_cuda(workshop: Workshop, driver_so: Path, command: list[str]) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not here")
-    plain = subprocess.run(command, capture_output=True, text=True, env=workshop.environment(preload=False))
+    plain = subprocess.run(command, capture_output=True, text=True, env=workshop.environment(preload=False), timeout=300)
     environment = workshop.environment(LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_DRIVER_DENY="/")
-    loaded = subprocess.run(command, capture_output=True, text=True, env=environment)
+    loaded = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert (loaded.returncode, loaded.stdout, loaded.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
@@ -187,7 +187,7 @@ def test_the_exports_are_exactly_the_table(driver_so: Path) -> None:
     source = (ROOT / "crates" / "sire-driver-hooks" / "src" / "names.rs").read_text()
     table = set(re.findall(r"^ {12}(cu\w+)$", source, flags=re.M))
     assert len(table) > 30
-    listing = subprocess.run(["nm", "-D", "--defined-only", str(driver_so)], check=True, capture_output=True, text=True).stdout
+    listing = subprocess.run(["nm", "-D", "--defined-only", str(driver_so)], check=True, capture_output=True, text=True, timeout=300).stdout
     assert {line.split()[-1] for line in listing.splitlines()} == table | {"dlsym"}
     # Each has an answer in the other library.
     answers = (ROOT / "cdylib" / "interpose" / "entry.rs").read_text()
@@ -197,7 +197,7 @@ def test_the_exports_are_exactly_the_table(driver_so: Path) -> None:
 
 
 def test_it_needs_nothing_and_stays_loaded(driver_so: Path) -> None:
-    dynamic = subprocess.run(["readelf", "-d", str(driver_so)], check=True, capture_output=True, text=True).stdout
+    dynamic = subprocess.run(["readelf", "-d", str(driver_so)], check=True, capture_output=True, text=True, timeout=300).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
     assert needed, "readelf shows no NEEDED entry at all"
     assert all(re.match(r"(libc|libdl|libpthread|libgcc_s|ld-linux[-\w]*)\.so", name) for name in needed), needed

@@ -14,7 +14,7 @@ from conftest import ROOT, compile_c
 def _tool(name: str, *arguments: str | Path) -> str:
     if shutil.which(name) is None:
         pytest.skip(f"{name} (binutils) is not here")
-    return subprocess.run([name, *map(str, arguments)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([name, *map(str, arguments)], check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 def _exports(library: Path) -> list[str]:

@@ -19,6 +19,7 @@ SOURCE = ROOT / "python-shim" / "src"
 if str(SOURCE) not in sys.path and not os.environ.get("SIRE_TEST_INSTALLED"):
     sys.path.insert(0, str(SOURCE))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 # A job that a script's shell starts in the background begins with SIGINT ignored, and Python leaves it so.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -52,7 +52,9 @@ def why_not() -> str | None:
     except sire.SireError as error:
         return str(error)
     code = "import torch; torch.cuda.init(); print(torch.cuda.get_device_name())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(), timeout=300
+    )
     return None if done.returncode == 0 else f"no PyTorch with a device: {done.stderr.strip().splitlines()[-1]}"
 
 

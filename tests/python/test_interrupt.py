@@ -7,28 +7,37 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import sire
+from running import until
 
 from fake_library import FakeLibrary
 
 
 @contextmanager
-def interrupted_after(seconds: float, times: int = 1) -> Iterator[None]:
+def interrupted(heard: Callable[[], bool], times: int = 1, number: int = signal.SIGINT) -> Iterator[None]:
+    """Signals, as soon as there is something to interrupt; all have come when the block is over."""
+
     def interrupt() -> None:
+        until("there is something to interrupt", heard)
         for _ in range(times):
-            time.sleep(seconds)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+            time.sleep(0.02)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
         yield
     finally:
-        thread.join()
+        while True:
+            try:
+                thread.join()
+                break
+            except KeyboardInterrupt:
+                continue
 
 
 @pytest.fixture
@@ -41,7 +50,7 @@ def held(library: FakeLibrary) -> FakeLibrary:
 
 
 def test_ctrl_c_cancels_and_is_raised(held: FakeLibrary) -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, interrupted_after(0.05):
+    with pytest.raises(KeyboardInterrupt) as caught, interrupted(lambda: "pause" in held.calls):
         sire.pause("a")
     assert "cancel" in held.calls
     assert held.paused == set()
@@ -52,7 +61,7 @@ def test_ctrl_c_cancels_and_is_raised(held: FakeLibrary) -> None:
 
 def test_resume_is_cancelled_too(held: FakeLibrary) -> None:
     held.paused = {0}
-    with pytest.raises(KeyboardInterrupt), interrupted_after(0.05):
+    with pytest.raises(KeyboardInterrupt), interrupted(lambda: "resume" in held.calls):
         sire.resume("a")
     assert held.paused == {0}
 
@@ -60,7 +69,7 @@ def test_resume_is_cancelled_too(held: FakeLibrary) -> None:
 def test_impatience_does_not_leave_the_call_behind(held: FakeLibrary) -> None:
     held.rollback_seconds = 0.5
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), interrupted_after(0.05, times=3):
+    with pytest.raises(KeyboardInterrupt), interrupted(lambda: "pause" in held.calls, times=3):
         sire.pause("a")
     assert time.monotonic() - started > 0.5
     assert held.paused == set()
@@ -75,9 +84,7 @@ def test_other_signals_exceptions_pass_as_they_are(held: FakeLibrary) -> None:
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-        timer.start()
-        with pytest.raises(StopError):
+        with pytest.raises(StopError), interrupted(lambda: "pause" in held.calls, number=signal.SIGUSR1):
             sire.pause("a")
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -31,6 +31,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         subprocess.run(
             [compiler, "-shared", "-fPIC", "-w", "-Wl,-Bsymbolic", *options, "-o", str(path), str(source), "-ldl"],
             check=True,
+            timeout=300,
         )
         return path
 
@@ -49,7 +50,9 @@ except sire.SireError as error:
         name: value for name, value in os.environ.items() if not name.startswith(("SIRE_", "TMS_", "LD_PRELOAD"))
     }
     variables |= {"PYTHONPATH": str(SOURCE)} | {name: str(each) for name, each in environment.items()}
-    done = subprocess.run([sys.executable, "-c", wrapped], env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", wrapped], env=variables, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

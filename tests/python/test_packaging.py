@@ -28,6 +28,7 @@ def pip(*arguments: str | Path, python: Path | str = sys.executable, **variables
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=900,
     )
     if done.returncode != 0:
         raise RuntimeError(done.stdout)
@@ -56,12 +57,13 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(
             [compiler, "-shared", "-fPIC", "-w", "-Wl,-Bsymbolic", "-o", output, source, "-ldl"],
             check=True,
+            timeout=900,
         )
     command = directory / "sire"
     main = (
         '#include <stdio.h>\nint main(int n, char **v) { printf("the command %s\\n", n > 1 ? v[1] : ""); return 0; }\n'
     )
-    subprocess.run([compiler, "-x", "c", "-o", str(command), "-"], input=main, text=True, check=True)
+    subprocess.run([compiler, "-x", "c", "-o", str(command), "-"], input=main, text=True, check=True, timeout=900)
     return directory
 
 
@@ -98,9 +100,13 @@ def test_it_installs_works_and_leaves_nothing(built: Path, tmp_path: Path) -> No
     pip("install", "--no-index", "--no-deps", built, python=python)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("SIRE_", "PYTHONPATH"))}
     code = "import sire; sire.hook_mode = 'torch'; print(sire.library_path()); sire.region('a').__enter__()"
-    path = subprocess.run([python, "-c", code], env=clean, capture_output=True, text=True, check=True).stdout.strip()
+    path = subprocess.run(
+        [python, "-c", code], env=clean, capture_output=True, text=True, check=True, timeout=900
+    ).stdout.strip()
     assert Path(path).is_relative_to(environment)
-    said = subprocess.run([environment / "bin" / "sire", "works"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [environment / "bin" / "sire", "works"], capture_output=True, text=True, check=True, timeout=900
+    ).stdout
     assert said == "the command works\n"
     pip("uninstall", "--yes", "sire-alloc", python=python)
     after = {path for path in environment.rglob("*") if "__pycache__" not in path.parts}
@@ -140,7 +146,7 @@ def test_the_glibc_floor_is_read_and_enforced(products: Path) -> None:
 
     def floor(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, script, library, *arguments], capture_output=True, text=True, check=False
+            [sys.executable, script, library, *arguments], capture_output=True, text=True, check=False, timeout=900
         )
 
     assert floor().returncode == 0

@@ -464,9 +464,7 @@ class Library:
         """The program's own figures, as JSON."""
         self._call("sire_control_publish", figures)
 
-    def safe_point(
-        self, dead_ranges: DeadRanges | None, told: Told, slice_seconds: float
-    ) -> bool:
+    def safe_point(self, dead_ranges: DeadRanges | None, told: Told, slice_seconds: float) -> bool:
         """The calling thread is at a safe point; whether it must come back at once.
 
         ``told(what, tag)`` hears what happens: 0 before a pause, which false refuses; 1 after a resume; 2 when nothing
@@ -503,8 +501,8 @@ def _resume_options(wait_seconds: float, order: Ranges | None) -> _interface.Res
 
 
 Told = Callable[[int, "str | None"], bool]
-"""Hears what happens to a tag (None: everything): 0 before a pause, which false refuses; 1 after a resume; 2 when nothing
-was paused after all."""
+"""Hears what happens to a tag (None: everything): 0 before a pause, which false refuses; 1 after a resume; 2 when
+nothing was paused after all."""
 
 
 def _hearing(told: Told, raised: list[BaseException]) -> Any:

@@ -668,7 +668,9 @@ gc.collect()
 adopt(torch.nn.Linear(512, 512))
 """
     environment = dict(os.environ) | {"SIRE_HOST_LIMIT": "4MiB"}
-    done = subprocess.run([sys.executable, "-c", program], check=False, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

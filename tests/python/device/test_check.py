@@ -121,7 +121,7 @@ attempt()
 def test_a_whole_process_with_its_threads() -> None:
     command = [sys.executable, "-c", WHOLE_PROCESS]
     variables = os.environ | {"SIRE_CHECK": "1"}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout.split() == ["aten.sum.default"] * 3 + ["1024.0"], done.stderr
 
 

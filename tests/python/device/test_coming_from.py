@@ -24,6 +24,6 @@ def test_the_pages_python_runs_as_it_stands(tmp_path: Path) -> None:
     assert len(promised) == code.count("print(") == 5
     program = tmp_path / "coming_from.py"
     program.write_text(code + AFTER)
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [*promised, "False 0"]

@@ -70,5 +70,5 @@ with sire.region("a"):
 print(sire.hook_mode, sire.stats()["driver_hooks"]["live"])
 """
     with sire.configure_subprocess():
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert (done.stdout, done.stderr) == ("driver True\n", "")

@@ -234,7 +234,9 @@ print(sire.stats()["dummies"], bool((weights == 1).all()))
 
 def test_strays_into_discarded_memory_leave_the_context_alive() -> None:
     variables = os.environ | {"SIRE_DUMMY": "1"}
-    done = subprocess.run([sys.executable, "-c", DUMMY], env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", DUMMY], env=variables, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.stdout.splitlines() == ["lives True True", "{'bytes': 0, 'strays': 1, 'veiled_bytes': 0} True"], (
         done.stderr
     )

@@ -125,7 +125,12 @@ def test_commands(name: str, mode: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "SIRE_HOOK_MODE")}
     environment |= {"SIRE_EXAMPLE_BYTES": str(64 * MIB)}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), mode], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(EXAMPLES / name), mode],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
@@ -133,7 +138,9 @@ def test_commands(name: str, mode: str) -> None:
 
 
 def test_commands_explain_themselves() -> None:
-    done = subprocess.run([sys.executable, str(EXAMPLES / "simple.py")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "simple.py")], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode != 0
     assert "preload|driver|torch|allocator" in done.stderr
 

@@ -29,7 +29,7 @@ def second_distribution(tmp_path: Path) -> Path:
     target = tmp_path / "installed"
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", "-q", *options, "--target", str(target), str(sources)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert list(target.glob("sire_torch_memory_saver-*.dist-info"))
     return target

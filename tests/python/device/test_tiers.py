@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import sire
 from measure import MIB
+from running import line, running, until
 
 # The ways in which allocations come to Sire have nothing to do with it: one is enough.
 pytestmark = pytest.mark.skipif(
@@ -32,18 +32,14 @@ class Worker:
 
     def __init__(self, regions: list[Spec], settings: dict[str, str]) -> None:
         variables = {"PYTHONPATH": str(Path(sire.__file__).resolve().parents[1])}
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), json.dumps(regions)],
-            env=os.environ | variables | settings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, PROGRAM, json.dumps(regions)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.program = running(command, env=os.environ | variables | settings, **pipes)
+        self.process = self.program.__enter__()
         self.pid = self.process.pid
 
     def hear(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        return json.loads(line(self.process))
 
     def ask(self, *words: str) -> Any:
         assert self.process.stdin is not None
@@ -77,7 +73,7 @@ class Worker:
     def end(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(120) == 0
 
 
 @pytest.fixture
@@ -91,17 +87,11 @@ def start() -> Iterator[Callable[..., list[Worker]]]:
         assert [worker.hear() for worker in new] == ["ready"] * count
         return new
 
-    yield begin
-    for worker in started:
-        worker.process.kill()
-        worker.process.wait()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < limit, "it did not come about in 30 seconds"
-        time.sleep(0.02)
+    try:
+        yield begin
+    finally:
+        for worker in started:
+            worker.program.__exit__(None, None, None)
 
 
 def is_shared(target: str) -> bool:
@@ -160,9 +150,9 @@ def test_backups_move_and_are_compressed_in_the_background(start: Callable[..., 
     assert (worker.tier("host"), on_disk()) == (size, 0)
     # Host memory is full with the next one: what was used first makes way, though nobody asked.
     worker.ask("pause", "b")
-    until(lambda: worker.tier("disk") >= size and worker.tier("host") <= size)
+    until("it moves there", lambda: worker.tier("disk") >= size and worker.tier("host") <= size)
     worker.ask("pause", "c")
-    until(lambda: worker.tier("disk") >= 2 * size and worker.tier("host") <= size)
+    until("it moves there", lambda: worker.tier("disk") >= 2 * size and worker.tier("host") <= size)
     assert size * 2 <= on_disk() <= size * 2 * 1.05
     assert list(tmp_path.iterdir()) == [], "files have no name"
     regions_now = {each["tag"]: each for each in worker.ask("stats")["regions"]}
@@ -178,7 +168,7 @@ def test_backups_move_and_are_compressed_in_the_background(start: Callable[..., 
     assert worker.tier("disk") >= 80 * MIB
     worker.ask("resume")
     worker.ask("pause", "disk")
-    until(lambda: 0 < worker.tier("disk") < 16 * MIB and on_disk() < 16 * MIB)
+    until("it moves there", lambda: 0 < worker.tier("disk") < 16 * MIB and on_disk() < 16 * MIB)
     worker.ask("resume")
     assert worker.ask("exact")
     worker.end()

@@ -9,11 +9,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sire
 import torch
+from running import line, running, until
 from sire import torchtools
 
 MIB = 1024**2
@@ -98,14 +100,12 @@ def test_without_a_fence_the_ledger_keeps_the_bytes() -> None:
         begun = time.monotonic()
         with pytest.raises(sire.ReservationTimeoutError, match="bytes are missing"):
             torchtools.reserve_gpu_for_training(0, before - 100 * MIB, 0, timeout=0.2).__enter__()
-        assert 0.2 <= time.monotonic() - begun < 10, "a time-out that is none"
+        assert 0.2 <= time.monotonic() - begun < 60, "a time-out that is none"
         with pytest.raises(TimeoutError):
             torchtools.reserve_gpu_for_training(0, before, 0, blocking=False).__enter__()
         # What is used of it is not counted twice.
         kept = tensor(200 * MIB)
-        deadline = time.monotonic() + 30
-        while sum(each["owned"] for each in entries()) < 200 * MIB and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until("what is used is noted", lambda: sum(each["owned"] for each in entries()) >= 200 * MIB)
         with torchtools.reserve_gpu_for_training(0, free(), 0, timeout=0):
             pass
         del kept
@@ -135,34 +135,30 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, object]) -> None:
 HOLD = """
 import sys, time
 import sire.torchtools as t
-with t.reserve_gpu_for_training(0, int(sys.argv[1]), 0, timeout=60, fence=False) as reservation:
+with t.reserve_gpu_for_training(0, int(sys.argv[1]), 0, timeout=200, fence=False) as reservation:
     print(reservation.reserved_bytes, flush=True)
-    time.sleep(120)
+    time.sleep(600)
 """
 
 
-def holder(size: int, **environment: str) -> subprocess.Popen[str]:
+@contextmanager
+def holder(size: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A process that holds so many bytes."""
     command = [sys.executable, "-c", HOLD, str(size)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == str(size)
-    return child
+    with running(command, stdout=subprocess.PIPE, env={**os.environ, **environment}) as child:
+        assert line(child) == str(size)
+        yield child
 
 
 def test_a_stopped_process_keeps_its_reservation_and_a_killed_one_loses_it() -> None:
     total = torch.cuda.mem_get_info(0)[1]
     # Another number for the same device: what counts is the device.
     name = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-    child = holder(total * 3 // 4, CUDA_VISIBLE_DEVICES=name)
-    try:
+    with holder(total * 3 // 4, CUDA_VISIBLE_DEVICES=name) as child:
         wanted = torchtools.reserve_gpu_for_training(0, total // 2, 0, timeout=0.1)
         child.send_signal(signal.SIGSTOP)
         with pytest.raises(sire.ReservationTimeoutError):
             wanted.__enter__()
-    finally:
-        child.kill()
-        child.communicate()
     with torchtools.reserve_gpu_for_training(0, total // 2, 0, timeout=60) as reservation:
         assert reservation.reserved_bytes == total // 2
 
@@ -198,7 +194,7 @@ def dies() -> None:
 
 def test_a_probe_reports_the_peak_and_the_tags(tmp_path: Path) -> None:
     arguments = (needs, (100 * MIB,), {"tag": "weights"})
-    report = torchtools.probe(*arguments, cache=tmp_path / "probes")
+    report = torchtools.probe(*arguments, timeout=240, cache=tmp_path / "probes")
     assert 100 * MIB <= report.peak_bytes < 140 * MIB
     assert 100 * MIB <= report.tags["weights"] < 140 * MIB
     with pytest.MonkeyPatch.context() as patch:
@@ -210,7 +206,7 @@ def test_a_probe_reports_the_peak_and_the_tags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("probe_fn", "says"), [(fails, "no such model"), (dies, "signal 9"), (hangs, r"0\.5 s")])
 def test_what_goes_wrong_in_a_probe_is_told(probe_fn: Callable[[], None], says: str) -> None:
     with pytest.raises(sire.ProbeError, match=says) as raised:
-        torchtools.estimate_gpu_usage_by_probe(probe_fn, timeout=0.5 if probe_fn is hangs else 60)
+        torchtools.estimate_gpu_usage_by_probe(probe_fn, timeout=0.5 if probe_fn is hangs else 240)
     assert isinstance(raised.value, TimeoutError) == (probe_fn is hangs)
 
 

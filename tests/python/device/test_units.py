@@ -226,7 +226,7 @@ def test_a_directory_that_a_killed_process_left_is_swept(tmp_path: Path) -> None
     import subprocess
     import sys
 
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=300)
     (left,) = tmp_path.iterdir()
     os.utime(left, (0, 0))
     alive = DiskStore(tmp_path)

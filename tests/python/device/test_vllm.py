@@ -369,7 +369,7 @@ def test_without_vllm_the_error_says_what_is_missing() -> None:
         with pytest.raises(sire.UnsupportedError, match="vLLM, which is not installed"):
             call()
     code = "import sire.vllm, sys; print({'vllm', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip() == "set()"
 
 
