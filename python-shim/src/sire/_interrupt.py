@@ -9,9 +9,11 @@ the handler's exception goes on.
 from __future__ import annotations
 
 import _thread
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from ._errors import CancelledError
@@ -26,6 +28,23 @@ def run(call: Callable[[], _T], cancel: Callable[[], object]) -> _T:
     if threading.current_thread() is not threading.main_thread():
         return call()
     return _Job(call).run(cancel)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Ctrl-C comes after the block, which is not to be left half-done."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 class _Job(Generic[_T]):

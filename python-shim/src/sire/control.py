@@ -41,12 +41,14 @@ _turn = threading.RLock()
 _opened = 0
 _pid = 0
 _path = ""
+_openings = 0
 _hook: Any = None
 _hook_wanted = False
 _here = threading.local()
 # How many uses of managed objects each thread has under way.
 _uses: dict[int, int] = {}
-_counting = threading.Lock()
+# Garbage may be collected by a thread that has it.
+_counting = threading.RLock()
 """Of a thread: `uses` of managed objects, and whether it is a `member` by safe points of its own."""
 
 
@@ -78,7 +80,7 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
     ``step_hook``: the end of every step of PyTorch's optimizers is a safe point of the thread that makes it. Only
     where nothing else uses the device at that moment, which is so in ordinary training loops.
     """
-    global _opened, _path, _pid, _hook_wanted
+    global _opened, _path, _pid, _hook_wanted, _openings
     library = _library.load()
     with _turn:
         if _pid != os.getpid():
@@ -88,7 +90,8 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
             _path = library.control_open()
         _opened += 1
         if _opened == 1:
-            threading.Thread(target=_publish, args=(library, _path), name="sire-control", daemon=True).start()
+            _openings += 1
+            threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True).start()
         _hook_wanted = _hook_wanted or step_hook
         torch_is_there()
         return Control(_path)
@@ -197,7 +200,13 @@ def torch_is_there() -> None:
 
 
 def _after_step(_optimizer: object, _args: object, _kwargs: object) -> None:
-    safe_point()
+    if not _is_foreign():
+        safe_point()
+
+
+def _is_foreign() -> bool:
+    """Whether Python did not start the calling thread, as autograd's: it works for one that waits for it."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
 
 # --- uses of managed models --------------------------------------------------------------------------------------
@@ -205,8 +214,7 @@ def _after_step(_optimizer: object, _args: object, _kwargs: object) -> None:
 
 def use_begins() -> None:
     """The calling thread is about to use managed objects; before the outermost use it is at a safe point."""
-    if not _is_open() or isinstance(threading.current_thread(), threading._DummyThread):
-        # Threads that Python did not start, such as autograd's, work for one that waits for them.
+    if not _is_open() or _is_foreign():
         return
     torch_is_there()
     here = threading.get_ident()
@@ -216,9 +224,10 @@ def use_begins() -> None:
         _uses[here] = _uses.get(here, 0) + 1
 
 
-def use_ends(holder: int | None = None) -> None:
+def use_ends(holder: int | None = None, collected: bool = False) -> None:
     """A use of the thread ``holder`` (default: the calling one) is over, as autograd's thread may say of it. After its
-    own outermost use a thread is at a safe point, and then nobody waits for it.
+    own outermost use a thread is at a safe point, and then nobody waits for it. If that is said while garbage is
+    ``collected``, which may be in the middle of anything, the thread's next safe point is the next one that it passes.
     """
     here = threading.get_ident()
     holder = here if holder is None else holder
@@ -226,7 +235,7 @@ def use_ends(holder: int | None = None) -> None:
         left = _uses.pop(holder, 0) - 1
         if left > 0:
             _uses[holder] = left
-    if left == 0 and holder == here and _is_open():
+    if left == 0 and holder == here and not collected and _is_open():
         try:
             _pass()
         finally:
@@ -249,10 +258,10 @@ def open_as_told() -> None:
 # --- what only this side knows -----------------------------------------------------------------------------------
 
 
-def _publish(library: _library.Library, path: str) -> None:
-    """Answers questions about models as long as the socket is open."""
+def _publish(library: _library.Library, opening: int) -> None:
+    """Answers questions about models as long as the socket is open; one that is opened anew has a thread of its own."""
     try:
-        while _is_open() and _path == path:
+        while _is_open() and _openings == opening:
             if library.control_wait(_PUBLISHER_SECONDS):
                 library.control_publish(json.dumps(_figures(), default=str).encode())
     except SireError:

@@ -14,6 +14,7 @@ import pytest
 import sire
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
 import torch
 

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sire
+import torch
 import torch.distributed as dist
 from running import running
+from sire.distributed import _ranks
 from sire.distributed._ballot import Ballot, Failure, Members
 
 PROGRAM = Path(__file__).resolve().with_name("rank_program.py")
@@ -104,10 +108,10 @@ def test_a_killed_rank_undoes_the_others(job: list[dict[str, Any]]) -> None:
         assert undone(seen)
 
 
-def ballots() -> list[Ballot]:
+def ballots(timeout: float = 0.2, store: Any = None) -> list[Ballot]:
     """Two ranks' next calls, in one process."""
-    store = dist.HashStore()
-    return [Ballot(Members(store, "two", rank, 2), 0.2) for rank in range(2)]
+    store = dist.HashStore() if store is None else store
+    return [Ballot(Members(store, "two", rank, 2), timeout) for rank in range(2)]
 
 
 def test_who_comes_late_follows_the_verdict() -> None:
@@ -118,12 +122,79 @@ def test_who_comes_late_follows_the_verdict() -> None:
     assert late.round("called", "pause('a')", None) == verdict, "though by now both have answered"
 
 
-def test_who_withdraws_is_not_waited_for() -> None:
-    one, other = ballots()
-    other.round("prepared", "pause('a')", Failure(1, "no room", 3))
-    assert one.round("prepared", "pause('a')", None) == Failure(1, "no room", 3)
-    other.withdraw(Failure(1, "KeyboardInterrupt: "))
-    assert one.round("committed", "pause('a')", None) == Failure(1, "KeyboardInterrupt: ")
+def together(
+    ballots: list[Ballot], name: str, failures: Sequence[Failure | None] = (None, None)
+) -> list[Failure | None]:
+    """One round of all; the verdicts."""
+    with ThreadPoolExecutor(len(ballots)) as ranks:
+        votes = zip(ballots, failures, strict=True)
+        rounds = [ranks.submit(ballot.round, name, "pause('a')", failure) for ballot, failure in votes]
+        return [each.result(60) for each in rounds]
+
+
+INTERRUPT = Failure(1, "KeyboardInterrupt: ")
+
+
+@pytest.mark.parametrize("decided", [0, 1, 2])
+def test_who_withdraws_is_not_waited_for(decided: int) -> None:
+    one, other = ballots(60)
+    rounds = ("called", "prepared", "committed")
+    for name in rounds[:decided]:
+        assert together([one, other], name) == [None, None]
+    assert other.withdraw(INTERRUPT) == INTERRUPT
+    assert one.round(rounds[decided], "pause('a')", None) == INTERRUPT
+
+
+def test_nobody_withdraws_from_what_all_have_committed() -> None:
+    one, other = ballots(60)
+    for name in ("called", "prepared", "committed"):
+        assert together([one, other], name) == [None, None]
+    assert other.withdraw(INTERRUPT) is None
+    assert one.withdraw(INTERRUPT) is None
+
+
+def test_a_failure_that_was_voted_counts_for_all() -> None:
+    failure = Failure(1, "no room", 3)
+    one, other = ballots(60)
+    assert together([one, other], "called") == [None, None]
+    assert together([one, other], "prepared", [None, failure]) == [failure, failure]
+    assert one.withdraw(INTERRUPT) == failure
+
+
+def test_keys_of_earlier_calls_do_not_stay_in_the_store() -> None:
+    store, sizes = dist.HashStore(), []
+    for number in range(6):
+        now = ballots(60 if number != 3 else 0.1, store)
+        if number == 3:
+            # A call that only one rank makes leaves its keys until a later one succeeds.
+            assert now[0].round("called", "pause('a')", None) is not None
+            continue
+        for name in ("called", "prepared", "committed"):
+            assert together(now, name) == [None, None]
+        sizes.append(store.num_keys())
+    assert set(sizes) == {3 * 3}, sizes
+
+
+@pytest.mark.parametrize(("at", "state"), [("called", "resident"), ("prepared", "resident"), ("committed", "paused")])
+def test_ctrl_c_after_a_round_keeps_to_what_was_decided(
+    tag: str, monkeypatch: pytest.MonkeyPatch, at: str, state: str
+) -> None:
+    class Interrupted(Ballot):
+        def round(self, name: str, word: str, failure: Failure | None) -> Failure | None:
+            verdict = super().round(name, word, failure)
+            if name == at:
+                signal.raise_signal(signal.SIGINT)
+            return verdict
+
+    store = dist.HashStore()
+    monkeypatch.setattr(_ranks, "_ballot", lambda _group, _timeout: (Interrupted(Members(store, "one", 0, 1), 60), 0))
+    with sire.region(tag, backup="cpu"):
+        tensor = torch.full((MIB,), 7, dtype=torch.uint8, device="cuda")
+    with pytest.raises(KeyboardInterrupt):
+        sire.distributed.pause(tag)
+    assert {each["state"] for each in sire.stats()["regions"] if each["tag"] == tag} == {state}
+    sire.resume(tag)
+    assert bool((tensor == 7).all())
 
 
 def test_without_a_process_group_it_is_refused() -> None:

@@ -49,6 +49,7 @@ pub fn start(command: &[OsString], variables: &[(&str, String)]) -> Result<Child
             if libc::getppid().cast_unsigned() != parent { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         });
     }
+    let _later = Later::begin();
     let child = child.spawn().map_err(|error| {
         let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
         Failure::new(format!("could not start '{}': {error}", program.to_string_lossy())).exits_with(code)
@@ -56,6 +57,32 @@ pub fn start(command: &[OsString], variables: &[(&str, String)]) -> Result<Child
     PROGRAM.store(child.id().cast_signed(), Ordering::SeqCst);
     PASSED_ON.into_iter().for_each(listen_for);
     Ok(child)
+}
+
+/// Signals wait as long as this lives: one that comes after the program has begun and before we can pass it on would end us, and not be heard by it.
+/// The program itself begins with none that wait: the standard library sees to that.
+struct Later(libc::sigset_t);
+
+impl Later {
+    fn begin() -> Later {
+        // SAFETY: both are plain sets, which `sigemptyset` and `pthread_sigmask` fill before they are read.
+        unsafe {
+            let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigemptyset(&raw mut held);
+            for signal in PASSED_ON {
+                libc::sigaddset(&raw mut held, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before);
+            Later(before)
+        }
+    }
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        // SAFETY: the mask that `begin` has read.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
 }
 
 fn listen_for(signal: libc::c_int) {

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .._errors import InvalidArgumentError, SireError, UnsupportedError
@@ -60,9 +60,21 @@ def members(group: Any) -> Members:
     return Members(store, "-".join(map(str, ranks)), rank, len(ranks))
 
 
-# How many calls were made on each group, by store: a new job, with a new store, begins anew.
-_sequences: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], itertools.count[int]]] = weakref.WeakKeyDictionary()
-_sequences_lock = threading.Lock()
+_ROUNDS = ("called", "prepared", "committed")
+
+
+@dataclass
+class _Calls:
+    """What one rank has called on one group."""
+
+    count: int = 0
+    stale: list[str] = field(default_factory=list)
+    """Prefixes of calls whose keys are in the store."""
+
+
+# By store: a new job, with a new store, begins anew.
+_calls: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], _Calls]] = weakref.WeakKeyDictionary()
+_calls_lock = threading.Lock()
 
 
 class Ballot:
@@ -71,10 +83,13 @@ class Ballot:
     def __init__(self, members: Members, timeout: float) -> None:
         self._members = members
         self._timeout = timeout
-        with _sequences_lock:
-            counters = _sequences.setdefault(members.store, {})
-            counter = counters.setdefault((members.name, members.rank), itertools.count())
-            self._prefix = f"sire/{members.name}/{next(counter)}"
+        with _calls_lock:
+            groups = _calls.setdefault(members.store, {})
+            self._calls = groups.setdefault((members.name, members.rank), _Calls())
+            self._prefix = f"sire/{members.name}/{self._calls.count}"
+            self._calls.count += 1
+            self._earlier = list(self._calls.stale)
+            self._calls.stale.append(self._prefix)
 
     def round(self, name: str, word: str, failure: Failure | None) -> Failure | None:
         """Tells how this rank stands (``word`` must be the same on all), waits for all, and returns the verdict: None
@@ -84,17 +99,39 @@ class Ballot:
         """
         mine = json.dumps([word, None if failure is None else asdict(failure)])
         self._set(self._key(name, self._members.rank), mine)
-        proposal = failure if failure is not None else self._await_others(name, word)
-        verdict = self._members.store.compare_set(
-            self._key(name, "verdict"), "", json.dumps(None if proposal is None else asdict(proposal))
-        )
-        return _failure(json.loads(verdict))
+        verdict = self._propose(name, failure if failure is not None else self._await_others(name, word))
+        if name == _ROUNDS[0] and verdict is None:
+            self._forget_earlier_calls()
+        return verdict
 
-    def withdraw(self, failure: Failure) -> None:
-        """This rank takes part no longer: whoever waits for it is told, as far as the store can be reached."""
+    def withdraw(self, failure: Failure) -> Failure | None:
+        """This rank cannot go on: it proposes the failure in the first round that is not decided yet, whether it has
+        voted there or not. Returns the verdict that counts for all: None if it comes too late, because all have
+        committed, this rank included. If the store cannot be reached the others run out of patience, and the failure
+        counts here.
+        """
         with suppress(Exception):
-            for name in ("prepared", "committed"):
-                self._set(self._key(name, self._members.rank), json.dumps(["", asdict(failure)]))
+            for name in _ROUNDS:
+                verdict = self._propose(name, failure)
+                if verdict is not None:
+                    return verdict
+            return None
+        return failure
+
+    def _propose(self, name: str, proposal: Failure | None) -> Failure | None:
+        fields = None if proposal is None else asdict(proposal)
+        return _failure(json.loads(self._members.store.compare_set(self._key(name, "verdict"), "", json.dumps(fields))))
+
+    def _forget_earlier_calls(self) -> None:
+        """All ranks have begun this call, so that nobody reads keys of an earlier one: each takes its own away."""
+        whose = [self._members.rank, *(["verdict"] if self._members.rank == 0 else [])]
+        # A store that cannot forget keeps them.
+        with suppress(Exception):
+            for prefix in self._earlier:
+                for name, what in itertools.product(_ROUNDS, whose):
+                    self._members.store.delete_key(f"{prefix}/{name}/{what}")
+        with _calls_lock:
+            self._calls.stale = [prefix for prefix in self._calls.stale if prefix not in self._earlier]
 
     def _await_others(self, name: str, word: str) -> Failure | None:
         """What is to be proposed: the first failure that was told, or that somebody did not answer in time."""

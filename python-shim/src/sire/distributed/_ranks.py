@@ -58,20 +58,23 @@ def _together(
     encode_selection(tag)
     ballot, rank = _ballot(group, timeout)
     word = f"{action}({tag!r})"
-    _follow(ballot.round("called", word, None), action, tag)
-    before = _states(tag)
+    before: dict[str, str] = {}
     report: Report | None = None
     try:
-        report, failure = _attempt(rank, prepare)
-        verdict = ballot.round("prepared", word, failure)
+        verdict = ballot.round("called", word, None)
+        if verdict is None:
+            before = _states(tag)
+            report, failure = _attempt(rank, prepare)
+            verdict = ballot.round("prepared", word, failure)
         if verdict is None and report is not None:
             prepared = report
             report, failure = _attempt(rank, lambda: commit(prepared))
             verdict = ballot.round("committed", word, failure)
     except BaseException as error:
-        # Interrupted, or the store is gone: the others are told, if that is possible, or run out of patience.
-        ballot.withdraw(Failure(rank, f"{type(error).__name__}: {error}"))
-        _undo(before, tag, error)
+        # Interrupted, or the store is gone. What all ranks have committed stays so here too, whatever came in between.
+        with _interrupt.deferred():
+            if ballot.withdraw(Failure(rank, f"{type(error).__name__}: {error}")) is not None:
+                _undo(before, tag, error)
         raise
     if verdict is not None or report is None:
         verdict = verdict or Failure(rank, "it was undone")
@@ -92,11 +95,6 @@ def _attempt(rank: int, work: _Work) -> tuple[Report | None, Failure | None]:
     except Exception as error:
         status = error.status if isinstance(error, SireError) else SireError.status
         return None, Failure(rank, f"{type(error).__name__}: {error}", status)
-
-
-def _follow(verdict: Failure | None, action: str, tag: str | None) -> None:
-    if verdict is not None:
-        raise _error(verdict, action, tag)
 
 
 def _error(failure: Failure, action: str, tag: str | None) -> RankError:

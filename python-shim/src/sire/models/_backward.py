@@ -92,12 +92,12 @@ class Held:
         user, self._user = self._user, None
         if user is not None:
             with suppress(SireError):
-                self._end(user)
+                self._end(user, collected=True)
 
-    def _end(self, user: ResourcePoolUserABC[Any]) -> None:
+    def _end(self, user: ResourcePoolUserABC[Any], collected: bool = False) -> None:
         from ._manage import release
 
-        release([user], holder=self._holder)
+        release([user], holder=self._holder, collected=collected)
 
 
 def _tensors(value: Any) -> list[Any]:

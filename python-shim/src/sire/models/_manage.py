@@ -138,8 +138,16 @@ def _with_one_retry(user: ResourcePoolUserABC[Any]) -> None:
         user.load()
 
 
-def release(users: list[ResourcePoolUserABC[Any]], how: Release | None = None, holder: int | None = None) -> None:
-    """Ends one use of each; what nobody uses any more is offloaded, the last one first. The first failure is raised."""
+def release(
+    users: list[ResourcePoolUserABC[Any]],
+    how: Release | None = None,
+    holder: int | None = None,
+    collected: bool = False,
+) -> None:
+    """Ends one use of each; what nobody uses any more is offloaded, the last one first. The first failure is raised.
+
+    ``collected``: as for `control.use_ends`.
+    """
     failure: BaseException | None = None
     ended = 0
     for user in reversed(users):
@@ -156,7 +164,7 @@ def release(users: list[ResourcePoolUserABC[Any]], how: Release | None = None, h
         if not _holders[holder]:
             del _holders[holder]
         _turn.notify_all()
-    control.use_ends(holder)
+    control.use_ends(holder, collected)
     if failure is not None:
         raise failure
 

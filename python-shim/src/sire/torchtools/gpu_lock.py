@@ -236,11 +236,19 @@ class _CachePlace(_Place):
         return min(self.reserved(), _torch.free_in_cache(self._torch, self._index))
 
     def resize(self, size: int, seconds: float, strict: bool) -> None:
-        grows = size > self.reserved()
+        before = self.reserved()
         super().resize(size, seconds, strict)
-        if not grows:
+        if size <= before:
             self._torch.cuda.empty_cache()
-        _fill(self, strict)
+        try:
+            _fill(self, strict)
+        except BaseException:
+            # What there was stays, and no more: others can have what could not be filled.
+            if size > before:
+                super().resize(before, 0.0, strict)
+                self._torch.cuda.empty_cache()
+                self.note()
+            raise
 
     def release(self) -> None:
         with suppress(RuntimeError):

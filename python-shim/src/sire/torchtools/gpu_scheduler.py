@@ -4,12 +4,15 @@ probe, reserve, train.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -282,9 +285,37 @@ def _described(value: Any) -> str:
         return f"{{{', '.join(f'{name}: {_described(each)}' for name, each in value.items())}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_described(each) for each in value)}]"
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
-    return repr(value)
+    return _function(value) if callable(value) else _plain(value)
+
+
+def _function(value: Any) -> str:
+    if hasattr(value, "named_parameters") and hasattr(value, "named_buffers"):
+        # What a module shows of itself says neither its weights' shapes nor their types.
+        weights = {**dict(value.named_parameters()), **dict(value.named_buffers())}
+        return f"{_class(value)} {_plain(value)} {_described(weights)}"
+    if isinstance(value, functools.partial):
+        return f"partial({_described(value.func)}, {_described(value.args)}, {_described(value.keywords)})"
+    if not hasattr(value, "__qualname__"):
+        return _plain(value)
+    owner = getattr(value, "__self__", None)
+    bound = "" if owner is None or inspect.ismodule(owner) else f" of {_described(owner)}"
+    return f"{value.__module__}:{value.__qualname__}{bound}"
+
+
+def _class(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _plain(value: Any) -> str:
+    """What a value shows of itself; where that is where it lies, which the next process does not share, what it has."""
+    shown = repr(value)
+    if re.search(r" at 0x[0-9a-fA-F]+", shown) is None:
+        return shown
+    fields = {name: each for name, each in getattr(value, "__dict__", {}).items() if each is not value}
+    try:
+        return f"{_class(value)}({_described(fields)})"
+    except RecursionError:
+        return _class(value)
 
 
 def _read(file: Path) -> ProbeReport | None:
