@@ -321,7 +321,7 @@ mod tests {
         rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
         assert!(is_dead(&path), "as it looks from outside");
         place.forget_if_dead(&found);
-        assert_eq!(place.sockets()?, [found.clone()]);
+        assert!(place.sockets()?.contains(&found));
         // Nor is it taken over by a namesake.
         assert!(place.listen(7)?.1.ends_with("7-1.sock"));
         rustix::net::listen(&socket, 1)?;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -305,6 +306,74 @@ def test_ctrl_c_in_a_paused_program_brings_its_memory_back(socket: str, tag: str
     visitor.join()
     assert device_used() == resident
     assert bool((tensor == 5).all())
+
+
+@pytest.mark.parametrize("how", ["close", "give up"])
+def test_callbacks_hear_of_what_is_resumed_because_nobody_else_can(socket: str, tag: str, how: str) -> None:
+    tensor = filled(tag)
+    heard: list[tuple[str, str | None]] = []
+    callbacks = [
+        sire.before_pause(lambda tag: heard.append(("before", tag)), tag=tag),
+        sire.after_resume(lambda tag: heard.append(("after", tag)), tag=tag),
+    ]
+
+    def visit() -> None:
+        ask(socket, verb="pause", tag=tag)
+        if how == "close":
+            sire.control.close()
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        visitor = Visitor(visit)
+        with pytest.raises(KeyboardInterrupt) if how == "give up" else contextlib.nullcontext():
+            while visitor.here or how == "give up":
+                sire.safe_point()
+        visitor.join()
+        assert heard == [("before", tag), ("after", tag)]
+    finally:
+        for callback in callbacks:
+            callback.remove()
+    assert bool((tensor == 5).all())
+
+
+def test_one_thread_publishes_however_often_the_socket_is_opened(socket: str) -> None:
+    for _ in range(3):
+        sire.control.close()
+        sire.control.open()
+    names = lambda: [each.name for each in threading.enumerate()].count("sire-control")  # noqa: E731
+    until("the others have ended", lambda: names() == 1)
+    assert ask(socket, verb="list")["program"] is not None
+
+
+def test_a_step_of_a_thread_that_python_did_not_start_is_no_safe_point(
+    socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[str] = []
+    monkeypatch.setattr(sire.control, "_pass", lambda: passed.append(threading.current_thread().name))
+    done = threading.Event()
+
+    def step() -> None:
+        sire.control._after_step(None, None, None)
+        done.set()
+
+    _thread.start_new_thread(step, ())
+    assert done.wait(60)
+    assert passed == []
+    sire.control._after_step(None, None, None)
+    assert len(passed) == 1
+
+
+def test_garbage_is_collected_without_a_safe_point(socket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[None] = []
+    monkeypatch.setattr(sire.control, "_pass", lambda: passed.append(None))
+    sire.control.use_begins()
+    assert len(passed) == 1
+    sire.control.use_ends(collected=True)
+    assert len(passed) == 1, "whatever the thread was doing, it used memory"
+    sire.control.use_begins()
+    sire.control.use_ends()
+    assert len(passed) == 3
 
 
 def test_closing_resumes_what_is_paused_from_outside(socket: str, tag: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ import sire
 import torch
 from running import line, running, until
 from sire import torchtools
+from sire.torchtools import gpu_lock
 
 MIB = 1024**2
 ROOT = Path(__file__).resolve().parents[3]
@@ -121,6 +125,149 @@ def test_a_gpu_for_oneself_is_for_oneself() -> None:
         assert reservation.reserved_bytes > 0
 
 
+def test_odd_sizes_leave_nothing_behind() -> None:
+    """The naive twin: so many bytes in the ledger, so many whole granules behind the fence, one place for both."""
+    before, granule, dice = free(), 2 * MIB, random.Random(7)  # noqa: S311
+    with torchtools.reserve_gpu_for_training(0, 31 * MIB + 1, 0) as reservation:
+        for _ in range(24):
+            size = dice.randrange(1, 96 * MIB)
+            reservation.resize(size)
+            assert reservation.reserved_bytes == size
+            assert [(each["bytes"], each["owned"]) for each in entries()] == [(size, size)]
+            fenced = before - free()
+            if reservation.fence == "stock":
+                assert fenced == -(-size // granule) * granule
+            else:
+                # PyTorch's cache has segments of its own size.
+                assert size <= fenced < size + 24 * MIB
+    torch.cuda.empty_cache()
+    assert (free(), entries()) == (before, [])
+
+
+def test_what_hooks_take_out_of_the_fence_is_owned_before_and_after(preloaded: bool) -> None:
+    """Odd pieces go through the driver; whoever looks at the ledger sees the same before and after."""
+    with torchtools.reserve_gpu_for_training(0, 90 * MIB, 0) as reservation:
+        for size in (30 * MIB, 7 * MIB, 1 * MIB):
+            kept = tensor(size)
+            assert [(each["bytes"], each["owned"]) for each in entries()] == [(90 * MIB, 90 * MIB)]
+            del kept
+            torch.cuda.empty_cache() if preloaded else None
+            assert [(each["bytes"], each["owned"]) for each in entries()] == [(90 * MIB, 90 * MIB)]
+        assert reservation.reserved_bytes == 90 * MIB
+
+
+def test_strict_wants_the_bytes_themselves() -> None:
+    with torchtools.reserve_gpu_for_training(0, 100 * MIB, 0, fence=False) as loose:
+        assert loose.fence == "none"
+        # The ledger would give more than the driver has: what is used without a reservation it does not know.
+        with torchtools.reserve_gpu_for_training(0, 50 * MIB, 0, strict=True) as reservation:
+            assert reservation.fence in ("stock", "cache")
+            before, others = (reservation.reserved_bytes, free()), sorted(each["bytes"] for each in entries())
+            with pytest.MonkeyPatch.context() as patch:
+                broken(patch, reservation)
+                with pytest.raises(sire.OutOfMemoryError):
+                    reservation.resize(80 * MIB)
+            torch.cuda.empty_cache() if reservation.fence == "stock" else None
+            assert (reservation.reserved_bytes, sorted(each["bytes"] for each in entries())) == (before[0], others)
+            reservation.resize(60 * MIB)
+            assert reservation.reserved_bytes == 60 * MIB
+
+
+def broken(patch: pytest.MonkeyPatch, reservation: torchtools.Reservation) -> None:
+    """The driver has no more memory for fences, as if somebody who knows of no ledger had taken it."""
+
+    def refuse(*_arguments: object) -> None:
+        raise sire.OutOfMemoryError("somebody was faster")
+
+    place = reservation._place
+    assert place is not None
+    name = "fill" if reservation.fence == "cache" else "resize"
+    patch.setattr(place, name, refuse)
+
+
+def test_what_was_reserved_from_outside_is_given_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    monkeypatch.setenv("SIRE_RESERVED", f"{name}:{100 * MIB}")
+    with torchtools.reserve_gpu_for_training(0, 60 * MIB, 20 * MIB) as reservation:
+        assert (reservation.reserved_bytes, reservation.fence, entries()) == (100 * MIB, "none", [])
+        reservation.resize(90 * MIB)
+        with pytest.raises(sire.UnsupportedError, match="give sire reserve --bytes more"):
+            reservation.resize(101 * MIB)
+    # More than that is a reservation of its own, and so is one of another GPU.
+    with torchtools.reserve_gpu_for_training(0, 120 * MIB, 0, fence=False):
+        assert [each["bytes"] for each in entries()] == [120 * MIB]
+    monkeypatch.setenv("SIRE_RESERVED", f"GPU-another:{100 * MIB}")
+    with torchtools.reserve_gpu_for_training(0, 60 * MIB, 0, fence=False):
+        assert [each["bytes"] for each in entries()] == [60 * MIB]
+
+
+def test_ctrl_c_ends_the_wait() -> None:
+    total = torch.cuda.mem_get_info(0)[1]
+    with torchtools.reserve_gpu_for_training(0, total // 2, 0, fence=False):
+
+        def interrupt() -> None:
+            until("it waits", lambda: "waiting" in [each["state"] for each in entries()])
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            torchtools.reserve_gpu_for_training(0, total * 3 // 4, 0).__enter__()
+        thread.join(60)
+        assert [each["state"] for each in entries()] == ["holding"]
+
+
+def test_without_the_library_a_lock_keeps_others_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing() -> None:
+        raise sire.LibraryNotFoundError("there is no library")
+
+    monkeypatch.setattr(gpu_lock._library, "load", missing)
+    # Every other one fails: that of the second is held by the first.
+    for fence in (True, False):
+        with pytest.warns(torchtools.ReservationWarning, match="nothing of it is reserved: there is no library"):
+            first = torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, fence=fence).__enter__()
+        assert (first.reserved_bytes, first.fence) == (0, "none")
+        assert list(tmp_path.glob("torchtools_gpu_lock_*.lock"))
+        with (
+            pytest.warns(torchtools.ReservationWarning),
+            pytest.raises(sire.ReservationTimeoutError, match="another process holds the lock"),
+        ):
+            torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, blocking=False, fence=fence).__enter__()
+        first.resize(20 * MIB)
+        first.release()
+    with pytest.raises(sire.LibraryNotFoundError):
+        torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, strict=True).__enter__()
+
+
+WITHOUT_CUDA = """
+import sys
+import sire.compat
+sire.compat.enable()
+import torch
+from torchtools import get_device_from_env, probe, reserve_gpu_for_training, run_training_with_reservation
+import torchtools
+assert torchtools.__name__ == "sire.torchtools" or torchtools is sys.modules["sire.torchtools"]
+assert not torch.cuda.is_available()
+with reserve_gpu_for_training(0, 1 << 40) as reservation:
+    assert (reservation.device_index, reservation.reserved_bytes, reservation.unused_bytes) == (None, 0, 0)
+    assert reservation.fence == "none"
+    reservation.resize(1 << 41)
+assert probe(print, ("not run",)).peak_bytes == 0
+assert run_training_with_reservation(lambda x: x + 1, (4,), probe_fn=print) == 5
+assert get_device_from_env().type == "cpu"
+torch.backends.mps.is_available = lambda: True
+print(get_device_from_env().type)
+"""
+
+
+def test_without_cuda_everything_runs_and_nothing_is_reserved() -> None:
+    variables = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "SIRE_HOOK_MODE")}
+    variables["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-c", WITHOUT_CUDA]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stdout.strip()) == (0, "mps"), done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [{"training_reserved_bytes": -1}, {"safety_margin_bytes": 1.5}, {"timeout": float("nan")}, {"gpu": 7}]
 )
@@ -201,6 +348,39 @@ def test_a_probe_reports_the_peak_and_the_tags(tmp_path: Path) -> None:
         patch.setattr(torchtools.gpu_scheduler, "_run", None)
         again = torchtools.estimate_gpu_usage_by_probe(*arguments, cache=tmp_path / "probes")
     assert again == report.peak_bytes, "it was known"
+
+
+class Odd:
+    """Shows where it lies, and not what it is."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self) -> None:
+        """A probe."""
+
+
+def test_a_probe_is_known_by_what_it_is() -> None:
+    described = torchtools.gpu_scheduler._described
+    same: list[Callable[[], object]] = [
+        lambda: torch.nn.Linear(4, 4),
+        lambda: Odd(3),
+        lambda: Odd(3).run,
+        lambda: functools.partial(needs, Odd(3)),
+        lambda: [Odd(3), {"a": torch.nn.Linear(2, 2)}],
+    ]
+    other: list[object] = [
+        torch.nn.Linear(4, 4, dtype=torch.float64),
+        Odd(4),
+        Odd(4).run,
+        functools.partial(needs, Odd(4)),
+        [Odd(3), {"a": torch.nn.Linear(2, 2, dtype=torch.float16)}],
+    ]
+    for make, another in zip(same, other, strict=True):
+        kept = make()
+        assert described(kept) == described(make()), "of another process it would be another"
+        assert described(kept) != described(another)
+        assert " at 0x" not in described(kept)
 
 
 @pytest.mark.parametrize(("probe_fn", "says"), [(fails, "no such model"), (dies, "signal 9"), (hangs, r"0\.5 s")])

@@ -209,6 +209,8 @@ class _Place:
 
     def resize(self, size: int, seconds: float, strict: bool) -> None:
         _waiting(lambda library: library.reservation_resize(self._handle, size, seconds, _NO_FENCE), seconds, size)
+        # Of a smaller one no more was owned than its size: it is to be said anew.
+        self._noted = -1
 
     def release(self) -> None:
         self._ended.set()
