@@ -25,6 +25,7 @@ from . import (
     reserve_figures,
     serve_figures,
     simulated_figures,
+    slice_figures,
 )
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
@@ -84,6 +85,7 @@ class Bench:
             (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
             (("hook",), lambda: hook_figures.hooks(shop, sizes)),
             (("reserve", "ledger"), lambda: reserve_figures.reserve(sizes)),
+            (("timeslice",), lambda: slice_figures.slices(shop, sizes)),
             (("serve",), lambda: serve_figures.serve(shop, sizes, offline)),
             (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
             (("slyce",), lambda: layer_figures.slices(shop, sizes)),
