@@ -2,9 +2,9 @@
 
     slice_program.py WHAT SEED [STEPS [ENOUGH]]
 
-``alone``: STEPS steps without time slices. The others take turns: ``sliced``: begins at a line on its input; STEPS
-steps, or fewer when it has changed places ENOUGH times. ``gated``: the same, but takes its turn at once, and passes no
-safe point until the line comes. ``stays``: waits for the line at its end, and keeps its memory until then. ``holds``:
+``alone``: STEPS steps without time slices. The others begin at a line on their input, and take turns: ``sliced``:
+STEPS steps, or fewer when it has changed places ENOUGH times. ``gated``: the same, but passes no safe point in its
+first turn until another line comes. ``stays``: waits for a line at its end, and keeps its memory until then. ``holds``:
 twice takes a turn, until a line comes. ``patient``: waits at safe points to be interrupted, and says what it has then.
 """
 
@@ -68,9 +68,8 @@ def main() -> None:
         train(seed, steps, enough)
         return
     torch.cuda.init()
-    if what == "sliced":
-        say("ready")
-        sys.stdin.readline()
+    say("ready")
+    sys.stdin.readline()
     turns = sire.time_slice(quantum=QUANTUM)
     with turns:
         say("turn")

@@ -114,14 +114,25 @@ def alone(seed: int, steps: int) -> list[str]:
     return [loss.hex() for loss in slice_program.losses(seed, steps)]
 
 
+def ready(*jobs: Job) -> tuple[Job, ...]:
+    """They have imported everything, and begin at the next line."""
+    for job in jobs:
+        job.until(lambda words: words == ["ready"])
+    return jobs
+
+
+def take_the_first_turn(job: Job) -> None:
+    """Whatever others do: it waits until it has it."""
+    job.say()
+    job.until(lambda words: words == ["turn"])
+
+
 def has_switched(words: list[str]) -> bool:
     return words[0] == "step" and int(words[2]) >= 1
 
 
 def test_two_trainings_that_do_not_fit_compute_what_they_compute_alone(start: Start) -> None:
-    one, other = start("sliced", 1, 4000, 3), start("sliced", 2, 4000, 3)
-    for job in (one, other):
-        job.until(lambda words: words == ["ready"])
+    one, other = ready(start("sliced", 1, 4000, 3), start("sliced", 2, 4000, 3))
     for job in (one, other):
         job.say()
     for job in (one, other):
@@ -133,7 +144,8 @@ def test_two_trainings_that_do_not_fit_compute_what_they_compute_alone(start: St
 
 
 def test_without_slices_one_runs_out_of_memory_and_where_nobody_waits_nobody_changes_places(start: Start) -> None:
-    lonely = start("stays", 1, 12)
+    [lonely] = ready(start("stays", 1, 12))
+    lonely.say()
     lonely.until(lambda words: words == ["done"])
     stranger = start("alone", 2, 1)
     assert stranger.end() != 0
@@ -144,11 +156,10 @@ def test_without_slices_one_runs_out_of_memory_and_where_nobody_waits_nobody_cha
 
 
 def test_who_is_killed_in_its_turn_leaves_the_device_to_the_other(start: Start) -> None:
-    victim = start("gated", 1, 4000)
-    victim.until(lambda words: words == ["turn"])
-    other = start("gated", 2, 12)
-    for job in (victim, other):
-        job.say()
+    victim, other = ready(start("gated", 1, 4000), start("sliced", 2, 12))
+    take_the_first_turn(victim)
+    other.say()
+    victim.say()
     victim.until(has_switched)
     victim.process.kill()
     assert other.end() == 0, other.complaint()
@@ -156,11 +167,11 @@ def test_who_is_killed_in_its_turn_leaves_the_device_to_the_other(start: Start) 
 
 
 def test_who_is_stopped_while_it_waits_holds_up_nobody(start: Start) -> None:
-    sleeper = start("gated", 1, 4000, 1)
-    sleeper.until(lambda words: words == ["turn"])
+    sleeper, worker = ready(start("gated", 1, 4000, 1), start("gated", 2, 40))
+    take_the_first_turn(sleeper)
     sleeper.say()
-    worker = start("gated", 2, 40)
-    worker.until(lambda words: words == ["turn"])
+    take_the_first_turn(worker)
+    # So the other waits.
     sleeper.process.send_signal(signal.SIGSTOP)
     try:
         worker.say()
@@ -174,10 +185,10 @@ def test_who_is_stopped_while_it_waits_holds_up_nobody(start: Start) -> None:
 
 
 def test_ctrl_c_in_the_others_turn_waits_for_the_memory_and_twice_ends_cleanly(start: Start) -> None:
-    waits = start("patient", 1)
+    waits, holds = ready(start("patient", 1), start("holds", 2))
+    take_the_first_turn(waits)
     waits.until(lambda words: words[0] == "has")
-    holds = start("holds", 2)
-    holds.until(lambda words: words == ["turn"])
+    take_the_first_turn(holds)
     waits.process.send_signal(signal.SIGINT)
     waits.complains("interrupted in another process's turn")
     holds.say()

@@ -244,7 +244,9 @@ fn a_pause_that_keeps_all_loses_nothing_but_what_is_declared_to_hold_nothing() {
         world.allocate(bare, CHUNK).unwrap(),
         world.allocate(saved, CHUNK).unwrap(),
     );
-    [first, scratch, second].map(|addr| world.write(addr));
+    for addr in [first, scratch, second] {
+        world.write(addr);
+    }
     world.engine.discard(scratch, CHUNK).unwrap();
     let keep_all = PauseOptions { keep_all: true, ..PauseOptions::default() };
     let report = world.engine.pause(&Selection::All, keep_all).unwrap();
