@@ -2,7 +2,7 @@
 
     slices.py alone|sliced|crowd SEED DEVICE_MIB STEPS
 
-Says "ready", begins at a line on its input, and prints its losses, how often it changed places, and the seconds that it took, as JSON. ``crowd``
+Says "ready", begins at a line on its input, and prints its losses, how often it changed places, and when it began and ended (seconds), as JSON. ``crowd``
 stays until it is killed.
 """
 
@@ -52,7 +52,8 @@ def main() -> None:
         losses = train(seed, layers, steps)
         if what == "sliced":
             switches = sire.stats()["time_slice"]["switches"]
-    print(json.dumps({"losses": losses, "switches": switches, "seconds": time.perf_counter() - begun}), flush=True)
+    # The clock is the machine's: the same for all processes.
+    print(json.dumps({"losses": losses, "switches": switches, "began": begun, "ended": time.perf_counter()}), flush=True)
     if what == "crowd":
         sys.stdin.readline()
 
