@@ -85,7 +85,6 @@ class Bench:
             (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
             (("hook",), lambda: hook_figures.hooks(shop, sizes)),
             (("reserve", "ledger"), lambda: reserve_figures.reserve(sizes)),
-            (("timeslice",), lambda: slice_figures.slices(shop, sizes)),
             (("serve",), lambda: serve_figures.serve(shop, sizes, offline)),
             (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
             (("slyce",), lambda: layer_figures.slices(shop, sizes)),
@@ -95,7 +94,7 @@ class Bench:
         ]
 
     def allocator(self) -> list[tuple[tuple[str, ...], Measure]]:
-        """Against PyTorch's own allocator. Each is a dozen processes with PyTorch: too many to show that everything works."""
+        """Against PyTorch's own allocator, and time slices. Each is a dozen processes with PyTorch: too many to show that everything works."""
         if self.options.smoke and not self.options.only:
             return []
         shop, sizes = self.shop, self.sizes
@@ -104,6 +103,7 @@ class Bench:
             (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
             (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
             (workloads, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
+            (("timeslice",), lambda: slice_figures.slices(shop, sizes)),
         ]
 
     def disk_folder(self) -> Path:
