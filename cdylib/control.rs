@@ -8,6 +8,7 @@ use crate::abi::process::statistics;
 use crate::boundary::catch;
 use crate::capture;
 use crate::process;
+use crate::slices;
 use serde_json::{Value, json};
 use sire_control::board::Board;
 use sire_control::desk::{Action, Desk};
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Questions that may wait for the worker.
@@ -114,14 +116,19 @@ pub(crate) fn close() {
     }
 }
 
-fn made() -> Result<&'static Control> {
+/// The one of the process; its desk works without a socket.
+pub(crate) fn made() -> Result<&'static Control> {
     if let Some(control) = current() {
         return Ok(control);
     }
     let outbox = Arc::new(Outbox::new().map_err(|error| failed("the control socket cannot be opened", &error))?);
     let delivery = Arc::clone(&outbox);
     let control = Control {
-        desk: Desk::new(Box::new(move |ticket, answer| delivery.put(ticket, answer))),
+        desk: Desk::new(Box::new(move |ticket, answer| {
+            if let Some(answer) = slices::answered(ticket, answer) {
+                delivery.put(ticket, answer);
+            }
+        })),
         board: Board::default(),
         journal: Journal::default(),
         outbox,
@@ -183,7 +190,7 @@ impl Control {
         // The worker first: without a server, which holds the other end, it ends at once. A server that could not be started is dropped, and with it
         // all that is open.
         let spawned =
-            spawn("sire-control-w", move || self.work(waiting)).and_then(|()| spawn("sire-control", || server.run()));
+            spawn("sire-control-w", move || self.work(waiting)).and_then(|_| spawn("sire-control", || server.run()));
         if let Err(error) = spawned {
             let _ = std::fs::remove_file(&path);
             return Err(error);
@@ -407,7 +414,7 @@ pub(crate) fn refusal(error: &Error) -> Refusal {
 }
 
 /// A thread of ours: signals are the program's.
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let blocked = move || {
         let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `sigfillset` initialises the set that `pthread_sigmask` reads; the old mask is not asked for.
@@ -418,5 +425,5 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
         // The thread ends; a panic has been told of by its hook.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
     };
-    std::thread::Builder::new().name(name.to_owned()).spawn(blocked).map(drop)
+    std::thread::Builder::new().name(name.to_owned()).spawn(blocked)
 }

@@ -72,7 +72,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn said(error: sire_ledger::Error) -> Error {
+pub(crate) fn said(error: sire_ledger::Error) -> Error {
     use sire_ledger::Error::{Cancelled, Foreign, Forked, Full, Io, Stuck, TimedOut, TooLarge};
     let status = match error {
         Io { .. } | Foreign { .. } | Full { .. } => Status::Unsupported,

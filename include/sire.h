@@ -230,6 +230,20 @@ typedef struct sire_reservation_report {
   uint64_t unused_bytes;
 } sire_reservation_report;
 
+// How to take turns. Set `struct_size` to `sizeof(sire_time_slice_options)`.
+typedef struct sire_time_slice_options {
+  // `sizeof(sire_time_slice_options)`.
+  size_t struct_size;
+  // How long a turn lasts at least, in seconds, more than 0.
+  double quantum_seconds;
+  // How long to wait for the first turn, in seconds (INFINITY: for as long as it takes; 0: only if it can be had at once).
+  double timeout_seconds;
+  // Processes of the same group take turns; NULL: the group without a name.
+  const char *group;
+  // Where processes find each other; NULL: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`.
+  const char *directory;
+} sire_time_slice_options;
+
 // Told in the calling thread what happens to a tag (NULL: everything) at its safe point. `what` 0: it is about to be paused; anything but
 // `SIRE_STATUS_OK` refuses that. 1: it was resumed. 2: it was not paused after all.
 typedef int32_t (*sire_told)(void *context, int32_t what, const char *tag);
@@ -604,6 +618,26 @@ sire_status sire_reservation_release(struct sire_reservation *reservation);
 // What the caller sees to:
 // `directory` is NULL or NUL-terminated; `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
 sire_status sire_reservations_json(int32_t device, const char *directory, char *buf, size_t cap, size_t *out_len);
+
+// From now on this process uses the device in turns with others of its group, of whatever user; waits for the first turn. When a turn lasted its quantum, and
+// somebody waits, everything that this process has in regions is paused at the next safe point (`sire_safe_point`), backed up whatever the
+// regions' policies say, and threads wait there for the next turn. `SIRE_STATUS_BUSY` if the first was not to be had in time; `sire_cancel`
+// ends the wait. One at a time in a process.
+//
+// What the caller sees to:
+// `options` is a sized struct whose strings are NULL or NUL-terminated.
+sire_status sire_time_slice_open(int32_t device,
+                                 const struct sire_time_slice_options *options);
+
+// This process takes turns no more, and leaves the device to others: what it still has there is in their way. In another's turn what is paused comes
+// back if there is room; if not, it stays paused, and the status says so.
+sire_status sire_time_slice_close(void);
+
+// Where this process is in its turns, as in `time_slice` of `sire_stats_json`; `null` if it takes none. A text output.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_time_slice_json(char *buf, size_t cap, size_t *out_len);
 
 // Opens the control socket of this process, unless it is open (docs/control.md): processes of the same user can list figures, and pause and resume at
 // safe points. A text output: the socket's path.

@@ -277,8 +277,10 @@ fn tried(action: &Action, wishes: &Wishes) -> Outcome {
         )));
     };
     let outcome = match action {
-        Action::Pause { tag } => pause(&process.engine, tag.clone(), wishes),
+        Action::Pause { tag } => pause(&process.engine, tag.clone(), FROM_OUTSIDE, wishes),
         Action::Resume { tag, wait } => resume(tag.clone(), *wait, wishes),
+        Action::Yield => pause(&process.engine, None, FOR_A_TURN, wishes),
+        Action::Return { wait } => resume(None, *wait, wishes),
     };
     outcome.unwrap_or_else(|error| match error.status {
         Status::Busy | Status::Capturing => Outcome::NotNow(error.message),
@@ -289,7 +291,17 @@ fn tried(action: &Action, wishes: &Wishes) -> Outcome {
     })
 }
 
-fn pause(engine: &Engine, tag: Option<String>, wishes: &Wishes) -> Result<Outcome> {
+/// Why something is paused that the program did not pause itself, and whether content that no policy keeps is kept.
+#[derive(Clone, Copy)]
+struct Cause {
+    why: &'static str,
+    keep_all: bool,
+}
+
+const FROM_OUTSIDE: Cause = Cause { why: "from outside", keep_all: false };
+const FOR_A_TURN: Cause = Cause { why: "for another process's turn", keep_all: true };
+
+fn pause(engine: &Engine, tag: Option<String>, cause: Cause, wishes: &Wishes) -> Result<Outcome> {
     let before = regions(engine);
     let selection = tag.clone().map_or(Selection::All, Selection::Tag);
     if !wishes.tell(BEFORE_PAUSE, tag.as_deref()) {
@@ -297,20 +309,22 @@ fn pause(engine: &Engine, tag: Option<String>, wishes: &Wishes) -> Result<Outcom
         return Err(Error::new(Status::Cancelled, "a callback of the program's (sire.before_pause) refused the pause"));
     }
     let dead = wishes.dead.as_ref().map(|asked| asked as &dyn DeadRanges);
-    let paused = carry_out(|engine| engine.pause(&selection, PauseOptions { capturing: false, dead, lazy: false }));
+    let paused = carry_out(|engine| {
+        engine.pause(&selection, PauseOptions { dead, keep_all: cause.keep_all, ..PauseOptions::default() })
+    });
     if paused.as_ref().is_err_and(|error| error.status != Status::PausedAfterFailure) {
         wishes.tell(NOT_PAUSED, tag.as_deref());
     }
     let whom = spoken(tag.as_deref());
     let report = match paused {
         Err(error) if error.status == Status::PausedAfterFailure => {
-            control::note("failed", || format!("{whom} is paused from outside, but: {error}"));
+            control::note("failed", || format!("{whom} is paused {}, but: {error}", cause.why));
             let undo = undo(tag, &before, &regions(engine));
             return Ok(Outcome::Stuck { refusal: control::refusal(&error), undo });
         }
         paused => paused?,
     };
-    control::note("pause", || format!("{whom} from outside: {} bytes given back", report.bytes_moved));
+    control::note("pause", || format!("{whom} {}: {} bytes given back", cause.why, report.bytes_moved));
     Ok(Outcome::Done { undo: undo(tag, &before, &regions(engine)), report: described(&report) })
 }
 
@@ -318,7 +332,7 @@ fn resume(tag: Option<String>, wait: Duration, wishes: &Wishes) -> Result<Outcom
     let selection = tag.clone().map_or(Selection::All, Selection::Tag);
     let options = ResumeOptions { wait, capturing: false, order: None };
     let report = carry_out(|engine| engine.resume(&selection, options))?;
-    control::note("resume", || format!("{} from outside: {} bytes taken", spoken(tag.as_deref()), report.bytes_moved));
+    control::note("resume", || format!("{}: {} bytes taken", spoken(tag.as_deref()), report.bytes_moved));
     wishes.tell_resumed(tag.as_deref());
     Ok(Outcome::Done { undo: Vec::new(), report: described(&report) })
 }

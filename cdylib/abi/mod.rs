@@ -9,6 +9,7 @@ pub mod process;
 pub mod progress;
 pub mod region;
 pub mod reserve;
+pub mod slices;
 pub mod standing;
 pub mod transition;
 pub mod values;

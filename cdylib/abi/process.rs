@@ -6,6 +6,7 @@ use crate::capture;
 use crate::interpose::{linear::PASSED, lookup, probe, runtime};
 use crate::log;
 use crate::process;
+use crate::slices;
 use crate::status::sire_status;
 use serde_json::{Map, Value, json};
 use sire_core::error::{Error, Result, Status};
@@ -128,6 +129,7 @@ pub(crate) fn statistics(process: Option<&process::Process>) -> Result<Value> {
     stats.insert("driver".to_owned(), json!(process.map(|process| process.driver.description())));
     stats.insert("hook_live".to_owned(), json!(probe::live()));
     stats.insert("driver_hooks".to_owned(), driver_hooks());
+    stats.insert("time_slice".to_owned(), slices::figures());
     for list in ["devices", "regions", "tiers"] {
         stats.entry(list).or_insert_with(|| json!([]));
     }

@@ -49,7 +49,7 @@ pub struct sire_reservation_report {
     pub unused_bytes: u64,
 }
 
-fn timeout(seconds: f64) -> Result<Option<Duration>> {
+pub(super) fn timeout(seconds: f64) -> Result<Option<Duration>> {
     if seconds.is_nan() || seconds < 0.0 {
         return Err(invalid(format!("timeout_seconds is {seconds}; it must be a number of seconds, 0 or more")));
     }
@@ -68,7 +68,7 @@ fn fence(number: i32) -> Result<Fence> {
 
 /// # Safety
 /// `directory` is NULL or NUL-terminated.
-unsafe fn place(directory: *const c_char) -> Result<PathBuf> {
+pub(super) unsafe fn place(directory: *const c_char) -> Result<PathBuf> {
     if directory.is_null() {
         return Ok(sire_ledger::directory());
     }

@@ -194,7 +194,7 @@ impl fmt::Display for Named<'_> {
 }
 
 /// Runs a transition; what the engine noticed on the way, though nothing failed, goes to the log.
-pub(super) fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
+pub(crate) fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
     let engine = &process::get()?.engine;
     region::refuse_blind_process_region()?;
     let outcome = transition(engine);
@@ -329,7 +329,7 @@ pub unsafe extern "C" fn sire_pause(
         let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
         // SAFETY: the caller's promise.
         let lazy = unsafe { is_lazy(options) }?;
-        let options = PauseOptions { capturing: capture::in_progress(), dead, lazy };
+        let options = PauseOptions { capturing: capture::in_progress(), dead, lazy, keep_all: false };
         let report = carry_out(|engine| engine.pause(&selection, options))?;
         log::info!(
             "paused {}: {} regions changed, {} bytes given back, {} copied to backups, {} discarded, {} held until somebody needs them",

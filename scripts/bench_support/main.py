@@ -25,6 +25,7 @@ from . import (
     reserve_figures,
     serve_figures,
     simulated_figures,
+    slice_figures,
 )
 from .child import call
 from .figures import GIB, Figure, Unmeasurable, Wrong
@@ -93,7 +94,7 @@ class Bench:
         ]
 
     def allocator(self) -> list[tuple[tuple[str, ...], Measure]]:
-        """Against PyTorch's own allocator. Each is a dozen processes with PyTorch: too many to show that everything works."""
+        """Against PyTorch's own allocator, and time slices. Each is a dozen processes with PyTorch: too many to show that everything works."""
         if self.options.smoke and not self.options.only:
             return []
         shop, sizes = self.shop, self.sizes
@@ -102,6 +103,7 @@ class Bench:
             (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
             (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
             (workloads, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
+            (("timeslice",), lambda: slice_figures.slices(shop, sizes)),
         ]
 
     def disk_folder(self) -> Path:

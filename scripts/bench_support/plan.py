@@ -28,6 +28,8 @@ class Sizes:
     served_mib: int = 32
     requests: int = 60
     rounds: int = 60
+    sliced_mib: int = 256
+    sliced_steps: int = 150
 
 
 SMOKE = Sizes(
@@ -47,4 +49,6 @@ SMOKE = Sizes(
     served_mib=4,
     requests=10,
     rounds=3,
+    sliced_mib=96,
+    sliced_steps=12,
 )

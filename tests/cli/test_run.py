@@ -52,6 +52,14 @@ def test_driver_mode_preloads_both_libraries_before_all_others(sire: Sire, libra
     assert not (tmp_path / "ran").exists()
 
 
+def test_time_slices_are_for_programs_whose_memory_is_heard(sire: Sire, library: Path) -> None:
+    done = sire("run", "--time-slice", "2.5", "--group", "ours", "--", "env", SIRE_LIBRARY=library)
+    assert "SIRE_TIME_SLICE=2.5\n" in done.stdout
+    assert "SIRE_TIME_SLICE_GROUP=ours\n" in done.stdout
+    for wrong in (["--time-slice", "0"], ["--time-slice", "2", "--hook-mode", "torch"], ["--group", "ours"]):
+        assert sire("run", *wrong, "--", "env", SIRE_LIBRARY=library).returncode == 2
+
+
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
 def test_the_exit_code_is_the_programs(sire: Sire, library: Path, code: int) -> None:
     assert sire("run", "--", "sh", "-c", f"exit {code}", SIRE_LIBRARY=library).returncode == code

@@ -92,6 +92,12 @@ pub struct RunOptions {
     /// Make the whole process one region with this tag (backup: cpu, unless --backup says otherwise)
     #[arg(long, value_name = "TAG")]
     pub region: Option<String>,
+    /// Use the device in turns of so many seconds with other programs of the group (docs/time-slices.md); the program imports sire
+    #[arg(long, value_name = "SECONDS")]
+    pub time_slice: Option<f64>,
+    /// Whose turns: programs of the same name
+    #[arg(long, value_name = "GROUP", requires = "time_slice")]
+    pub group: Option<String>,
     /// How allocations reach Sire
     #[arg(long, value_enum, default_value_t = HookMode::Preload)]
     pub hook_mode: HookMode,

@@ -15,6 +15,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode, Failure> {
     let mut changes = device(options)?;
     hook(&mut changes, options.hook_mode, &library)?;
     region(&mut changes, options)?;
+    turns(&mut changes, options)?;
     if options.print_env {
         changes.shell_lines().iter().for_each(|line| output::line(line));
         return Ok(ExitCode::SUCCESS);
@@ -94,6 +95,24 @@ fn preload(changes: &mut Changes, library: &Path) -> Result<(), Failure> {
         changes.set("LD_PRELOAD", old.to_string_lossy().replace(char::is_whitespace, ":"));
     }
     changes.prepend("LD_PRELOAD", library);
+    Ok(())
+}
+
+fn turns(changes: &mut Changes, options: &RunOptions) -> Result<(), Failure> {
+    let Some(seconds) = options.time_slice else { return Ok(()) };
+    if !(seconds > 0.0 && seconds.is_finite()) {
+        return Err(Failure::usage(format!("--time-slice {seconds} is not a number of seconds, more than 0")));
+    }
+    if options.hook_mode == HookMode::Torch {
+        return Err(Failure::usage(
+            "--time-slice needs everything that PyTorch allocates, which --hook-mode torch does not hear of",
+        )
+        .advice("Leave --hook-mode out."));
+    }
+    changes.set("SIRE_TIME_SLICE", seconds.to_string());
+    if let Some(group) = &options.group {
+        changes.set("SIRE_TIME_SLICE_GROUP", group);
+    }
     Ok(())
 }
 

@@ -7,6 +7,8 @@
 //! refused with the reason, and nothing has changed. A resume needs one member at a safe point.
 //!
 //! Passing takes no lock while nobody asks for anything.
+//!
+//! Time slices ([`away`]) use the same desk: while another process has its turn on the device, everything is paused and all members wait.
 
 use crate::lock;
 use crate::message::{Answer, Code, Refusal};
@@ -41,6 +43,24 @@ pub enum Action {
         /// How long to wait for memory that somebody else holds.
         wait: Duration,
     },
+    /// For a time slice: pause everything, and lose nothing of it, until `Return`.
+    Yield,
+    /// For a time slice: resume what `Yield` has paused. Carried out as resumes.
+    Return {
+        /// As in `Resume`.
+        wait: Duration,
+    },
+}
+
+impl Action {
+    /// Whether it comes from a time slice of this process, and not from outside.
+    fn is_ours(&self) -> bool {
+        matches!(self, Action::Yield | Action::Return { .. })
+    }
+
+    fn brings_back(&self) -> bool {
+        matches!(self, Action::Resume { .. } | Action::Return { .. })
+    }
 }
 
 impl fmt::Display for Action {
@@ -48,6 +68,8 @@ impl fmt::Display for Action {
         let (verb, tag) = match self {
             Action::Pause { tag } => ("pause", tag),
             Action::Resume { tag, .. } => ("resume", tag),
+            Action::Yield => ("the pause of a time slice", &None),
+            Action::Return { .. } => ("the resume of a time slice", &None),
         };
         match tag {
             Some(tag) => write!(f, "{verb} '{tag}'"),
@@ -122,9 +144,14 @@ struct Inner {
     /// Whoever asked for what is running has left.
     abandoned: bool,
     held: Vec<Hold>,
+    /// Another process has its turn on the device: what to resume when ours comes.
+    away: Option<Undo>,
     members: BTreeMap<u64, Known>,
     next: u64,
 }
+
+/// Tags to resume; None: everything.
+type Undo = Vec<Option<String>>;
 
 /// Brings an answer to whoever asked.
 pub type Deliver = Box<dyn Fn(Ticket, Answer) + Send + Sync>;
@@ -230,15 +257,20 @@ impl Desk {
     fn carry_out(&self, asked: Asked, run: &mut dyn FnMut(&Action) -> Outcome) {
         let settled = match &asked.action {
             Action::Pause { .. } => self.pause(&asked.action, run),
+            Action::Resume { tag, .. } if self.is_away() => self.resume_later(tag.as_deref()),
             Action::Resume { tag: Some(_), .. } => self.resume_named(&asked.action, run),
             Action::Resume { tag: None, wait } => self.resume_held(*wait, run),
+            Action::Yield => self.go_away(run),
+            Action::Return { wait } => self.come_back(*wait, run),
         };
         let answer = {
             let mut inner = lock(&self.inner);
             (inner.running, inner.runner) = (None, None);
             match settled {
                 Err(_) if std::mem::take(&mut inner.abandoned) => None,
-                Err(why) if inner.closed => Some((asked.ticket, Err(Refusal::new(Code::Refused, why)))),
+                Err(why) if inner.closed && !asked.action.is_ours() => {
+                    Some((asked.ticket, Err(Refusal::new(Code::Refused, why))))
+                }
                 Err(why) => {
                     inner.asked.push_front(Asked { why: Some(why), ..asked });
                     None
@@ -309,7 +341,7 @@ impl Desk {
 
     /// For a thread that cannot wait for the resume, and for the end of the socket: `resume` brings back all that is paused from outside (None:
     /// everything), one after the other. Threads that are held go on when it is back, not before; what fails stays held. Waits for what is under
-    /// way, unless this thread carries it out: then nothing is done.
+    /// way, unless this thread carries it out: then nothing is done. While another process has its turn on the device, it comes back with ours.
     ///
     /// # Errors
     /// The first of `resume`.
@@ -318,7 +350,7 @@ impl Desk {
         while inner.running.is_some() && !inner.is_runner() {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        if inner.is_runner() {
+        if inner.is_runner() || inner.defer() {
             return Ok(());
         }
         (inner.running, inner.runner) = (Some(NOBODYS), Some(std::thread::current().id()));
@@ -348,9 +380,11 @@ impl Desk {
     pub fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;
-        let asked = std::mem::take(&mut inner.asked);
+        let (ours, asked) = std::mem::take(&mut inner.asked).into_iter().partition(|asked| asked.action.is_ours());
+        inner.asked = ours;
         drop(inner);
         self.review();
+        let asked: VecDeque<Asked> = asked;
         asked.into_iter().for_each(|asked| (self.deliver)(asked.ticket, Err(is_closed())));
     }
 
@@ -362,10 +396,10 @@ impl Desk {
     /// `Busy` if too many wait already.
     pub fn ask(&self, ticket: Ticket, action: Action, patience: Duration) -> Result<(), Refusal> {
         let mut inner = lock(&self.inner);
-        if inner.closed {
+        if inner.closed && !action.is_ours() {
             return Err(is_closed());
         }
-        if inner.asked.len() >= MOST {
+        if inner.asked.len() >= MOST && !action.is_ours() {
             return Err(Refusal::new(
                 Code::Busy,
                 format!("{MOST} requests wait for a safe point already; try again later"),
@@ -449,7 +483,7 @@ impl Desk {
     /// Members look at the desk from now on if there is anything for them.
     fn review(&self) {
         let inner = lock(&self.inner);
-        let wanted = !inner.asked.is_empty() || !inner.held.is_empty() || inner.running.is_some();
+        let wanted = !inner.asked.is_empty() || inner.is_kept() || inner.running.is_some();
         self.wanted.store(wanted, Ordering::Relaxed);
         drop(inner);
         self.changed.notify_all();
@@ -516,7 +550,7 @@ impl Inner {
         let rested = |asked: &Asked| tried.iter().find(|(ticket, _)| *ticket == asked.ticket).map(|(_, until)| *until);
         let everybody = self.members.values().all(|known| known.inside);
         let waits = |asked: &&Asked| asked.deadline > now && rested(asked).is_none_or(|until| until <= now);
-        let ready = |asked: &&Asked| everybody || matches!(asked.action, Action::Resume { .. });
+        let ready = |asked: &&Asked| everybody || asked.action.brings_back();
         if self.running.is_none() {
             let found = self.asked.iter().position(|asked| waits(&asked) && ready(&asked));
             if let Some(asked) = found.and_then(|at| self.asked.remove(at)) {
@@ -525,7 +559,7 @@ impl Inner {
                 return Step::Run(asked);
             }
         }
-        if self.held.is_empty() && self.running.is_none() && !self.asked.iter().any(|asked| waits(&asked)) {
+        if !self.is_kept() && self.running.is_none() && !self.asked.iter().any(|asked| waits(&asked)) {
             // What was tried is tried again at the next safe point.
             return Step::GoOn;
         }
@@ -543,5 +577,6 @@ fn is_under(tag: Option<&str>, top: &str) -> bool {
     tag.and_then(|tag| tag.strip_prefix(top)).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+mod away;
 #[cfg(test)]
 mod tests;

@@ -235,6 +235,9 @@ pub struct PauseOptions<'a> {
     pub dead: Option<&'a dyn DeadRanges>,
     /// Whether physical memory stays until somebody needs it, so that a resume before that costs nothing (default: it goes at once).
     pub lazy: bool,
+    /// Whether content of regions without a backup is kept as well, in host memory (default: it is thrown away). For pauses that the program
+    /// did not ask for, and of which it knows nothing.
+    pub keep_all: bool,
 }
 
 /// Settings of one resume.

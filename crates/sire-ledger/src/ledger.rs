@@ -227,8 +227,8 @@ impl Member {
         outcome
     }
 
-    /// Takes the last place in the queue.
-    fn queue(&self, bytes: u64) -> Result<()> {
+    /// Takes the last place in the queue; what the member held is let go by that.
+    pub(crate) fn queue(&self, bytes: u64) -> Result<()> {
         self.ledger.at_the_desk(|| {
             let last = self.ledger.living()?.iter().map(|(_, record)| record.ticket).max().unwrap_or(0);
             self.change(|r| {
@@ -250,6 +250,22 @@ impl Member {
             self.change(|r| *r = Record { state, bytes, looks: r.looks.wrapping_add(1), ..*r })?;
             Ok(verdict)
         })
+    }
+
+    /// Lets `verdict` decide, from this member's ticket and the others, whether it holds from now on; that counts as a look.
+    pub(crate) fn decide<R>(&self, verdict: impl FnOnce(u64, &[Other]) -> (R, bool)) -> Result<R> {
+        self.ledger.at_the_desk(|| {
+            let ticket = locked(&self.record).ticket;
+            let (result, holds) = verdict(ticket, &self.ledger.others(self.slot)?);
+            let state = if holds { State::Holding } else { State::Waiting };
+            self.change(|r| *r = Record { state, looks: r.looks.wrapping_add(1), ..*r })?;
+            Ok(result)
+        })
+    }
+
+    /// Everybody else.
+    pub(crate) fn others(&self) -> Result<Vec<Other>> {
+        self.ledger.others(self.slot)
     }
 
     /// What the others say and what the driver says, of the same moment: the others say the same before and after the driver is asked.

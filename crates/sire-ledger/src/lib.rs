@@ -10,6 +10,7 @@
 //! * [`mod@file`]: the file itself: creating, opening, locks.
 //! * [`forks`]: what a forked child must not keep. Only these two modules have unsafe code.
 //! * [`Ledger`] and [`Member`]: what callers use.
+//! * [`slices`]: turns of processes that share a device by time, in a ledger of their own.
 //!
 //! Shared records carry only uid, pid, start time and bytes: what a process calls its memory stays its own.
 
@@ -18,6 +19,7 @@ mod file;
 mod forks;
 pub mod layout;
 mod ledger;
+pub mod slices;
 pub mod turn;
 
 pub use error::{Error, Result};

@@ -14,6 +14,7 @@ allocations reach Sire and can be assigned before the first use: ``sire.hook_mod
 
 from __future__ import annotations
 
+import os as _os
 import sys as _sys
 import types as _types
 from typing import Any as _Any
@@ -77,6 +78,7 @@ from ._progress import Order, Progress, learn_order
 from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
+from ._time_slices import TimeSlice, time_slice
 from ._transitions import pause, paused, pre_copy, prefetch, promote, resume, switch
 from ._version import __version__
 from .control import safe_point
@@ -111,6 +113,7 @@ __all__ = [
     "Report",
     "ReservationTimeoutError",
     "SireError",
+    "TimeSlice",
     "Trimmed",
     "UnknownAddressError",
     "UnknownTagError",
@@ -153,6 +156,7 @@ __all__ = [
     "stats",
     "subprocess_environment",
     "switch",
+    "time_slice",
     "trim",
     "use_allocator",
     "version",
@@ -244,3 +248,8 @@ class _Module(_types.ModuleType):
 
 
 _sys.modules[__name__].__class__ = _Module
+
+if "SIRE_TIME_SLICE" in _os.environ:
+    from ._time_slices import enter_as_told as _enter_as_told
+
+    _enter_as_told()

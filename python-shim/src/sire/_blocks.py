@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _library, _torch
+from . import _hooks, _library, _torch
 
 _SECONDS_PER_BLOCK = 4e-6
 _COPIED_PER_SECOND = 12e9
@@ -46,14 +46,27 @@ class BlockMap:
 
     def _taken(self, regions: list[int]) -> Ranges:
         shelves = _saving_shelves(regions)
+        dead = self._default_pool(regions)
         in_files = [(key, shelf) for key, shelf in shelves if key[1].in_files]
         others = [(key, shelf) for key, shelf in shelves if not key[1].in_files]
         if others and not self._is_worth_it(sorted({key[-1] for key, _ in others})):
             others = []
-        dead: Ranges = []
         for key, shelf in others + in_files:
             self._return_free_segments(key, shelf)
             dead += self._free_blocks(shelf, exact=key[1].in_files)
+        return dead
+
+    def _default_pool(self, regions: list[int]) -> Ranges:
+        """Free memory of PyTorch's own pool, where it lies in the process-wide region."""
+        if not _hooks.preloaded() or _library.load().region_current() not in regions:
+            return []
+        devices = list(range(self.torch.cuda.device_count()))
+        if not self._is_worth_it(devices):
+            return []
+        library, dead = _library.load(), []
+        for segment in _torch.segments(self.torch, _DEFAULT_POOL):
+            if tuple(segment["segment_pool_id"]) == _DEFAULT_POOL and library.owns(int(segment["address"])):
+                dead += _holes(segment)
         return dead
 
     def _is_worth_it(self, devices: list[int]) -> bool:
@@ -97,6 +110,7 @@ class BlockMap:
         return dead
 
 
+_DEFAULT_POOL = (0, 0)
 _COUNTERS = ("reserved_bytes", "active_bytes", "active", "inactive_split", "segment")
 
 
@@ -145,6 +159,8 @@ def _every_hole(segment: dict[str, Any]) -> Ranges:
 
 
 def block_map() -> BlockMap | None:
-    """The map for a pause; None where PyTorch has no pools of ours."""
+    """The map for a pause; None where PyTorch has no memory of ours."""
     torch = _torch.cuda_in_use()
-    return BlockMap(torch) if torch is not None and _torch.shelves() else None
+    if torch is None or not (_torch.shelves() or _hooks.preloaded()):
+        return None
+    return BlockMap(torch)

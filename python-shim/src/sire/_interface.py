@@ -130,6 +130,16 @@ class ReservationReport(ctypes.Structure):
     ]
 
 
+class TimeSliceOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("quantum_seconds", c_double),
+        ("timeout_seconds", c_double),
+        ("group", c_char_p),
+        ("directory", c_char_p),
+    ]
+
+
 SIGNATURES: dict[str, list[Any]] = {
     "sire_region_open": [c_char_p, POINTER(RegionOptions), POINTER(c_uint32)],
     "sire_region_enter": [c_uint32, c_int32],
@@ -180,6 +190,9 @@ SIGNATURES: dict[str, list[Any]] = {
     "sire_reservation_get": [c_void_p, POINTER(ReservationReport)],
     "sire_reservation_release": [c_void_p],
     "sire_reservations_json": [c_int32, c_char_p, c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_time_slice_open": [c_int32, POINTER(TimeSliceOptions)],
+    "sire_time_slice_close": [],
+    "sire_time_slice_json": [c_char_p, c_size_t, POINTER(c_size_t)],
     "sire_allow_peer": [c_int32, c_int32],
     "sire_set_margin": [c_size_t],
     "sire_set_disk_directory": [c_char_p],

@@ -370,6 +370,25 @@ class Library:
         found: dict[str, Any] = json.loads(self._text("sire_reservations_json", device, None))
         return found
 
+    def process_region_set(self, region: int | None) -> None:
+        """What threads outside of all regions allocate in; None: nothing."""
+        self._call("sire_process_region_set", NO_REGION if region is None else region)
+
+    def time_slice_open(self, device: int, quantum: float, group: bytes, timeout_seconds: float) -> None:
+        """Joins those who take turns on a device, and waits for the first turn."""
+        size = ctypes.sizeof(_interface.TimeSliceOptions)
+        options = _interface.TimeSliceOptions(size, quantum, timeout_seconds, group, None)
+        self._call("sire_time_slice_open", device, byref(options))
+
+    def time_slice_close(self) -> None:
+        """Takes turns no more."""
+        self._call("sire_time_slice_close")
+
+    def time_slice(self) -> dict[str, Any] | None:
+        """Where this process is in its turns; None if it takes none."""
+        figures: dict[str, Any] | None = json.loads(self._text("sire_time_slice_json"))
+        return figures
+
     def cancel(self) -> None:
         """Makes a running pause or resume stop and roll back."""
         self._call("sire_cancel")

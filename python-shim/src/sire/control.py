@@ -43,7 +43,10 @@ _pid = 0
 _path = ""
 _openings = 0
 _hook: Any = None
-_hook_wanted = False
+# Who wants the steps of optimizers to be safe points: the socket, time slices.
+_hook_wanted: set[str] = set()
+# The process that takes turns on a device (`sire.time_slice`).
+_turns_pid = 0
 _here = threading.local()
 # How many uses of managed objects each thread has under way.
 _uses: dict[int, int] = {}
@@ -80,7 +83,7 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
     ``step_hook``: the end of every step of PyTorch's optimizers is a safe point of the thread that makes it. Only
     where nothing else uses the device at that moment, which is so in ordinary training loops.
     """
-    global _opened, _path, _pid, _hook_wanted, _openings
+    global _opened, _path, _pid, _openings
     library = _library.load()
     with _turn:
         if _pid != os.getpid():
@@ -92,7 +95,8 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
         if _opened == 1:
             _openings += 1
             threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True).start()
-        _hook_wanted = _hook_wanted or step_hook
+        if step_hook:
+            _hook_wanted.add("socket")
         torch_is_there()
         return Control(_path)
 
@@ -107,21 +111,43 @@ def close() -> None:
 
 
 def _close_once() -> None:
-    global _opened, _hook, _hook_wanted
+    global _opened
     with _turn:
         if not _is_open():
             return
         _opened -= 1
         if _opened == 0:
-            _hook_wanted = False
-            if _hook is not None:
-                _hook.remove()
-                _hook = None
+            _unhook("socket")
             _library.load().control_close(_told)
+
+
+def take_turns(yes: bool) -> None:
+    """Whether safe points also serve time slices, with the socket or without it."""
+    global _turns_pid
+    with _turn:
+        _turns_pid = os.getpid() if yes else 0
+        if yes:
+            _hook_wanted.add("turns")
+            torch_is_there()
+        else:
+            _unhook("turns")
+
+
+def _unhook(who: str) -> None:
+    global _hook
+    _hook_wanted.discard(who)
+    if _hook is not None and not _hook_wanted:
+        _hook.remove()
+        _hook = None
 
 
 def _is_open() -> bool:
     return _opened > 0 and _pid == os.getpid()
+
+
+def _counts() -> bool:
+    """Whether anybody could want anything at a safe point."""
+    return (_opened > 0 and _pid == os.getpid()) or (_turns_pid > 0 and _turns_pid == os.getpid())
 
 
 @atexit.register
@@ -140,14 +166,15 @@ def safe_point() -> None:
     If that was a pause, the call returns after the resume. Does nothing
     while a graph is being captured. An exception of a signal handler (Ctrl-C) is raised here, after everything that was
     paused from outside has been resumed; if that fails, it is raised all the same, with a note, and the memory stays
-    paused.
+    paused. In another process's turn on the device (`sire.time_slice`) it is raised when the next turn has come, and a
+    second one at once.
     """
     _here.member = True
     _pass()
 
 
 def _pass() -> None:
-    if not _is_open() or _torch.capturing():
+    if not _counts() or _torch.capturing():
         return
     library = _library.load()
     blocks = _blocks.block_map()
@@ -157,7 +184,7 @@ def _pass() -> None:
     except SireError:
         raise
     except BaseException as interruption:
-        _give_up(library, interruption)
+        _give_up(library, blocks, interruption)
         raise
 
 
@@ -174,12 +201,24 @@ def _told(what: int, tag: str | None) -> bool:
     return True
 
 
-def _give_up(library: _library.Library, interruption: BaseException) -> None:
+def _give_up(library: _library.Library, blocks: _blocks.BlockMap | None, interruption: BaseException) -> None:
     try:
         library.control_give_up(_told)
-    except SireError as error:
+        if _is_away(library):
+            log.warning(
+                "interrupted in another process's turn on the device: waiting for the memory to be back (interrupt "
+                "once more to go on without it)"
+            )
+            while library.safe_point(blocks, _told, _SLICE_SECONDS):
+                pass
+    except BaseException as error:
         if hasattr(interruption, "add_note"):
-            interruption.add_note(f"Sire: memory that was paused from outside stays paused: {error}")
+            interruption.add_note(f"Sire: memory that was paused from outside stays paused: {error!r}")
+
+
+def _is_away(library: _library.Library) -> bool:
+    turns = library.time_slice()
+    return turns is not None and turns["state"] != "resident"
 
 
 def leave() -> None:
@@ -214,7 +253,7 @@ def _is_foreign() -> bool:
 
 def use_begins() -> None:
     """The calling thread is about to use managed objects; before the outermost use it is at a safe point."""
-    if not _is_open() or _is_foreign():
+    if not _counts() or _is_foreign():
         return
     torch_is_there()
     here = threading.get_ident()
@@ -235,7 +274,7 @@ def use_ends(holder: int | None = None, collected: bool = False) -> None:
         left = _uses.pop(holder, 0) - 1
         if left > 0:
             _uses[holder] = left
-    if left == 0 and holder == here and not collected and _is_open():
+    if left == 0 and holder == here and not collected and _counts():
         try:
             _pass()
         finally:

@@ -75,6 +75,25 @@ pub struct Stats {
     pub regions: Vec<Region>,
     pub tiers: Vec<Tier>,
     pub counters: BTreeMap<String, u64>,
+    /// Where it is in its turns, if it takes turns on a device.
+    pub time_slice: Option<TimeSlice>,
+}
+
+/// Turns on a device.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TimeSlice {
+    pub gpu: String,
+    pub group: String,
+    pub state: String,
+    pub quantum_seconds: f64,
+    pub residency_seconds: f64,
+    pub turns: u64,
+    pub switches: u64,
+    pub resident_seconds: f64,
+    pub waited_seconds: f64,
+    pub switch_seconds: f64,
+    pub last_error: Option<String>,
 }
 
 /// What a process holds of a device.
@@ -170,12 +189,14 @@ impl Process {
         }
     }
 
-    /// In a word: running, paused (from outside, everything), held (from outside, in part), silent.
+    /// In a word: running, paused (from outside, everything), held (from outside, in part), waiting (for its turn), silent.
     pub fn state(&self) -> &'static str {
         if self.silence.is_some() {
             return "silent";
         }
+        let turns = self.stats.time_slice.as_ref();
         match self.control.paused.as_slice() {
+            [] if turns.is_some_and(|turns| turns.state != "resident") => "waiting",
             [] => "running",
             some if some.contains(&None) => "paused",
             _ => "held",
@@ -274,6 +295,8 @@ mod tests {
     fn the_state_says_what_is_paused_from_outside() {
         let mut process = Process::default();
         assert_eq!(process.state(), "running");
+        process.stats.time_slice = Some(super::TimeSlice { state: "waiting".to_owned(), ..Default::default() });
+        assert_eq!(process.state(), "waiting");
         process.control.paused = vec![Some("a".to_owned())];
         assert_eq!(process.state(), "held");
         process.control.paused.push(None);

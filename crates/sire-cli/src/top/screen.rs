@@ -8,7 +8,7 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
-use crate::control::view::{Gpu, Process, Region, View, short_uuid, size};
+use crate::control::view::{Gpu, Process, Region, TimeSlice, View, short_uuid, size};
 
 /// Narrower screens, such as a phone's, leave columns out.
 const WIDE: usize = 64;
@@ -123,6 +123,9 @@ impl Screen {
         let tiers: Vec<String> =
             process.stats.tiers.iter().map(|tier| format!("{} {}", tier.tier, size(tier.used_bytes))).collect();
         lines.push(labelled("tiers", &tiers.join("  "), width));
+        if let Some(turns) = &process.stats.time_slice {
+            lines.push(labelled("time slice", &slices(turns), width));
+        }
         lines.push(labelled("safe points", &safe_points(process), width));
         lines.push(heading("EVENTS"));
         lines.extend(events(process).into_iter().map(|text| Line::from(cut(&text, width))));
@@ -209,6 +212,12 @@ fn tags(process: &Process) -> Vec<String> {
     tags.sort();
     tags.dedup();
     tags
+}
+
+/// Where a process is in its turns.
+fn slices(turns: &TimeSlice) -> String {
+    let (resident, waited, quantum) = (turns.resident_seconds, turns.waited_seconds, turns.residency_seconds);
+    format!("{} ({resident:.0} s of {:.0} s), {} turns of {quantum:.1} s", turns.state, resident + waited, turns.turns)
 }
 
 fn safe_points(process: &Process) -> String {

@@ -35,7 +35,8 @@ fn resume(tag: Option<&str>) -> Action {
 fn obey(action: &Action) -> Outcome {
     let undo = match action {
         Action::Pause { tag } => vec![tag.clone()],
-        Action::Resume { .. } => Vec::new(),
+        Action::Yield => vec![None],
+        Action::Resume { .. } | Action::Return { .. } => Vec::new(),
     };
     Outcome::Done { report: json!(format!("{action:?}")), undo }
 }
@@ -212,7 +213,7 @@ fn a_failed_resume_leaves_the_program_paused_and_can_be_repeated() {
     assert_eq!(desk.ask(Ticket(2), resume(None), LONG), Ok(()));
     let full = |action: &Action| match action {
         Action::Pause { .. } => obey(action),
-        Action::Resume { .. } => Outcome::Failed(Refusal::new(Code::Failed, "no memory")),
+        _ => Outcome::Failed(Refusal::new(Code::Failed, "no memory")),
     };
     assert!(glance(&desk, &member, &mut { full }));
     let _ = answers.try_recv();
@@ -264,6 +265,77 @@ fn a_bad_moment_lets_the_thread_go_on_and_is_tried_again() {
     let (_, code, why) = refused(answers.try_recv().ok());
     assert_eq!(code, Code::Refused);
     assert_eq!(why, "no good moment came within 2.0 s: somebody is inside");
+}
+
+const COME_BACK: Action = Action::Return { wait: NOW };
+
+#[test]
+fn a_process_that_is_away_waits_for_its_turn_whatever_is_asked_from_outside() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    let mut done = Vec::new();
+    let mut run = |action: &Action| {
+        done.push(action.clone());
+        match action {
+            // What is paused already is no change.
+            Action::Pause { .. } if done.contains(&Action::Yield) => {
+                Outcome::Done { report: json!(null), undo: Vec::new() }
+            }
+            _ => obey(action),
+        }
+    };
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), Action::Yield, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut run));
+    assert!(desk.is_away());
+    // One pauses more, another resumes all: nothing of it happens before the turn.
+    assert_eq!(desk.ask(Ticket(3), Action::Pause { tag: None }, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut run));
+    assert!(desk.is_held());
+    assert_eq!(desk.ask(Ticket(4), resume(None), LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut run));
+    assert!(!desk.is_held());
+    assert_eq!(desk.give_up(|_| Err("it is not ours now")), Ok(()));
+    assert_eq!(answers.try_iter().filter(|(_, answer)| answer.is_ok()).count(), 4);
+    assert_eq!(desk.ask(Ticket(5), COME_BACK, LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut run));
+    assert!(!desk.is_away());
+    let resumed: Vec<_> = done.iter().filter(|action| matches!(action, Action::Resume { .. })).cloned().collect();
+    assert_eq!(resumed, [resume(None), resume(Some("a"))]);
+}
+
+#[test]
+fn what_is_paused_from_outside_stays_so_when_the_turn_comes() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), Action::Yield, LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(3), COME_BACK, LONG), Ok(()));
+    let yields = |action: &Action| match action {
+        Action::Yield => Outcome::Done { report: json!(null), undo: vec![Some("b".to_owned())] },
+        action => obey(action),
+    };
+    assert!(glance(&desk, &member, &mut { yields }), "it is still paused from outside");
+    assert!(!desk.is_away());
+    assert_eq!(desk.summary()["paused"], json!(["a"]));
+}
+
+#[test]
+fn a_turn_that_cannot_be_used_is_tried_again_and_one_that_ends_lets_go() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    desk.close();
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()), "no matter whether others may ask");
+    assert!(glance(&desk, &member, &mut obey));
+    let full = |_: &Action| Outcome::Failed(Refusal::new(Code::Failed, "no memory"));
+    assert_eq!(desk.ask(Ticket(2), COME_BACK, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut { full }));
+    assert_eq!(refused(answers.try_iter().last()).2, "no memory");
+    assert_eq!(desk.ask(Ticket(3), COME_BACK, LONG), Ok(()));
+    assert!(desk.withdraw(Ticket(3)));
+    assert!(!desk.withdraw(Ticket(3)));
+    assert_eq!(desk.stay(), [None], "it is paused, and nobody waits for a turn");
+    assert!(!glance(&desk, &member, &mut obey));
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub(super) struct Batch {
     unchanged: u32,
     /// Bytes that a pause has to copy, by region.
     pending: BTreeMap<RegionId, u64>,
+    /// Whether regions without a backup are saved, too.
+    keep_all: bool,
     opened: bool,
 }
 
@@ -28,7 +30,8 @@ impl Batch {
         regions.sort_by_key(|region| region.id);
         // Asked first, so that a call that is refused closes nothing, and allocations elsewhere do not meet a closed region.
         regions.iter().try_for_each(|region| region.check(target))?;
-        let mut batch = Batch { closed: BTreeMap::new(), unchanged: 0, pending: BTreeMap::new(), opened: false };
+        let mut batch =
+            Batch { closed: BTreeMap::new(), unchanged: 0, pending: BTreeMap::new(), keep_all: false, opened: false };
         for region in regions {
             match region.close(target)? {
                 Some(before) => drop(batch.closed.insert(region.id, (region, before))),
@@ -39,12 +42,24 @@ impl Batch {
         Ok(batch)
     }
 
+    /// The same batch; `keep_all`: whether what nothing keeps is saved all the same.
+    pub(super) fn keeping_all(mut self, keep_all: bool) -> Batch {
+        self.keep_all = keep_all;
+        self
+    }
+
+    /// Whether regions without a backup are saved, too.
+    pub(super) fn keeps_all(&self) -> bool {
+        self.keep_all
+    }
+
     /// One paused region, to give back what it holds lazily; `None` if it holds nothing so.
     pub(super) fn release(region: &Arc<Region>) -> Option<Batch> {
         region.begin_release().then(|| Batch {
             closed: BTreeMap::from([(region.id, (Arc::clone(region), Phase::Paused))]),
             unchanged: 0,
             pending: BTreeMap::new(),
+            keep_all: false,
             opened: false,
         })
     }

@@ -85,7 +85,7 @@ impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO).lazily(options.lazy);
-        let batch = Batch::close(regions.clone(), Phase::Paused)?;
+        let batch = Batch::close(regions.clone(), Phase::Paused)?.keeping_all(options.keep_all);
         let mut report = self.pause_batch(batch, options.dead, &call)?;
         let paused = report.regions_changed;
         if options.lazy {

@@ -66,7 +66,12 @@ type At = (usize, usize, usize);
 
 impl Survey {
     pub(super) fn new(index: usize, region: &Arc<Region>, claim: &Claim, changed: Ranges, page: u64) -> Survey {
-        let wanted = want(region, claim);
+        Survey::keeping(region.keeps(), index, region, claim, changed, page)
+    }
+
+    /// As [`Survey::new`]; `keep`: whether what nothing is said about is saved.
+    fn keeping(keep: bool, index: usize, region: &Arc<Region>, claim: &Claim, changed: Ranges, page: u64) -> Survey {
+        let wanted = want(region, keep, claim);
         let declared = match region.judged() {
             Clean::No => None,
             Clean::Declared => Some(true),
@@ -105,8 +110,8 @@ impl Survey {
     }
 }
 
-fn want(region: &Region, claim: &Claim) -> Wanted {
-    let mut save = claim.extent.ranges_to_save(region.keeps(), plan::slot_gap(region));
+fn want(region: &Region, keep: bool, claim: &Claim) -> Wanted {
+    let mut save = claim.extent.ranges_to_save(keep, plan::slot_gap(region));
     claim.dead.iter().for_each(|dead| save.remove(dead));
     let on_device = |chunk: &Chunk| chunk.truth == Truth::Device;
     let part = |chunk: &Chunk| if on_device(chunk) { save.clip(&chunk.range()) } else { Ranges::new() };
@@ -154,7 +159,8 @@ impl Machine {
     pub(super) fn survey(&self, batch: &Batch, claims: &[Claim]) -> Vec<Survey> {
         let each = claims.iter().enumerate().filter_map(|(index, claim)| {
             let region = batch.region(claim.extent.region)?;
-            Some(Survey::new(index, region, claim, claim.extent.take_changed(), self.settings.page()))
+            let (keep, changed) = (batch.keeps_all() || region.keeps(), claim.extent.take_changed());
+            Some(Survey::keeping(keep, index, region, claim, changed, self.settings.page()))
         });
         each.collect()
     }

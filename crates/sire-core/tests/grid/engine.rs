@@ -236,6 +236,32 @@ fn the_margin_stays_free() {
 }
 
 #[test]
+fn a_pause_that_keeps_all_loses_nothing_but_what_is_declared_to_hold_nothing() {
+    let mut world = World::new(MANY);
+    let (bare, saved) = (world.region("bare", policy(Backup::None)), world.region("saved", policy(Backup::Host)));
+    let (first, scratch, second) = (
+        world.allocate(bare, CHUNK).unwrap(),
+        world.allocate(bare, CHUNK).unwrap(),
+        world.allocate(saved, CHUNK).unwrap(),
+    );
+    for addr in [first, scratch, second] {
+        world.write(addr);
+    }
+    world.engine.discard(scratch, CHUNK).unwrap();
+    let keep_all = PauseOptions { keep_all: true, ..PauseOptions::default() };
+    let report = world.engine.pause(&Selection::All, keep_all).unwrap();
+    assert_eq!((report.bytes_copied, report.bytes_discarded), (2 * CHUNK, CHUNK));
+    world.engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+    for addr in [first, second] {
+        let found = world.driver.peek(Device(0), addr, CHUNK).unwrap();
+        world.twins[&addr].assert_equal(addr, &found);
+    }
+    // The next pause is the program's own, and means what the policy says.
+    let report = world.engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+    assert_eq!((report.bytes_copied, report.bytes_discarded), (CHUNK, 2 * CHUNK));
+}
+
+#[test]
 fn a_capture_is_never_synchronised_and_its_frees_come_later() {
     let mut world = World::new(MANY);
     let region = world.region("r", policy(Backup::Host));

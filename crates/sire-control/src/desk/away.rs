@@ -1,0 +1,113 @@
+//! Time slices at the desk: while another process has its turn on the device, everything of this one is paused (`away`), and its members wait.
+//!
+//! Pauses from outside and turns do not know of one another. What is resumed from outside while the process is away comes back with its turn, not
+//! before: the memory is somebody else's until then. What is paused from outside stays so when the turn comes.
+
+use super::{Action, Desk, Inner, Outcome, Undo, is_under};
+use crate::lock;
+use crate::message::Answer;
+use crate::server::Ticket;
+use serde_json::json;
+use std::time::Duration;
+
+impl Desk {
+    /// Whether everything is paused because another process has its turn.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        lock(&self.inner).away.is_some()
+    }
+
+    /// Whether somebody outside has paused everything: then a turn would be of no use.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        lock(&self.inner).held.iter().any(|hold| hold.tag.is_none())
+    }
+
+    /// Takes a request back; false if it is being carried out, or was: then its answer comes.
+    pub fn withdraw(&self, ticket: Ticket) -> bool {
+        let mut inner = lock(&self.inner);
+        let before = inner.asked.len();
+        inner.asked.retain(|asked| asked.ticket != ticket);
+        let withdrawn = inner.asked.len() < before;
+        drop(inner);
+        self.review();
+        withdrawn
+    }
+
+    /// The process takes turns no more: nobody waits for one. Returns what is paused because of that, for the caller to resume if it can.
+    pub fn stay(&self) -> Vec<Option<String>> {
+        let undo = lock(&self.inner).away.take();
+        self.review();
+        undo.unwrap_or_default()
+    }
+
+    pub(super) fn go_away(&self, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
+        let (answer, undo) = match run(&Action::Yield) {
+            Outcome::Done { report, undo } => (report, undo),
+            Outcome::Stuck { refusal, undo } => (json!({"stuck": refusal.message}), undo),
+            Outcome::NotNow(why) => return Err(why),
+            Outcome::Failed(refusal) => return Ok(Err(refusal)),
+        };
+        lock(&self.inner).away.get_or_insert_default().extend(undo);
+        Ok(Ok(answer))
+    }
+
+    /// One after the other; what was resumed before a failure stays so, and the process stays away.
+    pub(super) fn come_back(&self, wait: Duration, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
+        let mut reports = Vec::new();
+        loop {
+            let next = lock(&self.inner).away.as_ref().and_then(|undo| undo.first().cloned());
+            let Some(next) = next else { break };
+            match run(&Action::Resume { tag: next.clone(), wait }) {
+                Outcome::Done { report, .. } => reports.push(report),
+                Outcome::NotNow(why) => return Err(why),
+                Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => return Ok(Err(refusal)),
+            }
+            if let Some(undo) = &mut lock(&self.inner).away {
+                undo.retain(|other| *other != next);
+            }
+        }
+        lock(&self.inner).away = None;
+        Ok(Ok(json!(reports)))
+    }
+
+    /// A resume from outside that has to wait for the turn.
+    pub(super) fn resume_later(&self, tag: Option<&str>) -> Result<Answer, String> {
+        let mut inner = lock(&self.inner);
+        match tag {
+            Some(top) => {
+                inner.held.retain(|hold| !is_under(hold.tag.as_deref(), top));
+                inner.held.iter_mut().for_each(|hold| hold.undo.retain(|tag| !is_under(tag.as_deref(), top)));
+                inner.owe(vec![Some(top.to_owned())]);
+            }
+            None => drop(inner.defer()),
+        }
+        Ok(Ok(json!({"reports": [], "paused": inner.paused(), "deferred": true})))
+    }
+}
+
+impl Inner {
+    /// Whether members stay in their safe points although nothing is being done.
+    pub(super) fn is_kept(&self) -> bool {
+        !self.held.is_empty() || self.away.is_some()
+    }
+
+    /// If the process is away: what is paused from outside comes back with its turn. Whether it is away.
+    pub(super) fn defer(&mut self) -> bool {
+        if self.away.is_none() {
+            return false;
+        }
+        let undo = self.undo();
+        self.held.clear();
+        self.owe(undo);
+        true
+    }
+
+    /// Adds to what the turn resumes.
+    fn owe(&mut self, tags: Undo) {
+        if let Some(undo) = &mut self.away {
+            let new: Undo = tags.into_iter().filter(|tag| !undo.contains(tag)).collect();
+            undo.extend(new);
+        }
+    }
+}

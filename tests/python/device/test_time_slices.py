@@ -1,0 +1,233 @@
+"""Trainings that share a device by turns: each has 80 % of it, and computes to the bit what it computes alone."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sire
+import slice_program
+import torch
+
+PROGRAM = Path(__file__).with_name("slice_program.py")
+PATIENCE = 120
+
+
+class Job:
+    """A process of the program; what it says, line by line."""
+
+    def __init__(self, environment: dict[str, str], *arguments: object) -> None:
+        command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        self._said: queue.Queue[str | None] = queue.Queue()
+        self._complaints: queue.Queue[str | None] = queue.Queue()
+        self.complaints: list[str] = []
+        for stream, into in ((self.process.stdout, self._said), (self.process.stderr, self._complaints)):
+            threading.Thread(target=self._listen, args=(stream, into), daemon=True).start()
+
+    @staticmethod
+    def _listen(stream: object, into: queue.Queue[str | None]) -> None:
+        for line in stream:  # type: ignore[attr-defined]
+            into.put(line.rstrip("\n"))
+        into.put(None)
+
+    def until(self, wanted: Callable[[list[str]], bool]) -> list[str]:
+        """Reads on until a line is as wanted; its words."""
+        while True:
+            line = self._said.get(timeout=PATIENCE)
+            assert line is not None, "it ended:\n" + self.complaint()
+            self.lines.append(line)
+            if wanted(line.split()):
+                return line.split()
+
+    def complains(self, text: str) -> None:
+        """Reads its standard error until this was there."""
+        while True:
+            line = self._complaints.get(timeout=PATIENCE)
+            assert line is not None, "\n".join(self.complaints)
+            self.complaints.append(line)
+            if text in line:
+                return
+
+    def complaint(self) -> str:
+        """All of its standard error, when it has ended."""
+        while (line := self._complaints.get(timeout=PATIENCE)) is not None:
+            self.complaints.append(line)
+        self._complaints.put(None)
+        return "\n".join(self.complaints)
+
+    def say(self) -> None:
+        """The line that it waits for."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        """Reads on to its end; the exit status."""
+        while (line := self._said.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
+        return self.process.wait(PATIENCE)
+
+    def losses(self) -> list[str]:
+        return [line.split()[1] for line in self.lines if line.startswith("step ")]
+
+    def switches(self) -> int:
+        return max((int(line.split()[2]) for line in self.lines if line.startswith("step ")), default=0)
+
+
+Start = Callable[..., Job]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts programs on a device of their own."""
+    jobs: list[Job] = []
+    environment = {
+        **os.environ,
+        "SIRE_SIM_DIR": str(tmp_path),
+        "SIRE_SIM_MEMORY": "32MiB",
+        "TORCHTOOLS_LOCK_DIR": str(tmp_path),
+    }
+
+    def started(*arguments: object) -> Job:
+        jobs.append(Job(environment, *arguments))
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        job.process.kill()
+        job.process.wait(PATIENCE)
+
+
+def alone(seed: int, steps: int) -> list[str]:
+    """The losses of a training that has a device for itself: in this process."""
+    return [loss.hex() for loss in slice_program.losses(seed, steps)]
+
+
+def ready(*jobs: Job) -> tuple[Job, ...]:
+    """They have imported everything, and begin at the next line."""
+    for job in jobs:
+        job.until(lambda words: words == ["ready"])
+    return jobs
+
+
+def take_the_first_turn(job: Job) -> None:
+    """Whatever others do: it waits until it has it."""
+    job.say()
+    job.until(lambda words: words == ["turn"])
+
+
+def has_switched(words: list[str]) -> bool:
+    return words[0] == "step" and int(words[2]) >= 1
+
+
+def test_two_trainings_that_do_not_fit_compute_what_they_compute_alone(start: Start) -> None:
+    one, other = ready(start("sliced", 1, 4000, 3), start("sliced", 2, 4000, 3))
+    for job in (one, other):
+        job.say()
+    for job in (one, other):
+        assert job.end() == 0, job.complaint()
+    assert one.switches() + other.switches() >= 4
+    for seed, job in ((1, one), (2, other)):
+        found = job.losses()
+        assert found == alone(seed, len(found))
+
+
+def test_without_slices_one_runs_out_of_memory_and_where_nobody_waits_nobody_changes_places(start: Start) -> None:
+    [lonely] = ready(start("stays", 1, 12))
+    lonely.say()
+    lonely.until(lambda words: words == ["done"])
+    stranger = start("alone", 2, 1)
+    assert stranger.end() != 0
+    assert "OutOfMemoryError" in stranger.complaint()
+    lonely.say()
+    assert lonely.end() == 0, lonely.complaint()
+    assert lonely.switches() == 0
+
+
+def test_who_is_killed_in_its_turn_leaves_the_device_to_the_other(start: Start) -> None:
+    victim, other = ready(start("gated", 1, 4000), start("sliced", 2, 12))
+    take_the_first_turn(victim)
+    other.say()
+    victim.say()
+    victim.until(has_switched)
+    victim.process.kill()
+    assert other.end() == 0, other.complaint()
+    assert other.losses() == alone(2, 12)
+
+
+def test_who_is_stopped_while_it_waits_holds_up_nobody(start: Start) -> None:
+    sleeper, worker = ready(start("gated", 1, 4000, 1), start("gated", 2, 40))
+    take_the_first_turn(sleeper)
+    sleeper.say()
+    take_the_first_turn(worker)
+    # So the other waits.
+    sleeper.process.send_signal(signal.SIGSTOP)
+    try:
+        worker.say()
+        assert worker.end() == 0, worker.complaint()
+    finally:
+        sleeper.process.send_signal(signal.SIGCONT)
+    assert sleeper.end() == 0, sleeper.complaint()
+    assert sleeper.switches() == 1
+    assert sleeper.losses() == alone(1, len(sleeper.losses()))
+    assert worker.losses() == alone(2, 40)
+
+
+def test_ctrl_c_in_the_others_turn_waits_for_the_memory_and_twice_ends_cleanly(start: Start) -> None:
+    waits, holds = ready(start("patient", 1), start("holds", 2))
+    take_the_first_turn(waits)
+    waits.until(lambda words: words[0] == "has")
+    take_the_first_turn(holds)
+    waits.process.send_signal(signal.SIGINT)
+    waits.complains("interrupted in another process's turn")
+    holds.say()
+    assert waits.until(lambda words: words[0] == "has")[1:] == alone(1, 2)[1:]
+    holds.until(lambda words: words == ["turn"])
+    waits.process.send_signal(signal.SIGINT)
+    waits.complains("interrupted in another process's turn")
+    waits.process.send_signal(signal.SIGINT)
+    # It goes on without its memory: that is an error, and no wrong number.
+    assert waits.end() != 0
+    assert len([line for line in waits.lines if line.startswith("has")]) == 2
+    holds.say()
+    assert holds.end() == 0, holds.complaint()
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason(
+    preloaded: bool, mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+    with pytest.raises(sire.InvalidArgumentError, match="more than 0"):
+        sire.time_slice(quantum=0)
+    if not preloaded:
+        if mode == "torch":
+            with pytest.raises(sire.UnsupportedError, match="use_allocator"):
+                sire.time_slice().__enter__()
+        return
+    stray = torch.ones(1 << 20, device="cuda")
+    with pytest.raises(sire.UnsupportedError, match="before the time slice began"):
+        sire.time_slice().__enter__()
+    del stray
+    # What was refused left no trace: the turn can be had.
+    turns = sire.time_slice(quantum=5, group="a group")
+    with turns, turns:
+        held = torch.ones(1 << 20, device="cuda")
+        assert turns.figures["state"] == "resident"
+        assert turns.figures["turns"] == 1
+        with pytest.raises(sire.InvalidArgumentError, match="takes turns on cuda:0"):
+            sire.time_slice(group="another").__enter__()
+        assert {each["tag"] for each in sire.stats()["regions"] if each["resident_bytes"]} >= {"time-slice"}
+    assert sire.stats()["time_slice"] is None
+    assert turns.figures == {}
+    del held
