@@ -41,26 +41,29 @@ pub fn start(command: &[OsString], variables: &[(&str, String)]) -> Result<Child
     let parent = std::process::id();
     let mut child = Command::new(program);
     child.args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
-    // SAFETY: only calls that are allowed between fork and exec; plain numbers.
+    let later = Later::begin();
+    let mask = later.0;
+    // SAFETY: only calls that are allowed between fork and exec; plain numbers, and a set of its own.
     unsafe {
         child.pre_exec(move || {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
             // We may have ended before that was said.
             if libc::getppid().cast_unsigned() != parent { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         });
     }
-    let _later = Later::begin();
     let child = child.spawn().map_err(|error| {
         let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
         Failure::new(format!("could not start '{}': {error}", program.to_string_lossy())).exits_with(code)
     })?;
     PROGRAM.store(child.id().cast_signed(), Ordering::SeqCst);
     PASSED_ON.into_iter().for_each(listen_for);
+    drop(later);
     Ok(child)
 }
 
 /// Signals wait as long as this lives: one that comes after the program has begun and before we can pass it on would end us, and not be heard by it.
-/// The program itself begins with none that wait: the standard library sees to that.
+/// The program itself begins with the mask from before.
 struct Later(libc::sigset_t);
 
 impl Later {
