@@ -5,6 +5,8 @@
 
 use sire_ledger::{Error, Ledger, Memory, Patience, Want};
 use sire_sim::{Machine, Options, Poison};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -182,6 +184,160 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
         (0, 0),
         "what was granted was not there; bytes of the devices that nobody can reserve any more"
     );
+    Ok(())
+}
+
+/// Of one user: reserves and gives back, and notes when it surely had how much, on the clock that all processes share.
+#[test]
+#[ignore = "run by another test as other users"]
+fn child_of_a_user() -> Outcome {
+    let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
+    let dir = Path::new(&dir);
+    let user = own_user();
+    let member = ledger(dir, 0)?.join()?;
+    let full = || Some(Memory { free: DEVICE, total: DEVICE });
+    let mut dice = Dice(u64::from(user) * 0x9e37_79b9 + 1);
+    let mut log = String::new();
+    std::fs::write(dir.join(format!("ready-{user}")), [])?;
+    while !USERS.into_iter().all(|user| dir.join(format!("ready-{user}")).exists()) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for _ in 0..USER_ROUNDS {
+        let bytes = (1 + dice.roll(20)) * 2 * MIB;
+        member.reserve(Want::Bytes(bytes), &full, patient(Duration::from_secs(60)))?;
+        let from = now();
+        std::thread::sleep(Duration::from_micros(dice.roll(1500)));
+        log += &format!("{from} {} {bytes}\n", now());
+        member.release()?;
+    }
+    member.reserve(Want::Bytes(2 * MIB), &full, patient(Duration::from_secs(60)))?;
+    // What another user may know of this one.
+    assert!(ledger(dir, 0)?.entries()?.iter().any(|entry| entry.uid == user && entry.bytes == 2 * MIB));
+    std::fs::write(dir.join(format!("log-{user}")), log)?;
+    Ok(())
+}
+
+const USERS: std::ops::Range<u32> = 20_001..20_006;
+const USER_ROUNDS: usize = 40;
+
+fn own_user() -> u32 {
+    // SAFETY: geteuid touches no memory and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Nanoseconds on a clock that all processes of the machine share.
+fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a live local.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The most bytes that were held at one moment, of (from, until, bytes).
+fn most_at_once(held: &[(u64, u64, u64)]) -> u64 {
+    let is_held = |(from, until, _): &&(u64, u64, u64), moment: u64| *from <= moment && moment < *until;
+    let at = |moment: u64| held.iter().filter(|each| is_held(each, moment)).map(|each| each.2).sum();
+    held.iter().map(|(from, ..)| at(*from)).max().unwrap_or(0)
+}
+
+/// Whether it ends well, and in time.
+fn wait_at_most(child: &mut Child, limit: Duration) -> std::io::Result<bool> {
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(false)
+}
+
+/// Only root can be other users; elsewhere the test says so.
+#[test]
+fn five_users_share_one_device_through_one_ledger() -> Outcome {
+    if own_user() != 0 {
+        eprintln!("left out: only root can start processes of other users");
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    // As the system's temporary directory is.
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777))?;
+    let start = |user| {
+        // Not by its path, which may lead through directories that are closed to others.
+        Command::new("/proc/self/exe")
+            .args(["--exact", "child_of_a_user", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("SIRE_LEDGER_TEST_DIR", dir.path())
+            .stdout(Stdio::null())
+            .uid(user)
+            .gid(user)
+            .spawn()
+    };
+    let mut users = USERS.map(start).collect::<Result<Vec<_>, _>>()?;
+    let outcomes =
+        users.iter_mut().map(|user| wait_at_most(user, Duration::from_secs(120))).collect::<Result<Vec<_>, _>>();
+    users.iter_mut().for_each(|user| drop(user.kill()));
+    assert_eq!(outcomes?, [true; 5], "a user met an error");
+    let mut held = Vec::new();
+    for user in USERS {
+        let log = std::fs::read_to_string(dir.path().join(format!("log-{user}")))?;
+        for line in log.lines() {
+            let numbers = line.split(' ').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+            held.push((numbers[0], numbers[1], numbers[2]));
+        }
+    }
+    assert_eq!(held.len(), USERS.len() * USER_ROUNDS);
+    let most = most_at_once(&held);
+    println!("at most {most} of {DEVICE} bytes at once");
+    assert!(most <= DEVICE, "{most} bytes were granted at once, of {DEVICE}");
+    let names = std::fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
+    assert_eq!(names.len(), 2 * USERS.len() + 1, "besides what they wrote there is one ledger: {names:?}");
+    assert!(ledger(dir.path(), 0)?.entries()?.is_empty());
+    Ok(())
+}
+
+/// Where no file may grow.
+#[test]
+#[ignore = "run by another test as another process, which it limits"]
+fn child_on_a_full_disk() -> Outcome {
+    let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
+    let dir = Path::new(&dir);
+    let old = ledger(dir, 0)?;
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain numbers, a live local; nobody else is in this process.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &raw const none), 0);
+    }
+    let full = || Some(Memory { free: 100, total: 100 });
+    let refused = ledger(dir, 1);
+    let Err(Error::Io { .. }) = &refused else { return Err(format!("made on a full disk: {refused:?}").into()) };
+    let member = old.join();
+    // A limit on the size of files also stops writes inside of a file, unlike a full disk: that is refused, and nothing is half said.
+    if let Ok(member) = member {
+        assert!(member.reserve(Want::Bytes(40), &full, patient(Duration::ZERO)).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_refused_and_nothing_is_left() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let other = ledger(dir.path(), 0)?.join()?;
+    let full = || Some(Memory { free: 100, total: 100 });
+    other.reserve(Want::Bytes(30), &full, patient(Duration::ZERO))?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(["--exact", "child_on_a_full_disk", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("SIRE_LEDGER_TEST_DIR", dir.path())
+        .output()?;
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert_eq!(std::fs::read_dir(dir.path())?.count(), 1, "a draft was left");
+    let entries = ledger(dir.path(), 0)?.entries()?;
+    assert_eq!(
+        entries.iter().map(|entry| entry.bytes).collect::<Vec<_>>(),
+        [30],
+        "others lost, or the failed one left something"
+    );
+    other.reserve(Want::Bytes(100), &full, patient(Duration::ZERO))?;
     Ok(())
 }
 
