@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -15,6 +16,7 @@ import pytest
 import sire
 import slice_program
 import torch
+from running import running
 
 PROGRAM = Path(__file__).with_name("slice_program.py")
 PATIENCE = 120
@@ -23,11 +25,8 @@ PATIENCE = 120
 class Job:
     """A process of the program; what it says, line by line."""
 
-    def __init__(self, environment: dict[str, str], *arguments: object) -> None:
-        command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
         self.lines: list[str] = []
         self._said: queue.Queue[str | None] = queue.Queue()
         self._complaints: queue.Queue[str | None] = queue.Queue()
@@ -91,7 +90,6 @@ Start = Callable[..., Job]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts programs on a device of their own."""
-    jobs: list[Job] = []
     environment = {
         **os.environ,
         "SIRE_SIM_DIR": str(tmp_path),
@@ -99,14 +97,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         "TORCHTOOLS_LOCK_DIR": str(tmp_path),
     }
 
-    def started(*arguments: object) -> Job:
-        jobs.append(Job(environment, *arguments))
-        return jobs[-1]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with contextlib.ExitStack() as jobs:
 
-    yield started
-    for job in jobs:
-        job.process.kill()
-        job.process.wait(PATIENCE)
+        def started(*arguments: object) -> Job:
+            command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+            return Job(jobs.enter_context(running(command, env=environment, **pipes)))
+
+        yield started
 
 
 def alone(seed: int, steps: int) -> list[str]:
