@@ -301,8 +301,11 @@ pub(crate) fn spent(place: *const c_void, (device, bytes): (Device, u64)) {
         return regain(device, bytes);
     }
     taken(device, bytes);
-    lock(&SPENT).get_or_insert_default().insert(place as usize, (device, bytes));
-    SPENT_COUNT.fetch_add(1, Ordering::SeqCst);
+    let mut all = lock(&SPENT);
+    all.get_or_insert_default().entry(place as usize).and_modify(|entry| entry.1 += bytes).or_insert_with(|| {
+        SPENT_COUNT.fetch_add(1, Ordering::SeqCst);
+        (device, bytes)
+    });
 }
 
 /// What [`spend`] made free was taken.

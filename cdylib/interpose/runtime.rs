@@ -48,68 +48,70 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
     })
 }
 
-/// Passes an allocation on.
+/// Passes an allocation on. It comes out of what the process has reserved, if there is that.
 ///
 /// # Safety
 /// As for `cudaMalloc`.
 unsafe fn forward(out: *mut *mut c_void, bytes: usize, runtime: &Runtime) -> cudaError {
-    // SAFETY: the caller's promise.
-    let make = || ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime);
-    // SAFETY: the runtime has just written it.
-    let place = || unsafe { out.read_unaligned() }.cast_const();
-    out_of_what_is_reserved(|| known(current_device(runtime)?), bytes, make, place)
-}
-
-/// Makes an allocation outside regions. It comes out of what the process has reserved on the `device`, if there is that, until what
-/// [`reservation::free`] knows by the same `place` is freed.
-pub(super) fn out_of_what_is_reserved(
-    device: impl FnOnce() -> Result<Device>,
-    bytes: usize,
-    make: impl FnOnce() -> cudaError,
-    place: impl FnOnce() -> *const c_void,
-) -> cudaError {
     let guard = Guard::enter();
-    let spent = guard.as_ref().and_then(|_| reservation::spend(device, bytes));
+    let first = guard.as_ref().and_then(|_| reservation::spend(|| known(current_device(runtime)?), bytes));
     drop(guard);
-    let code = make();
-    if let Some(spent) = spent {
-        let place = if code == SUCCESS { place() } else { ptr::null() };
+    // SAFETY: the caller's promise.
+    let (code, later) = ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime);
+    if first.is_some() || !later.is_empty() {
+        // SAFETY: the runtime has just written it.
+        let place = if code == SUCCESS { unsafe { out.read_unaligned() } } else { ptr::null_mut() };
         let _guard = Guard::enter();
-        reservation::spent(place, spent);
+        first.into_iter().chain(later).for_each(|spent| reservation::spent(place, spent));
     }
     code
 }
 
-/// [`ask_again`], of a runtime.
-fn ask_runtime_again(ask: impl Fn() -> cudaError, bytes: usize, runtime: &Runtime) -> cudaError {
+/// [`ask_until_served`], of a runtime.
+fn ask_runtime_again(ask: impl Fn() -> cudaError, bytes: usize, runtime: &Runtime) -> (cudaError, Spent) {
     let forget = || {
         // SAFETY: takes nothing. The program is not to hear of the failure, in case the next attempt succeeds.
         let _ = unsafe { runtime.get_last_error() };
     };
-    ask_again(ask, bytes, || current_device(runtime), forget)
+    ask_until_served(ask, bytes, || current_device(runtime), forget)
 }
 
-/// Makes an allocation outside regions. Where memory is short, what paused regions hold until somebody needs it makes way on the `device`, and
-/// the original is asked again, after it was made to `forget` its error.
+/// What of the reservation was made free for an allocation.
+type Spent = Vec<(Device, u64)>;
+
+/// Makes an allocation outside regions. Where memory is short, what paused regions hold until somebody needs it makes way on the `device`, then
+/// what is reserved, and the original is asked again, after it was made to `forget` its error.
+fn ask_until_served(
+    ask: impl Fn() -> cudaError,
+    bytes: usize,
+    device: impl Fn() -> Result<c_int>,
+    forget: impl Fn(),
+) -> (cudaError, Spent) {
+    let (mut code, mut spent) = (ask(), Spent::new());
+    while code == MEMORY_ALLOCATION && make_way(bytes, &device, &mut spent) {
+        forget();
+        code = ask();
+    }
+    (code, spent)
+}
+
+/// As [`ask_until_served`], of an allocation whose end is not followed: what it had of the reservation counts as missing there, until something else
+/// comes back. To call it taken would be to say for ever that it is owned.
 pub(super) fn ask_again(
     ask: impl Fn() -> cudaError,
     bytes: usize,
     device: impl Fn() -> Result<c_int>,
     forget: impl Fn(),
 ) -> cudaError {
-    let (mut code, mut spent) = (ask(), Vec::new());
-    while code == MEMORY_ALLOCATION && make_way(bytes, &device, &mut spent) {
-        forget();
-        code = ask();
+    let (code, spent) = ask_until_served(ask, bytes, device, forget);
+    give_back_unless_taken(code, spent)
+}
+
+fn give_back_unless_taken(code: cudaError, spent: Spent) -> cudaError {
+    if code != SUCCESS && !spent.is_empty() {
+        let _guard = Guard::enter();
+        spent.into_iter().for_each(|spent| reservation::spent(ptr::null(), spent));
     }
-    if spent.is_empty() {
-        return code;
-    }
-    let _guard = Guard::enter();
-    spent.into_iter().for_each(|(device, bytes)| match code {
-        SUCCESS => reservation::taken(device, bytes),
-        _ => reservation::spent(ptr::null(), (device, bytes)),
-    });
     code
 }
 
@@ -117,7 +119,7 @@ fn known(device: c_int) -> Result<Device> {
     u32::try_from(device).map(Device).map_err(|_| boundary::invalid("no device is current"))
 }
 
-fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>, spent: &mut Vec<(Device, u64)>) -> bool {
+fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>, spent: &mut Spent) -> bool {
     let Some(process) = process::started().filter(|_| !capture::in_progress()) else { return false };
     let Some(_guard) = Guard::enter() else { return false };
     let made = boundary::catch(|| {
@@ -145,7 +147,8 @@ pub(super) unsafe extern "C" fn malloc_async(
         FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
         let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
-        ask_runtime_again(|| unsafe { runtime.malloc_async(out, bytes, stream) }, bytes, runtime)
+        let (code, spent) = ask_runtime_again(|| unsafe { runtime.malloc_async(out, bytes, stream) }, bytes, runtime);
+        give_back_unless_taken(code, spent)
     })
 }
 

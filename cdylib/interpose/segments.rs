@@ -6,12 +6,11 @@
 
 use super::entry::{AccessDescription, Code, Location, MemoryProperties, original};
 use super::guard::Guard;
-use super::runtime::{ask_again, out_of_what_is_reserved, report, wanted};
+use super::runtime::{ask_again, report, wanted};
 use crate::boundary::{catch, invalid};
 use crate::capture::{self, Relaxed};
 use crate::log;
 use crate::process::{self, Process};
-use crate::reservation;
 use sire_core::driver::{Access, Addr, Device, Physical, Properties};
 use sire_core::error::{Error, Result, Status};
 use sire_core::segments::{Handle, NewMemory, Segments};
@@ -116,7 +115,7 @@ pub(super) unsafe extern "C" fn create(
     }
 }
 
-/// Makes memory of no region: like `cudaMalloc` out of what is reserved, and once more when something has made way.
+/// Makes memory of no region, and once more when something has made way.
 ///
 /// # Safety
 /// As for `cuMemCreate`.
@@ -125,17 +124,9 @@ unsafe fn create_outside(out: *mut u64, size: usize, properties: *const MemoryPr
     let ask = || unsafe { original::create(out, size, properties, flags) };
     // SAFETY: the program's own argument: a description, or NULL.
     let device = unsafe { properties.as_ref() }.and_then(ordinary).map(|(device, _)| device);
-    let Some(device) = device.filter(|_| !out.is_null()) else { return ask() };
+    let Some(device) = device else { return ask() };
     let ordinal = || c_int::try_from(device.0).map_err(|_| invalid("there is no such device"));
-    let make = || ask_again(ask, size, ordinal, || ());
-    // SAFETY: the driver has just written it.
-    let place = || place_of(unsafe { out.read_unaligned() });
-    out_of_what_is_reserved(|| Ok(device), size, make, place)
-}
-
-/// Under what a handle's memory is known where it came out of a reservation.
-fn place_of(handle: u64) -> *const c_void {
-    std::ptr::without_provenance(handle as usize)
+    ask_again(ask, size, ordinal, || ())
 }
 
 /// The device and what is asked for besides, if memory that takes its place can be made from that.
@@ -180,7 +171,7 @@ fn refusal(error: &Error, properties: Properties) -> Code {
 pub(super) unsafe extern "C" fn release(handle: u64) -> Code {
     if !Segments::is_virtual(handle) {
         // SAFETY: the program's own argument, as it passed it.
-        return reservation::free(place_of(handle), || unsafe { original::release(handle) });
+        return unsafe { original::release(handle) };
     }
     code(ask("a release", INVALID_VALUE, |segments| segments.release(Handle(handle)).map(|()| SUCCESS)))
 }

@@ -171,6 +171,12 @@ sys.stdin.readline()
 """
 
 
+def asked(outside: Outside, pid: int) -> int:
+    """How many wait for a safe point of the process."""
+    found = json.loads(outside.run("ps", "--json").stdout)["processes"]
+    return sum(each["control"]["asked"] for each in found if each["pid"] == pid)
+
+
 def test_a_process_ends_at_once_though_somebody_waits_for_its_safe_point(outside: Outside, library: Path, stand_in: Path) -> None:
     runtime = outside.environment["XDG_RUNTIME_DIR"]
     environment = clean_environment(
@@ -185,6 +191,7 @@ def test_a_process_ends_at_once_though_somebody_waits_for_its_safe_point(outside
         client.settimeout(120)
         client.connect(path)
         client.sendall(b'{"verb":"pause","timeout":3600}\n')
+        until("somebody waits", lambda: asked(outside, program.pid) == 1)
         program.communicate("\n", timeout=120)
         assert program.returncode == 0
         assert client.recv(100) == b""
@@ -392,10 +399,14 @@ def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: 
     order = {"pid": int(outside.pid), "verb": "pause", "tag": "model/weights"}
     status, body = dashboard.ask("api/order", order=order, token=dashboard.token)
     assert status == 200, body
-    until("the pause is in the timeline", lambda: name not in dashboard.view()["history"][-1]["tags"])
-    moments = dashboard.view()["history"]
+    moments: list[dict[str, Any]] = []
+
+    def shows_it() -> bool:
+        moments[:] = dashboard.view()["history"]
+        return name not in moments[-1]["tags"] and moments[-1]["tiers"].get("host") == 32 * MIB
+
+    until("the pause is in the timeline", shows_it)
     assert any(moment["tags"].get(name) == 32 * MIB for moment in moments)
-    assert moments[-1]["tiers"]["host"] == 32 * MIB
     assert dashboard.ask("api/order", order={**order, "verb": "resume"}, token=dashboard.token)[0] == 200
     newer = json.loads(dashboard.ask(f"api/view?since={moments[-1]['time']}", token=dashboard.token)[1])["history"]
     assert all(moment["time"] > moments[-1]["time"] for moment in newer)

@@ -19,8 +19,8 @@ use std::time::Duration;
 const DESK: i64 = 0;
 /// The byte whose lock says that slot 0 is in use; the others follow. Locks may lie beyond a file's end.
 const FIRST_SLOT: i64 = 1 << 20;
-/// How often to look whether whoever replaces a damaged ledger is done, and how long between two looks.
-const TRIES: usize = 200;
+/// How often to look whether whoever replaces a damaged ledger is done, and how long between two looks: ten seconds, because it may be preempted.
+const TRIES: usize = 5000;
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// One open description of a ledger's file.
@@ -207,6 +207,10 @@ fn remove_wreck(path: &Path) -> Result<Wreck> {
     }
     let mut header = [0; layout::HEADER_USED];
     let read = file.read_at(&mut header, 0).map_err(failed)?;
+    // Replaced since the caller looked: what is whole is nobody's to remove.
+    if info.len() == layout::FILE && layout::check_header(&header[..read]).is_ok() {
+        return Ok(Wreck::Gone);
+    }
     if !layout::is_wreck(&header[..read]) {
         return Ok(Wreck::Stays);
     }

@@ -202,7 +202,10 @@ impl Machine {
         };
         let address = opened.count(at, &handle).ok_or_else(elsewhere)?;
         drop(opened);
-        self.reach(device, handle.share.device)?;
+        if let Err(error) = self.reach(device, handle.share.device) {
+            self.ipc_close(address)?;
+            return Err(error);
+        }
         Ok(address)
     }
 

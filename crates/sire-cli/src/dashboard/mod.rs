@@ -93,14 +93,17 @@ impl Dashboard {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sample(&self, interval: Duration) -> Result<ExitCode, Failure> {
+    fn sample(&self, interval: Duration) -> ! {
         loop {
             let began = Instant::now();
-            let view = View::look(&self.place, PATIENCE)?;
-            {
-                let mut seen = self.seen();
-                seen.1.add(&view);
-                seen.0 = view;
+            match View::look(&self.place, PATIENCE) {
+                Ok(view) => {
+                    let mut seen = self.seen();
+                    seen.1.add(&view);
+                    seen.0 = view;
+                }
+                // Too many connections hold descriptors, say: what was seen last stays, and the next look may do better.
+                Err(failure) => output::progress(&format!("nothing new was seen: {failure}")),
             }
             std::thread::sleep(interval.saturating_sub(began.elapsed()));
         }

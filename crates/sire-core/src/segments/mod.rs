@@ -139,7 +139,7 @@ impl Segments {
     pub fn create(&self, memory: NewMemory) -> Result<Option<Handle>> {
         let region = match memory.region {
             Some(id) => Some(self.machine.regions.get(id)?),
-            None if lock(&self.table).ledger.has_regions() => None,
+            None if lock(&self.table).ledger.has_regions() || self.machine.heap.stock.is_used() => None,
             None => return Ok(None),
         };
         let in_hand = region.as_ref().map(Region::take_in_hand).transpose()?;

@@ -51,8 +51,16 @@ impl Guard<'_> {
 
     /// Removes the marks of members (slot + 1) of which `is_theirs` is true.
     pub(super) fn clear_marks(&mut self, is_theirs: impl Fn(u16) -> bool) {
-        let marks = self.ledger.marks().iter();
-        marks.filter(|entry| is_theirs(entry.owner.load(Ordering::Acquire))).for_each(Entry::clear);
+        for entry in self.ledger.marks() {
+            if is_theirs(entry.owner.load(Ordering::Acquire)) {
+                entry.clear();
+            }
+            // Nobody will do what they have begun, whoever has their slot next.
+            let recorder = entry.recorder.load(Ordering::Acquire);
+            if is_theirs(recorder) {
+                let _ = entry.recorder.compare_exchange(recorder, 0, Ordering::AcqRel, Ordering::Acquire);
+            }
+        }
     }
 }
 
