@@ -21,6 +21,8 @@ SMALL = {"test_memory_manager.py", "test_slices.py"}
 """They run models that are twice as large as their device."""
 ONCE = {"test_check.py", "test_commits.py", "test_control.py", "test_distributed.py", "test_slices.py", "test_units.py"}
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
+HEARING_ALL = {"test_driver.py": "driver", "test_time_slices.py": "preload"}
+"""They need a hook mode that hears of every allocation: one is enough, and the others run them on request."""
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
 # Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
 DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py", "test_training.py")
@@ -35,7 +37,7 @@ def runs() -> list[tuple[str, str]]:
     wanted = os.environ.get("SIRE_TEST_HOOK_MODES")
     if wanted:
         return [(mode, file) for mode in wanted.split(",") for file in FILES]
-    both = [(mode, file) for file in FILES for mode in ("torch", "preload") if file != "test_driver.py"]
+    both = [(mode, file) for file in FILES for mode in ("torch", "preload") if HEARING_ALL.get(file, mode) == mode]
     everywhere = [(mode, file) for mode, file in both if mode == "torch" or file not in ONCE]
     others = {"allocator": DIFFERENT, "driver": AT_DRIVER_LEVEL, "preload-expandable": WITH_EXPANDABLE}
     return everywhere + [(mode, file) for mode, files in others.items() for file in files]
