@@ -77,7 +77,7 @@ step_python_lint() {
 pytest_with() {
     local interpreter=$1
     shift
-    timeout 1500 "$interpreter" -m pytest -q -p no:cacheprovider -rfE --durations=8 "$@"
+    timeout 2400 "$interpreter" -m pytest -q -p no:cacheprovider -rfE --durations=8 "$@"
 }
 
 # The same, two tests at a time; who has none left takes over from the other.
