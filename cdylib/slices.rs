@@ -170,15 +170,21 @@ fn lingering(gpu: &str, group: &str) -> Option<Turn> {
 
 fn wait_for_first(process: &Process, turn: &Turn, wish: &Wish) -> Result<()> {
     let (begun, before) = (Instant::now(), process.engine.cancels());
-    turn.queue().map_err(said)?;
+    let mut queued = false;
     loop {
-        let why = match turn.take().map_err(said)? {
-            Next::Mine => {
+        let looked = if queued { Ok(()) } else { turn.queue() }.and_then(|()| {
+            queued = true;
+            turn.take()
+        });
+        let why = match looked {
+            Ok(Next::Mine) => {
                 settle(process, wish.device);
                 return Ok(());
             }
-            Next::Taken => "another process has it".to_owned(),
-            Next::Behind(ahead) => format!("{ahead} came first and still wait"),
+            Ok(Next::Taken) => "another process has it".to_owned(),
+            Ok(Next::Behind(ahead)) => format!("{ahead} came first and still wait"),
+            Err(sire_ledger::Error::Stuck) => "a process that is stopped keeps the queue".to_owned(),
+            Err(error) => return Err(said(error)),
         };
         if process.engine.cancels() != before {
             return Err(Error::new(Status::Cancelled, "the wait for a turn on the device was cancelled"));
