@@ -218,8 +218,12 @@ fn wake() {
 }
 
 /// Takes turns no more. The last one goes on until the memory is gone, since it would be in the others' way: for at most [`FAREWELL`], or a quantum.
-/// If everything was paused for another's turn, it comes back if there is room.
+/// If everything was paused for another's turn, it comes back if there is room, before any thread goes on; if not, threads stay at their safe points.
 pub(crate) fn close() -> Result<()> {
+    if process::started().is_none() {
+        // A forked child has no turns, and the locks may be held by threads that do not exist in it.
+        return Ok(());
+    }
     let _turn = lock(&TURN);
     let Some(slices) = lock(&CURRENT).take() else { return Ok(()) };
     slices.over.store(true, Ordering::Release);
@@ -229,17 +233,18 @@ pub(crate) fn close() -> Result<()> {
     if joined.is_err() {
         log::warning!("the thread of time slices had failed");
     }
-    let back = |tag: Option<String>| {
-        let selection = tag.map_or(Selection::All, Selection::Tag);
+    let back = |tag: Option<&str>| {
+        let selection = tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned()));
         crate::abi::transition::carry_out(|engine| engine.resume(&selection, ResumeOptions::default())).map(drop)
     };
     if lock(&slices.figures).stage == Stage::Resident {
         linger(slices);
         return Ok(());
     }
-    let undo = slices.control.desk.stay();
-    let resumed = undo.into_iter().try_for_each(back);
-    resumed
+    slices
+        .control
+        .desk
+        .stay(back)
         .map_err(|error| error.context("time slices end in another process's turn, and what this one has stays paused"))
 }
 

@@ -3,11 +3,12 @@
 //! Pauses from outside and turns do not know of one another. What is resumed from outside while the process is away comes back with its turn, not
 //! before: the memory is somebody else's until then. What is paused from outside stays so when the turn comes.
 
-use super::{Action, Desk, Inner, Outcome, Undo, is_under};
+use super::{Action, Desk, Inner, NOBODYS, Outcome, Undo, is_under};
 use crate::lock;
 use crate::message::Answer;
 use crate::server::Ticket;
 use serde_json::json;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 impl Desk {
@@ -34,11 +35,37 @@ impl Desk {
         withdrawn
     }
 
-    /// The process takes turns no more: nobody waits for one. Returns what is paused because of that, for the caller to resume if it can.
-    pub fn stay(&self) -> Vec<Option<String>> {
-        let undo = lock(&self.inner).away.take();
+    /// The process takes turns no more: `resume` brings back what is paused because of that (None: everything), one after the other. Threads that wait go on
+    /// when it is back, not before; what fails is held from then on, as if everything had been paused from outside. Waits for what is under
+    /// way, unless this thread carries it out.
+    ///
+    /// # Errors
+    /// The first of `resume`.
+    pub fn stay<E>(&self, mut resume: impl FnMut(Option<&str>) -> Result<(), E>) -> Result<(), E> {
+        let mut inner = lock(&self.inner);
+        while inner.running.is_some() && !inner.is_runner() {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        let before = (inner.running, inner.runner);
+        (inner.running, inner.runner) = (before.0.or(Some(NOBODYS)), Some(std::thread::current().id()));
+        let undo = inner.away.clone().unwrap_or_default();
+        drop(inner);
+        let (mut outcome, mut rest) = (Ok(()), Vec::new());
+        for tag in undo {
+            if let Err(error) = resume(tag.as_deref()) {
+                outcome = outcome.and(Err(error));
+                rest.push(tag);
+            }
+        }
+        let mut inner = lock(&self.inner);
+        (inner.running, inner.runner) = before;
+        inner.away = None;
+        if !rest.is_empty() {
+            inner.hold(None, rest);
+        }
+        drop(inner);
         self.review();
-        undo.unwrap_or_default()
+        outcome
     }
 
     pub(super) fn go_away(&self, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {

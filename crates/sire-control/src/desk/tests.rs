@@ -334,8 +334,38 @@ fn a_turn_that_cannot_be_used_is_tried_again_and_one_that_ends_lets_go() {
     assert_eq!(desk.ask(Ticket(3), COME_BACK, LONG), Ok(()));
     assert!(desk.withdraw(Ticket(3)));
     assert!(!desk.withdraw(Ticket(3)));
-    assert_eq!(desk.stay(), [None], "it is paused, and nobody waits for a turn");
-    assert!(!glance(&desk, &member, &mut obey));
+    assert_eq!(desk.stay(|_| Err("no memory")), Err("no memory"));
+    assert!(!desk.is_away());
+    assert!(glance(&desk, &member, &mut obey), "it went on with memory that is not there");
+    desk.open();
+    assert_eq!(desk.ask(Ticket(4), resume(None), LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut obey), "a resume from outside brings it back");
+}
+
+#[test]
+fn who_takes_turns_no_more_lets_nobody_go_before_the_memory_is_back() {
+    let (desk, _answers) = desk();
+    let member = desk.join("held");
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut obey));
+    let gone = Arc::new(AtomicBool::new(false));
+    let held = std::thread::spawn({
+        let (desk, gone, member) = (Arc::clone(&desk), Arc::clone(&gone), member.clone());
+        move || {
+            let held = desk.pass(&member, LONG, &mut obey);
+            gone.store(true, Ordering::SeqCst);
+            held
+        }
+    });
+    let resumed = desk.stay(|tag| {
+        assert_eq!(tag, None);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!gone.load(Ordering::SeqCst), "it went on with memory that is not there");
+        Ok::<(), ()>(())
+    });
+    assert_eq!(resumed, Ok(()));
+    assert_eq!(held.join().ok(), Some(false));
+    assert!(!desk.is_away() && !desk.is_held());
 }
 
 #[test]
