@@ -422,17 +422,18 @@ impl Desk {
         self.review();
     }
 
-    /// Refuses what has waited long enough; when to ask again.
+    /// Refuses what has waited long enough; when to ask again. Time slices look at their own clock, and withdraw what they asked for.
     pub fn expire(&self) -> Option<Instant> {
         let now = Instant::now();
         let (late, next) = {
             let mut inner = lock(&self.inner);
             let mut late = Vec::new();
-            while let Some(at) = inner.asked.iter().position(|asked| asked.deadline <= now) {
+            let theirs = |asked: &&Asked| !asked.action.is_ours();
+            while let Some(at) = inner.asked.iter().position(|asked| theirs(&asked) && asked.deadline <= now) {
                 let Some(asked) = inner.asked.remove(at) else { break };
                 late.push((asked.ticket, self.reason(&inner, &asked)));
             }
-            (late, inner.asked.iter().map(|asked| asked.deadline).min())
+            (late, inner.asked.iter().filter(theirs).map(|asked| asked.deadline).min())
         };
         if !late.is_empty() {
             self.review();

@@ -343,6 +343,15 @@ fn a_turn_that_cannot_be_used_is_tried_again_and_one_that_ends_lets_go() {
 }
 
 #[test]
+fn what_a_time_slice_asks_for_is_withdrawn_by_it_and_refused_by_nobody() {
+    let (desk, answers) = desk();
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, NOW), Ok(()));
+    assert_eq!(desk.expire(), None);
+    assert!(answers.try_recv().is_err(), "a pause that found no safe point has not failed");
+    assert!(desk.withdraw(Ticket(1)));
+}
+
+#[test]
 fn who_takes_turns_no_more_lets_nobody_go_before_the_memory_is_back() {
     let (desk, _answers) = desk();
     let member = desk.join("held");
