@@ -127,9 +127,10 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
         ));
     }
     let gpu = process.driver.uuid(wish.device)?;
-    let kept = lingering(&gpu, &wish.group);
-    let is_ours = kept.is_some();
-    let turn = kept.map_or_else(|| Turn::join(dir, &gpu, &wish.group).map_err(said), Ok)?;
+    let (turn, since) = match lingering(&gpu, &wish.group) {
+        Some((turn, since)) => (turn, Some(since)),
+        None => (Turn::join(dir, &gpu, &wish.group).map_err(said)?, None),
+    };
     let figures = Figures {
         stage: Stage::Waiting,
         since: Instant::now(),
@@ -152,20 +153,22 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
         usher: Mutex::default(),
     });
     *lock(&CURRENT) = Some(Arc::clone(&slices));
-    let first = || if is_ours { Ok(()) } else { wait_for_first(process, &slices.turn, &slices.wish) };
-    let begun = first().and_then(|()| slices.begin());
+    let first = || since.map_or_else(|| wait_for_first(process, &slices.turn, &slices.wish), |_| Ok(()));
+    // A turn that goes on is as old as it was: else whoever leaves and enters again and again would never make way.
+    let begun = first().and_then(|()| slices.begin(since.unwrap_or_else(Instant::now)));
     begun.inspect_err(|_| drop(lock(&CURRENT).take()))
 }
 
-/// The turn that this process has not given up yet, though it took turns no more, if it is one in this group.
-fn lingering(gpu: &str, group: &str) -> Option<Turn> {
+/// The turn that this process has not given up yet, though it took turns no more, if it is one in this group; and since when it has it.
+fn lingering(gpu: &str, group: &str) -> Option<(Turn, Instant)> {
     let (slices, thread) = lock(&LEAVING).take()?;
     slices.over.store(true, Ordering::Release);
     wake();
     // A thread that panicked has given nothing up.
     let _ = thread.join();
     let same = slices.gpu == gpu && slices.wish.group == group && !slices.gave_up.load(Ordering::Acquire);
-    Arc::into_inner(slices).filter(|_| same).map(|slices| slices.turn)
+    let since = lock(&slices.figures).since;
+    Arc::into_inner(slices).filter(|_| same).map(|slices| (slices.turn, since))
 }
 
 fn wait_for_first(process: &Process, turn: &Turn, wish: &Wish) -> Result<()> {
@@ -277,12 +280,13 @@ pub(crate) fn figures() -> Value {
 }
 
 impl Slices {
-    /// The first turn begins.
-    fn begin(self: &Arc<Slices>) -> Result<()> {
+    /// The first turn begins, or has begun.
+    fn begin(self: &Arc<Slices>, since: Instant) -> Result<()> {
         {
             let mut figures = lock(&self.figures);
             figures.turns = 1;
             figures.begin_turn();
+            figures.since = since;
         }
         let own = Arc::clone(self);
         let usher = control::spawn("sire-slices", move || own.usher());
