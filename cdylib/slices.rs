@@ -346,6 +346,12 @@ impl Slices {
         lock(&self.figures).last_error = Some(sentence);
     }
 
+    fn note_once(&self, sentence: String) {
+        if lock(&self.figures).last_error.as_ref() != Some(&sentence) {
+            self.note(sentence);
+        }
+    }
+
     /// Sleeps, unless time slices end. Whether they go on.
     fn sleep(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
@@ -400,7 +406,7 @@ impl Slices {
     fn go(&self) -> bool {
         lock(&self.figures).enter(Stage::Leaving);
         match self.ask(Action::Yield) {
-            Some(Ok(report)) => {
+            Ok(Ok(report)) => {
                 if let Some(stuck) = report["stuck"].as_str() {
                     self.note(format!("everything is paused, but: {stuck}"));
                 }
@@ -411,13 +417,16 @@ impl Slices {
                 drop(figures);
                 self.line_up()
             }
-            Some(Err(refusal)) => {
+            Ok(Err(refusal)) => {
                 self.note(format!("the turn goes on, because the pause failed: {}", refusal.message));
                 lock(&self.figures).begin_turn();
                 false
             }
-            None => {
-                // No safe point so far: the turn is as old as it was.
+            Err(why) => {
+                if let Some(why) = why.filter(|_| !self.is_over()) {
+                    self.note_once(format!("the turn goes on, because at every safe point: {why}"));
+                }
+                // The turn is as old as it was.
                 lock(&self.figures).stage = Stage::Resident;
                 false
             }
@@ -466,7 +475,7 @@ impl Slices {
         lock(&self.figures).enter(Stage::Returning);
         loop {
             match self.ask(Action::Return { wait: ATTEMPT }) {
-                Some(Ok(reports)) => {
+                Ok(Ok(reports)) => {
                     let mut figures = lock(&self.figures);
                     figures.resume = reports.as_array().map_or(Duration::ZERO, |all| all.iter().map(seconds).sum());
                     figures.last_error = None;
@@ -474,13 +483,10 @@ impl Slices {
                     figures.begin_turn();
                     return true;
                 }
-                Some(Err(refusal)) => {
-                    let sentence = format!("it is this process's turn, but: {}", refusal.message);
-                    if lock(&self.figures).last_error.as_ref() != Some(&sentence) {
-                        self.note(sentence);
-                    }
-                }
-                None => {}
+                // Wanted no longer: the turn is given up.
+                _ if self.control.desk.is_held() => return self.give_way(),
+                Ok(Err(refusal)) => self.note_once(format!("it is this process's turn, but: {}", refusal.message)),
+                Err(_) => {}
             }
             let switch = lock(&self.figures).switch();
             let waiting = self.turn.waiting().unwrap_or(0);
@@ -488,34 +494,54 @@ impl Slices {
                 return true;
             }
             if is_over(begun.elapsed(), residency(self.wish.quantum, switch), waiting) {
-                lock(&self.figures).enter(Stage::Waiting);
-                return !self.line_up();
+                return self.give_way();
             }
         }
     }
 
-    /// What the desk says; `None` if no safe point came in time, or time slices are over.
-    fn ask(&self, action: Action) -> Option<Answer> {
+    /// The turn is not used: whoever waits is next. What came back of the memory goes again, or would be in the way. True if time slices are over.
+    fn give_way(&self) -> bool {
+        while self.has_memory() {
+            match self.ask(Action::Yield) {
+                Ok(Ok(_)) => break,
+                Ok(Err(refusal)) => {
+                    self.note_once(format!("the turn is kept, because the pause failed: {}", refusal.message))
+                }
+                Err(why) => {
+                    self.note_once(format!("the turn is kept: {}", why.unwrap_or_else(|| "no safe point".to_owned())))
+                }
+            }
+            if !self.sleep(LOOK) {
+                return true;
+            }
+        }
+        lock(&self.figures).enter(Stage::Waiting);
+        !self.line_up()
+    }
+
+    /// What the desk says; an error if no good safe point came in time (why none was good, if there were any), or time slices are over.
+    fn ask(&self, action: Action) -> std::result::Result<Answer, Option<String>> {
         let ticket = Ticket(NEXT.fetch_add(1, Ordering::Relaxed) | OURS);
         if let Err(refusal) = self.control.desk.ask(ticket, action, PATIENCE) {
-            return Some(Err(refusal));
+            return Ok(Err(refusal));
         }
         let end = Instant::now() + PATIENCE;
         let arrived = |mail: &mut Option<(Ticket, Answer)>| mail.take_if(|(whose, _)| *whose == ticket);
         let mut mail = lock(&MAIL);
         loop {
             if let Some((_, answer)) = arrived(&mut mail) {
-                return Some(answer);
+                return Ok(answer);
             }
             if self.is_over() || Instant::now() >= end {
                 drop(mail);
+                let why = self.control.desk.why(ticket);
                 if self.control.desk.withdraw(ticket) {
-                    return None;
+                    return Err(why);
                 }
                 // It is being carried out, or just was.
                 mail = lock(&MAIL);
                 if let Some((_, answer)) = arrived(&mut mail) {
-                    return Some(answer);
+                    return Ok(answer);
                 }
             }
             mail = CHANGED.wait_timeout(mail, LOOK).unwrap_or_else(PoisonError::into_inner).0;

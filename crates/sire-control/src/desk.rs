@@ -256,6 +256,7 @@ impl Desk {
     /// No lock is held while `run` runs; `running` keeps others from beginning something else.
     fn carry_out(&self, asked: Asked, run: &mut dyn FnMut(&Action) -> Outcome) {
         let settled = match &asked.action {
+            Action::Pause { tag: Some(_) } if self.is_away() => Desk::pause_later(),
             Action::Pause { .. } => self.pause(&asked.action, run),
             Action::Resume { tag, .. } if self.is_away() => self.resume_later(tag.as_deref()),
             Action::Resume { tag: Some(_), .. } => self.resume_named(&asked.action, run),

@@ -63,7 +63,7 @@ def time_slice(
 
     Needs a hook mode in which Sire hears of everything that PyTorch allocates (``preload``, ``driver``,
     ``allocator``), and is to be entered before anything is on the GPU. Inside, what is allocated outside of all regions
-    is in a region of its own.
+    is in a region of its own. Refused to the ranks of a distributed training.
     """
     for name, value in (("quantum", quantum), ("timeout", math.inf if timeout is None else timeout)):
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
