@@ -127,9 +127,10 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
         ));
     }
     let gpu = process.driver.uuid(wish.device)?;
-    let kept = lingering(&gpu, &wish.group);
-    let is_ours = kept.is_some();
-    let turn = kept.map_or_else(|| Turn::join(dir, &gpu, &wish.group).map_err(said), Ok)?;
+    let (turn, since) = match lingering(&gpu, &wish.group) {
+        Some((turn, since)) => (turn, Some(since)),
+        None => (Turn::join(dir, &gpu, &wish.group).map_err(said)?, None),
+    };
     let figures = Figures {
         stage: Stage::Waiting,
         since: Instant::now(),
@@ -152,33 +153,41 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
         usher: Mutex::default(),
     });
     *lock(&CURRENT) = Some(Arc::clone(&slices));
-    let first = || if is_ours { Ok(()) } else { wait_for_first(process, &slices.turn, &slices.wish) };
-    let begun = first().and_then(|()| slices.begin());
+    let first = || since.map_or_else(|| wait_for_first(process, &slices.turn, &slices.wish), |_| Ok(()));
+    // A turn that goes on is as old as it was: else whoever leaves and enters again and again would never make way.
+    let begun = first().and_then(|()| slices.begin(since.unwrap_or_else(Instant::now)));
     begun.inspect_err(|_| drop(lock(&CURRENT).take()))
 }
 
-/// The turn that this process has not given up yet, though it took turns no more, if it is one in this group.
-fn lingering(gpu: &str, group: &str) -> Option<Turn> {
+/// The turn that this process has not given up yet, though it took turns no more, if it is one in this group; and since when it has it.
+fn lingering(gpu: &str, group: &str) -> Option<(Turn, Instant)> {
     let (slices, thread) = lock(&LEAVING).take()?;
     slices.over.store(true, Ordering::Release);
     wake();
     // A thread that panicked has given nothing up.
     let _ = thread.join();
     let same = slices.gpu == gpu && slices.wish.group == group && !slices.gave_up.load(Ordering::Acquire);
-    Arc::into_inner(slices).filter(|_| same).map(|slices| slices.turn)
+    let since = lock(&slices.figures).since;
+    Arc::into_inner(slices).filter(|_| same).map(|slices| (slices.turn, since))
 }
 
 fn wait_for_first(process: &Process, turn: &Turn, wish: &Wish) -> Result<()> {
     let (begun, before) = (Instant::now(), process.engine.cancels());
-    turn.queue().map_err(said)?;
+    let mut queued = false;
     loop {
-        let why = match turn.take().map_err(said)? {
-            Next::Mine => {
+        let looked = if queued { Ok(()) } else { turn.queue() }.and_then(|()| {
+            queued = true;
+            turn.take()
+        });
+        let why = match looked {
+            Ok(Next::Mine) => {
                 settle(process, wish.device);
                 return Ok(());
             }
-            Next::Taken => "another process has it".to_owned(),
-            Next::Behind(ahead) => format!("{ahead} came first and still wait"),
+            Ok(Next::Taken) => "another process has it".to_owned(),
+            Ok(Next::Behind(ahead)) => format!("{ahead} came first and still wait"),
+            Err(sire_ledger::Error::Stuck) => "a process that is stopped keeps the queue".to_owned(),
+            Err(error) => return Err(said(error)),
         };
         if process.engine.cancels() != before {
             return Err(Error::new(Status::Cancelled, "the wait for a turn on the device was cancelled"));
@@ -212,8 +221,12 @@ fn wake() {
 }
 
 /// Takes turns no more. The last one goes on until the memory is gone, since it would be in the others' way: for at most [`FAREWELL`], or a quantum.
-/// If everything was paused for another's turn, it comes back if there is room.
+/// If everything was paused for another's turn, it comes back if there is room, before any thread goes on; if not, threads stay at their safe points.
 pub(crate) fn close() -> Result<()> {
+    if process::started().is_none() {
+        // A forked child has no turns, and the locks may be held by threads that do not exist in it.
+        return Ok(());
+    }
     let _turn = lock(&TURN);
     let Some(slices) = lock(&CURRENT).take() else { return Ok(()) };
     slices.over.store(true, Ordering::Release);
@@ -223,17 +236,18 @@ pub(crate) fn close() -> Result<()> {
     if joined.is_err() {
         log::warning!("the thread of time slices had failed");
     }
-    let back = |tag: Option<String>| {
-        let selection = tag.map_or(Selection::All, Selection::Tag);
+    let back = |tag: Option<&str>| {
+        let selection = tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned()));
         crate::abi::transition::carry_out(|engine| engine.resume(&selection, ResumeOptions::default())).map(drop)
     };
     if lock(&slices.figures).stage == Stage::Resident {
         linger(slices);
         return Ok(());
     }
-    let undo = slices.control.desk.stay();
-    let resumed = undo.into_iter().try_for_each(back);
-    resumed
+    slices
+        .control
+        .desk
+        .stay(back)
         .map_err(|error| error.context("time slices end in another process's turn, and what this one has stays paused"))
 }
 
@@ -266,12 +280,13 @@ pub(crate) fn figures() -> Value {
 }
 
 impl Slices {
-    /// The first turn begins.
-    fn begin(self: &Arc<Slices>) -> Result<()> {
+    /// The first turn begins, or has begun.
+    fn begin(self: &Arc<Slices>, since: Instant) -> Result<()> {
         {
             let mut figures = lock(&self.figures);
             figures.turns = 1;
             figures.begin_turn();
+            figures.since = since;
         }
         let own = Arc::clone(self);
         let usher = control::spawn("sire-slices", move || own.usher());
@@ -331,6 +346,12 @@ impl Slices {
         lock(&self.figures).last_error = Some(sentence);
     }
 
+    fn note_once(&self, sentence: String) {
+        if lock(&self.figures).last_error.as_ref() != Some(&sentence) {
+            self.note(sentence);
+        }
+    }
+
     /// Sleeps, unless time slices end. Whether they go on.
     fn sleep(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
@@ -385,7 +406,7 @@ impl Slices {
     fn go(&self) -> bool {
         lock(&self.figures).enter(Stage::Leaving);
         match self.ask(Action::Yield) {
-            Some(Ok(report)) => {
+            Ok(Ok(report)) => {
                 if let Some(stuck) = report["stuck"].as_str() {
                     self.note(format!("everything is paused, but: {stuck}"));
                 }
@@ -396,13 +417,16 @@ impl Slices {
                 drop(figures);
                 self.line_up()
             }
-            Some(Err(refusal)) => {
+            Ok(Err(refusal)) => {
                 self.note(format!("the turn goes on, because the pause failed: {}", refusal.message));
                 lock(&self.figures).begin_turn();
                 false
             }
-            None => {
-                // No safe point so far: the turn is as old as it was.
+            Err(why) => {
+                if let Some(why) = why.filter(|_| !self.is_over()) {
+                    self.note_once(format!("the turn goes on, because at every safe point: {why}"));
+                }
+                // The turn is as old as it was.
                 lock(&self.figures).stage = Stage::Resident;
                 false
             }
@@ -451,7 +475,7 @@ impl Slices {
         lock(&self.figures).enter(Stage::Returning);
         loop {
             match self.ask(Action::Return { wait: ATTEMPT }) {
-                Some(Ok(reports)) => {
+                Ok(Ok(reports)) => {
                     let mut figures = lock(&self.figures);
                     figures.resume = reports.as_array().map_or(Duration::ZERO, |all| all.iter().map(seconds).sum());
                     figures.last_error = None;
@@ -459,13 +483,10 @@ impl Slices {
                     figures.begin_turn();
                     return true;
                 }
-                Some(Err(refusal)) => {
-                    let sentence = format!("it is this process's turn, but: {}", refusal.message);
-                    if lock(&self.figures).last_error.as_ref() != Some(&sentence) {
-                        self.note(sentence);
-                    }
-                }
-                None => {}
+                // Wanted no longer: the turn is given up.
+                _ if self.control.desk.is_held() => return self.give_way(),
+                Ok(Err(refusal)) => self.note_once(format!("it is this process's turn, but: {}", refusal.message)),
+                Err(_) => {}
             }
             let switch = lock(&self.figures).switch();
             let waiting = self.turn.waiting().unwrap_or(0);
@@ -473,34 +494,54 @@ impl Slices {
                 return true;
             }
             if is_over(begun.elapsed(), residency(self.wish.quantum, switch), waiting) {
-                lock(&self.figures).enter(Stage::Waiting);
-                return !self.line_up();
+                return self.give_way();
             }
         }
     }
 
-    /// What the desk says; `None` if no safe point came in time, or time slices are over.
-    fn ask(&self, action: Action) -> Option<Answer> {
+    /// The turn is not used: whoever waits is next. What came back of the memory goes again, or would be in the way. True if time slices are over.
+    fn give_way(&self) -> bool {
+        while self.has_memory() {
+            match self.ask(Action::Yield) {
+                Ok(Ok(_)) => break,
+                Ok(Err(refusal)) => {
+                    self.note_once(format!("the turn is kept, because the pause failed: {}", refusal.message))
+                }
+                Err(why) => {
+                    self.note_once(format!("the turn is kept: {}", why.unwrap_or_else(|| "no safe point".to_owned())))
+                }
+            }
+            if !self.sleep(LOOK) {
+                return true;
+            }
+        }
+        lock(&self.figures).enter(Stage::Waiting);
+        !self.line_up()
+    }
+
+    /// What the desk says; an error if no good safe point came in time (why none was good, if there were any), or time slices are over.
+    fn ask(&self, action: Action) -> std::result::Result<Answer, Option<String>> {
         let ticket = Ticket(NEXT.fetch_add(1, Ordering::Relaxed) | OURS);
         if let Err(refusal) = self.control.desk.ask(ticket, action, PATIENCE) {
-            return Some(Err(refusal));
+            return Ok(Err(refusal));
         }
         let end = Instant::now() + PATIENCE;
         let arrived = |mail: &mut Option<(Ticket, Answer)>| mail.take_if(|(whose, _)| *whose == ticket);
         let mut mail = lock(&MAIL);
         loop {
             if let Some((_, answer)) = arrived(&mut mail) {
-                return Some(answer);
+                return Ok(answer);
             }
             if self.is_over() || Instant::now() >= end {
                 drop(mail);
+                let why = self.control.desk.why(ticket);
                 if self.control.desk.withdraw(ticket) {
-                    return None;
+                    return Err(why);
                 }
                 // It is being carried out, or just was.
                 mail = lock(&MAIL);
                 if let Some((_, answer)) = arrived(&mut mail) {
-                    return Some(answer);
+                    return Ok(answer);
                 }
             }
             mail = CHANGED.wait_timeout(mail, LOOK).unwrap_or_else(PoisonError::into_inner).0;

@@ -630,7 +630,8 @@ sire_status sire_time_slice_open(int32_t device,
                                  const struct sire_time_slice_options *options);
 
 // This process takes turns no more, and leaves the device to others: what it still has there is in their way. In another's turn what is paused comes
-// back if there is room; if not, it stays paused, and the status says so.
+// back if there is room, before threads at safe points go on; if not, it stays paused as if that was asked from outside (`sire resume`,
+// `sire_control_give_up`), and the status says so. In a forked child it does nothing.
 sire_status sire_time_slice_close(void);
 
 // Where this process is in its turns, as in `time_slice` of `sire_stats_json`; `null` if it takes none. A text output.

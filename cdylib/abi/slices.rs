@@ -75,7 +75,8 @@ pub unsafe extern "C" fn sire_time_slice_open(device: i32, options: *const sire_
 }
 
 /// This process takes turns no more, and leaves the device to others: what it still has there is in their way. In another's turn what is paused comes
-/// back if there is room; if not, it stays paused, and the status says so.
+/// back if there is room, before threads at safe points go on; if not, it stays paused as if that was asked from outside (`sire resume`,
+/// `sire_control_give_up`), and the status says so. In a forked child it does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_time_slice_close() -> sire_status {
     call(slices::close)

@@ -256,6 +256,7 @@ impl Desk {
     /// No lock is held while `run` runs; `running` keeps others from beginning something else.
     fn carry_out(&self, asked: Asked, run: &mut dyn FnMut(&Action) -> Outcome) {
         let settled = match &asked.action {
+            Action::Pause { tag: Some(_) } if self.is_away() => Desk::pause_later(),
             Action::Pause { .. } => self.pause(&asked.action, run),
             Action::Resume { tag, .. } if self.is_away() => self.resume_later(tag.as_deref()),
             Action::Resume { tag: Some(_), .. } => self.resume_named(&asked.action, run),
@@ -422,17 +423,18 @@ impl Desk {
         self.review();
     }
 
-    /// Refuses what has waited long enough; when to ask again.
+    /// Refuses what has waited long enough; when to ask again. Time slices look at their own clock, and withdraw what they asked for.
     pub fn expire(&self) -> Option<Instant> {
         let now = Instant::now();
         let (late, next) = {
             let mut inner = lock(&self.inner);
             let mut late = Vec::new();
-            while let Some(at) = inner.asked.iter().position(|asked| asked.deadline <= now) {
+            let theirs = |asked: &&Asked| !asked.action.is_ours();
+            while let Some(at) = inner.asked.iter().position(|asked| theirs(&asked) && asked.deadline <= now) {
                 let Some(asked) = inner.asked.remove(at) else { break };
                 late.push((asked.ticket, self.reason(&inner, &asked)));
             }
-            (late, inner.asked.iter().map(|asked| asked.deadline).min())
+            (late, inner.asked.iter().filter(theirs).map(|asked| asked.deadline).min())
         };
         if !late.is_empty() {
             self.review();

@@ -252,13 +252,19 @@ impl Member {
         })
     }
 
-    /// Lets `verdict` decide, from this member's ticket and the others, whether it holds from now on; that counts as a look.
-    pub(crate) fn decide<R>(&self, verdict: impl FnOnce(u64, &[Other]) -> (R, bool)) -> Result<R> {
+    /// Lets `verdict` decide, from this member's ticket and the others, whether it holds from now on; that counts as a look. Only the taking needs
+    /// the desk, where it is decided once more: whoever is stopped while it merely looks holds up nobody.
+    pub(crate) fn decide<R>(&self, verdict: impl Fn(u64, &[Other]) -> (R, bool)) -> Result<R> {
+        let look = || Ok(verdict(locked(&self.record).ticket, &self.ledger.others(self.slot)?));
+        let say = |state| self.change(|r| *r = Record { state, looks: r.looks.wrapping_add(1), ..*r });
+        let (result, holds) = look()?;
+        if !holds {
+            say(State::Waiting)?;
+            return Ok(result);
+        }
         self.ledger.at_the_desk(|| {
-            let ticket = locked(&self.record).ticket;
-            let (result, holds) = verdict(ticket, &self.ledger.others(self.slot)?);
-            let state = if holds { State::Holding } else { State::Waiting };
-            self.change(|r| *r = Record { state, looks: r.looks.wrapping_add(1), ..*r })?;
+            let (result, holds) = look()?;
+            say(if holds { State::Holding } else { State::Waiting })?;
             Ok(result)
         })
     }

@@ -63,7 +63,7 @@ def time_slice(
 
     Needs a hook mode in which Sire hears of everything that PyTorch allocates (``preload``, ``driver``,
     ``allocator``), and is to be entered before anything is on the GPU. Inside, what is allocated outside of all regions
-    is in a region of its own.
+    is in a region of its own. Refused to the ranks of a distributed training.
     """
     for name, value in (("quantum", quantum), ("timeout", math.inf if timeout is None else timeout)):
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
@@ -95,6 +95,7 @@ def _enter(device: object, quantum: float, group: str, seconds: float) -> None:
                 )
             _depth += 1
             return
+        _refuse_ranks(torch)
         if torch is not None:
             _refuse_unheard(torch)
         _wait_for_first(index, quantum, group.encode(), seconds)
@@ -128,14 +129,37 @@ def _leave() -> None:
         _depth -= 1
         if _depth:
             return
-        torch = _torch.cuda_in_use()
-        if torch is not None:
-            with suppress(RuntimeError):
-                # What is free in PyTorch's cache is in nobody's way. Refused during a capture.
-                torch.cuda.empty_cache()
+        # Whatever interrupts this: nobody may be left waiting for a turn to end that nobody uses.
+        try:
+            torch = _torch.cuda_in_use()
+            if torch is not None:
+                with suppress(RuntimeError):
+                    # What is free in PyTorch's cache is in nobody's way. Refused during a capture.
+                    torch.cuda.empty_cache()
+        finally:
+            with _interrupt.deferred():
+                _end()
+
+
+def _end() -> None:
+    try:
         control.take_turns(False)
         _release_region()
+    finally:
         _library.load().time_slice_close()
+
+
+def _refuse_ranks(torch: Any) -> None:
+    """Each rank would wait for a turn on its own GPU, and for its peers, which wait for theirs: for ever."""
+    told = os.environ.get("WORLD_SIZE", "")
+    ranks = int(told) if told.isdecimal() else 1
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = max(ranks, torch.distributed.get_world_size())
+    if ranks > 1:
+        raise UnsupportedError(
+            f"this process is one of {ranks} ranks: each would take turns on a GPU of its own, and wait in its turn "
+            "for peers that wait for theirs. Time slices are for trainings of one process"
+        )
 
 
 # --- everything is in a region -----------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
 ``alone``: STEPS steps without time slices. The others begin at a line on their input, and take turns: ``sliced``:
 STEPS steps, or fewer when it has changed places ENOUGH times. ``gated``: the same, but passes no safe point in its
 first turn until another line comes. ``stays``: waits for a line at its end, and keeps its memory until then. ``holds``:
-twice takes a turn, until a line comes. ``patient``: waits at safe points to be interrupted, and says what it has then.
+twice takes a turn, until a line comes, and begins the second one at a line, too. ``patient``: waits at safe points to
+be interrupted, and says what it has then.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def main() -> None:
             say("done")
             sys.stdin.readline()
     if what == "holds":
+        sys.stdin.readline()
         with turns:
             say("turn")
             sys.stdin.readline()

@@ -190,8 +190,9 @@ def test_ctrl_c_in_the_others_turn_waits_for_the_memory_and_twice_ends_cleanly(s
     waits.process.send_signal(signal.SIGINT)
     waits.complains("interrupted in another process's turn")
     holds.say()
+    # While it computes that nobody waits: else it could make way before it says so.
     assert waits.until(lambda words: words[0] == "has")[1:] == alone(1, 2)[1:]
-    holds.until(lambda words: words == ["turn"])
+    take_the_first_turn(holds)
     waits.process.send_signal(signal.SIGINT)
     waits.complains("interrupted in another process's turn")
     waits.process.send_signal(signal.SIGINT)
@@ -202,12 +203,38 @@ def test_ctrl_c_in_the_others_turn_waits_for_the_memory_and_twice_ends_cleanly(s
     assert holds.end() == 0, holds.complaint()
 
 
+def test_who_is_interrupted_while_it_leaves_leaves_all_the_same(
+    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not preloaded:
+        pytest.skip("time slices need a hook mode in which everything is heard")
+    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+    turns = sire.time_slice(group="interrupted")
+    turns.__enter__()
+    with monkeypatch.context() as interrupted:
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        interrupted.setattr(torch.cuda, "empty_cache", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            turns.__exit__(None, None, None)
+    assert turns.figures == {}
+    with turns:
+        assert turns.figures["state"] == "resident"
+    assert sire.stats()["time_slice"] is None
+
+
 def test_what_cannot_be_served_is_refused_with_the_reason(
     preloaded: bool, mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
     with pytest.raises(sire.InvalidArgumentError, match="more than 0"):
         sire.time_slice(quantum=0)
+    with monkeypatch.context() as rank:
+        rank.setenv("WORLD_SIZE", "2")
+        with pytest.raises(sire.UnsupportedError, match="one of 2 ranks"):
+            sire.time_slice().__enter__()
     if not preloaded:
         if mode == "torch":
             with pytest.raises(sire.UnsupportedError, match="use_allocator"):

@@ -1,13 +1,15 @@
 //! Time slices at the desk: while another process has its turn on the device, everything of this one is paused (`away`), and its members wait.
 //!
 //! Pauses from outside and turns do not know of one another. What is resumed from outside while the process is away comes back with its turn, not
-//! before: the memory is somebody else's until then. What is paused from outside stays so when the turn comes.
+//! before: the memory is somebody else's until then. What is paused from outside stays so when the turn comes; a pause of a part is refused meanwhile, since
+//! the turn would bring that part back.
 
-use super::{Action, Desk, Inner, Outcome, Undo, is_under};
+use super::{Action, Desk, Inner, NOBODYS, Outcome, Undo, is_under};
 use crate::lock;
-use crate::message::Answer;
+use crate::message::{Answer, Code, Refusal};
 use crate::server::Ticket;
 use serde_json::json;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 impl Desk {
@@ -20,7 +22,13 @@ impl Desk {
     /// Whether somebody outside has paused everything: then a turn would be of no use.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        lock(&self.inner).held.iter().any(|hold| hold.tag.is_none())
+        lock(&self.inner).is_held()
+    }
+
+    /// Why it was not carried out at the safe points that there were so far; None if there was none.
+    pub fn why(&self, ticket: Ticket) -> Option<String> {
+        let inner = lock(&self.inner);
+        inner.asked.iter().find(|asked| asked.ticket == ticket)?.why.clone()
     }
 
     /// Takes a request back; false if it is being carried out, or was: then its answer comes.
@@ -34,11 +42,39 @@ impl Desk {
         withdrawn
     }
 
-    /// The process takes turns no more: nobody waits for one. Returns what is paused because of that, for the caller to resume if it can.
-    pub fn stay(&self) -> Vec<Option<String>> {
-        let undo = lock(&self.inner).away.take();
+    /// The process takes turns no more: `resume` brings back what is paused because of that (None: everything), one after the other. Threads that wait go on
+    /// when it is back, not before; what fails is held from then on, as if everything had been paused from outside. Waits for what is under
+    /// way, unless this thread carries it out.
+    ///
+    /// # Errors
+    /// The first of `resume`.
+    pub fn stay<E>(&self, mut resume: impl FnMut(Option<&str>) -> Result<(), E>) -> Result<(), E> {
+        let mut inner = lock(&self.inner);
+        while inner.running.is_some() && !inner.is_runner() {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        let before = (inner.running, inner.runner);
+        (inner.running, inner.runner) = (before.0.or(Some(NOBODYS)), Some(std::thread::current().id()));
+        let mut undo = inner.away.clone().unwrap_or_default();
+        // What is paused from outside stays so.
+        let kept = if inner.is_held() { std::mem::take(&mut undo) } else { Undo::new() };
+        drop(inner);
+        let (mut outcome, mut rest) = (Ok(()), kept);
+        for tag in undo {
+            if let Err(error) = resume(tag.as_deref()) {
+                outcome = outcome.and(Err(error));
+                rest.push(tag);
+            }
+        }
+        let mut inner = lock(&self.inner);
+        (inner.running, inner.runner) = before;
+        inner.away = None;
+        if !rest.is_empty() {
+            inner.hold(None, rest);
+        }
+        drop(inner);
         self.review();
-        undo.unwrap_or_default()
+        outcome
     }
 
     pub(super) fn go_away(&self, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
@@ -55,6 +91,9 @@ impl Desk {
     /// One after the other; what was resumed before a failure stays so, and the process stays away.
     pub(super) fn come_back(&self, wait: Duration, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
         let mut reports = Vec::new();
+        if self.is_held() {
+            return Ok(Err(Refusal::new(Code::Refused, "everything is paused from outside")));
+        }
         loop {
             let next = lock(&self.inner).away.as_ref().and_then(|undo| undo.first().cloned());
             let Some(next) = next else { break };
@@ -69,6 +108,12 @@ impl Desk {
         }
         lock(&self.inner).away = None;
         Ok(Ok(json!(reports)))
+    }
+
+    /// A pause from outside of what is paused already, and which the turn would bring back.
+    pub(super) fn pause_later() -> Result<Answer, String> {
+        let why = "another process has its turn on the device, and this one has nothing there; pause everything (no tag), or this tag in its turn";
+        Ok(Err(Refusal::new(Code::Refused, why)))
     }
 
     /// A resume from outside that has to wait for the turn.
@@ -87,6 +132,10 @@ impl Desk {
 }
 
 impl Inner {
+    fn is_held(&self) -> bool {
+        self.held.iter().any(|hold| hold.tag.is_none())
+    }
+
     /// Whether members stay in their safe points although nothing is being done.
     pub(super) fn is_kept(&self) -> bool {
         !self.held.is_empty() || self.away.is_some()

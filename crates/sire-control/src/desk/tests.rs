@@ -334,8 +334,88 @@ fn a_turn_that_cannot_be_used_is_tried_again_and_one_that_ends_lets_go() {
     assert_eq!(desk.ask(Ticket(3), COME_BACK, LONG), Ok(()));
     assert!(desk.withdraw(Ticket(3)));
     assert!(!desk.withdraw(Ticket(3)));
-    assert_eq!(desk.stay(), [None], "it is paused, and nobody waits for a turn");
-    assert!(!glance(&desk, &member, &mut obey));
+    assert_eq!(desk.stay(|_| Err("no memory")), Err("no memory"));
+    assert!(!desk.is_away());
+    assert!(glance(&desk, &member, &mut obey), "it went on with memory that is not there");
+    desk.open();
+    assert_eq!(desk.ask(Ticket(4), resume(None), LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut obey), "a resume from outside brings it back");
+}
+
+#[test]
+fn what_is_paused_from_outside_in_anothers_turn_does_not_come_back_with_the_own_one() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), pause("a"), LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut obey));
+    let (ticket, code, why) = refused(answers.try_iter().last());
+    assert_eq!((ticket, code), (Ticket(2), Code::Refused));
+    assert!(why.contains("another process has its turn"), "{why}");
+    let nothing_more = |action: &Action| match action {
+        Action::Pause { .. } => Outcome::Done { report: json!(null), undo: Vec::new() },
+        action => obey(action),
+    };
+    assert_eq!(desk.ask(Ticket(3), Action::Pause { tag: None }, LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(4), COME_BACK, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut { nothing_more }));
+    assert_eq!(refused(answers.try_iter().last()).2, "everything is paused from outside");
+    assert!(desk.is_away());
+    assert_eq!(desk.stay(|_| Err("it is to stay paused")), Ok(()));
+    assert!(glance(&desk, &member, &mut obey), "it went on though it is paused");
+    assert_eq!(desk.ask(Ticket(5), resume(None), LONG), Ok(()));
+    let mut done = Vec::new();
+    assert!(!glance(&desk, &member, &mut |action| {
+        done.push(action.clone());
+        obey(action)
+    }));
+    assert_eq!(done, [resume(None)]);
+}
+
+#[test]
+fn whoever_asked_hears_why_no_moment_was_good_so_far() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
+    assert_eq!(desk.why(Ticket(1)), None);
+    assert!(!glance(&desk, &member, &mut |_| Outcome::NotNow("a thread is inside 'a'".to_owned())));
+    assert_eq!(desk.why(Ticket(1)).as_deref(), Some("a thread is inside 'a'"));
+    assert!(desk.withdraw(Ticket(1)));
+}
+
+#[test]
+fn what_a_time_slice_asks_for_is_withdrawn_by_it_and_refused_by_nobody() {
+    let (desk, answers) = desk();
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, NOW), Ok(()));
+    assert_eq!(desk.expire(), None);
+    assert!(answers.try_recv().is_err(), "a pause that found no safe point has not failed");
+    assert!(desk.withdraw(Ticket(1)));
+}
+
+#[test]
+fn who_takes_turns_no_more_lets_nobody_go_before_the_memory_is_back() {
+    let (desk, _answers) = desk();
+    let member = desk.join("held");
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut obey));
+    let gone = Arc::new(AtomicBool::new(false));
+    let held = std::thread::spawn({
+        let (desk, gone, member) = (Arc::clone(&desk), Arc::clone(&gone), member.clone());
+        move || {
+            let held = desk.pass(&member, LONG, &mut obey);
+            gone.store(true, Ordering::SeqCst);
+            held
+        }
+    });
+    let resumed = desk.stay(|tag| {
+        assert_eq!(tag, None);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!gone.load(Ordering::SeqCst), "it went on with memory that is not there");
+        Ok::<(), ()>(())
+    });
+    assert_eq!(resumed, Ok(()));
+    assert_eq!(held.join().ok(), Some(false));
+    assert!(!desk.is_away() && !desk.is_held());
 }
 
 #[test]

@@ -47,6 +47,24 @@ fn a_file_passes_the_turn_on() -> Result<()> {
     Ok(())
 }
 
+/// Whoever is stopped at the desk keeps it: that must not keep others from saying that they still wait.
+#[test]
+fn who_merely_looks_needs_no_desk() -> Result<()> {
+    let dir = tempfile::tempdir().map_err(|error| crate::Error::io("make", Path::new("a directory"), error))?;
+    let join = || Turn::join(dir.path(), "GPU-1", "");
+    let (a, b) = (join()?, join()?);
+    a.queue()?;
+    b.queue()?;
+    assert_eq!(a.take()?, Next::Mine);
+    let stopped = crate::file::Desk::open(&dir.path().join("sire-ledger-slices-GPU-1"))?;
+    assert!(stopped.sit_down()?);
+    assert_eq!(b.take()?, Next::Taken);
+    stopped.stand_up();
+    a.leave()?;
+    assert_eq!(b.take()?, Next::Mine);
+    Ok(())
+}
+
 /// A process of the model: when it wants the device, for how long in all, and what changing places costs it.
 #[derive(Clone, Debug)]
 struct Job {
