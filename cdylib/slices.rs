@@ -373,6 +373,8 @@ impl Slices {
             while self.stay() {
                 if self.go() {
                     while self.wait() && !self.come_back() {}
+                } else {
+                    self.sleep(LOOK);
                 }
             }
             Ok(())
@@ -384,22 +386,20 @@ impl Slices {
 
     /// Until the turn is over; false if time slices are.
     fn stay(&self) -> bool {
-        loop {
-            let (left, switch) = {
+        while !self.is_over() {
+            let (resident, residency) = {
                 let figures = lock(&self.figures);
-                let residency = residency(self.wish.quantum, figures.switch());
-                (residency.saturating_sub(figures.since.elapsed()), figures.switch())
+                (figures.since.elapsed(), residency(self.wish.quantum, figures.switch()))
             };
-            if !self.sleep(if left.is_zero() { LOOK } else { left.min(GLANCE) }) {
-                return false;
-            }
             let waiting = self.turn.waiting().unwrap_or(0);
-            let resident = lock(&self.figures).since.elapsed();
             let is_idle = waiting > 0 && self.control.desk.is_held();
-            if is_idle || is_over(resident, residency(self.wish.quantum, switch), waiting) {
+            if is_idle || is_over(resident, residency, waiting) {
                 return true;
             }
+            let left = residency.saturating_sub(resident);
+            self.sleep(if left.is_zero() { LOOK } else { left.min(GLANCE) });
         }
+        false
     }
 
     /// Pauses everything and gives the turn up. If that is not possible the turn goes on.
