@@ -24,3 +24,10 @@ mod slices;
 mod status;
 pub mod tms;
 pub mod torch;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Takes the lock, also if a thread has panicked while it held it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -7,8 +7,10 @@
 
 use crate::boundary::catch;
 use crate::capture::{self, Relaxed};
+use crate::lock;
 use crate::log;
 use crate::process::{self, Process};
+use crate::slices;
 use serde_json::{Value, json};
 use sire_core::driver::Device;
 use sire_core::engine::Stocked;
@@ -18,7 +20,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 /// A multiple of every device's granularity.
@@ -66,10 +68,6 @@ pub(crate) struct Reservation {
 pub(crate) struct Standing {
     pub(crate) reserved: u64,
     pub(crate) fenced: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) fn said(error: sire_ledger::Error) -> Error {
@@ -142,6 +140,12 @@ impl Reservation {
     }
 
     fn build_fence(&self, process: &Process, member: &Member, bytes: u64) -> Result<u64> {
+        if slices::is_open() {
+            return Err(Error::new(
+                Status::Unsupported,
+                "this process takes turns on the device, and a fence would keep the others' memory in theirs; reserve with fence=False",
+            ));
+        }
         let _relaxed = Relaxed::enter(process);
         // The last granule of the fence that there is may be in part for the new bytes.
         let spare = self.spare().min(bytes);
@@ -233,10 +237,19 @@ fn note_missing(device: Device, stocked: &dyn Fn() -> Stocked) {
     concerned.iter().fold(stocked().missing(), |missing, each| each.note_fence(missing));
 }
 
-/// Those of a device, each kept alive until the caller is done with it.
+/// All that there are, each kept alive until the caller is done with it.
+fn living() -> Vec<Arc<Reservation>> {
+    lock(&RESERVATIONS).iter().filter_map(Weak::upgrade).collect()
+}
+
+/// Those of a device.
 fn reservations(device: Device) -> Vec<Arc<Reservation>> {
-    let living: Vec<_> = lock(&RESERVATIONS).iter().filter_map(Weak::upgrade).collect();
-    living.into_iter().filter(|each| each.device == device).collect()
+    living().into_iter().filter(|each| each.device == device).collect()
+}
+
+/// Whether some reservation of this process has a fence.
+pub(crate) fn has_fence() -> bool {
+    living().iter().any(|each| each.standing().fenced > 0)
 }
 
 impl Held {
@@ -284,7 +297,7 @@ static SPENT: Mutex<Option<HashMap<usize, (Device, u64)>>> = Mutex::new(None);
 static SPENT_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// The program is about to take memory that the engine does not make: it comes out of the stock. `None` where there is nothing to take from. Until
-/// [`spent`] or [`taken`] is called, what was made free for it counts as not owned: anybody may be faster.
+/// [`spent`] is called, what was made free for it counts as not owned: anybody may be faster.
 pub(crate) fn spend(device: impl FnOnce() -> Result<Device>, bytes: usize) -> Option<(Device, u64)> {
     let process = process::started().filter(|process| process.engine.has_stock() && !capture::in_progress())?;
     let spent = catch(|| {
@@ -300,19 +313,14 @@ pub(crate) fn spent(place: *const c_void, (device, bytes): (Device, u64)) {
     if place.is_null() {
         return regain(device, bytes);
     }
-    taken(device, bytes);
+    if let Some(process) = process::started() {
+        process.engine.stock_settle(device, bytes);
+    }
     let mut all = lock(&SPENT);
     all.get_or_insert_default().entry(place as usize).and_modify(|entry| entry.1 += bytes).or_insert_with(|| {
         SPENT_COUNT.fetch_add(1, Ordering::SeqCst);
         (device, bytes)
     });
-}
-
-/// What [`spend`] made free was taken.
-pub(crate) fn taken(device: Device, bytes: u64) {
-    if let Some(process) = process::started() {
-        process.engine.stock_settle(device, bytes);
-    }
 }
 
 /// Frees memory outside the engine with `free`; what it had from the stock goes back there.

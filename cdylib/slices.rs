@@ -7,9 +7,10 @@
 
 use crate::boundary::catch;
 use crate::control::{self, Control};
+use crate::lock;
 use crate::log;
 use crate::process::{self, Process};
-use crate::reservation::said;
+use crate::reservation::{self, said};
 use serde_json::{Value, json};
 use sire_control::desk::Action;
 use sire_control::message::Answer;
@@ -20,7 +21,7 @@ use sire_core::error::{Error, Result, Status};
 use sire_ledger::slices::{Next, Turn, is_over, residency};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -93,10 +94,6 @@ static MAIL: Mutex<Option<(Ticket, Answer)>> = Mutex::new(None);
 static CHANGED: Condvar = Condvar::new();
 static NEXT: AtomicU64 = AtomicU64::new(OURS);
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Takes an answer of the desk's if it is to a request of ours.
 pub(crate) fn answered(ticket: Ticket, answer: Answer) -> Option<Answer> {
     if ticket.0 & OURS == 0 {
@@ -105,6 +102,11 @@ pub(crate) fn answered(ticket: Ticket, answer: Answer) -> Option<Answer> {
     *lock(&MAIL) = Some((ticket, answer));
     CHANGED.notify_all();
     None
+}
+
+/// Whether this process takes turns.
+pub(crate) fn is_open() -> bool {
+    lock(&CURRENT).is_some()
 }
 
 /// Joins the queue, and waits for the first turn. From then on turns end at safe points.
@@ -119,7 +121,7 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
             ),
         ));
     }
-    if process.engine.has_stock() {
+    if reservation::has_fence() {
         return Err(Error::new(
             Status::Unsupported,
             "a reservation of this process keeps its memory from everybody else, so a pause would make no room; take turns without a \

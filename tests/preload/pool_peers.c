@@ -1,15 +1,7 @@
 /* Access for a peer that the program said in other words than cudaDeviceEnablePeerAccess: to the pool of a device's cudaMallocAsync, and to
  * memory that it maps itself. It holds for what Sire gives in their place, before and after pauses. */
 #include "support.h"
-
-typedef struct { int kind, id; } location;
-typedef struct {
-    int kind, handle_types;
-    location where;
-    void *win32;
-    unsigned char flags[8];
-} properties;
-typedef struct { location where; int flags; } permission;
+#include "virtual.h"
 
 static int (*accessible)(uint64_t, size_t, int, int, int *);
 

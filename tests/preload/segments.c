@@ -2,18 +2,11 @@
  * arguments; and what a pause in between must not change. argv: regions | process | off | odd. */
 #define _GNU_SOURCE
 #include "support.h"
+#include "virtual.h"
 #include <unistd.h>
 
 typedef unsigned long long Addr;
 typedef unsigned long long Handle;
-typedef struct { int kind, id; } location;
-typedef struct {
-    int kind, handle_types;
-    location where;
-    void *win32;
-    struct { unsigned char compression, rdma; unsigned short usage; unsigned char reserved[4]; } flags;
-} properties;
-typedef struct { location where; int flags; } permission;
 
 static int (*Reserve)(Addr *, size_t, size_t, Addr, unsigned long long);
 static int (*AddressFree)(Addr, size_t);

@@ -2,19 +2,11 @@
  * over by an exported descriptor, and is held from then on; what comes from the other process is never Sire's. argv: leaves | is killed. */
 #define _GNU_SOURCE
 #include "support.h"
+#include "virtual.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-typedef struct { int kind, id; } location;
-typedef struct {
-    int kind, handle_types;
-    location where;
-    void *win32;
-    unsigned char flags[8];
-} properties;
-typedef struct { location where; int flags; } permission;
 
 static int (*Reserve)(uint64_t *, size_t, size_t, uint64_t, unsigned long long), (*AddressFree)(uint64_t, size_t);
 static int (*Create)(uint64_t *, size_t, const properties *, unsigned long long), (*Release)(uint64_t);

@@ -17,9 +17,11 @@ import sire
 import slice_program
 import torch
 from running import running
+from sire import torchtools
 
 PROGRAM = Path(__file__).with_name("slice_program.py")
 PATIENCE = 120
+MIB = 1 << 20
 
 
 class Job:
@@ -244,9 +246,16 @@ def test_what_cannot_be_served_is_refused_with_the_reason(
     with pytest.raises(sire.UnsupportedError, match="before the time slice began"):
         sire.time_slice().__enter__()
     del stray
+    fenced = torchtools.reserve_gpu_for_training(0, 4 * MIB, 0)
+    with fenced, pytest.raises(sire.UnsupportedError, match="fence=False"):
+        sire.time_slice().__enter__()
     # What was refused left no trace: the turn can be had.
     turns = sire.time_slice(quantum=5, group="a group")
     with turns, turns:
+        with pytest.raises(sire.UnsupportedError, match="others' memory"):
+            torchtools.reserve_gpu_for_training(0, 4 * MIB, 0, strict=True).__enter__()
+        with torchtools.reserve_gpu_for_training(0, 4 * MIB, 0, fence=False) as reservation:
+            assert reservation.fence == "none"
         held = torch.ones(1 << 20, device="cuda")
         assert turns.figures["state"] == "resident"
         assert turns.figures["turns"] == 1

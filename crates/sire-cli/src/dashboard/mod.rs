@@ -94,6 +94,7 @@ impl Dashboard {
     }
 
     fn sample(&self, interval: Duration) -> ! {
+        let mut said = None;
         loop {
             let began = Instant::now();
             match View::look(&self.place, PATIENCE) {
@@ -101,9 +102,16 @@ impl Dashboard {
                     let mut seen = self.seen();
                     seen.1.add(&view);
                     seen.0 = view;
+                    said = None;
                 }
                 // Too many connections hold descriptors, say: what was seen last stays, and the next look may do better.
-                Err(failure) => output::progress(&format!("nothing new was seen: {failure}")),
+                Err(failure) => {
+                    let why = failure.to_string();
+                    if said.as_ref() != Some(&why) {
+                        output::progress(&format!("nothing new is seen: {why}"));
+                        said = Some(why);
+                    }
+                }
             }
             std::thread::sleep(interval.saturating_sub(began.elapsed()));
         }

@@ -71,21 +71,27 @@ fn a_program_that_is_paused_stays_until_it_is_resumed() {
     assert_eq!(desk.summary()["paused"], json!([]));
 }
 
-#[test]
-fn whoever_gives_up_lets_nobody_go_before_the_memory_is_back() {
-    let (desk, _answers) = desk();
-    let member = desk.join("held");
-    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
-    assert!(glance(&desk, &member, &mut obey));
+/// A thread that passes a safe point for as long as it is held there; and whether it has gone on.
+fn stays(desk: &Arc<Desk>, member: &Member) -> (std::thread::JoinHandle<bool>, Arc<AtomicBool>) {
     let gone = Arc::new(AtomicBool::new(false));
     let held = std::thread::spawn({
-        let (desk, gone, member) = (Arc::clone(&desk), Arc::clone(&gone), member.clone());
+        let (desk, gone, member) = (Arc::clone(desk), Arc::clone(&gone), member.clone());
         move || {
             let held = desk.pass(&member, LONG, &mut obey);
             gone.store(true, Ordering::SeqCst);
             held
         }
     });
+    (held, gone)
+}
+
+#[test]
+fn whoever_gives_up_lets_nobody_go_before_the_memory_is_back() {
+    let (desk, _answers) = desk();
+    let member = desk.join("held");
+    assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut obey));
+    let (held, gone) = stays(&desk, &member);
     assert_eq!(desk.give_up(|_| Err("no memory")), Err("no memory"));
     assert_eq!(desk.summary()["paused"], json!(["a"]), "what is not back is still paused");
     let resumed = desk.give_up(|tag| {
@@ -398,15 +404,7 @@ fn who_takes_turns_no_more_lets_nobody_go_before_the_memory_is_back() {
     let member = desk.join("held");
     assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
     assert!(glance(&desk, &member, &mut obey));
-    let gone = Arc::new(AtomicBool::new(false));
-    let held = std::thread::spawn({
-        let (desk, gone, member) = (Arc::clone(&desk), Arc::clone(&gone), member.clone());
-        move || {
-            let held = desk.pass(&member, LONG, &mut obey);
-            gone.store(true, Ordering::SeqCst);
-            held
-        }
-    });
+    let (held, gone) = stays(&desk, &member);
     let resumed = desk.stay(|tag| {
         assert_eq!(tag, None);
         std::thread::sleep(Duration::from_millis(50));
