@@ -46,7 +46,7 @@ pub struct Engine {
     calls: Arc<std::sync::atomic::AtomicU64>,
     allocated: AtomicU64,
     freed: AtomicU64,
-    trace: Tracer,
+    trace: Arc<Tracer>,
     segments: Segments,
 }
 
@@ -73,9 +73,10 @@ impl Engine {
             tending: Mutex::default(),
             untended: AtomicU64::new(0),
         });
-        let segments = Segments::new(Arc::clone(&machine));
+        let trace = Arc::new(Tracer::default());
+        let segments = Segments::new(Arc::clone(&machine), Arc::clone(&trace));
         let (allocated, freed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Engine { machine, calls, allocated, freed, trace: Tracer::default(), segments }
+        Engine { machine, calls, allocated, freed, trace, segments }
     }
 
     /// The region for (tag, policy), made if there is none. Tags are paths of `/`-separated, non-empty

@@ -1,13 +1,14 @@
 //! What machine and workers share: memory, addresses, host ranges, sticky errors; and the carrying out
 //! of work on them. Nothing here knows streams or handles.
 //!
-//! Work touches bytes in pieces. Each piece is looked up and copied under the read lock of the address
-//! table, and unmapping takes the write lock: an operation that races with an unmap finds the range
-//! gone and reports an illegal address, instead of crashing the process.
+//! Work touches bytes in pieces. Each piece is looked up under the read lock of the address table, and its mapping held
+//! while its bytes are touched; unmapping takes the write lock and waits for whoever holds the mapping: an operation that
+//! races with an unmap finds the range gone and reports an illegal address, instead of crashing the process.
 
 use crate::clock::Clock;
 use crate::error::{Code, Result};
 use crate::host::HostTable;
+use crate::in_use::Held;
 use crate::memory::DeviceMemory;
 use crate::options::Options;
 use crate::space::{Maker, Mapping, Space};
@@ -106,6 +107,14 @@ impl OpContext<'_> {
     pub fn check(&self, ptr: u64, len: u64, write: bool) -> Done {
         if self.core.accessible(ptr, len, self.device, write) { Ok(()) } else { Err(Code::ILLEGAL_ADDRESS) }
     }
+}
+
+/// Bytes that the processor may touch while this lives.
+struct View {
+    at: u64,
+    len: u64,
+    /// Their mapping, if they have one.
+    _held: Option<Held>,
 }
 
 /// See the module's documentation.
@@ -268,7 +277,7 @@ impl Core {
         self.space().contains(ptr) || locked(&self.host).covers(ptr, len)
     }
 
-    /// Where the processor finds the bytes at `addr`, and for how many bytes on (at most `len`).
+    /// Where the processor finds the bytes at `addr`, for how many bytes on (at most `len`), and their mapping, held.
     fn view(
         &self,
         space: &Space,
@@ -277,9 +286,9 @@ impl Core {
         device: u32,
         write: bool,
         peer: bool,
-    ) -> std::result::Result<(u64, u64), Code> {
+    ) -> std::result::Result<View, Code> {
         if !space.contains(addr) {
-            return Ok((addr, len));
+            return Ok(View { at: addr, len, _held: None });
         }
         let (base, mapping) = space.mapping(addr).ok_or(Code::ILLEGAL_ADDRESS)?;
         let home = mapping.physical.memory.device;
@@ -288,10 +297,11 @@ impl Core {
             return Err(Code::ILLEGAL_ADDRESS);
         }
         let rest = len.min(base + mapping.size - addr);
-        match mapping.physical.alias(addr - base) {
-            Some((alias, run)) => Ok((alias, rest.min(run))),
-            None => Ok((addr, rest)),
-        }
+        let (at, len) = match mapping.physical.alias(addr - base) {
+            Some((alias, run)) => (alias, rest.min(run)),
+            None => (addr, rest),
+        };
+        Ok(View { at, len, _held: Some(mapping.in_use.hold()) })
     }
 
     /// Copies; host ranges are taken on trust (the unsafe callers vouch for them). `peer`: the rights of the memory's own device will do.
@@ -300,12 +310,13 @@ impl Core {
         while done < len {
             let space = self.space();
             let want = (len - done).min(PIECE);
-            let (to, room) = self.view(&space, dst + done, want, device, true, peer)?;
-            let (from, have) = self.view(&space, src + done, want, device, false, peer)?;
-            let n = room.min(have);
-            // SAFETY: device ranges are mapped with sufficient rights for n bytes, and stay so while `space` is read-locked;
+            let to = self.view(&space, dst + done, want, device, true, peer)?;
+            let from = self.view(&space, src + done, want, device, false, peer)?;
+            drop(space);
+            let n = to.len.min(from.len);
+            // SAFETY: device ranges are mapped with sufficient rights for n bytes, and stay so while `to` and `from` hold them;
             // host ranges are valid by the contract of the unsafe functions that submit copies. memmove allows overlap.
-            unsafe { std::ptr::copy(from as *const u8, to as *mut u8, n as usize) };
+            unsafe { std::ptr::copy(from.at as *const u8, to.at as *mut u8, n as usize) };
             done += n;
         }
         Ok(())
@@ -320,11 +331,12 @@ impl Core {
         let mut done = 0;
         while done < len {
             let space = self.space();
-            let (to, n) = self.view(&space, dst + done, (len - done).min(PIECE), device, true, false)?;
-            // SAFETY: the range is device memory mapped writable, which stays so while `space` is read-locked, or host memory that the
+            let to = self.view(&space, dst + done, (len - done).min(PIECE), device, true, false)?;
+            drop(space);
+            // SAFETY: the range is device memory mapped writable, which stays so while `to` holds it, or host memory that the
             // host table covers; it is a multiple of the element long, because mappings and pieces are and `dst` is aligned to it.
-            unsafe { fill_bytes(to, n, pattern) };
-            done += n;
+            unsafe { fill_bytes(to.at, to.len, pattern) };
+            done += to.len;
         }
         Ok(())
     }
@@ -348,15 +360,14 @@ impl Core {
         if !self.visible(src, len) {
             return Err(Code::ILLEGAL_ADDRESS);
         }
-        let space = self.space();
-        let (from, run) = self.view(&space, src, len, device, false, false)?;
-        if run == len {
-            // SAFETY: `len` bytes are mapped readable there, and stay so while `space` is read-locked. A program that writes to what it lets be
+        let from = self.view(&self.space(), src, len, device, false, false)?;
+        if from.len == len {
+            // SAFETY: `len` bytes are mapped readable there, and stay so while `from` holds them. A program that writes to what it lets be
             // hashed gets an undefined digest, as on a device.
-            let page = unsafe { std::slice::from_raw_parts(from as *const u8, len as usize) };
+            let page = unsafe { std::slice::from_raw_parts(from.at as *const u8, len as usize) };
             return Ok(Digest::of(page));
         }
-        drop(space);
+        drop(from);
         buffer.resize(len as usize, 0);
         self.copy(device, buffer.as_mut_ptr() as u64, src, len, false)?;
         Ok(Digest::of(buffer))
@@ -426,7 +437,7 @@ impl Core {
         }
         let mut done = 0;
         while done < len {
-            done += self.view(&space, addr + done, len - done, device, write, true)?.1;
+            done += self.view(&space, addr + done, len - done, device, write, true)?.len;
         }
         Ok(())
     }

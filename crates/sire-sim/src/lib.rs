@@ -26,6 +26,7 @@ pub mod faulty;
 mod graph;
 mod heap;
 mod host;
+mod in_use;
 mod ipc;
 mod ledger;
 pub mod machine;

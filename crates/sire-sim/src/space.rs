@@ -3,6 +3,7 @@
 //! function checks everything before it changes anything.
 
 use crate::error::{Code, Result};
+use crate::in_use::InUse;
 use crate::memory::Physical;
 use crate::sys;
 use crate::types::{AccessDesc, Prot};
@@ -37,6 +38,8 @@ pub struct Mapping {
     pub physical: Arc<Physical>,
     /// Who made it.
     pub maker: Maker,
+    /// Who touches its bytes.
+    pub in_use: Arc<InUse>,
     access: Vec<AccessDesc>,
 }
 
@@ -205,16 +208,19 @@ impl Space {
             )));
         }
         physical.note(1);
-        self.mappings.insert(addr, Mapping { size, physical: Arc::clone(physical), maker, access: Vec::new() });
+        let (physical, in_use) = (Arc::clone(physical), Arc::default());
+        self.mappings.insert(addr, Mapping { size, physical, maker, in_use, access: Vec::new() });
         Ok(())
     }
 
-    /// Removes exactly one mapping. The physical comes back, so that its memory is given up outside the caller's lock.
+    /// Removes exactly one mapping, once nothing touches its bytes. The physical comes back, so that its memory is given up
+    /// outside the caller's lock.
     pub fn unmap(&mut self, addr: u64, size: u64, maker: Maker) -> Result<Arc<Physical>> {
-        let known = self.mappings.get(&addr).is_some_and(|found| found.size == size && found.maker == maker);
-        if !known {
+        let known = self.mappings.get(&addr).filter(|found| found.size == size && found.maker == maker);
+        let Some(mapping) = known else {
             return Err(Code::INVALID_VALUE.because(format!("{addr:#x} with {size} bytes is not one whole mapping")));
-        }
+        };
+        mapping.in_use.wait_idle();
         sys::clear(addr, size).map_err(|error| {
             Code::UNKNOWN.because(format!("unmap at {addr:#x}: the operating system refused ({error})"))
         })?;
@@ -240,6 +246,7 @@ impl Space {
         let mut changed: Vec<(u64, u64, Vec<AccessDesc>)> = Vec::new();
         for (base, mapping) in self.mappings.range(addr..addr + size) {
             let merged = merge(&mapping.access, access);
+            mapping.in_use.wait_idle();
             if let Err(error) = protect(*base, mapping.size, &merged) {
                 self.restore(&changed, *base);
                 return Err(

@@ -2,7 +2,8 @@
 //!
 //! One thread makes them, in the order in which they were recorded; calls that failed then are left out. As a benchmark it says how
 //! long each kind of call took; with `--check` it is a test: every byte that a pause promised to keep is compared after each resume.
-//! `needs` finds out what a trace takes, `device` opens one, `player` makes the calls, `content` knows the bytes, `figures` tells.
+//! `needs` finds out what a trace takes, `device` opens one, `player` makes the calls (`views` those about memory that the program
+//! mapped itself), `content` knows the bytes, `figures` tells.
 
 mod content;
 mod device;
@@ -11,6 +12,7 @@ mod needs;
 mod player;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::path::Path;
 use std::process::ExitCode;

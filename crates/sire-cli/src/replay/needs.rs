@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sire_core::trace::{Event, Verb};
+use sire_core::trace::{Event, SegmentCall, Verb};
 
 use super::Trace;
 
@@ -24,27 +24,105 @@ pub struct Needs {
     pub virtual_bytes: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Region {
-    tag: String,
+    /// None: memory of no region, which no pause takes.
+    tag: Option<String>,
     paused: bool,
     /// Bytes per device.
     bytes: BTreeMap<u32, u64>,
 }
 
+/// The key of memory of no region.
+const NONE: u32 = u32::MAX;
+
+type Regions = HashMap<u32, Region>;
+
+/// Physical memory that the program made itself, and how often it is referred to and mapped.
+#[derive(Debug)]
+struct Memory {
+    region: u32,
+    device: u32,
+    size: u64,
+    references: u64,
+    mapped: u64,
+}
+
+/// Memory that the program maps itself, by its names.
+#[derive(Debug, Default)]
+struct Views {
+    memory: HashMap<u64, Memory>,
+    /// What is mapped: the handle.
+    mapped: BTreeMap<u64, u64>,
+    /// The region of reserved addresses.
+    reserved: BTreeMap<u64, u32>,
+}
+
+impl Views {
+    fn follow(&mut self, call: &SegmentCall, regions: &mut Regions) {
+        match *call {
+            SegmentCall::Reserve { addr, region, .. } => {
+                self.reserved.insert(addr, region.filter(|region| regions.contains_key(region)).unwrap_or(NONE));
+            }
+            SegmentCall::Unreserve { addr, .. } => drop(self.reserved.remove(&addr)),
+            SegmentCall::Create { handle, region, device, size, status: 0, .. } => {
+                let region = region.filter(|region| regions.contains_key(region)).unwrap_or(NONE);
+                add(regions.entry(region).or_default().bytes.entry(device).or_default(), size);
+                self.memory.insert(handle, Memory { region, device, size, references: 1, mapped: 0 });
+            }
+            SegmentCall::Map { handle, addr, status: 0, .. } => {
+                let Some(memory) = self.memory.get_mut(&handle) else { return };
+                memory.mapped += 1;
+                self.mapped.insert(addr, handle);
+                let joined = self.reserved.range(..=addr).next_back().map(|(_, region)| *region);
+                if let (NONE, Some(region)) = (memory.region, joined) {
+                    // Memory of no region joins that of the addresses.
+                    subtract(regions, NONE, memory.device, memory.size);
+                    add(regions.entry(region).or_default().bytes.entry(memory.device).or_default(), memory.size);
+                    memory.region = region;
+                }
+            }
+            SegmentCall::Unmap { addr, size } => {
+                let there: Vec<_> = self.mapped.range(addr..addr.saturating_add(size)).map(|(at, _)| *at).collect();
+                for at in there {
+                    let Some(handle) = self.mapped.remove(&at) else { continue };
+                    self.drop_one(handle, regions, |memory| &mut memory.mapped);
+                }
+            }
+            SegmentCall::Release { handle } => self.drop_one(handle, regions, |memory| &mut memory.references),
+            SegmentCall::Retain { addr } => {
+                let handle = self.mapped.get(&addr);
+                if let Some(memory) = handle.and_then(|handle| self.memory.get_mut(handle)) {
+                    memory.references += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// One use fewer; the memory goes with the last.
+    fn drop_one(&mut self, handle: u64, regions: &mut Regions, count: fn(&mut Memory) -> &mut u64) {
+        let Some(memory) = self.memory.get_mut(&handle) else { return };
+        let count = count(memory);
+        *count = count.saturating_sub(1);
+        if (memory.references, memory.mapped) == (0, 0)
+            && let Some(memory) = self.memory.remove(&handle)
+        {
+            subtract(regions, memory.region, memory.device, memory.size);
+        }
+    }
+}
+
 /// Goes through the trace without a device.
 pub fn of(trace: &Trace) -> Needs {
-    let mut regions: HashMap<u32, Region> = HashMap::new();
+    let mut regions = Regions::new();
+    let mut views = Views::default();
     let mut alive: HashMap<u64, (u32, u32, u64)> = HashMap::new();
     let mut needs = Needs { devices: 1, ..Needs::default() };
     for record in &trace.records {
         match &record.event {
             Event::Region { region, tag, .. } => {
-                regions.entry(*region).or_insert_with(|| Region {
-                    tag: tag.clone(),
-                    paused: false,
-                    bytes: BTreeMap::new(),
-                });
+                regions.entry(*region).or_insert_with(|| Region { tag: Some(tag.clone()), ..Region::default() });
             }
             Event::Allocate { region, device, size, addr, status: 0, .. } => {
                 let bytes = rounded(*size, trace.header.small);
@@ -56,9 +134,13 @@ pub fn of(trace: &Trace) -> Needs {
             }
             Event::Free { addr } => {
                 let Some((region, device, bytes)) = alive.remove(addr) else { continue };
-                if let Some(held) = regions.get_mut(&region).and_then(|region| region.bytes.get_mut(&device)) {
-                    *held = held.saturating_sub(bytes);
+                subtract(&mut regions, region, device, bytes);
+            }
+            Event::Segment(call) => {
+                if let SegmentCall::Create { device, .. } = call {
+                    needs.devices = needs.devices.max(device.saturating_add(1));
                 }
+                views.follow(call, &mut regions);
             }
             Event::Peer { device, peer, .. } => {
                 needs.devices = needs.devices.max(device.max(peer).saturating_add(1));
@@ -77,16 +159,23 @@ pub fn of(trace: &Trace) -> Needs {
                     continue;
                 }
                 for (tag, paused) in done.tags.iter().zip(verbs) {
-                    let meant = regions.values_mut().filter(|region| is_under(&region.tag, tag));
+                    let under = |region: &&mut Region| region.tag.as_deref().is_some_and(|found| is_under(found, tag));
+                    let meant = regions.values_mut().filter(under);
                     meant.for_each(|region| region.paused = *paused);
                 }
             }
             _ => {}
         }
-        needs.allocations = needs.allocations.max(alive.len());
+        needs.allocations = needs.allocations.max(alive.len() + views.mapped.len());
         measure(&mut needs, &regions);
     }
     needs
+}
+
+fn subtract(regions: &mut Regions, region: u32, device: u32, bytes: u64) {
+    if let Some(held) = regions.get_mut(&region).and_then(|region| region.bytes.get_mut(&device)) {
+        *held = held.saturating_sub(bytes);
+    }
 }
 
 fn add(sum: &mut u64, bytes: u64) {
@@ -99,7 +188,7 @@ fn rounded(size: u64, small: u64) -> u64 {
     size.checked_next_multiple_of(unit).unwrap_or(u64::MAX)
 }
 
-fn measure(needs: &mut Needs, regions: &HashMap<u32, Region>) {
+fn measure(needs: &mut Needs, regions: &Regions) {
     let mut resident: BTreeMap<u32, u64> = BTreeMap::new();
     let mut all = 0u64;
     for region in regions.values() {

@@ -16,6 +16,7 @@ use super::Trace;
 use super::content::Content;
 use super::device::Device;
 use super::needs::is_under;
+use super::views::Views;
 
 /// How often one kind of call was made, and how long it took.
 #[derive(Debug, Default)]
@@ -85,32 +86,35 @@ impl Played {
 
 /// An allocation of the trace, here.
 #[derive(Debug)]
-struct Allocation {
-    addr: Addr,
-    size: u64,
-    device: u32,
-    region: u32,
-    key: u64,
+pub(super) struct Allocation {
+    pub(super) addr: Addr,
+    pub(super) size: u64,
+    pub(super) device: u32,
+    pub(super) region: u32,
+    pub(super) key: u64,
     /// What a pause keeps.
-    kept: Vec<Range<u64>>,
+    pub(super) kept: Vec<Range<u64>>,
+    /// The program mapped it itself.
+    pub(super) mapped: bool,
 }
 
 #[derive(Debug)]
-struct Region {
-    id: RegionId,
+pub(super) struct Region {
+    pub(super) id: RegionId,
     tag: String,
-    policy: Policy,
+    pub(super) policy: Policy,
     inside: u32,
 }
 
-struct Player<'a> {
-    engine: Engine,
-    device: &'a Device,
+pub(super) struct Player<'a> {
+    pub(super) engine: Engine,
+    pub(super) device: &'a Device,
     check: bool,
-    regions: HashMap<u32, Region>,
-    allocations: BTreeMap<u64, Allocation>,
+    pub(super) regions: HashMap<u32, Region>,
+    pub(super) allocations: BTreeMap<u64, Allocation>,
+    pub(super) views: Views,
     contents: HashMap<u32, Content>,
-    played: Played,
+    pub(super) played: Played,
 }
 
 /// Plays the whole trace on a fresh engine. Fails only if bytes cannot even be written or read.
@@ -127,6 +131,7 @@ pub fn play(trace: &Trace, device: &Device, check: bool) -> std::result::Result<
         check,
         regions: HashMap::new(),
         allocations: BTreeMap::new(),
+        views: Views::default(),
         contents: HashMap::new(),
         played: Played::default(),
     };
@@ -157,6 +162,7 @@ impl Player<'_> {
             Event::Changed { addr, len, status: 0 } => self.changed(*addr, *len),
             Event::KeepResident { addr, status: 0 } => self.keep_resident(*addr),
             Event::Peer { device, peer, status: 0 } => self.allow_peer(*device, *peer),
+            Event::Segment(call) => return self.segment(call),
             Event::Transition(done) if done.status == 0 || ended_paused(done.status) => return self.transition(done),
             Event::Trim => {
                 self.timed("trim", |engine| Ok(engine.trim()));
@@ -167,7 +173,7 @@ impl Player<'_> {
     }
 
     /// Makes a call, and notes how long it took or that it failed.
-    fn timed<T>(&mut self, name: &'static str, call: impl FnOnce(&Engine) -> Result<T>) -> Option<T> {
+    pub(super) fn timed<T>(&mut self, name: &'static str, call: impl FnOnce(&Engine) -> Result<T>) -> Option<T> {
         let start = self.device.now();
         let outcome = call(&self.engine);
         let seconds = self.device.now() - start;
@@ -183,7 +189,7 @@ impl Player<'_> {
         }
     }
 
-    fn ordinal(&self, device: u32) -> Ordinal {
+    pub(super) fn ordinal(&self, device: u32) -> Ordinal {
         Ordinal(device % self.device.count.max(1))
     }
 
@@ -218,16 +224,17 @@ impl Player<'_> {
         let Some(addr) = self.timed("allocate", |engine| engine.allocate(request)) else { return Ok(()) };
         let all = 0..size;
         let kept = if backup == Backup::None { Vec::new() } else { vec![all] };
-        let allocation = Allocation { addr, size, device: ordinal.0, region, key: name, kept };
+        let allocation = Allocation { addr, size, device: ordinal.0, region, key: name, kept, mapped: false };
         // A name that is alive still was freed without a record.
-        if let Some(old) = self.allocations.insert(name, allocation) {
+        if let Some(old) = self.allocations.insert(name, allocation).filter(|old| !old.mapped) {
             let _ = self.engine.free(old.addr, false);
         }
         self.write(name)
     }
 
     fn free(&mut self, name: u64) {
-        match self.allocations.remove(&name) {
+        let own = self.allocations.get(&name).is_some_and(|found| !found.mapped);
+        match own.then(|| self.allocations.remove(&name)).flatten() {
             Some(found) => {
                 self.timed("free", |engine| engine.free(found.addr, false));
             }
@@ -317,7 +324,7 @@ impl Player<'_> {
         }
     }
 
-    fn write(&mut self, name: u64) -> Result<()> {
+    pub(super) fn write(&mut self, name: u64) -> Result<()> {
         let Some(found) = self.allocations.get(&name).filter(|_| self.check) else { return Ok(()) };
         let (addr, size, device, key) = (found.addr, found.size, found.device, found.key);
         Ok(self.content(device)?.write(addr, 0..size, key)?)
@@ -346,9 +353,10 @@ impl Player<'_> {
 
     /// Gives everything back, so that the next replay finds the device as this one did.
     fn clear(&mut self) {
-        for found in std::mem::take(&mut self.allocations).into_values() {
+        for found in std::mem::take(&mut self.allocations).into_values().filter(|found| !found.mapped) {
             let _ = self.engine.free(found.addr, false);
         }
+        self.clear_views();
         self.engine.trim();
     }
 }

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use sire_core::driver::{Addr, Device as Ordinal, ProgramStream};
+use sire_core::driver::{Access, Addr, Device as Ordinal, Driver as _, ProgramStream, Properties};
 use sire_core::engine::*;
-use sire_core::trace::{Event, Record, Transition, Verb};
+use sire_core::segments::NewMemory;
+use sire_core::trace::{Event, Record, SegmentCall, Transition, Verb};
 use sire_sim::{Machine, Options, Profile, SimDriver};
 
 use super::content::Content;
@@ -109,6 +110,69 @@ fn lazy_pauses_and_pre_copies_are_played_as_what_they_were() {
     assert_eq!(played.timings["resume"].copied, 0);
 }
 
+/// A program that maps its memory itself, as PyTorch's expandable segments do: chunks side by side in one reservation, some of which go
+/// while they are paused and come again.
+fn record_mapped() -> Trace {
+    const CHUNK: u64 = 2 * MIB;
+    let file = std::env::temp_dir().join(format!("sire-replay-mapped-{}-%p", std::process::id()));
+    let driver = Arc::new(SimDriver::on(Machine::new(Options { memory: 24 * MIB, ..Options::default() }).unwrap()));
+    let engine = Engine::new(driver.clone(), config());
+    let path = engine.trace(&file).unwrap();
+    let region = engine.region("cache", Policy { backup: Backup::Host, ..Policy::default() }).unwrap();
+    let segments = engine.segments();
+    let base = driver.reserve(8 * CHUNK, 0).unwrap();
+    segments.reserved(base, 8 * CHUNK, Some(region));
+    let all = Selection::Tag("cache".into());
+    let access = [Access { device: Ordinal(0), writable: true }];
+    let map = |place: u64, region| {
+        let properties = Properties { shareable: 1, ..Properties::default() };
+        let memory = NewMemory { region, device: Ordinal(0), size: CHUNK, properties, capturing: false };
+        let handle = segments.create(memory).unwrap().unwrap();
+        assert_eq!(segments.map(base.offset(place * CHUNK), CHUNK, 0, handle, false).unwrap(), None);
+        handle
+    };
+    let handles: Vec<_> = (0..4).map(|place| map(place, (place != 2).then_some(region))).collect();
+    segments.grant(base, 4 * CHUNK, &access).unwrap();
+    engine.pause(&all, PauseOptions::default()).unwrap();
+    assert!(segments.create(NewMemory { region: Some(region), ..segments.memory(handles[0]).unwrap() }).is_err());
+    segments.unmap(base.offset(CHUNK), CHUNK).unwrap();
+    segments.release(handles[1]).unwrap();
+    engine.resume(&all, ResumeOptions::default()).unwrap();
+    let again = map(1, Some(region));
+    segments.grant(base.offset(CHUNK), CHUNK, &access).unwrap();
+    assert_eq!(segments.retain(base), Some(handles[0]));
+    segments.release(handles[0]).unwrap();
+    engine.pause(&all, PauseOptions::default()).unwrap();
+    engine.resume(&all, ResumeOptions::default()).unwrap();
+    segments.unmap(base, 4 * CHUNK).unwrap();
+    [handles[0], again, handles[2], handles[3]].map(|handle| segments.release(handle).unwrap());
+    assert!(segments.unreserve(base, 8 * CHUNK).unwrap());
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    parse(&bytes).unwrap()
+}
+
+#[test]
+fn memory_that_the_program_maps_itself_is_replayed_with_every_byte() {
+    let trace = record_mapped();
+    assert_eq!(trace.ending, None);
+    let needs = needs::of(&trace);
+    assert_eq!((needs.devices, needs.allocations, needs.virtual_bytes), (1, 4, 8 * MIB));
+    let device = device::software(needs.peak, needs.devices, None).unwrap();
+    for _ in 0..2 {
+        let played = player::play(&trace, &device, true).unwrap();
+        assert_eq!(played.trouble(), None);
+        assert_eq!(played.left_out, 1, "the create that was refused while the region was paused");
+        // The chunk that went while it was paused is not compared after the first resume, its successor after the second.
+        assert_eq!(played.compared, (3 + 4) * 2 * MIB);
+        let count = |name: &str| played.timings[name].seconds.len();
+        assert_eq!((count("create"), count("map"), count("grant"), count("release")), (5, 5, 2, 6));
+        assert_eq!((count("reserve"), count("unmap"), count("retain"), count("unreserve")), (1, 2, 1, 1));
+        let moved: u64 = played.timings["pause"].moved;
+        assert_eq!(moved, 2 * 8 * MIB, "all four chunks went, twice");
+    }
+}
+
 #[test]
 fn one_wrong_byte_is_found_where_it_is() {
     let device = device::software(16 * MIB, 1, None).unwrap();
@@ -157,6 +221,10 @@ fn nonsense_is_played_without_harm() {
         let none = std::time::Duration::ZERO;
         Event::Transition(Transition { verb, tags, wait: none, took: none, status: 0, moved: huge, copied: huge })
     };
+    let create = |handle, size| {
+        let (region, device, shareable, rdma, status) = (Some(8), 1, u32::MAX, true, 0);
+        Event::Segment(SegmentCall::Create { handle, region, device, size, shareable, rdma, status })
+    };
     let events = [
         Event::Leave { region: 9 },
         Event::Allocate { region: 9, device: u32::MAX, size: huge, stream: huge, addr: 5, status: 0 },
@@ -169,6 +237,29 @@ fn nonsense_is_played_without_harm() {
         Event::Override { addr: huge, len: huge, keep: true, status: 0 },
         Event::Override { addr: 8, len: huge, keep: true, status: 0 },
         Event::Peer { device: 0, peer: huge as u32, status: 0 },
+        Event::Segment(SegmentCall::Reserve { addr: huge, size: huge, region: Some(9) }),
+        Event::Segment(SegmentCall::Reserve { addr: 64 * MIB, size: 4 * MIB, region: Some(8) }),
+        Event::Segment(SegmentCall::Reserve { addr: 65 * MIB, size: 2 * MIB, region: None }),
+        create(1, huge),
+        create(2, 2 * MIB),
+        create(2, 2 * MIB),
+        Event::Segment(SegmentCall::Map { handle: 2, addr: huge, size: huge, offset: huge, status: 0 }),
+        Event::Segment(SegmentCall::Map { handle: 2, addr: 64 * MIB, size: 2 * MIB, offset: 0, status: 0 }),
+        Event::Segment(SegmentCall::Map { handle: 7, addr: 64 * MIB, size: 2 * MIB, offset: 0, status: 0 }),
+        Event::Segment(SegmentCall::Retain { addr: 3 }),
+        Event::Segment(SegmentCall::Grant {
+            addr: 64 * MIB,
+            size: 2 * MIB,
+            access: vec![(0, true), (huge as u32, false)],
+            status: 0,
+        }),
+        Event::Free { addr: 64 * MIB },
+        Event::Segment(SegmentCall::Unmap { addr: 64 * MIB + 1, size: 7 }),
+        Event::Segment(SegmentCall::Unmap { addr: 1, size: huge }),
+        Event::Segment(SegmentCall::Release { handle: 2 }),
+        Event::Segment(SegmentCall::Release { handle: 2 }),
+        Event::Segment(SegmentCall::Unreserve { addr: 64 * MIB, size: 4 * MIB }),
+        Event::Segment(SegmentCall::Unreserve { addr: 64 * MIB, size: 4 * MIB }),
         transition(Verb::Pause, &[]),
         transition(Verb::Switch, &["x"]),
         transition(Verb::Resume, &["y", "z"]),

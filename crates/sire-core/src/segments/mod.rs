@@ -22,6 +22,7 @@
 //!
 //! Calls may come from any thread, with the program's allocator locked. None waits for a transition, but one: mapping addresses that the program unmapped while a
 //! transition had them waits until that has let go of them. No lock is held across a driver call.
+//! Calls about memory of ours are recorded in a [trace](crate::trace).
 
 mod ledger;
 
@@ -33,6 +34,7 @@ use crate::heap::mappings::Made;
 use crate::region::{InHand, Region};
 use crate::sync::{Mutex, lock};
 use crate::terms::RegionId;
+use crate::trace::{Event, SegmentCall, Tracer, status};
 use crate::transition::Machine;
 use ledger::{Ledger, Mix};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -96,11 +98,16 @@ struct Table {
 pub struct Segments {
     machine: Arc<Machine>,
     table: Mutex<Table>,
+    trace: Arc<Tracer>,
 }
 
 impl Segments {
-    pub(crate) fn new(machine: Arc<Machine>) -> Segments {
-        Segments { machine, table: Mutex::default() }
+    pub(crate) fn new(machine: Arc<Machine>, trace: Arc<Tracer>) -> Segments {
+        Segments { machine, table: Mutex::default(), trace }
+    }
+
+    fn record(&self, call: impl FnOnce() -> SegmentCall) {
+        self.trace.record(|| Event::Segment(call()));
     }
 
     /// Whether a handle is one of ours, live or not.
@@ -112,6 +119,7 @@ impl Segments {
     /// The program has reserved addresses, in `region` or in none.
     pub fn reserved(&self, addr: Addr, size: u64, region: Option<RegionId>) {
         lock(&self.table).ledger.reserve(&range(addr, size), region);
+        self.record(|| SegmentCall::Reserve { addr: addr.0, size, region: region.map(|id| id.0) });
     }
 
     /// The program gives a reservation back. False: it is not known here, and the caller is to do it.
@@ -127,6 +135,7 @@ impl Segments {
         if let Some(extent) = mapped.iter().find(|extent| !extent.is_freed()) {
             return Err(invalid(format!("{size} bytes at {addr:?} cannot be given back: {:?} is mapped", extent.base)));
         }
+        self.record(|| SegmentCall::Unreserve { addr: addr.0, size });
         lock(&self.table).ledger.unreserve(&there);
         self.machine.heap.unreserve(addr, size);
         Ok(true)
@@ -137,6 +146,14 @@ impl Segments {
     /// # Errors
     /// `OutOfDeviceMemory`; `Paused` or `Busy` if the region is not resident; `UnknownTag`; the driver's.
     pub fn create(&self, memory: NewMemory) -> Result<Option<Handle>> {
+        let made = self.create_virtual(memory);
+        if !matches!(made, Ok(None)) {
+            self.record(|| created(&memory, &made));
+        }
+        made
+    }
+
+    fn create_virtual(&self, memory: NewMemory) -> Result<Option<Handle>> {
         let region = match memory.region {
             Some(id) => Some(self.machine.regions.get(id)?),
             None if lock(&self.table).ledger.has_regions() || self.machine.heap.stock.is_used() => None,
@@ -177,6 +194,7 @@ impl Segments {
         entry.references -= 1;
         let dropped = table.drop_unused(handle);
         drop(table);
+        self.record(|| SegmentCall::Release { handle: handle.0 });
         self.let_go(dropped);
         Ok(())
     }
@@ -210,6 +228,8 @@ impl Segments {
             State::Moving => (State::Moving, Err(moving(handle))),
         };
         self.put_in(handle, state);
+        let status = status(&outcome);
+        self.record(|| SegmentCall::Map { handle: handle.0, addr: addr.0, size, offset, status });
         outcome
     }
 
@@ -286,6 +306,9 @@ impl Segments {
     /// `InvalidArgument` if the range cuts a mapping; then nothing was unmapped.
     pub fn unmap(&self, addr: Addr, size: u64) -> Result<Vec<Addresses>> {
         let (ours, others) = self.parts(addr, size)?;
+        if !ours.is_empty() {
+            self.record(|| SegmentCall::Unmap { addr: addr.0, size });
+        }
         for extent in &ours {
             self.unmap_one(extent);
         }
@@ -329,8 +352,12 @@ impl Segments {
     /// `InvalidArgument` if the range cuts a mapping; the driver's.
     pub fn grant(&self, addr: Addr, size: u64, access: &[Access]) -> Result<Vec<Addresses>> {
         let (ours, others) = self.parts(addr, size)?;
-        self.machine.heap.grant(&ours, access)?;
-        Ok(others)
+        let granted = self.machine.heap.grant(&ours, access);
+        if !ours.is_empty() {
+            let access = || access.iter().map(|access| (access.device.0, access.writable)).collect();
+            self.record(|| SegmentCall::Grant { addr: addr.0, size, access: access(), status: status(&granted) });
+        }
+        granted.map(|()| others)
     }
 
     /// One more reference to the handle that is mapped at `addr`; `None` if none of ours is.
@@ -339,6 +366,8 @@ impl Segments {
         let handle = self.extent(addr)?.mapping.as_ref()?.handle;
         let mut table = lock(&self.table);
         table.entries.get_mut(&handle)?.references += 1;
+        drop(table);
+        self.record(|| SegmentCall::Retain { addr: addr.0 });
         Some(handle)
     }
 
@@ -416,6 +445,18 @@ impl Table {
         let entry = self.entries.get(&handle)?;
         let used = entry.references > 0 || matches!(entry.state, State::Mapped(_) | State::Moving);
         if used { None } else { self.entries.remove(&handle).map(|entry| (entry.memory, entry.state)) }
+    }
+}
+
+fn created(memory: &NewMemory, made: &Result<Option<Handle>>) -> SegmentCall {
+    SegmentCall::Create {
+        handle: made.as_ref().ok().copied().flatten().map_or(0, |handle| handle.0),
+        region: memory.region.map(|id| id.0),
+        device: memory.device.0,
+        size: memory.size,
+        shareable: memory.properties.shareable,
+        rdma: memory.properties.rdma,
+        status: status(made),
     }
 }
 

@@ -4,7 +4,7 @@
 //! The first payload is the header as JSON; every other one is a record: kind (one byte), nanoseconds since the start, thread,
 //! then the fields of that kind. Numbers are LEB128 varints, texts a length and UTF-8.
 
-use super::{Event, Header, Record, Transition, VERSION, Verb};
+use super::{Event, Header, Record, SegmentCall, Transition, VERSION, Verb};
 use crate::terms::Policy;
 use std::fmt;
 use std::time::Duration;
@@ -28,6 +28,17 @@ const TRIM: u8 = 9;
 const CUT: u8 = 10;
 const CHANGED: u8 = 11;
 const KEEP_RESIDENT: u8 = 12;
+const RESERVE: u8 = 13;
+const UNRESERVE: u8 = 14;
+const CREATE: u8 = 15;
+const RELEASE: u8 = 16;
+const MAP: u8 = 17;
+const UNMAP: u8 = 18;
+const GRANT: u8 = 19;
+const RETAIN: u8 = 20;
+
+/// More devices than any machine has; a record with all of them is no longer than others.
+const MOST_DEVICES: usize = 128;
 
 // ---- writing -------------------------------------------------------------------------------------------------------------
 
@@ -72,6 +83,7 @@ fn kind(event: &Event) -> u8 {
         Event::Changed { .. } => CHANGED,
         Event::KeepResident { .. } => KEEP_RESIDENT,
         Event::Peer { .. } => PEER,
+        Event::Segment(call) => segment_kind(call),
         Event::Transition(_) => TRANSITION,
         Event::Trim => TRIM,
         Event::Cut => CUT,
@@ -100,6 +112,7 @@ fn fields(out: &mut Vec<u8>, event: &Event) {
         Event::Changed { addr, len, status } => numbers(out, [*addr, *len, outcome(*status)]),
         Event::KeepResident { addr, status } => numbers(out, [*addr, outcome(*status)]),
         Event::Peer { device, peer, status } => numbers(out, [(*device).into(), (*peer).into(), outcome(*status)]),
+        Event::Segment(call) => segment_fields(out, call),
         Event::Transition(done) => {
             out.push(done.verb as u8);
             number(out, done.tags.len() as u64);
@@ -109,6 +122,46 @@ fn fields(out: &mut Vec<u8>, event: &Event) {
         }
         Event::Trim | Event::Cut | Event::Unknown(_) => {}
     }
+}
+
+const fn segment_kind(call: &SegmentCall) -> u8 {
+    match call {
+        SegmentCall::Reserve { .. } => RESERVE,
+        SegmentCall::Unreserve { .. } => UNRESERVE,
+        SegmentCall::Create { .. } => CREATE,
+        SegmentCall::Release { .. } => RELEASE,
+        SegmentCall::Map { .. } => MAP,
+        SegmentCall::Unmap { .. } => UNMAP,
+        SegmentCall::Grant { .. } => GRANT,
+        SegmentCall::Retain { .. } => RETAIN,
+    }
+}
+
+fn segment_fields(out: &mut Vec<u8>, call: &SegmentCall) {
+    match call {
+        SegmentCall::Reserve { addr, size, region } => numbers(out, [*addr, *size, optional(*region)]),
+        SegmentCall::Unreserve { addr, size } | SegmentCall::Unmap { addr, size } => numbers(out, [*addr, *size]),
+        SegmentCall::Create { handle, region, device, size, shareable, rdma, status } => {
+            numbers(out, [*handle, optional(*region), (*device).into(), *size, (*shareable).into()]);
+            numbers(out, [u64::from(*rdma), outcome(*status)]);
+        }
+        SegmentCall::Release { handle } => number(out, *handle),
+        SegmentCall::Map { handle, addr, size, offset, status } => {
+            numbers(out, [*handle, *addr, *size, *offset, outcome(*status)]);
+        }
+        SegmentCall::Grant { addr, size, access, status } => {
+            let access = &access[..access.len().min(MOST_DEVICES)];
+            numbers(out, [*addr, *size, access.len() as u64]);
+            access.iter().for_each(|(device, writable)| numbers(out, [(*device).into(), u64::from(*writable)]));
+            number(out, outcome(*status));
+        }
+        SegmentCall::Retain { addr } => number(out, *addr),
+    }
+}
+
+/// Nothing is 0, and what is there one more than it is.
+fn optional(value: Option<u32>) -> u64 {
+    value.map_or(0, |value| u64::from(value) + 1)
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -275,8 +328,50 @@ impl<'a> Fields<'a> {
             TRANSITION => return self.transition(),
             TRIM => Event::Trim,
             CUT => Event::Cut,
+            RESERVE..=RETAIN => Event::Segment(self.segment(kind)?),
             other => Event::Unknown(other),
         })
+    }
+
+    fn segment(&mut self, kind: u8) -> Option<SegmentCall> {
+        Some(match kind {
+            RESERVE => SegmentCall::Reserve { addr: self.number()?, size: self.number()?, region: self.optional()? },
+            UNRESERVE => SegmentCall::Unreserve { addr: self.number()?, size: self.number()? },
+            CREATE => SegmentCall::Create {
+                handle: self.number()?,
+                region: self.optional()?,
+                device: self.small()?,
+                size: self.number()?,
+                shareable: self.small()?,
+                rdma: self.flag()?,
+                status: self.status()?,
+            },
+            RELEASE => SegmentCall::Release { handle: self.number()? },
+            MAP => SegmentCall::Map {
+                handle: self.number()?,
+                addr: self.number()?,
+                size: self.number()?,
+                offset: self.number()?,
+                status: self.status()?,
+            },
+            UNMAP => SegmentCall::Unmap { addr: self.number()?, size: self.number()? },
+            GRANT => {
+                let (addr, size) = (self.number()?, self.number()?);
+                let count = self.number().filter(|count| *count <= MOST_DEVICES as u64)?;
+                let access = (0..count).map(|_| Some((self.small()?, self.flag()?))).collect::<Option<_>>()?;
+                SegmentCall::Grant { addr, size, access, status: self.status()? }
+            }
+            RETAIN => SegmentCall::Retain { addr: self.number()? },
+            _ => return None,
+        })
+    }
+
+    /// As it was written: None is 0.
+    fn optional(&mut self) -> Option<Option<u32>> {
+        match self.number()? {
+            0 => Some(None),
+            value => u32::try_from(value - 1).ok().map(Some),
+        }
     }
 
     /// A verb of a later version is passed over like any other unknown record.

@@ -143,6 +143,8 @@ pub enum Event {
         /// The outcome.
         status: i32,
     },
+    /// A call about memory that the program maps itself.
+    Segment(SegmentCall),
     /// A pause, a resume, or a relative of theirs.
     Transition(Transition),
     /// What was only cached was given back.
@@ -151,6 +153,86 @@ pub enum Event {
     Cut,
     /// A kind of record that this reader does not know.
     Unknown(u8),
+}
+
+/// What a program does with memory that it maps itself (PyTorch's expandable segments): the calls that came to
+/// [`crate::segments::Segments`]. Addresses and handles are only names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SegmentCall {
+    /// Addresses were reserved.
+    Reserve {
+        /// First of them.
+        addr: u64,
+        /// Bytes.
+        size: u64,
+        /// The region that the thread was in.
+        region: Option<u32>,
+    },
+    /// A reservation is about to be given back: written before the addresses can be handed out again.
+    Unreserve {
+        /// Its start.
+        addr: u64,
+        /// Its bytes.
+        size: u64,
+    },
+    /// Physical memory was asked for.
+    Create {
+        /// Its handle; 0 if it failed.
+        handle: u64,
+        /// The region that the thread was in.
+        region: Option<u32>,
+        /// The device.
+        device: u32,
+        /// Bytes.
+        size: u64,
+        /// As what it can be exported: CUDA's bits.
+        shareable: u32,
+        /// Whether other devices on the bus may reach it.
+        rdma: bool,
+        /// The outcome.
+        status: i32,
+    },
+    /// A handle lost a reference.
+    Release {
+        /// The handle.
+        handle: u64,
+    },
+    /// A handle was mapped.
+    Map {
+        /// The handle.
+        handle: u64,
+        /// Where.
+        addr: u64,
+        /// Bytes.
+        size: u64,
+        /// Where in the handle's memory.
+        offset: u64,
+        /// The outcome.
+        status: i32,
+    },
+    /// What is mapped in a range is about to be unmapped: written before anything else can be mapped there.
+    Unmap {
+        /// First byte.
+        addr: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// Devices got access to a range.
+    Grant {
+        /// First byte.
+        addr: u64,
+        /// Bytes.
+        size: u64,
+        /// Each device, and whether it may write.
+        access: Vec<(u32, bool)>,
+        /// The outcome.
+        status: i32,
+    },
+    /// The handle that is mapped at an address got one more reference.
+    Retain {
+        /// The address.
+        addr: u64,
+    },
 }
 
 /// What a transition was asked for and what it did.
