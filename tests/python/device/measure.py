@@ -100,3 +100,15 @@ def region_bytes(tag: str) -> dict[str, int]:
     found = [each for each in sire.stats()["regions"] if each["tag"] == tag]
     names = ("allocations", "requested_bytes", "resident_bytes", "paused_bytes", "backup_bytes", "stored_bytes")
     return {name: sum(int(each[name]) for each in found) for name in names}
+
+
+def command_or_skip() -> Path:
+    """The `sire` command, beside the library that is tested."""
+    import pytest
+    import sire
+
+    named = os.environ.get("SIRE_COMMAND")
+    found = Path(named) if named else sire.library_path().with_name("sire")
+    if not found.is_file():
+        pytest.skip(f"the command is not at {found}; name it in SIRE_COMMAND")
+    return found

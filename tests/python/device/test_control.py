@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import sire
 import torch
-from measure import MIB, device_used, region_bytes
+from measure import MIB, command_or_skip, device_used, region_bytes
 from outside import RefusedError, Visitor, ask
 from running import line, running, until
 
@@ -496,12 +496,3 @@ def blocks(pid: int) -> int | None:
     """Bytes that the operating system holds for the software device of a process; None on other devices."""
     found = {status.st_ino: status.st_blocks * 512 for name, status in descriptors(pid) if "memfd:sire-sim" in name}
     return sum(found.values()) if found else None
-
-
-def command_or_skip() -> Path:
-    """The `sire` command, beside the library that is tested."""
-    named = os.environ.get("SIRE_COMMAND")
-    found = Path(named) if named else sire.library_path().with_name("sire")
-    if not found.is_file():
-        pytest.skip(f"the command is not at {found}; name it in SIRE_COMMAND")
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import sire
 import torch
-from measure import MIB, device_used
+from measure import MIB, command_or_skip, device_used
 
 from conftest import skips
 
@@ -241,6 +242,33 @@ except sire.UnsupportedError as error:
     assert int(moved) >= 60
     assert (empty, refused) == ("True", "refused")
     assert values == "[0, 1, 2, 3, 4] 3145728.0 6"
+
+
+def test_what_a_program_did_with_its_segments_is_replayed(tmp_path: Path, preloaded: bool) -> None:
+    """Recorded with the setting on; made again elsewhere, each byte compared after each resume."""
+    code = """
+with sire.region('a', backup='cpu'):
+    tensors = [full(n) for n in range(3)]
+with sire.paused('a'):
+    outside, _ = full(7), tensors.pop(1)
+    torch.cuda.empty_cache()
+with sire.region('a', backup='cpu'):
+    tensors.append(full(8))
+with sire.paused('a'):
+    pass
+print([int(each[-1]) for each in tensors])
+"""
+    command, recorded = command_or_skip(), tmp_path / "recorded.trace"
+    assert run(code, PYTORCH_ALLOC_CONF="expandable_segments:True", SIRE_TRACE=str(recorded)) == "[0, 2, 8]"
+    replay = [command, "replay", recorded, "--device", "software", "--check"]
+    done = subprocess.run(
+        replay, env=os.environ | {"LD_PRELOAD": ""}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    figures = {figure["name"]: figure for figure in json.loads(done.stdout)}
+    assert figures["replay.resume"]["samples"] == 2
+    assert figures["replay.resume"]["bytes_copied"] >= 2 * 24 * MIB
+    assert ("replay.map" in figures) == ("replay.grant" in figures) == preloaded
 
 
 WHOLE = "PyTorch has one expandable segment for a pool and stream, and gives it back as a whole"
