@@ -58,7 +58,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>
 
 /// Only the files that define the interface are read; the hooks come out of a macro and are CUDA's to declare.
 fn header(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
-    const INTERFACE: [&str; 14] = [
+    const INTERFACE: [&str; 15] = [
         "status.rs",
         "abi/values.rs",
         "abi/region.rs",
@@ -68,6 +68,7 @@ fn header(root: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
         "abi/progress.rs",
         "abi/standing.rs",
         "abi/reserve.rs",
+        "abi/reclaimable.rs",
         "abi/slices.rs",
         "abi/control.rs",
         "abi/process.rs",

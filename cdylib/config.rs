@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub trace: Option<PathBuf>,
     /// `SIRE_CONTROL`: other processes of this user can ask, pause and resume (docs/control.md).
     pub control: bool,
+    /// `SIRE_CONTROL` says that they cannot, and that nothing opens the socket in passing.
+    pub control_forbidden: bool,
     /// What the engine is started with.
     pub engine: Config,
     /// The variable in which PyTorch was told to use expandable segments.
@@ -100,6 +102,7 @@ fn read(variables: Variables<'_>) -> std::result::Result<Settings, String> {
         exportable: flag(variables, "SIRE_EXPORTABLE")?,
         trace: variables("SIRE_TRACE").map(PathBuf::from),
         control: flag(variables, "SIRE_CONTROL")?,
+        control_forbidden: variables("SIRE_CONTROL").is_some() && !flag(variables, "SIRE_CONTROL")?,
         engine: engine(variables)?,
         expandable_segments: expandable_segments(variables),
         tms: tms(variables)?,

@@ -7,6 +7,7 @@
 use crate::abi::process::statistics;
 use crate::boundary::catch;
 use crate::capture;
+use crate::preempt;
 use crate::process;
 use crate::slices;
 use serde_json::{Value, json};
@@ -225,6 +226,7 @@ impl Control {
             Verb::Evict { device, bytes } => evict(*device, *bytes),
             Verb::Budget { device, limit, headroom, residency } => set_budget(*device, *limit, *headroom, *residency),
             Verb::Trace => self.trace(),
+            Verb::Marks => Ok(json!({"pid": std::process::id(), "marks": preempt::described()})),
             _ => self.list(),
         };
         let word = match verb {
@@ -244,6 +246,7 @@ impl Control {
         answer["stats"] = statistics(process::started())?;
         answer["devices"] = devices(&answer["stats"]["devices"]);
         answer["control"] = self.desk.summary();
+        answer["marks"] = preempt::described();
         answer["program"] = self.board.sheet().unwrap_or(Value::Null);
         answer["journal"] = self.journal.last(SHOWN);
         Ok(answer)
@@ -302,6 +305,10 @@ impl Service for Porter {
             Verb::Resume { tag, timeout, wait } => {
                 self.ask(ticket, Action::Resume { tag, wait: Duration::from_secs_f64(wait) }, timeout)
             }
+            Verb::Reclaim { mark, priority, timeout } => match preempt::terms(mark) {
+                Some(terms) => self.ask(ticket, Action::Lend { mark, priority, terms }, timeout),
+                None => Some(Err(Refusal::new(Code::Refused, format!("there is no mark {mark}; it was closed")))),
+            },
             verb => self.pass_on(ticket, verb),
         }
     }
@@ -309,6 +316,11 @@ impl Service for Porter {
     fn forget(&self, ticket: Ticket) {
         self.control.desk.forget(ticket);
         self.control.board.forget(ticket);
+    }
+
+    fn let_go(&self, ticket: Ticket) {
+        self.control.journal.note("returned", "a process that had this one's memory has ended its need");
+        self.control.desk.let_go(ticket);
     }
 
     fn tick(&self) -> Option<Instant> {

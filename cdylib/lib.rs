@@ -4,7 +4,7 @@
 //! place of CUDA's; both turn C's arguments into the engine's and the engine's answers into C's. [`boundary`] keeps
 //! panics, NULLs and bad strings out, [`process`] holds the one engine, [`region`] the thread's place in it.
 //!
-//! [`control`] answers other processes, [`slices`] shares the device with them by turns, if that is asked for.
+//! [`control`] answers other processes, [`slices`] shares the device with them by turns, [`preempt`] gives way for them, if that is asked for.
 //!
 //! Nothing runs before somebody calls: no constructor, no thread, no file, no CUDA library.
 #![allow(non_camel_case_types, reason = "C's names")]
@@ -17,6 +17,7 @@ mod config;
 mod control;
 pub mod interpose;
 mod log;
+mod preempt;
 mod process;
 mod region;
 mod reservation;

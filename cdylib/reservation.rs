@@ -9,9 +9,11 @@ use crate::boundary::catch;
 use crate::capture::{self, Relaxed};
 use crate::lock;
 use crate::log;
+use crate::preempt;
 use crate::process::{self, Process};
 use crate::slices;
 use serde_json::{Value, json};
+use sire_control::preempt::Borrower;
 use sire_core::driver::Device;
 use sire_core::engine::Stocked;
 use sire_core::error::{Error, Result, Status};
@@ -21,7 +23,7 @@ use std::ffi::c_void;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A multiple of every device's granularity.
 const LARGEST_GRANULE: u64 = 2 << 20;
@@ -44,6 +46,8 @@ pub(crate) struct Wish {
     pub(crate) want: Want,
     pub(crate) timeout: Option<Duration>,
     pub(crate) fence: Fence,
+    /// Whether others are asked to give way, for a need of this priority.
+    pub(crate) preempt: Option<i32>,
 }
 
 /// One place in the ledger, and how much of what it holds lies in the stock or was taken from there: whole granules; `None` without a fence.
@@ -61,6 +65,9 @@ pub(crate) struct Reservation {
     held: Mutex<Vec<Held>>,
     /// Held while the fence changes its size: who enlarges it counts on what there is.
     sizing: Mutex<()>,
+    preempt: Option<i32>,
+    /// What others have lent. Dropped after everything else has been given back.
+    borrowers: Mutex<Vec<Borrower>>,
 }
 
 /// What a reservation is, in bytes.
@@ -82,7 +89,7 @@ pub(crate) fn said(error: sire_ledger::Error) -> Error {
     Error::new(status, error.to_string())
 }
 
-fn memory(process: &Process, device: Device) -> Option<Memory> {
+pub(crate) fn memory(process: &Process, device: Device) -> Option<Memory> {
     process.engine.memory_of(device).ok().map(|info| Memory { free: info.free, total: info.total })
 }
 
@@ -91,8 +98,14 @@ impl Reservation {
     pub(crate) fn make(process: &'static Process, dir: &Path, wish: Wish) -> Result<Arc<Reservation>> {
         let gpu = process.driver.uuid(wish.device)?;
         let ledger = Ledger::open(dir, &gpu).map_err(said)?;
-        let (held, sizing) = (Mutex::default(), Mutex::default());
-        let reservation = Reservation { device: wish.device, ledger, held, sizing };
+        let reservation = Reservation {
+            device: wish.device,
+            ledger,
+            held: Mutex::default(),
+            sizing: Mutex::default(),
+            preempt: wish.preempt,
+            borrowers: Mutex::default(),
+        };
         reservation.enlarge(process, wish)?;
         let reservation = Arc::new(reservation);
         process.engine.stock_watch(Box::new(note_missing));
@@ -107,7 +120,15 @@ impl Reservation {
         let before = process.engine.cancels();
         let cancelled = || process.engine.cancels() != before;
         let patience = Patience { timeout: wish.timeout, cancelled: &cancelled };
-        let mut bytes = member.reserve(wish.want, &|| memory(process, wish.device), patience).map_err(said)?;
+        let borrower = wish.preempt.map(|priority| preempt::borrower(process, wish.device, priority)).transpose()?;
+        let ask = |missing: u64, seen: Instant| borrower.iter().for_each(|borrower| borrower.missing(missing, seen));
+        let reserved = member.reserve_asking(wish.want, &|| memory(process, wish.device), patience, &ask);
+        let mut bytes = reserved.map_err(|error| match (&borrower, said(error)) {
+            (Some(borrower), error) if error.status == Status::Busy => {
+                Error::new(Status::Busy, format!("{error}. Nobody gave way: {}", borrower.why()))
+            }
+            (_, error) => error,
+        })?;
         if matches!(wish.want, Want::Rest { .. }) {
             // Whole granules, so that the fence needs no byte more.
             bytes -= bytes % LARGEST_GRANULE;
@@ -125,6 +146,7 @@ impl Reservation {
             },
         };
         self.take_in(member, fenced);
+        lock(&self.borrowers).extend(borrower.filter(|borrower| borrower.lent() > 0));
         Ok(())
     }
 
@@ -167,7 +189,7 @@ impl Reservation {
         let now = self.standing().reserved;
         if bytes > now {
             let want = Want::Bytes(bytes - now);
-            return self.enlarge(process, Wish { device: self.device, want, timeout, fence });
+            return self.enlarge(process, Wish { device: self.device, want, timeout, fence, preempt: self.preempt });
         }
         let _sizing = lock(&self.sizing);
         let lowered = self.keep(bytes)?;
@@ -245,6 +267,11 @@ fn living() -> Vec<Arc<Reservation>> {
 /// Those of a device.
 fn reservations(device: Device) -> Vec<Arc<Reservation>> {
     living().into_iter().filter(|each| each.device == device).collect()
+}
+
+/// Whether this process has reserved memory of the device: what it gives back is still its own then.
+pub(crate) fn is_on(device: Device) -> bool {
+    reservations(device).iter().any(|each| each.standing().reserved > 0)
 }
 
 /// Whether some reservation of this process has a fence.

@@ -9,14 +9,15 @@ use crate::boundary::catch;
 use crate::control::{self, Control};
 use crate::lock;
 use crate::log;
+use crate::preempt;
 use crate::process::{self, Process};
 use crate::reservation::{self, said};
 use serde_json::{Value, json};
-use sire_control::desk::Action;
+use sire_control::desk::{Action, Back};
 use sire_control::message::Answer;
 use sire_control::server::Ticket;
 use sire_core::driver::{Device, Driver as _};
-use sire_core::engine::{ResumeOptions, Selection};
+use sire_core::engine::ResumeOptions;
 use sire_core::error::{Error, Result, Status};
 use sire_ledger::slices::{Next, Turn, is_over, residency};
 use std::path::Path;
@@ -229,6 +230,13 @@ pub(crate) fn close() -> Result<()> {
         // A forked child has no turns, and the locks may be held by threads that do not exist in it.
         return Ok(());
     }
+    if lock(&CURRENT).as_ref().is_some_and(|slices| slices.control.desk.is_carrying()) {
+        return Err(Error::new(
+            Status::Busy,
+            "time slices cannot end inside of a callback (sire.before_pause, sire.after_resume) of a pause or resume at a safe point, which would wait \
+             for itself; end them after the safe point",
+        ));
+    }
     let _turn = lock(&TURN);
     let Some(slices) = lock(&CURRENT).take() else { return Ok(()) };
     slices.over.store(true, Ordering::Release);
@@ -238,18 +246,14 @@ pub(crate) fn close() -> Result<()> {
     if joined.is_err() {
         log::warning!("the thread of time slices had failed");
     }
-    let back = |tag: Option<&str>| {
-        let selection = tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned()));
-        crate::abi::transition::carry_out(|engine| engine.resume(&selection, ResumeOptions::default())).map(drop)
-    };
-    if lock(&slices.figures).stage == Stage::Resident {
+    let stage = lock(&slices.figures).stage;
+    let back = |back: &Back| preempt::bring(back, ResumeOptions::default()).map(drop);
+    let stayed = if stage == Stage::Resident { Ok(()) } else { slices.control.desk.stay(back) };
+    // Whoever was about to come back has the turn, too.
+    if matches!(stage, Stage::Resident | Stage::Returning) {
         linger(slices);
-        return Ok(());
     }
-    slices
-        .control
-        .desk
-        .stay(back)
+    stayed
         .map_err(|error| error.context("time slices end in another process's turn, and what this one has stays paused"))
 }
 

@@ -216,6 +216,11 @@ typedef struct sire_reserve_options {
   int32_t fence;
   // Where processes find each other's ledgers; NULL: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`.
   const char *directory;
+  // Not 0: while it waits, and it is its turn, other processes of the same user are asked to give way with what they have marked for that
+  // (`sire_reclaimable_open`), and get it back when the reservation ends. Not with `bytes` 0.
+  int32_t preempt;
+  // With `preempt`: marks of at most this priority give way.
+  int32_t priority;
 } sire_reserve_options;
 
 // What a reservation is. Set `struct_size` to `sizeof(sire_reservation_report)`.
@@ -230,6 +235,27 @@ typedef struct sire_reservation_report {
   uint64_t unused_bytes;
 } sire_reservation_report;
 
+// On which terms memory gives way. Set `struct_size` to `sizeof(sire_reclaimable_options)`; zeros mean: to every need of priority 0 and above, whenever the
+// program passes a safe point; the program waits there until the need is over, and the memory comes back by itself.
+typedef struct sire_reclaimable_options {
+  // `sizeof(sire_reclaimable_options)`.
+  size_t struct_size;
+  // Needs of this priority and above.
+  int32_t priority;
+  // Not 0: it stays away until the program resumes it itself, and nobody waits for it at safe points.
+  int32_t stay_away;
+  // Not 0: threads that pass safe points go on meanwhile. The program uses nothing of it then before it has resumed it, or found that it is back.
+  int32_t go_on;
+  // Not 0: also regions without a backup, whose content is lost by that.
+  int32_t discard;
+  // Seconds for which it must not have been used.
+  double after_idle_seconds;
+} sire_reclaimable_options;
+
+// Told in the calling thread what happens to a tag (NULL: everything) at its safe point. `what` 0: it is about to be paused; anything but
+// `SIRE_STATUS_OK` refuses that. 1: it was resumed. 2: it was not paused after all.
+typedef int32_t (*sire_told)(void *context, int32_t what, const char *tag);
+
 // How to take turns. Set `struct_size` to `sizeof(sire_time_slice_options)`.
 typedef struct sire_time_slice_options {
   // `sizeof(sire_time_slice_options)`.
@@ -243,10 +269,6 @@ typedef struct sire_time_slice_options {
   // Where processes find each other; NULL: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`.
   const char *directory;
 } sire_time_slice_options;
-
-// Told in the calling thread what happens to a tag (NULL: everything) at its safe point. `what` 0: it is about to be paused; anything but
-// `SIRE_STATUS_OK` refuses that. 1: it was resumed. 2: it was not paused after all.
-typedef int32_t (*sire_told)(void *context, int32_t what, const char *tag);
 
 // Settings of a safe point. Set `struct_size` to `sizeof(sire_safe_point_options)`.
 typedef struct sire_safe_point_options {
@@ -618,6 +640,37 @@ sire_status sire_reservation_release(struct sire_reservation *reservation);
 // What the caller sees to:
 // `directory` is NULL or NUL-terminated; `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
 sire_status sire_reservations_json(int32_t device, const char *directory, char *buf, size_t cap, size_t *out_len);
+
+// From now on the memory of a tag, and of what is under it, gives way when another process of the same user needs it, waits for it with
+// `sire_reserve_options.preempt`, and finds nothing free: at a safe point of the program (`sire_safe_point`), backed up as its regions' policies say. When
+// the needer ends, however, it comes back at a safe point, as soon as there is room. Opens the control socket, unless `SIRE_CONTROL` forbids that
+// (`SIRE_STATUS_UNSUPPORTED`). `options` NULL: as zeros.
+//
+// What the caller sees to:
+// `tag` is NULL or NUL-terminated; `options` is NULL or a sized struct; `out_mark` is writable.
+sire_status sire_reclaimable_open(const char *tag,
+                                  const struct sire_reclaimable_options *options,
+                                  uint64_t *out_mark);
+
+// The program has used what a mark is about `seconds_ago` (0: now) for the last time: what its kernels do with memory that is there already Sire does
+// not see.
+sire_status sire_reclaimable_used(uint64_t mark,
+                                  double seconds_ago);
+
+// Takes the consent back. What is away by it comes back now; if there is no room, later, at a safe point, and the status says why. `told` (NULL: nobody)
+// hears in the calling thread of what was resumed. Of a mark that is closed already there is nothing to do.
+//
+// What the caller sees to:
+// `told` is NULL or can be called with `told_context`.
+sire_status sire_reclaimable_close(uint64_t mark,
+                                   sire_told told,
+                                   void *told_context);
+
+// All marks of this process, as JSON (docs/preemption.md). A text output.
+//
+// What the caller sees to:
+// `buf` is NULL or has room for `cap` bytes; `out_len` is NULL or writable.
+sire_status sire_reclaimable_json(char *buf, size_t cap, size_t *out_len);
 
 // From now on this process uses the device in turns with others of its group, of whatever user; waits for the first turn. When a turn lasted its quantum, and
 // somebody waits, everything that this process has in regions is paused at the next safe point (`sire_safe_point`), backed up whatever the

@@ -4,15 +4,16 @@ use super::transition::{Asked, carry_out, sire_dead_ranges};
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::capture;
 use crate::control::{self, Control};
-use crate::process;
+use crate::preempt;
+use crate::process::{self, Process};
 use crate::status::sire_status;
 use serde_json::{Value, json};
 use sire_control::board::LONGEST_SHEET;
-use sire_control::desk::{Action, Member, Outcome};
+use sire_control::desk::{Action, Back, Member, Outcome, Part, Undo};
+use sire_control::message::{Code, Refusal};
 use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection, State};
 use sire_core::error::{Error, Result, Status};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ffi::{CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
@@ -156,12 +157,17 @@ pub unsafe extern "C" fn sire_control_give_up(told: sire_told, told_context: *mu
 
 fn resume_all(wishes: &Wishes) -> Result<()> {
     let Some(control) = control::current() else { return Ok(()) };
-    control.desk.give_up(|tag| {
-        let selection = tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned()));
-        carry_out(|engine| engine.resume(&selection, ResumeOptions::default()))?;
-        wishes.tell_resumed(tag);
+    control.desk.give_up(|back| {
+        preempt::bring(back, ResumeOptions::default())?;
+        wishes.tell_resumed(back.asked());
         Ok(())
     })
+}
+
+/// Tells `told` of each tag that was resumed.
+pub(super) fn resumed_teller(told: sire_told, told_context: *mut c_void) -> impl FnMut(Option<&str>) {
+    let wishes = Wishes { told, told_context, ..Wishes::default() };
+    move |tag| wishes.tell_resumed(tag)
 }
 
 /// The calling thread is at a safe point: until this returns it uses no memory of a region. If another process has asked for a pause
@@ -251,6 +257,9 @@ fn pass(control: &'static Control, wishes: &Wishes) -> bool {
         *here = Some(Here { control, member: member.clone() });
         member
     });
+    if let Some(process) = process::started() {
+        preempt::look_at_loans(&process.engine);
+    }
     control.desk.pass(&member, wishes.slice, &mut |action| carry(action, wishes))
 }
 
@@ -277,10 +286,13 @@ fn tried(action: &Action, wishes: &Wishes) -> Outcome {
         )));
     };
     let outcome = match action {
-        Action::Pause { tag } => pause(&process.engine, tag.clone(), FROM_OUTSIDE, wishes),
-        Action::Resume { tag, wait } => resume(tag.clone(), *wait, wishes),
-        Action::Yield => pause(&process.engine, None, FOR_A_TURN, wishes),
-        Action::Return { wait } => resume(None, *wait, wishes),
+        Action::Pause { tag } => pause(&process.engine, &named(tag.clone()), tag.as_deref(), FROM_OUTSIDE, wishes),
+        Action::Resume { tag, wait } => resume(&tag.clone().map_or(Back::Everything, Back::Under), *wait, wishes),
+        Action::Undo { back, wait } => resume(back, *wait, wishes),
+        Action::Lend { mark, priority, .. } => lend(process, *mark, *priority, wishes),
+        Action::Recover { mark, undo } => recover(process, *mark, undo, wishes),
+        Action::Yield => pause(&process.engine, &Selection::All, None, FOR_A_TURN, wishes),
+        Action::Return { wait } => resume(&Back::Everything, *wait, wishes),
     };
     outcome.unwrap_or_else(|error| match error.status {
         Status::Busy | Status::Capturing => Outcome::NotNow(error.message),
@@ -299,69 +311,94 @@ struct Cause {
 }
 
 const FROM_OUTSIDE: Cause = Cause { why: "from outside", keep_all: false };
+const FOR_A_NEED: Cause = Cause { why: "for another process's need", keep_all: false };
 const FOR_A_TURN: Cause = Cause { why: "for another process's turn", keep_all: true };
 
-fn pause(engine: &Engine, tag: Option<String>, cause: Cause, wishes: &Wishes) -> Result<Outcome> {
+fn named(tag: Option<String>) -> Selection {
+    tag.map_or(Selection::All, Selection::Tag)
+}
+
+/// `tag`: what was asked for, of which the program hears.
+fn pause(engine: &Engine, selection: &Selection, tag: Option<&str>, cause: Cause, wishes: &Wishes) -> Result<Outcome> {
     let before = regions(engine);
-    let selection = tag.clone().map_or(Selection::All, Selection::Tag);
-    if !wishes.tell(BEFORE_PAUSE, tag.as_deref()) {
-        wishes.tell(NOT_PAUSED, tag.as_deref());
+    if !wishes.tell(BEFORE_PAUSE, tag) {
+        wishes.tell(NOT_PAUSED, tag);
         return Err(Error::new(Status::Cancelled, "a callback of the program's (sire.before_pause) refused the pause"));
     }
     let dead = wishes.dead.as_ref().map(|asked| asked as &dyn DeadRanges);
     let paused = carry_out(|engine| {
-        engine.pause(&selection, PauseOptions { dead, keep_all: cause.keep_all, ..PauseOptions::default() })
+        engine.pause(selection, PauseOptions { dead, keep_all: cause.keep_all, ..PauseOptions::default() })
     });
     if paused.as_ref().is_err_and(|error| error.status != Status::PausedAfterFailure) {
-        wishes.tell(NOT_PAUSED, tag.as_deref());
+        wishes.tell(NOT_PAUSED, tag);
     }
-    let whom = spoken(tag.as_deref());
+    let whom = spoken(tag);
     let report = match paused {
         Err(error) if error.status == Status::PausedAfterFailure => {
             control::note("failed", || format!("{whom} is paused {}, but: {error}", cause.why));
-            let undo = undo(tag, &before, &regions(engine));
-            return Ok(Outcome::Stuck { refusal: control::refusal(&error), undo });
+            return Ok(Outcome::Stuck { refusal: control::refusal(&error), undo: undo(engine, tag, &before) });
         }
         paused => paused?,
     };
     control::note("pause", || format!("{whom} {}: {} bytes given back", cause.why, report.bytes_moved));
-    Ok(Outcome::Done { undo: undo(tag, &before, &regions(engine)), report: described(&report) })
+    Ok(Outcome::Done { undo: undo(engine, tag, &before), report: described(&report) })
 }
 
-fn resume(tag: Option<String>, wait: Duration, wishes: &Wishes) -> Result<Outcome> {
-    let selection = tag.clone().map_or(Selection::All, Selection::Tag);
-    let options = ResumeOptions { wait, capturing: false, order: None };
-    let report = carry_out(|engine| engine.resume(&selection, options))?;
-    control::note("resume", || format!("{}: {} bytes taken", spoken(tag.as_deref()), report.bytes_moved));
-    wishes.tell_resumed(tag.as_deref());
-    Ok(Outcome::Done { undo: Vec::new(), report: described(&report) })
+fn resume(back: &Back, wait: Duration, wishes: &Wishes) -> Result<Outcome> {
+    let report = preempt::bring(back, ResumeOptions { wait, capturing: false, order: None })?;
+    control::note("resume", || format!("{}: {} bytes taken", spoken(back.asked()), report.bytes_moved));
+    wishes.tell_resumed(back.asked());
+    Ok(Outcome::Done { undo: Undo::new(), report: described(&report) })
+}
+
+/// What a mark means gives way, if its terms allow that now.
+fn lend(process: &Process, mark: u64, priority: i32, wishes: &Wishes) -> Result<Outcome> {
+    let (tag, regions) = match preempt::take(process, mark, priority) {
+        Err(error) if error.status == Status::Unsupported => {
+            return Ok(Outcome::Failed(Refusal::new(Code::Refused, error.message)));
+        }
+        taken => taken?,
+    };
+    let outcome = pause(&process.engine, &Selection::Exact(regions), Some(&tag), FOR_A_NEED, wishes)?;
+    Ok(match outcome {
+        Outcome::Done { report, undo } => {
+            Outcome::Done { report: json!({"mark": mark, "tag": tag, "bytes": report["bytes_moved"]}), undo }
+        }
+        other => other,
+    })
+}
+
+/// What gave way comes back; as long as there is no room for it, this is no moment for it.
+fn recover(process: &'static Process, mark: u64, undo: &Undo, wishes: &Wishes) -> Result<Outcome> {
+    match preempt::recover(process, mark, undo, |tag| wishes.tell_resumed(tag)) {
+        Ok(()) => {
+            control::note("resume", || "what gave way for another process is back".to_owned());
+            Ok(Outcome::Done { undo: Undo::new(), report: Value::Null })
+        }
+        Err(error) => Ok(Outcome::NotNow(error.message)),
+    }
 }
 
 fn spoken(tag: Option<&str>) -> String {
     tag.map_or_else(|| "everything".to_owned(), |tag| format!("'{tag}'"))
 }
 
-/// Tag and state of every region.
-fn regions(engine: &Engine) -> Vec<(String, State)> {
-    (0..)
-        .map_while(|number| Some((engine.region_info(RegionId(number)).ok()?.0, engine.state(RegionId(number)).ok()?)))
-        .collect()
+/// Every region's state.
+fn regions(engine: &Engine) -> Vec<State> {
+    (0..).map_while(|number| engine.state(RegionId(number)).ok()).collect()
 }
 
-/// What a resume has to name so that everything is as before the pause: the selection itself, unless the program had paused a part of it by itself.
-fn undo(tag: Option<String>, before: &[(String, State)], after: &[(String, State)]) -> Vec<Option<String>> {
-    let selected = |each: &str| tag.as_deref().is_none_or(|top| each == top || each.starts_with(&format!("{top}/")));
-    let was_paused = before.iter().any(|(each, state)| selected(each) && *state == State::Paused);
-    let states = after.iter().enumerate().map(|(at, (tag, now))| (tag, before.get(at).map(|(_, state)| *state), *now));
-    let changed: BTreeSet<&String> = states
-        .filter(|(_, before, now)| *now == State::Paused && *before != Some(State::Paused))
-        .map(|(tag, ..)| tag)
-        .collect();
-    match (changed.is_empty(), was_paused) {
-        (true, _) => Vec::new(),
-        (false, false) => vec![tag],
-        (false, true) => changed.into_iter().map(|tag| Some(tag.clone())).collect(),
-    }
+/// What a resume has to name so that everything is as `before` the pause: what is paused now and was not then.
+fn undo(engine: &Engine, asked: Option<&str>, before: &[State]) -> Undo {
+    let after = regions(engine).into_iter().enumerate();
+    let taken = after.filter(|(at, now)| *now == State::Paused && before.get(*at) != Some(&State::Paused));
+    let part = |(at, _): (usize, State)| {
+        let region = RegionId(u32::try_from(at).ok()?);
+        let (tag, _) = engine.region_info(region).ok()?;
+        Some(Part { region: region.0, tag, pauses: engine.pauses(region).ok()? })
+    };
+    let parts: Vec<Part> = taken.filter_map(part).collect();
+    if parts.is_empty() { Undo::new() } else { vec![Back::Exactly { asked: asked.map(str::to_owned), parts }] }
 }
 
 fn described(report: &Report) -> Value {

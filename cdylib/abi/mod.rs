@@ -7,6 +7,7 @@ pub mod control;
 pub mod memory;
 pub mod process;
 pub mod progress;
+pub mod reclaimable;
 pub mod region;
 pub mod reserve;
 pub mod slices;

@@ -5,6 +5,7 @@ use crate::boundary::{self, call, invalid};
 use crate::capture;
 use crate::interpose::{linear::PASSED, lookup, probe, runtime};
 use crate::log;
+use crate::preempt;
 use crate::process;
 use crate::slices;
 use crate::status::sire_status;
@@ -130,6 +131,7 @@ pub(crate) fn statistics(process: Option<&process::Process>) -> Result<Value> {
     stats.insert("hook_live".to_owned(), json!(probe::live()));
     stats.insert("driver_hooks".to_owned(), driver_hooks());
     stats.insert("time_slice".to_owned(), slices::figures());
+    stats.insert("reclaimable".to_owned(), preempt::described());
     for list in ["devices", "regions", "tiers"] {
         stats.entry(list).or_insert_with(|| json!([]));
     }

@@ -1,6 +1,7 @@
 //! Regions: opening, entering and leaving them.
 
 use crate::boundary::{self, call, invalid, sized_field};
+use crate::preempt;
 use crate::process;
 use crate::region;
 use crate::status::sire_status;
@@ -87,6 +88,7 @@ pub unsafe extern "C" fn sire_region_open(
         // SAFETY: the caller's promises.
         let (tag, policy) = unsafe { (boundary::string("the tag", tag)?, policy(options)?) };
         let opened = region::open(tag, policy)?;
+        preempt::region_opened(&process::get()?.engine, opened);
         // SAFETY: the caller's promise.
         unsafe { boundary::put(out_region, opened.0) };
         Ok(())
@@ -103,7 +105,11 @@ pub extern "C" fn sire_region_enter(region: u32, on_paused: i32) -> sire_status 
             1 => OnPaused::Resume,
             other => return Err(invalid(format!("on_paused is {other}; it must be 0 (refuse) or 1 (resume)"))),
         };
-        region::enter(RegionId(region), on_paused)
+        region::enter(RegionId(region), on_paused)?;
+        if on_paused == OnPaused::Resume {
+            preempt::look_at_loans(&process::get()?.engine);
+        }
+        Ok(())
     })
 }
 

@@ -33,6 +33,11 @@ pub struct sire_reserve_options {
     pub fence: i32,
     /// Where processes find each other's ledgers; NULL: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`.
     pub directory: *const c_char,
+    /// Not 0: while it waits, and it is its turn, other processes of the same user are asked to give way with what they have marked for that
+    /// (`sire_reclaimable_open`), and get it back when the reservation ends. Not with `bytes` 0.
+    pub preempt: i32,
+    /// With `preempt`: marks of at most this priority give way.
+    pub priority: i32,
 }
 
 /// What a reservation is. Set `struct_size` to `sizeof(sire_reservation_report)`.
@@ -91,10 +96,22 @@ unsafe fn read(device: i32, options: *const sire_reserve_options) -> Result<(Wis
     let seconds = sized_field!(options, size, sire_reserve_options, timeout_seconds: f64).unwrap_or(0.0);
     let number = sized_field!(options, size, sire_reserve_options, fence: i32).unwrap_or(0);
     let directory = sized_field!(options, size, sire_reserve_options, directory: *const c_char);
+    let preempt = sized_field!(options, size, sire_reserve_options, preempt: i32).unwrap_or(0);
+    let priority = sized_field!(options, size, sire_reserve_options, priority: i32).unwrap_or(0);
+    if preempt != 0 && bytes == 0 {
+        return Err(invalid("nobody can give way for a whole device: say how many bytes are needed"));
+    }
     let want = if bytes == 0 { Want::Rest { margin } } else { Want::Bytes(bytes) };
     // SAFETY: the caller's promise about the struct's strings.
     let directory = unsafe { place(directory.unwrap_or(std::ptr::null())) }?;
-    Ok((Wish { device: allocate::device(device)?, want, timeout: timeout(seconds)?, fence: fence(number)? }, directory))
+    let wish = Wish {
+        device: allocate::device(device)?,
+        want,
+        timeout: timeout(seconds)?,
+        fence: fence(number)?,
+        preempt: (preempt != 0).then_some(priority),
+    };
+    Ok((wish, directory))
 }
 
 /// # Safety

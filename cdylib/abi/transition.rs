@@ -4,6 +4,7 @@ use crate::boundary::{self, call, invalid, sized_field};
 use crate::capture;
 use crate::control;
 use crate::log;
+use crate::preempt;
 use crate::process;
 use crate::region;
 use crate::status::{self, sire_status};
@@ -189,6 +190,7 @@ impl fmt::Display for Named<'_> {
         match self.0 {
             Selection::All => f.write_str("everything"),
             Selection::Tag(tag) => write!(f, "{tag:?}"),
+            Selection::Exact(regions) => write!(f, "{} regions", regions.len()),
         }
     }
 }
@@ -198,6 +200,7 @@ pub(crate) fn carry_out<T>(transition: impl FnOnce(&Engine) -> Result<T>) -> Res
     let engine = &process::get()?.engine;
     region::refuse_blind_process_region()?;
     let outcome = transition(engine);
+    preempt::look_at_loans(engine);
     for notice in engine.take_notices() {
         log::warning!("{notice}");
     }

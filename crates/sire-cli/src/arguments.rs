@@ -182,6 +182,10 @@ pub struct ReserveOptions {
     /// How long to wait in the queue, in seconds (exit code 75 after that) [default: for as long as it takes]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<f64>,
+    /// Where memory is short, ask your other processes for what they have marked as reclaimable, for a need of this priority
+    #[arg(long, value_name = "PRIORITY", num_args = 0..=1, default_missing_value = "0", require_equals = true)]
+    #[arg(allow_negative_numbers = true, requires = "bytes")]
+    pub preempt: Option<i32>,
     /// Say on standard error, as JSON, what was reserved and how long that took
     #[arg(long)]
     pub json: bool,

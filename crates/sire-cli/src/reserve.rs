@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sire_control::place::Place;
+use sire_control::preempt::Borrower;
 use sire_ledger::{Error, Ledger, Member, Patience, Want};
 
 use crate::arguments::ReserveOptions;
-use crate::failure::Failure;
+use crate::failure::{Failure, While as _};
 use crate::gpu::{self, nvml, watched};
 
 /// Exit code where the reservation was not to be had in time: sysexits' EX_TEMPFAIL.
@@ -32,12 +34,29 @@ pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
     let ledger = Ledger::open(&sire_ledger::directory(), &gpu.uuid).map_err(|error| said(&error))?;
     let member = ledger.join().map_err(|error| said(&error))?;
     let patience = Patience { timeout, cancelled: &|| false };
-    let bytes = member.reserve(want, &|| gpu.memory(), patience).map_err(|error| said(&error))?;
+    // What others lend is theirs again when this command ends, however it ends.
+    let borrower = options.preempt.map(|priority| borrower(&gpu, priority)).transpose()?;
+    let ask = |missing: u64, seen: Instant| borrower.iter().for_each(|borrower| borrower.missing(missing, seen));
+    let reserved = member.reserve_asking(want, &|| gpu.memory(), patience, &ask);
+    let bytes = reserved.map_err(|error| match (&borrower, said(&error)) {
+        (Some(borrower), failure) if matches!(error, Error::TimedOut { .. }) => {
+            Failure::new(format!("{failure}. Nobody gave way: {}", borrower.why())).exits_with(NOT_NOW)
+        }
+        (_, failure) => failure,
+    })?;
     if options.json {
         let waited = begun.elapsed().as_secs_f64();
         eprintln!("{}", json!({ "gpu": gpu.uuid, "reserved_bytes": bytes, "waited_seconds": waited }));
     }
     run(options, &gpu, &member, bytes)
+}
+
+fn borrower(gpu: &nvml::Gpu, priority: i32) -> Result<Borrower, Failure> {
+    let place = Place::of_this_user().while_(|| "find the processes that could give way".to_owned())?;
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+    };
+    Ok(Borrower::new(place, &gpu.uuid, priority, spawn, None))
 }
 
 fn run(options: &ReserveOptions, gpu: &nvml::Gpu, member: &Member, bytes: u64) -> Result<ExitCode, Failure> {

@@ -4,11 +4,13 @@ use crate::line::Lines;
 use crate::message::{Answer, LONGEST_REPLY, Request, Verb, parse_reply};
 use crate::place::{Found, Place, knock};
 use crate::server::peer_is_ours;
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why there is no answer from a process.
@@ -53,8 +55,10 @@ impl From<io::Error> for Failure {
 /// A connection to a process.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     lines: Lines,
+    /// Lines that were read and not looked at yet.
+    pending: VecDeque<Vec<u8>>,
     asked: u64,
 }
 
@@ -71,7 +75,13 @@ impl Client {
         if !peer_is_ours(stream.as_fd()) {
             return Err(Failure::Strange(format!("{} belongs to another user's process", path.display())));
         }
-        Ok(Client { stream, lines: Lines::new(LONGEST_REPLY), asked: 0 })
+        Ok(Client { stream: Arc::new(stream), lines: Lines::new(LONGEST_REPLY), pending: VecDeque::new(), asked: 0 })
+    }
+
+    /// The connection, for whoever may want to end it.
+    #[must_use]
+    pub fn stream(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.stream)
     }
 
     /// Asks, and waits for the answer at most `patience`.
@@ -79,18 +89,60 @@ impl Client {
     /// # Errors
     /// See [`Failure`]; a refusal is an answer.
     pub fn ask(&mut self, verb: Verb, patience: Duration) -> Result<Answer, Failure> {
-        self.asked += 1;
-        let request = Request { id: self.asked, verb };
         let until = Instant::now() + patience;
-        self.stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
-        if let Err(error) = self.stream.write_all(request.line().as_bytes()) {
-            // What a full house says comes before the door closes.
-            return self.answer(until, patience).map_err(|_| error.into());
-        }
-        self.answer(until, patience)
+        let number = self.send(verb, until, patience)?;
+        self.answer(&[number], until, patience).map(|(_, answer)| answer)
     }
 
-    fn answer(&mut self, until: Instant, patience: Duration) -> Result<Answer, Failure> {
+    /// The same for what may take long: when there is no answer within `patience` it waits on, for `most` in all, as long as the process answers at all.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn ask_alive(&mut self, verb: Verb, patience: Duration, most: Duration) -> Result<Answer, Failure> {
+        let end = Instant::now() + most;
+        let number = self.send(verb, Instant::now() + patience, patience)?;
+        loop {
+            match self.answer(&[number], Instant::now() + patience, patience) {
+                Err(Failure::Silent(_)) if Instant::now() < end => {}
+                outcome => return outcome.map(|(_, answer)| answer),
+            }
+            let until = Instant::now() + patience;
+            let alive = self.send(Verb::Hello, until, patience)?;
+            let (whose, answer) = self.answer(&[number, alive], until, patience)?;
+            if whose != alive {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Says it; the request's number. If it cannot be said, what a full house says comes before the door closes.
+    fn send(&mut self, verb: Verb, until: Instant, patience: Duration) -> Result<u64, Failure> {
+        self.asked += 1;
+        let request = Request { id: self.asked, verb };
+        self.stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))?;
+        if let Err(error) = (&*self.stream).write_all(request.line().as_bytes()) {
+            let said = self.read_lines(until, patience).map_err(|_| Failure::from(error))?;
+            self.pending.extend(said);
+        }
+        Ok(self.asked)
+    }
+
+    /// The next answer to one of these requests, or to the connection itself, which has the number 0.
+    fn answer(&mut self, wanted: &[u64], until: Instant, patience: Duration) -> Result<(u64, Answer), Failure> {
+        loop {
+            while let Some(line) = self.pending.pop_front() {
+                let (id, answer) = parse_reply(&line).map_err(Failure::Strange)?;
+                if id == 0 || wanted.contains(&id) {
+                    return Ok((id, answer));
+                }
+            }
+            let lines = self.read_lines(until, patience)?;
+            self.pending.extend(lines);
+        }
+    }
+
+    /// At least one line.
+    fn read_lines(&mut self, until: Instant, patience: Duration) -> Result<Vec<Vec<u8>>, Failure> {
         let mut buffer = vec![0; 1 << 16];
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -98,7 +150,7 @@ impl Client {
                 return Err(Failure::Silent(patience));
             }
             self.stream.set_read_timeout(Some(left))?;
-            let count = match self.stream.read(&mut buffer) {
+            let count = match (&*self.stream).read(&mut buffer) {
                 Ok(0) => return Err(Failure::Gone),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(Failure::Silent(patience)),
@@ -106,12 +158,9 @@ impl Client {
                 Err(error) => return Err(error.into()),
             };
             let lines = self.lines.push(&buffer[..count]);
-            for line in lines.map_err(|_| Failure::Strange("its reply is too long".to_owned()))? {
-                let (id, answer) = parse_reply(&line).map_err(Failure::Strange)?;
-                // 0: a refusal of the connection itself.
-                if id == self.asked || id == 0 {
-                    return Ok(answer);
-                }
+            let lines = lines.map_err(|_| Failure::Strange("its reply is too long".to_owned()))?;
+            if !lines.is_empty() {
+                return Ok(lines);
             }
         }
     }

@@ -8,7 +8,8 @@
 //!
 //! Passing takes no lock while nobody asks for anything.
 //!
-//! Time slices ([`away`]) use the same desk: while another process has its turn on the device, everything is paused and all members wait.
+//! Time slices ([`away`]) use the same desk: while another process has its turn on the device, everything is paused and all members wait. So do
+//! [`loans`]: memory that gave way for another process's need, until that ends.
 
 use crate::lock;
 use crate::message::{Answer, Code, Refusal};
@@ -43,6 +44,29 @@ pub enum Action {
         /// How long to wait for memory that somebody else holds.
         wait: Duration,
     },
+    /// Resume what a pause has taken, and nothing else.
+    Undo {
+        /// What it has taken.
+        back: Back,
+        /// As in `Resume`.
+        wait: Duration,
+    },
+    /// For another process's need: pause what a mark of the program's means, until `Recover`.
+    Lend {
+        /// The mark's number.
+        mark: u64,
+        /// The need's priority.
+        priority: i32,
+        /// What the program has agreed to.
+        terms: Terms,
+    },
+    /// The need is over: resume what `Lend` has paused, if nobody else waits for that memory.
+    Recover {
+        /// The mark's number.
+        mark: u64,
+        /// What was taken.
+        undo: Undo,
+    },
     /// For a time slice: pause everything, and lose nothing of it, until `Return`.
     Yield,
     /// For a time slice: resume what `Yield` has paused. Carried out as resumes.
@@ -59,7 +83,7 @@ impl Action {
     }
 
     fn brings_back(&self) -> bool {
-        matches!(self, Action::Resume { .. } | Action::Return { .. })
+        matches!(self, Action::Resume { .. } | Action::Return { .. } | Action::Undo { .. } | Action::Recover { .. })
     }
 }
 
@@ -68,6 +92,9 @@ impl fmt::Display for Action {
         let (verb, tag) = match self {
             Action::Pause { tag } => ("pause", tag),
             Action::Resume { tag, .. } => ("resume", tag),
+            Action::Undo { .. } => ("the resume of what was paused from outside", &None),
+            Action::Lend { mark, .. } => return write!(f, "reclaim of mark {mark}"),
+            Action::Recover { .. } => ("the resume of what gave way for another process", &None),
             Action::Yield => ("the pause of a time slice", &None),
             Action::Return { .. } => ("the resume of a time slice", &None),
         };
@@ -85,8 +112,8 @@ pub enum Outcome {
     Done {
         /// For whoever asked.
         report: Value,
-        /// Of a pause: what to resume so that all is as before (None: everything). Empty if nothing was paused that was not before.
-        undo: Vec<Option<String>>,
+        /// Of a pause: what to resume so that all is as before. Empty if nothing was paused that was not before.
+        undo: Undo,
     },
     /// This was no moment for it; nothing has changed, and it is tried again when a safe point is passed next.
     NotNow(String),
@@ -97,7 +124,7 @@ pub enum Outcome {
         /// For whoever asked.
         refusal: Refusal,
         /// As in `Done`.
-        undo: Vec<Option<String>>,
+        undo: Undo,
     },
 }
 
@@ -121,7 +148,7 @@ struct Hold {
     /// What was asked; None: everything.
     tag: Option<String>,
     /// What its resume resumes.
-    undo: Vec<Option<String>>,
+    undo: Undo,
 }
 
 #[derive(Debug)]
@@ -144,14 +171,13 @@ struct Inner {
     /// Whoever asked for what is running has left.
     abandoned: bool,
     held: Vec<Hold>,
+    /// What gave way for others.
+    loans: Vec<Loan>,
     /// Another process has its turn on the device: what to resume when ours comes.
     away: Option<Undo>,
     members: BTreeMap<u64, Known>,
     next: u64,
 }
-
-/// Tags to resume; None: everything.
-type Undo = Vec<Option<String>>;
 
 /// Brings an answer to whoever asked.
 pub type Deliver = Box<dyn Fn(Ticket, Answer) + Send + Sync>;
@@ -256,7 +282,10 @@ impl Desk {
     /// No lock is held while `run` runs; `running` keeps others from beginning something else.
     fn carry_out(&self, asked: Asked, run: &mut dyn FnMut(&Action) -> Outcome) {
         let settled = match &asked.action {
-            Action::Pause { tag: Some(_) } if self.is_away() => Desk::pause_later(),
+            Action::Recover { .. } => return self.recover(&asked, run),
+            Action::Pause { tag: Some(_) } | Action::Lend { .. } if self.is_away() => Desk::pause_later(),
+            Action::Lend { .. } => self.lend(&asked, run),
+            Action::Undo { .. } => Ok(Err(Refusal::new(Code::Invalid, "nobody asks for that from outside"))),
             Action::Pause { .. } => self.pause(&asked.action, run),
             Action::Resume { tag, .. } if self.is_away() => self.resume_later(tag.as_deref()),
             Action::Resume { tag: Some(_), .. } => self.resume_named(&asked.action, run),
@@ -310,8 +339,7 @@ impl Desk {
             Outcome::Done { report, .. } => {
                 let mut inner = lock(&self.inner);
                 if let Action::Resume { tag: Some(top), .. } = action {
-                    inner.held.retain(|hold| !is_under(hold.tag.as_deref(), top));
-                    inner.held.iter_mut().for_each(|hold| hold.undo.retain(|tag| !is_under(tag.as_deref(), top)));
+                    inner.forget_under(top);
                 }
                 Ok(Ok(json!({"reports": [report], "paused": inner.paused()})))
             }
@@ -323,14 +351,14 @@ impl Desk {
     /// One after the other; what was resumed before a failure stays so.
     fn resume_held(&self, wait: Duration, run: &mut dyn FnMut(&Action) -> Outcome) -> Result<Answer, String> {
         let mut reports = Vec::new();
-        if lock(&self.inner).held.is_empty() {
+        if !lock(&self.inner).has_something_to_undo() {
             let why = "nothing was paused from outside; name a tag to resume what the program has paused itself";
             return Ok(Err(Refusal::new(Code::Refused, why)));
         }
         loop {
             let next = lock(&self.inner).next_undo();
             let Some(next) = next else { break };
-            match run(&Action::Resume { tag: next.clone(), wait }) {
+            match run(&Action::Undo { back: next.clone(), wait }) {
                 Outcome::Done { report, .. } => reports.push(report),
                 Outcome::NotNow(why) => return Err(why),
                 Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => return Ok(Err(refusal)),
@@ -340,36 +368,64 @@ impl Desk {
         Ok(Ok(json!({"reports": reports, "paused": []})))
     }
 
-    /// For a thread that cannot wait for the resume, and for the end of the socket: `resume` brings back all that is paused from outside (None:
-    /// everything), one after the other. Threads that are held go on when it is back, not before; what fails stays held. Waits for what is under
+    /// For a thread that cannot wait for the resume, and for the end of the socket: `resume` brings back all that is paused from outside, or gave
+    /// way for others, one after the other. Threads that are held go on when it is back, not before; what fails stays held. Waits for what is under
     /// way, unless this thread carries it out: then nothing is done. While another process has its turn on the device, it comes back with ours.
     ///
     /// # Errors
     /// The first of `resume`.
-    pub fn give_up<E>(&self, mut resume: impl FnMut(Option<&str>) -> Result<(), E>) -> Result<(), E> {
+    pub fn give_up<E>(&self, resume: impl FnMut(&Back) -> Result<(), E>) -> Result<(), E> {
+        let mut inner = self.when_nothing_runs();
+        if inner.is_runner() || inner.defer() {
+            return Ok(());
+        }
+        let undo = inner.undo();
+        self.undo_here(inner, undo, resume)
+    }
+
+    /// The lock, when nobody but the calling thread carries anything out.
+    fn when_nothing_runs(&self) -> MutexGuard<'_, Inner> {
         let mut inner = lock(&self.inner);
         while inner.running.is_some() && !inner.is_runner() {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        if inner.is_runner() || inner.defer() {
-            return Ok(());
-        }
+        inner
+    }
+
+    /// Brings `undo` back in the calling thread, while members stay where they are; what fails stays as it is.
+    fn undo_here<E>(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        undo: Undo,
+        mut resume: impl FnMut(&Back) -> Result<(), E>,
+    ) -> Result<(), E> {
         (inner.running, inner.runner) = (Some(NOBODYS), Some(std::thread::current().id()));
-        let undo = inner.undo();
         drop(inner);
         let mut outcome = Ok(());
-        for tag in undo {
-            match resume(tag.as_deref()) {
-                Ok(()) => lock(&self.inner).undone(&tag),
+        for back in undo {
+            match resume(&back) {
+                Ok(()) => lock(&self.inner).undone(&back),
                 failed => outcome = outcome.and(failed),
             }
         }
         let mut inner = lock(&self.inner);
         (inner.running, inner.runner) = (None, None);
-        inner.held.retain(|hold| !hold.undo.is_empty());
+        inner.tidy();
         drop(inner);
         self.review();
         outcome
+    }
+
+    /// Whether anybody wants anything. Takes no lock.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Whether the calling thread carries something out: it is in a callback of that, and cannot wait for its end.
+    #[must_use]
+    pub fn is_carrying(&self) -> bool {
+        lock(&self.inner).is_runner()
     }
 
     /// Requests are taken from now on; at the beginning they are.
@@ -477,6 +533,7 @@ impl Desk {
             |known: &Known| json!({"thread": known.name, "waiting": known.inside, "seconds_ago": self.ago(known)});
         json!({
             "paused": inner.paused(),
+            "loans": inner.loans.iter().map(Loan::shown).collect::<Vec<_>>(),
             "asked": inner.asked.len() + usize::from(inner.running.is_some()),
             "safe_points": inner.members.values().map(member).collect::<Vec<_>>(),
         })
@@ -485,7 +542,7 @@ impl Desk {
     /// Members look at the desk from now on if there is anything for them.
     fn review(&self) {
         let inner = lock(&self.inner);
-        let wanted = !inner.asked.is_empty() || inner.is_kept() || inner.running.is_some();
+        let wanted = !inner.asked.is_empty() || inner.is_kept() || inner.is_owed() || inner.running.is_some();
         self.wanted.store(wanted, Ordering::Relaxed);
         drop(inner);
         self.changed.notify_all();
@@ -513,28 +570,51 @@ impl Inner {
     }
 
     /// A pause that is repeated adds what was resident again meanwhile.
-    fn hold(&mut self, tag: Option<String>, undo: Vec<Option<String>>) {
+    fn hold(&mut self, tag: Option<String>, undo: Undo) {
         match self.held.iter_mut().find(|hold| hold.tag == tag) {
             Some(hold) => hold.undo.extend(undo),
             None => self.held.push(Hold { tag, undo }),
         }
     }
 
-    /// What is to be resumed next for the oldest hold; holds that are done with go.
-    fn next_undo(&mut self) -> Option<Option<String>> {
-        self.held.retain(|hold| !hold.undo.is_empty());
-        self.held.first()?.undo.first().cloned()
+    /// What is to be resumed next, for the oldest hold; holds that are done with go. Loans come last.
+    fn next_undo(&mut self) -> Option<Back> {
+        self.tidy();
+        let held = self.held.first().and_then(|hold| hold.undo.first());
+        held.or_else(|| self.loans.first()?.undo.first()).cloned()
     }
 
     /// All that is to be resumed, the oldest hold first.
-    fn undo(&self) -> Vec<Option<String>> {
-        let mut found: Vec<Option<String>> = Vec::new();
-        for tag in self.held.iter().flat_map(|hold| &hold.undo) {
-            if !found.contains(tag) {
-                found.push(tag.clone());
+    fn undo(&self) -> Undo {
+        let mut found = Undo::new();
+        let held = self.held.iter().flat_map(|hold| &hold.undo);
+        for back in held.chain(self.loans.iter().flat_map(|loan| &loan.undo)) {
+            if !found.contains(back) {
+                found.push(back.clone());
             }
         }
         found
+    }
+
+    fn undoes(&mut self) -> impl Iterator<Item = &mut Undo> {
+        self.held.iter_mut().map(|hold| &mut hold.undo).chain(self.loans.iter_mut().map(|loan| &mut loan.undo))
+    }
+
+    fn has_something_to_undo(&self) -> bool {
+        !self.held.is_empty() || !self.loans.is_empty()
+    }
+
+    /// What is under `top` is back, or is owed to nobody any more.
+    fn forget_under(&mut self, top: &str) {
+        self.held.retain(|hold| !is_under(hold.tag.as_deref(), top));
+        self.undoes().for_each(|undo| undo.retain_mut(|back| back.leave_out(top)));
+        self.loans.retain(|loan| !loan.undo.is_empty());
+    }
+
+    /// What is done with goes.
+    fn tidy(&mut self) {
+        self.held.retain(|hold| !hold.undo.is_empty());
+        self.loans.retain(|loan| !loan.undo.is_empty());
     }
 
     /// Whether the calling thread carries out what is running.
@@ -542,8 +622,8 @@ impl Inner {
         self.runner == Some(std::thread::current().id())
     }
 
-    fn undone(&mut self, tag: &Option<String>) {
-        self.held.iter_mut().for_each(|hold| hold.undo.retain(|other| other != tag));
+    fn undone(&mut self, back: &Back) {
+        self.undoes().for_each(|undo| undo.retain(|other| other != back));
     }
 
     /// `tried`: what this thread has tried, and when it may again.
@@ -560,12 +640,18 @@ impl Inner {
                 self.abandoned = false;
                 return Step::Run(asked);
             }
+            if let Some(asked) = self.due_loan(now) {
+                (self.running, self.runner) = (Some(asked.ticket), Some(std::thread::current().id()));
+                return Step::Run(asked);
+            }
         }
         if !self.is_kept() && self.running.is_none() && !self.asked.iter().any(|asked| waits(&asked)) {
             // What was tried is tried again at the next safe point.
             return Step::GoOn;
         }
-        let again = self.asked.iter().filter_map(rested).filter(|until| *until > now);
+        let again =
+            self.asked.iter().filter_map(rested).chain(self.loans.iter().filter(|loan| loan.over).map(|loan| loan.due));
+        let again = again.filter(|until| *until > now);
         Step::Wait(self.asked.iter().filter(waits).map(|asked| asked.deadline).chain(again).min())
     }
 }
@@ -580,5 +666,11 @@ fn is_under(tag: Option<&str>, top: &str) -> bool {
 }
 
 mod away;
+mod loans;
+mod undo;
+
+use loans::Loan;
+pub use loans::Terms;
+pub use undo::{Back, Part, Undo};
 #[cfg(test)]
 mod tests;

@@ -68,6 +68,25 @@ pub enum Verb {
     },
     /// Record calls from now on, in the private directory.
     Trace,
+    /// What the program would give way with, and on which terms.
+    Marks,
+    /// Give way with what a mark means, until this connection ends.
+    Reclaim {
+        /// The mark's number.
+        mark: u64,
+        /// The need's priority.
+        priority: i32,
+        /// Seconds to wait for a safe point.
+        timeout: f64,
+    },
+}
+
+impl Verb {
+    /// Whether what is granted lasts until the connection ends.
+    #[must_use]
+    pub fn binds(&self) -> bool {
+        matches!(self, Verb::Reclaim { .. })
+    }
 }
 
 /// A request: a number of the client's, which comes back with the reply, and what is asked.
@@ -147,6 +166,10 @@ struct Wire {
     residency: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
 }
 
 impl Request {
@@ -191,6 +214,12 @@ fn read(mut wire: Wire) -> Result<Verb, String> {
             residency: seconds("residency", wire.residency.take(), 0.0)?,
         },
         "trace" => Verb::Trace,
+        "marks" => Verb::Marks,
+        "reclaim" => Verb::Reclaim {
+            mark: wire.mark.take().ok_or("reclaim needs a mark; 'marks' lists them")?,
+            priority: wire.priority.take().unwrap_or(0),
+            timeout: seconds("timeout", wire.timeout.take(), PATIENCE)?,
+        },
         other => return Err(format!("there is no verb '{}'; docs/control.md lists them", short(other))),
     };
     refuse_strangers(&verb, &wire, [tag.is_some(), device.is_some(), bytes.is_some()])?;
@@ -210,6 +239,8 @@ fn refuse_strangers(verb: &Verb, wire: &Wire, [tag, device, bytes]: [bool; 3]) -
         ("headroom", wire.headroom.is_some()),
         ("residency", wire.residency.is_some()),
         ("since", wire.since.is_some()),
+        ("mark", wire.mark.is_some()),
+        ("priority", wire.priority.is_some()),
     ];
     match given.iter().find(|(_, stranger)| *stranger) {
         Some((name, _)) => Err(format!("'{}' takes no '{name}'", wire.verb)),
@@ -259,6 +290,10 @@ fn written(verb: &Verb) -> Wire {
             ..named("budget")
         },
         Verb::Trace => named("trace"),
+        Verb::Marks => named("marks"),
+        Verb::Reclaim { mark, priority, timeout } => {
+            Wire { mark: Some(mark), priority: Some(priority), timeout: Some(timeout), ..named("reclaim") }
+        }
     }
 }
 

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 pub const PLACES: usize = 32;
 /// The next ticket: one server may end while the next one begins, and they share what answers.
 static TICKETS: AtomicU64 = AtomicU64::new(1);
+/// Agreements ([`Verb::Reclaim`]) that are in force, or asked for, at once; each keeps a connection.
+pub const AGREEMENTS: usize = 16;
 /// Requests of one connection that may be unanswered.
 const AT_ONCE: usize = 8;
 /// How long a connection may lie still between two requests.
@@ -42,6 +44,9 @@ pub trait Service: Send + Sync {
 
     /// Nobody waits for this answer any more.
     fn forget(&self, ticket: Ticket);
+
+    /// The connection has ended on which this agreement was asked for.
+    fn let_go(&self, _ticket: Ticket) {}
 
     /// Does what is due; when to call it again (None: when something else happens).
     fn tick(&self) -> Option<Instant>;
@@ -83,17 +88,23 @@ pub struct Descriptors([AtomicI32; PLACES + 2]);
 
 impl Default for Descriptors {
     fn default() -> Descriptors {
-        Descriptors([const { AtomicI32::new(-1) }; PLACES + 2])
+        Descriptors::new()
     }
 }
 
 impl Descriptors {
-    fn add(&self, fd: RawFd) {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Descriptors {
+        Descriptors([const { AtomicI32::new(-1) }; PLACES + 2])
+    }
+
+    pub(crate) fn add(&self, fd: RawFd) {
         let free = |slot: &&AtomicI32| slot.compare_exchange(-1, fd, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let _ = self.0.iter().find(free);
     }
 
-    fn remove(&self, fd: RawFd) {
+    pub(crate) fn remove(&self, fd: RawFd) {
         let _ = self.0.iter().find(|slot| slot.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_ok());
     }
 
@@ -124,6 +135,8 @@ struct Connection {
     lines: Lines,
     out: Vec<u8>,
     open: Vec<(Ticket, u64)>,
+    /// Agreements that last as long as the connection: asked for, and not refused.
+    agreed: Vec<Ticket>,
     /// When the line that has begun must be complete, the answer read, the next request there.
     deadline: Instant,
     /// Nothing more is read; it ends when everything is written.
@@ -223,6 +236,7 @@ impl<S: Service> Server<S> {
             lines: Lines::new(LONGEST_REQUEST),
             out: Vec::new(),
             open: Vec::new(),
+            agreed: Vec::new(),
             deadline: Instant::now() + IDLE,
             ending: false,
             gone: false,
@@ -259,6 +273,7 @@ impl<S: Service> Server<S> {
     }
 
     fn request(&mut self, at: usize, line: &[u8]) {
+        let agreements = self.connections.iter().map(|each| each.agreed.len()).sum::<usize>();
         let connection = &mut self.connections[at];
         if connection.ending {
             return;
@@ -271,10 +286,17 @@ impl<S: Service> Server<S> {
                 let why = format!("{AT_ONCE} requests of this connection are unanswered; wait for them");
                 connection.say(&reply(request.id, &Err(Refusal::new(Code::Busy, why))));
             }
+            Ok(request) if request.verb.binds() && agreements >= AGREEMENTS => {
+                let why = format!("{AGREEMENTS} processes have this one's memory already; try again later");
+                connection.say(&reply(request.id, &Err(Refusal::new(Code::Busy, why))));
+            }
             Ok(request) => {
                 let ticket = Ticket(TICKETS.fetch_add(1, Ordering::Relaxed));
+                if request.verb.binds() {
+                    connection.agreed.push(ticket);
+                }
                 match self.service.answer(ticket, request.verb) {
-                    Some(answer) => connection.say(&reply(request.id, &answer)),
+                    Some(answer) => connection.answered(ticket, request.id, &answer),
                     None => connection.open.push((ticket, request.id)),
                 }
             }
@@ -287,7 +309,7 @@ impl<S: Service> Server<S> {
             for connection in &mut self.connections {
                 if let Some(open) = connection.open.iter().position(|(other, _)| *other == ticket) {
                     let (_, id) = connection.open.swap_remove(open);
-                    connection.say(&reply(id, &answer));
+                    connection.answered(ticket, id, &answer);
                 }
             }
         }
@@ -308,6 +330,7 @@ impl<S: Service> Server<S> {
     fn say_goodbye(&self, at: usize) {
         let connection = &self.connections[at];
         connection.open.iter().for_each(|(ticket, _)| self.service.forget(*ticket));
+        connection.agreed.iter().for_each(|ticket| self.service.let_go(*ticket));
         self.descriptors.remove(connection.stream.as_raw_fd());
     }
 }
@@ -348,6 +371,14 @@ impl Connection {
         Ok(lines)
     }
 
+    /// The answer to a request; what was refused is no agreement.
+    fn answered(&mut self, ticket: Ticket, id: u64, answer: &Answer) {
+        if answer.is_err() {
+            self.agreed.retain(|other| *other != ticket);
+        }
+        self.say(&reply(id, answer));
+    }
+
     fn say(&mut self, line: &str) {
         if self.out.is_empty() {
             self.deadline = Instant::now() + LINE;
@@ -382,8 +413,8 @@ impl Connection {
     fn give_up(&mut self) {
         if !self.out.is_empty() {
             self.abandon();
-        } else if !self.open.is_empty() && !self.lines.is_open() {
-            // It is we who take long.
+        } else if !(self.open.is_empty() && self.agreed.is_empty()) && !self.lines.is_open() {
+            // It is we who take long, or nothing more is to be said while an agreement lasts.
             self.deadline = Instant::now() + IDLE;
         } else {
             let seconds = if self.lines.is_open() { LINE } else { IDLE }.as_secs();

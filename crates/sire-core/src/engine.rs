@@ -33,6 +33,9 @@ pub use caching::PoolNumber;
 
 mod outside;
 
+mod holdings;
+pub use holdings::Holding;
+
 mod standing;
 pub use standing::MadeWay;
 

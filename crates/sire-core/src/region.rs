@@ -11,7 +11,8 @@ use crate::sync::{
 };
 use crate::terms::{Backup, Clean, Policy, RegionId, Selection, State};
 use crate::tier::Room;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,11 @@ use std::time::Duration;
 const LONGEST_TAG: usize = 255;
 /// How long a pause waits for memory that is being mapped; a program does that in microseconds, or not at all.
 const MAPPING: Duration = Duration::from_millis(100);
+
+/// Milliseconds of the process's clock, from a beginning before which nobody says that anything was used.
+fn use_clock() -> u64 {
+    (1 << 40) + clock::milliseconds()
+}
 
 /// What a region is doing. `Pausing`, `Resuming` and `Releasing` never outlast a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +111,8 @@ pub(crate) struct Region {
     /// Whether the gate's phase is `Resident`, for whoever cannot wait for its lock.
     door: Arc<AtomicBool>,
     history: Mutex<History>,
+    /// When it was used last, by [`use_clock`], as far as somebody [wants to know](Region::observe); 0: nobody does.
+    last_use: AtomicU64,
     /// The room of the last backup in a tier, kept for the next one if the policy says so.
     pub(crate) room: Mutex<Option<Arc<dyn Room>>>,
 }
@@ -127,6 +135,7 @@ impl Region {
             changed: Condvar::new(),
             door: Arc::new(AtomicBool::new(true)),
             history: Mutex::default(),
+            last_use: AtomicU64::new(0),
             room: Mutex::new(None),
         }
     }
@@ -136,6 +145,7 @@ impl Region {
         let mut gate = lock(&self.gate);
         self.require_resident(&gate, "enter")?;
         *gate.inside.entry(this_thread()).or_insert(0) += 1;
+        self.note_use();
         Ok(())
     }
 
@@ -149,12 +159,45 @@ impl Region {
                 gate.inside.remove(&me);
             }
         }
+        self.note_use();
+    }
+
+    /// Its uses are noted from now on; what was not noted before counts as used now.
+    pub(crate) fn observe(&self) {
+        let _ = self.last_use.compare_exchange(0, use_clock(), Relaxed, Relaxed);
+    }
+
+    /// The program says that it was used last so many milliseconds ago.
+    pub(crate) fn say_used(&self, ago: u64) {
+        self.last_use.store(use_clock().saturating_sub(ago).max(1), Relaxed);
+    }
+
+    /// It is being used. Costs nothing unless somebody wants to know.
+    pub(crate) fn note_use(&self) {
+        if self.last_use.load(Relaxed) > 0 {
+            self.last_use.fetch_max(use_clock(), Relaxed);
+        }
+    }
+
+    /// For how many milliseconds it has not been used; 0 while it is in use, or nobody observes it.
+    pub(crate) fn idle(&self) -> u64 {
+        match self.last_use.load(Relaxed) {
+            0 => 0,
+            _ if self.is_in_use() => 0,
+            last => use_clock().saturating_sub(last),
+        }
+    }
+
+    /// Whether a thread is inside, or it is leased.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !lock(&self.gate).inside.is_empty() || self.history(|history| history.leases) > 0
     }
 
     /// Admits one allocation, or what else needs the region to be resident: until the result is dropped, no transition begins.
     pub(crate) fn admit(self: &Arc<Self>, doing: &str) -> Result<Admission> {
         let mut gate = lock(&self.gate);
         self.require_resident(&gate, doing)?;
+        self.note_use();
         gate.admitted += 1;
         Ok(Admission(Arc::clone(self)))
     }
@@ -163,6 +206,7 @@ impl Region {
     pub(crate) fn take_in_hand(self: &Arc<Self>) -> Result<InHand> {
         let mut gate = lock(&self.gate);
         self.require_resident(&gate, "make memory in")?;
+        self.note_use();
         gate.in_hand += 1;
         Ok(InHand(Arc::clone(self)))
     }
@@ -476,7 +520,13 @@ impl Regions {
 
     /// The regions that `selection` means.
     pub(crate) fn select(&self, selection: &Selection) -> Result<Vec<Arc<Region>>> {
-        let Selection::Tag(tag) = selection else { return Ok(self.all()) };
+        let tag = match selection {
+            Selection::All => return Ok(self.all()),
+            Selection::Exact(ids) => {
+                return ids.iter().collect::<BTreeSet<_>>().into_iter().map(|id| self.get(*id)).collect();
+            }
+            Selection::Tag(tag) => tag,
+        };
         check_tag(tag)?;
         let found = self.under(tag);
         if found.is_empty() {

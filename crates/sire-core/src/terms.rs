@@ -212,6 +212,8 @@ pub enum Selection {
     All,
     /// The tag, and what is under it: `model` means `model` and `model/weights`.
     Tag(String),
+    /// These, and nothing that lies under their tags. In another order, or twice, they mean the same; none is nothing to do.
+    Exact(Vec<RegionId>),
 }
 
 /// What the program's own allocator (such as PyTorch's) knows about memory that it got from Sire: which of it holds nothing.

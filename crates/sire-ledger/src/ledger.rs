@@ -199,6 +199,21 @@ impl Member {
     /// # Errors
     /// `TooLarge` at once; `TimedOut`, `Cancelled`, `Stuck`, `Io`, `Forked`: then nothing is reserved.
     pub fn reserve(&self, want: Want, memory: &dyn Fn() -> Option<Memory>, patience: Patience<'_>) -> Result<u64> {
+        self.reserve_asking(want, memory, patience, &|_, _| {})
+    }
+
+    /// The same. `short` hears, before each time that the member waits although it is its turn, how many bytes are missing, and when the look
+    /// began that found that; it must not wait itself, because a member that does not look is passed by.
+    ///
+    /// # Errors
+    /// As [`Member::reserve`].
+    pub fn reserve_asking(
+        &self,
+        want: Want,
+        memory: &dyn Fn() -> Option<Memory>,
+        patience: Patience<'_>,
+        short: &dyn Fn(u64, Instant),
+    ) -> Result<u64> {
         let total = memory().map_or(u64::MAX, |memory| memory.total);
         let bytes = want.at_least();
         if bytes > total {
@@ -207,6 +222,7 @@ impl Member {
         let begun = Instant::now();
         self.queue(bytes)?;
         let outcome = loop {
+            let seen = Instant::now();
             let verdict = match self.look(want, memory) {
                 Ok(Verdict::Take(bytes)) => break Ok(bytes),
                 Ok(verdict) => verdict,
@@ -218,6 +234,9 @@ impl Member {
             let left = patience.timeout.map_or(LOOK, |timeout| timeout.saturating_sub(begun.elapsed()));
             if left.is_zero() {
                 break Err(Error::TimedOut { wanted: bytes, why: explain(verdict) });
+            }
+            if let Verdict::Short(missing) = verdict {
+                short(missing, seen);
             }
             std::thread::sleep(left.min(LOOK));
         };

@@ -75,6 +75,7 @@ from ._memory import (
 )
 from ._process import configure_subprocess, subprocess_environment
 from ._progress import Order, Progress, learn_order
+from ._reclaimable import Reclaimable, reclaimable, wait_for_memory
 from ._regions import Region, disable, region
 from ._report import Report
 from ._sizes import format_size, parse_size
@@ -109,6 +110,7 @@ __all__ = [
     "ProbeTimeoutError",
     "Progress",
     "RankError",
+    "Reclaimable",
     "Region",
     "Report",
     "ReservationTimeoutError",
@@ -146,6 +148,7 @@ __all__ = [
     "pre_copy",
     "prefetch",
     "promote",
+    "reclaimable",
     "region",
     "reset_accumulated_memory_stats",
     "reset_peak_memory_stats",
@@ -160,6 +163,7 @@ __all__ = [
     "trim",
     "use_allocator",
     "version",
+    "wait_for_memory",
 ]
 
 _MODELS = frozenset(

@@ -118,6 +118,19 @@ class ReserveOptions(ctypes.Structure):
         ("timeout_seconds", c_double),
         ("fence", c_int32),
         ("directory", c_char_p),
+        ("preempt", c_int32),
+        ("priority", c_int32),
+    ]
+
+
+class ReclaimableOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("priority", c_int32),
+        ("stay_away", c_int32),
+        ("go_on", c_int32),
+        ("discard", c_int32),
+        ("after_idle_seconds", c_double),
     ]
 
 
@@ -190,6 +203,10 @@ SIGNATURES: dict[str, list[Any]] = {
     "sire_reservation_get": [c_void_p, POINTER(ReservationReport)],
     "sire_reservation_release": [c_void_p],
     "sire_reservations_json": [c_int32, c_char_p, c_char_p, c_size_t, POINTER(c_size_t)],
+    "sire_reclaimable_open": [c_char_p, POINTER(ReclaimableOptions), POINTER(c_uint64)],
+    "sire_reclaimable_used": [c_uint64, c_double],
+    "sire_reclaimable_close": [c_uint64, ToldCallback, c_void_p],
+    "sire_reclaimable_json": [c_char_p, c_size_t, POINTER(c_size_t)],
     "sire_time_slice_open": [c_int32, POINTER(TimeSliceOptions)],
     "sire_time_slice_close": [],
     "sire_time_slice_json": [c_char_p, c_size_t, POINTER(c_size_t)],

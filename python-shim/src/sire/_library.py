@@ -338,10 +338,16 @@ class Library:
         self._call("sire_make_room", device, size, byref(given), buffer, len(buffer), byref(length))
         return given.value, buffer.value.decode(errors="replace").split("\n") if length.value else []
 
-    def reserve(self, device: int, size: int, margin: int, timeout_seconds: float, fence: int) -> int:
-        """Waits for a reservation (size 0: the device for this process alone); its handle, which must be released."""
+    def reserve(
+        self, device: int, size: int, margin: int, timeout_seconds: float, fence: int, preempt: int | None = None
+    ) -> int:
+        """Waits for a reservation (size 0: the device for this process alone); its handle, which must be released.
+
+        ``preempt``: others are asked to give way, for a need of this priority.
+        """
+        asks = int(preempt is not None)
         options = _interface.ReserveOptions(
-            ctypes.sizeof(_interface.ReserveOptions), size, margin, timeout_seconds, fence, None
+            ctypes.sizeof(_interface.ReserveOptions), size, margin, timeout_seconds, fence, None, asks, preempt or 0
         )
         reservation = c_void_p()
         self._call("sire_reserve", device, byref(options), byref(reservation))
@@ -368,6 +374,29 @@ class Library:
     def reservations(self, device: int) -> dict[str, Any]:
         """The device's UUID, and who has reserved what there."""
         found: dict[str, Any] = json.loads(self._text("sire_reservations_json", device, None))
+        return found
+
+    def reclaimable_open(
+        self, tag: bytes, priority: int, after_idle: float, resume: bool, wait: bool, discard: bool
+    ) -> int:
+        """From now on a tag's memory gives way to others; the number of the mark."""
+        size = ctypes.sizeof(_interface.ReclaimableOptions)
+        options = _interface.ReclaimableOptions(size, priority, not resume, not wait, discard, after_idle)
+        mark = c_uint64()
+        self._call("sire_reclaimable_open", tag, byref(options), byref(mark))
+        return mark.value
+
+    def reclaimable_used(self, mark: int, seconds_ago: float) -> None:
+        """The program has used it so long ago for the last time."""
+        self._call("sire_reclaimable_used", mark, seconds_ago)
+
+    def reclaimable_close(self, mark: int, told: Told | None = None) -> None:
+        """Takes the consent back, and the memory; ``told`` hears of that, as at a safe point."""
+        self._resuming("sire_reclaimable_close", told, mark)
+
+    def reclaimable(self) -> list[dict[str, Any]]:
+        """All marks of this process."""
+        found: list[dict[str, Any]] = json.loads(self._text("sire_reclaimable_json"))
         return found
 
     def process_region_set(self, region: int | None) -> None:
@@ -466,10 +495,10 @@ class Library:
         """Resumes what was paused from outside; ``told`` hears of that, as at a safe point."""
         self._resuming("sire_control_give_up", told)
 
-    def _resuming(self, name: str, told: Told | None) -> None:
+    def _resuming(self, name: str, told: Told | None, *before: int) -> None:
         raised: list[BaseException] = []
         heard = _interface.ToldCallback() if told is None else _hearing(told, raised)
-        self._call(name, heard, None)
+        self._call(name, *before, heard, None)
         if raised:
             raise raised[0]
 

@@ -142,11 +142,17 @@ def _leave() -> None:
 
 
 def _end() -> None:
+    global _depth
     try:
-        control.take_turns(False)
-        _release_region()
-    finally:
         _library.load().time_slice_close()
+    except BusyError:
+        # In a callback of its own pause or resume: nothing has ended.
+        _depth = 1
+        raise
+    finally:
+        if not _depth:
+            control.take_turns(False)
+            _release_region()
 
 
 def _refuse_ranks(torch: Any) -> None:

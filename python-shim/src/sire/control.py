@@ -118,7 +118,7 @@ def _close_once() -> None:
         _opened -= 1
         if _opened == 0:
             _unhook("socket")
-            _library.load().control_close(_told)
+            _library.load().control_close(told)
 
 
 def take_turns(yes: bool) -> None:
@@ -179,7 +179,7 @@ def _pass() -> None:
     library = _library.load()
     blocks = _blocks.block_map()
     try:
-        while library.safe_point(blocks, _told, _SLICE_SECONDS):
+        while library.safe_point(blocks, told, _SLICE_SECONDS):
             pass
     except SireError:
         raise
@@ -188,7 +188,7 @@ def _pass() -> None:
         raise
 
 
-def _told(what: int, tag: str | None) -> bool:
+def told(what: int, tag: str | None) -> bool:
     """Callbacks of `sire.before_pause` and `sire.after_resume`; whether none of them failed."""
     try:
         if what == _BEFORE_PAUSE:
@@ -203,13 +203,13 @@ def _told(what: int, tag: str | None) -> bool:
 
 def _give_up(library: _library.Library, blocks: _blocks.BlockMap | None, interruption: BaseException) -> None:
     try:
-        library.control_give_up(_told)
+        library.control_give_up(told)
         if _is_away(library):
             log.warning(
                 "interrupted in another process's turn on the device: waiting for the memory to be back (interrupt "
                 "once more to go on without it)"
             )
-            while library.safe_point(blocks, _told, _SLICE_SECONDS):
+            while library.safe_point(blocks, told, _SLICE_SECONDS):
                 pass
     except BaseException as error:
         if hasattr(interruption, "add_note"):

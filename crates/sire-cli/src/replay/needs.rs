@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sire_core::trace::{Event, SegmentCall, Verb};
+use sire_core::trace::{Event, SegmentCall, Verb, means};
 
 use super::Trace;
 
@@ -159,9 +159,11 @@ pub fn of(trace: &Trace) -> Needs {
                     continue;
                 }
                 for (tag, paused) in done.tags.iter().zip(verbs) {
-                    let under = |region: &&mut Region| region.tag.as_deref().is_some_and(|found| is_under(found, tag));
-                    let meant = regions.values_mut().filter(under);
-                    meant.for_each(|region| region.paused = *paused);
+                    let is_meant = |(number, region): &(&u32, &mut Region)| {
+                        region.tag.as_deref().is_some_and(|found| means(tag, **number, found))
+                    };
+                    let meant = regions.iter_mut().filter(is_meant);
+                    meant.for_each(|(_, region)| region.paused = *paused);
                 }
             }
             _ => {}
@@ -201,9 +203,4 @@ fn measure(needs: &mut Needs, regions: &Regions) {
     }
     needs.virtual_bytes = needs.virtual_bytes.max(all);
     needs.peak = needs.peak.max(resident.into_values().max().unwrap_or(0));
-}
-
-/// Whether a selection by `tag` means a region of tag `found`. No tag means everything.
-pub fn is_under(found: &str, tag: &str) -> bool {
-    tag.is_empty() || found == tag || found.strip_prefix(tag).is_some_and(|rest| rest.starts_with('/'))
 }

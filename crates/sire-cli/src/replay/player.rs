@@ -5,17 +5,17 @@ use std::ops::Range;
 
 use sire_core::driver::{Addr, Device as Ordinal, ProgramStream};
 use sire_core::engine::{
-    Backup, Config, Engine, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, SwitchOptions,
+    Backup, Config, Engine, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, Selection,
+    SwitchOptions,
 };
 use sire_core::error::{Error, Result, Status};
-use sire_core::trace::{Event, Record, Transition, Verb, selection_of};
+use sire_core::trace::{Event, Record, Transition, Verb, means, selection_of};
 
 use crate::failure::Failure;
 
 use super::Trace;
 use super::content::Content;
 use super::device::Device;
-use super::needs::is_under;
 use super::views::Views;
 
 /// How often one kind of call was made, and how long it took.
@@ -276,21 +276,30 @@ impl Player<'_> {
         self.timed("peer", |engine| engine.allow_peer(device, peer));
     }
 
+    /// What a text of the trace means here, where regions have other numbers.
+    fn selection(&self, text: &str) -> Selection {
+        match selection_of(text) {
+            Selection::Exact(theirs) => {
+                Selection::Exact(theirs.iter().filter_map(|id| Some(self.regions.get(&id.0)?.id)).collect())
+            }
+            selection => selection,
+        }
+    }
+
     fn transition(&mut self, done: &Transition) -> Result<()> {
-        let [first, rest @ ..] = done.tags.as_slice() else { return Ok(()) };
+        let [text, rest @ ..] = done.tags.as_slice() else { return Ok(()) };
+        let (first, second) = (self.selection(text), self.selection(rest.first().map_or("", String::as_str)));
         let options = ResumeOptions { wait: done.wait, ..ResumeOptions::default() };
         let name = done.verb.name();
         let lazy = done.verb == Verb::PauseLazily;
-        let pause =
-            |engine: &Engine| engine.pause(&selection_of(first), PauseOptions { lazy, ..PauseOptions::default() });
+        let pause = |engine: &Engine| engine.pause(&first, PauseOptions { lazy, ..PauseOptions::default() });
         let report = match done.verb {
             Verb::Pause | Verb::PauseLazily => self.timed(name, pause),
-            Verb::PreCopy => self.timed(name, |engine| engine.pre_copy(&selection_of(first), false)),
-            Verb::Resume | Verb::ResumeStart => self.timed(name, |engine| engine.resume(&selection_of(first), options)),
+            Verb::PreCopy => self.timed(name, |engine| engine.pre_copy(&first, false)),
+            Verb::Resume | Verb::ResumeStart => self.timed(name, |engine| engine.resume(&first, options)),
             Verb::Switch => self.timed(name, |engine| {
-                let second = rest.first().map_or("", String::as_str);
                 let options = SwitchOptions::default();
-                let (paused, resumed) = engine.switch(&selection_of(first), &selection_of(second), options)?;
+                let (paused, resumed) = engine.switch(&first, &second, options)?;
                 Ok(Report {
                     bytes_moved: paused.bytes_moved + resumed.bytes_moved,
                     bytes_copied: paused.bytes_copied + resumed.bytes_copied,
@@ -310,7 +319,7 @@ impl Player<'_> {
         match done.verb {
             Verb::Pause | Verb::PauseLazily | Verb::PreCopy => Ok(()),
             Verb::Switch => self.compare(rest.first().map_or("", String::as_str)),
-            _ => self.compare(first),
+            _ => self.compare(text),
         }
     }
 
@@ -335,7 +344,7 @@ impl Player<'_> {
         if !self.check {
             return Ok(());
         }
-        let under = |region: &u32| self.regions.get(region).is_some_and(|region| is_under(&region.tag, tag));
+        let under = |region: &u32| self.regions.get(region).is_some_and(|found| means(tag, *region, &found.tag));
         let meant = self.allocations.iter().filter(|(_, found)| under(&found.region));
         let ranges: Vec<_> = meant
             .flat_map(|(name, found)| {

@@ -4,7 +4,7 @@
 //! before: the memory is somebody else's until then. What is paused from outside stays so when the turn comes; a pause of a part is refused meanwhile, since
 //! the turn would bring that part back.
 
-use super::{Action, Desk, Inner, NOBODYS, Outcome, Undo, is_under};
+use super::{Action, Back, Desk, Inner, NOBODYS, Outcome, Undo};
 use crate::lock;
 use crate::message::{Answer, Code, Refusal};
 use crate::server::Ticket;
@@ -42,13 +42,13 @@ impl Desk {
         withdrawn
     }
 
-    /// The process takes turns no more: `resume` brings back what is paused because of that (None: everything), one after the other. Threads that wait go on
+    /// The process takes turns no more: `resume` brings back what is paused because of that, one after the other. Threads that wait go on
     /// when it is back, not before; what fails is held from then on, as if everything had been paused from outside. Waits for what is under
     /// way, unless this thread carries it out.
     ///
     /// # Errors
     /// The first of `resume`.
-    pub fn stay<E>(&self, mut resume: impl FnMut(Option<&str>) -> Result<(), E>) -> Result<(), E> {
+    pub fn stay<E>(&self, mut resume: impl FnMut(&Back) -> Result<(), E>) -> Result<(), E> {
         let mut inner = lock(&self.inner);
         while inner.running.is_some() && !inner.is_runner() {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -60,10 +60,10 @@ impl Desk {
         let kept = if inner.is_held() { std::mem::take(&mut undo) } else { Undo::new() };
         drop(inner);
         let (mut outcome, mut rest) = (Ok(()), kept);
-        for tag in undo {
-            if let Err(error) = resume(tag.as_deref()) {
+        for back in undo {
+            if let Err(error) = resume(&back) {
                 outcome = outcome.and(Err(error));
-                rest.push(tag);
+                rest.push(back);
             }
         }
         let mut inner = lock(&self.inner);
@@ -97,7 +97,7 @@ impl Desk {
         loop {
             let next = lock(&self.inner).away.as_ref().and_then(|undo| undo.first().cloned());
             let Some(next) = next else { break };
-            match run(&Action::Resume { tag: next.clone(), wait }) {
+            match run(&Action::Undo { back: next.clone(), wait }) {
                 Outcome::Done { report, .. } => reports.push(report),
                 Outcome::NotNow(why) => return Err(why),
                 Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => return Ok(Err(refusal)),
@@ -121,9 +121,8 @@ impl Desk {
         let mut inner = lock(&self.inner);
         match tag {
             Some(top) => {
-                inner.held.retain(|hold| !is_under(hold.tag.as_deref(), top));
-                inner.held.iter_mut().for_each(|hold| hold.undo.retain(|tag| !is_under(tag.as_deref(), top)));
-                inner.owe(vec![Some(top.to_owned())]);
+                inner.forget_under(top);
+                inner.owe(vec![Back::Under(top.to_owned())]);
             }
             None => drop(inner.defer()),
         }
@@ -138,24 +137,24 @@ impl Inner {
 
     /// Whether members stay in their safe points although nothing is being done.
     pub(super) fn is_kept(&self) -> bool {
-        !self.held.is_empty() || self.away.is_some()
+        !self.held.is_empty() || self.away.is_some() || self.waits_for_loans()
     }
 
-    /// If the process is away: what is paused from outside comes back with its turn. Whether it is away.
+    /// If the process is away: what is paused from outside comes back with its turn, and then what gave way for others. Whether it is away.
     pub(super) fn defer(&mut self) -> bool {
         if self.away.is_none() {
             return false;
         }
-        let undo = self.undo();
-        self.held.clear();
+        let undo = self.held.drain(..).flat_map(|hold| hold.undo).collect();
+        self.end_all_loans();
         self.owe(undo);
         true
     }
 
     /// Adds to what the turn resumes.
-    fn owe(&mut self, tags: Undo) {
+    fn owe(&mut self, more: Undo) {
         if let Some(undo) = &mut self.away {
-            let new: Undo = tags.into_iter().filter(|tag| !undo.contains(tag)).collect();
+            let new: Undo = more.into_iter().filter(|back| !undo.contains(back)).collect();
             undo.extend(new);
         }
     }

@@ -1,6 +1,6 @@
 //! The desk's bargain, with threads that do as programs do: nothing happens outside safe points, and everything that is asked is answered once.
 
-use super::{Action, Desk, Member, Outcome};
+use super::{Action, Back, Desk, Member, Outcome, Part, Terms};
 use crate::message::{Answer, Code, Refusal};
 use crate::server::Ticket;
 use serde_json::json;
@@ -31,12 +31,24 @@ fn resume(tag: Option<&str>) -> Action {
     Action::Resume { tag: tag.map(str::to_owned), wait: NOW }
 }
 
+/// The step of a resume that undoes a pause of a tag.
+fn undo(tag: Option<&str>) -> Action {
+    Action::Undo { back: tag.map_or(Back::Everything, |tag| Back::Under(tag.to_owned())), wait: NOW }
+}
+
+/// What gives way by a mark: a region of the same number.
+fn lent(mark: u64) -> Back {
+    let part = Part { region: mark as u32, tag: format!("mark/{mark}"), pauses: 1 };
+    Back::Exactly { asked: Some("mark".to_owned()), parts: vec![part] }
+}
+
 /// Does what it is told: a pause's undo is its tag.
 fn obey(action: &Action) -> Outcome {
     let undo = match action {
-        Action::Pause { tag } => vec![tag.clone()],
-        Action::Yield => vec![None],
-        Action::Resume { .. } | Action::Return { .. } => Vec::new(),
+        Action::Pause { tag } => vec![tag.clone().map_or(Back::Everything, Back::Under)],
+        Action::Yield => vec![Back::Everything],
+        Action::Lend { mark, .. } => vec![lent(*mark)],
+        _ => Vec::new(),
     };
     Outcome::Done { report: json!(format!("{action:?}")), undo }
 }
@@ -94,8 +106,8 @@ fn whoever_gives_up_lets_nobody_go_before_the_memory_is_back() {
     let (held, gone) = stays(&desk, &member);
     assert_eq!(desk.give_up(|_| Err("no memory")), Err("no memory"));
     assert_eq!(desk.summary()["paused"], json!(["a"]), "what is not back is still paused");
-    let resumed = desk.give_up(|tag| {
-        assert_eq!(tag, Some("a"));
+    let resumed = desk.give_up(|back| {
+        assert_eq!(back, &Back::Under("a".to_owned()));
         std::thread::sleep(Duration::from_millis(50));
         assert!(!gone.load(Ordering::SeqCst), "it went on with memory that is not there");
         Ok::<(), ()>(())
@@ -154,7 +166,7 @@ fn what_is_paused_after_a_failure_holds_like_any_pause() {
     assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
     let stuck = |_: &Action| Outcome::Stuck {
         refusal: Refusal::new(Code::Failed, "the device is lost"),
-        undo: vec![Some("a".to_owned())],
+        undo: vec![Back::Under("a".to_owned())],
     };
     assert!(glance(&desk, &member, &mut { stuck }), "its memory is away");
     assert_eq!(refused(answers.try_recv().ok()).2, "the device is lost");
@@ -195,7 +207,7 @@ fn a_resume_undoes_what_was_paused_in_its_order_and_each_once() {
         done.push(action.clone());
         obey(action)
     });
-    assert_eq!(done, [resume(Some("a")), resume(Some("b/c"))]);
+    assert_eq!(done, [undo(Some("a")), undo(Some("b/c"))]);
 }
 
 #[test]
@@ -306,8 +318,8 @@ fn a_process_that_is_away_waits_for_its_turn_whatever_is_asked_from_outside() {
     assert_eq!(desk.ask(Ticket(5), COME_BACK, LONG), Ok(()));
     assert!(!glance(&desk, &member, &mut run));
     assert!(!desk.is_away());
-    let resumed: Vec<_> = done.iter().filter(|action| matches!(action, Action::Resume { .. })).cloned().collect();
-    assert_eq!(resumed, [resume(None), resume(Some("a"))]);
+    let resumed: Vec<_> = done.iter().filter(|action| matches!(action, Action::Undo { .. })).cloned().collect();
+    assert_eq!(resumed, [undo(None), undo(Some("a"))]);
 }
 
 #[test]
@@ -318,7 +330,7 @@ fn what_is_paused_from_outside_stays_so_when_the_turn_comes() {
     assert_eq!(desk.ask(Ticket(2), Action::Yield, LONG), Ok(()));
     assert_eq!(desk.ask(Ticket(3), COME_BACK, LONG), Ok(()));
     let yields = |action: &Action| match action {
-        Action::Yield => Outcome::Done { report: json!(null), undo: vec![Some("b".to_owned())] },
+        Action::Yield => Outcome::Done { report: json!(null), undo: vec![Back::Under("b".to_owned())] },
         action => obey(action),
     };
     assert!(glance(&desk, &member, &mut { yields }), "it is still paused from outside");
@@ -375,7 +387,7 @@ fn what_is_paused_from_outside_in_anothers_turn_does_not_come_back_with_the_own_
         done.push(action.clone());
         obey(action)
     }));
-    assert_eq!(done, [resume(None)]);
+    assert_eq!(done, [undo(None)]);
 }
 
 #[test]
@@ -405,8 +417,8 @@ fn who_takes_turns_no_more_lets_nobody_go_before_the_memory_is_back() {
     assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
     assert!(glance(&desk, &member, &mut obey));
     let (held, gone) = stays(&desk, &member);
-    let resumed = desk.stay(|tag| {
-        assert_eq!(tag, None);
+    let resumed = desk.stay(|back| {
+        assert_eq!(back, &Back::Everything);
         std::thread::sleep(Duration::from_millis(50));
         assert!(!gone.load(Ordering::SeqCst), "it went on with memory that is not there");
         Ok::<(), ()>(())
@@ -501,4 +513,145 @@ fn a_thread_that_waits_for_others_goes_on_when_the_request_expires() {
     assert!(began.elapsed() < LONG);
     desk.expire();
     assert_eq!(refused(answers.recv_timeout(LONG).ok()).1, Code::Refused);
+}
+
+const WAITS: Terms = Terms { waits: true, returns: true };
+const GOES_ON: Terms = Terms { waits: false, returns: true };
+
+fn lend(mark: u64, terms: Terms) -> Action {
+    Action::Lend { mark, priority: 0, terms }
+}
+
+/// Passes once; what was done.
+fn done(desk: &Desk, member: &Member, run: &dyn Fn(&Action) -> Outcome) -> (bool, Vec<Action>) {
+    let mut done = Vec::new();
+    let held = glance(desk, member, &mut |action| {
+        done.push(action.clone());
+        run(action)
+    });
+    (held, done)
+}
+
+fn back(mark: u64) -> Action {
+    Action::Recover { mark, undo: vec![lent(mark)] }
+}
+
+#[test]
+fn what_was_lent_comes_back_when_the_needer_ends_and_the_program_waits_until_then() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), lend(7, WAITS), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey), (true, vec![lend(7, WAITS)]));
+    assert!(matches!(answers.try_recv(), Ok((Ticket(1), Ok(_)))));
+    assert_eq!((desk.lent(), desk.summary()["paused"].clone()), (vec![(7, false)], json!([])));
+    assert_eq!(done(&desk, &member, &obey), (true, vec![]));
+    desk.let_go(Ticket(2));
+    assert_eq!(done(&desk, &member, &obey), (true, vec![]), "another one has ended");
+    desk.let_go(Ticket(1));
+    assert_eq!(desk.lent(), [(7, true)]);
+    assert_eq!(done(&desk, &member, &obey), (false, vec![back(7)]));
+    assert!(desk.lent().is_empty() && !desk.is_wanted());
+}
+
+#[test]
+fn a_program_that_does_not_wait_goes_on_and_gets_it_back_all_the_same() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), lend(7, GOES_ON), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![lend(7, GOES_ON)]));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![]));
+    desk.let_go(Ticket(1));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![back(7)]));
+    // What does not come back by itself is the program's own pause when the need is over.
+    let stays_away = Terms { returns: false, ..GOES_ON };
+    assert_eq!(desk.ask(Ticket(2), lend(8, stays_away), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey).1, [lend(8, stays_away)]);
+    desk.let_go(Ticket(2));
+    assert_eq!((done(&desk, &member, &obey), desk.lent()), ((false, vec![]), vec![]));
+}
+
+#[test]
+fn a_needer_that_ends_while_memory_is_given_way_gets_nothing_that_lasts() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), lend(7, WAITS), LONG), Ok(()));
+    let ends = |action: &Action| {
+        if matches!(action, Action::Lend { .. }) {
+            // As the server does for a connection that has ended.
+            desk.forget(Ticket(1));
+            desk.let_go(Ticket(1));
+        }
+        obey(action)
+    };
+    assert_eq!(done(&desk, &member, &ends), (false, vec![lend(7, WAITS), back(7)]));
+    assert!(desk.lent().is_empty());
+    // One that has not begun is not done.
+    assert_eq!(desk.ask(Ticket(2), lend(7, WAITS), LONG), Ok(()));
+    desk.forget(Ticket(2));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![]));
+    assert_eq!(answers.try_iter().filter(|(ticket, _)| *ticket == Ticket(2)).count(), 0);
+}
+
+#[test]
+fn what_finds_no_memory_is_tried_again_and_the_programs_own_resume_wins() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), lend(7, WAITS), LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), lend(8, WAITS), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey).1.len(), 2);
+    desk.let_go(Ticket(1));
+    let tries = AtomicI32::new(0);
+    let short = |action: &Action| match action {
+        Action::Recover { .. } if tries.fetch_add(1, Ordering::SeqCst) < 2 => Outcome::NotNow("no memory".to_owned()),
+        action => obey(action),
+    };
+    let began = Instant::now();
+    while desk.lent() != [(8, false)] {
+        assert!(began.elapsed() < LONG && glance(&desk, &member, &mut { short }), "it went on without its memory");
+    }
+    assert_eq!(tries.load(Ordering::SeqCst), 3);
+    // The program brings the other one back itself.
+    desk.came_back(|_| false);
+    assert_eq!((done(&desk, &member, &obey), desk.lent()), ((false, vec![]), vec![]));
+    desk.let_go(Ticket(2));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![]), "nothing is owed any more");
+}
+
+#[test]
+fn a_person_who_resumes_and_a_program_that_recalls_get_everything_back() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    let give = |ticket, mark| {
+        assert_eq!(desk.ask(Ticket(ticket), lend(mark, WAITS), LONG), Ok(()));
+        assert!(glance(&desk, &member, &mut obey));
+    };
+    give(1, 7);
+    assert_eq!(desk.ask(Ticket(2), resume(None), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![Action::Undo { back: lent(7), wait: NOW }]));
+    give(3, 7);
+    assert_eq!(desk.ask(Ticket(4), resume(Some("mark")), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![resume(Some("mark"))]));
+    give(5, 7);
+    assert_eq!(desk.recall(8, |_| Err("another mark's")), Ok(()));
+    assert_eq!(desk.recall(7, |_| Err("no memory")), Err("no memory"));
+    assert_eq!(desk.lent(), [(7, true)], "it comes back later");
+    assert_eq!(desk.recall(7, |_| Ok::<(), ()>(())), Ok(()));
+    assert_eq!(done(&desk, &member, &obey), (false, vec![]));
+}
+
+#[test]
+fn in_anothers_turn_nothing_is_lent_and_nothing_comes_back() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), lend(7, WAITS), LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), Action::Yield, LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut obey));
+    desk.let_go(Ticket(1));
+    assert_eq!(done(&desk, &member, &obey), (true, vec![]));
+    assert_eq!(desk.ask(Ticket(3), lend(8, WAITS), LONG), Ok(()));
+    assert_eq!(done(&desk, &member, &obey), (true, vec![]));
+    assert_eq!(refused(answers.try_iter().last()).0, Ticket(3));
+    assert_eq!(desk.ask(Ticket(4), COME_BACK, LONG), Ok(()));
+    let (held, done) = done(&desk, &member, &obey);
+    assert_eq!((held, done.last()), (false, Some(&back(7))));
 }

@@ -23,6 +23,8 @@ fn every_request_survives_the_way() {
         Verb::Evict { device: None, bytes: Some(1 << 40) },
         Verb::Budget { device: 7, limit: None, headroom: 3, residency: 2.0 },
         Verb::Trace,
+        Verb::Marks,
+        Verb::Reclaim { mark: u64::MAX, priority: -7, timeout: 1.5 },
     ];
     for (id, verb) in verbs.into_iter().enumerate() {
         let request = Request { id: id as u64, verb };
@@ -38,6 +40,10 @@ fn what_does_not_belong_to_a_verb_is_refused_by_name() {
     assert_eq!(refused(r#"{"verb":"pause","wait":1}"#), "'pause' takes no 'wait'");
     assert_eq!(refused(r#"{"verb":"trace","bytes":1}"#), "'trace' takes no 'bytes'");
     assert_eq!(refused(r#"{"verb":"budget"}"#), "budget needs a device");
+    assert_eq!(refused(r#"{"verb":"reclaim","priority":1}"#), "reclaim needs a mark; 'marks' lists them");
+    assert_eq!(refused(r#"{"verb":"reclaim","mark":1,"tag":"a"}"#), "'reclaim' takes no 'tag'");
+    assert_eq!(refused(r#"{"verb":"marks","mark":1}"#), "'marks' takes no 'mark'");
+    assert!(refused(r#"{"verb":"reclaim","mark":-1}"#).starts_with("this is not a request"));
     assert!(refused(r#"{"verb":"pause","tags":"a"}"#).contains("unknown field `tags`"));
     assert!(refused(r#"{"verb":"exec"}"#).starts_with("there is no verb 'exec'"));
 }

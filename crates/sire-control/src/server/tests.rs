@@ -1,10 +1,10 @@
 //! A real socket, and clients of every kind: proper, too many, slow, loud, talking nonsense, of another user.
 
 use super::{
-    AT_ONCE, Connection, Descriptors, IDLE, LINE, Lines, Outbox, PLACES, Server, Service, Ticket, is_same_user,
+    AGREEMENTS, AT_ONCE, Connection, Descriptors, IDLE, LINE, Lines, Outbox, PLACES, Server, Service, Ticket, is_same_user,
 };
 use crate::client::{Client, Failure, ask, ask_all};
-use crate::message::{Answer, Code, LONGEST_REQUEST, Verb};
+use crate::message::{Answer, Code, LONGEST_REQUEST, Refusal, Verb};
 use crate::place::{Found, Place};
 use serde_json::json;
 use std::error::Error;
@@ -22,12 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Teller {
     waiting: Mutex<Vec<Ticket>>,
     forgotten: Mutex<Vec<Ticket>>,
+    let_go: Mutex<Vec<Ticket>>,
 }
 
 impl Service for Arc<Teller> {
     fn answer(&self, ticket: Ticket, verb: Verb) -> Option<Answer> {
         match verb {
-            Verb::Pause { .. } => {
+            Verb::Reclaim { mark: 0, .. } => Some(Err(Refusal::new(Code::Refused, "no"))),
+            Verb::Pause { .. } | Verb::Reclaim { mark: 2, .. } => {
                 self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
                 None
             }
@@ -39,6 +41,10 @@ impl Service for Arc<Teller> {
 
     fn forget(&self, ticket: Ticket) {
         self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
+    }
+
+    fn let_go(&self, ticket: Ticket) {
+        self.let_go.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
     }
 
     fn tick(&self) -> Option<Instant> {
@@ -298,5 +304,47 @@ fn who_listens_and_does_not_answer_is_called_silent() -> Outcome {
     let (_listener, path) = place.listen(3)?;
     let silence = Client::connect(&path, PATIENCE)?.ask(Verb::Hello, Duration::from_millis(50));
     assert!(matches!(silence, Err(Failure::Silent(_))), "{silence:?}");
+    Ok(())
+}
+
+fn reclaim(mark: u64) -> Verb {
+    Verb::Reclaim { mark, priority: 0, timeout: 1.0 }
+}
+
+#[test]
+fn an_agreement_ends_with_its_connection_and_a_refusal_is_none() -> Outcome {
+    let house = House::open()?;
+    let ended = || house.teller.let_go.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut client = Client::connect(&house.found.path, PATIENCE)?;
+    let granted = client.ask(reclaim(1), PATIENCE)??;
+    assert!(client.ask(reclaim(0), PATIENCE)?.is_err());
+    assert!(ended().is_empty());
+    drop(client);
+    wait_until("the agreement outlasts its connection", || !ended().is_empty());
+    assert_eq!(json!(ended().iter().map(|ticket| ticket.0).collect::<Vec<_>>()), json!([granted["ticket"]]));
+    // One that was not answered yet ends as well.
+    let mut asking = house.connect()?;
+    asking.write_all(b"{\"id\":1,\"verb\":\"reclaim\",\"mark\":2}\n")?;
+    wait_until("it was not asked", || house.waiting().len() == 1);
+    drop(asking);
+    wait_until("nobody heard of its end", || ended().len() == 2);
+    assert_eq!(ended()[1], house.waiting()[0]);
+    Ok(())
+}
+
+#[test]
+fn agreements_leave_room_for_other_clients() -> Outcome {
+    let house = House::open()?;
+    let mut clients = Vec::new();
+    for _ in 0..AGREEMENTS {
+        let mut client = Client::connect(&house.found.path, PATIENCE)?;
+        assert!(client.ask(reclaim(1), PATIENCE)?.is_ok());
+        clients.push(client);
+    }
+    let mut late = Client::connect(&house.found.path, PATIENCE)?;
+    assert_eq!(late.ask(reclaim(1), PATIENCE)?.err().map(|refusal| refusal.code), Some(Code::Busy));
+    assert!(late.ask(Verb::List, PATIENCE)?.is_ok());
+    clients.pop();
+    wait_until("a place was not free again", || late.ask(reclaim(1), PATIENCE).is_ok_and(|answer| answer.is_ok()));
     Ok(())
 }

@@ -38,6 +38,7 @@ impl Engine {
                 history.leases += 1;
                 history.touch();
             });
+            region.note_use();
         }
         Ok(())
     }
@@ -57,6 +58,7 @@ impl Engine {
                 history.leases = history.leases.saturating_sub(1);
                 history.touch();
             });
+            region.note_use();
         }
         Ok(())
     }

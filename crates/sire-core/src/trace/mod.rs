@@ -10,7 +10,7 @@ pub use code::{Damage, Reader};
 pub(crate) use tracer::{Tracer, allocation, status};
 
 use crate::settings::Settings;
-use crate::terms::{Policy, Selection};
+use crate::terms::{Policy, RegionId, Selection};
 use std::time::Duration;
 
 /// The version of the format. A reader refuses newer ones; fields at the end of a record and new kinds of records need no new version.
@@ -310,17 +310,42 @@ impl Verb {
     }
 }
 
-/// The text that stands for a selection: its tag, or nothing for everything.
+/// Regions that one text has room for.
+const NAMED_AT_ONCE: usize = 20;
+
+/// The texts that stand for a selection: nothing for everything, its tag, or numbers of regions as `/3/7`, which is no tag. Several if there
+/// are many regions.
 #[must_use]
-pub fn tag_of(selection: &Selection) -> String {
+pub fn texts_of(selection: &Selection) -> Vec<String> {
     match selection {
-        Selection::All => String::new(),
-        Selection::Tag(tag) => tag.clone(),
+        Selection::All => vec![String::new()],
+        Selection::Tag(tag) => vec![tag.clone()],
+        Selection::Exact(regions) => regions
+            .chunks(NAMED_AT_ONCE)
+            .map(|some| some.iter().map(|region| format!("/{}", region.0)).collect())
+            .collect(),
     }
 }
 
 /// The selection that such a text stands for.
 #[must_use]
-pub fn selection_of(tag: &str) -> Selection {
-    if tag.is_empty() { Selection::All } else { Selection::Tag(tag.to_owned()) }
+pub fn selection_of(text: &str) -> Selection {
+    match numbers(text) {
+        Some(numbers) => Selection::Exact(numbers.map(RegionId).collect()),
+        None if text.is_empty() => Selection::All,
+        None => Selection::Tag(text.to_owned()),
+    }
+}
+
+/// Whether such a text means the region of this number and tag.
+#[must_use]
+pub fn means(text: &str, region: u32, tag: &str) -> bool {
+    match numbers(text) {
+        Some(mut numbers) => numbers.any(|number| number == region),
+        None => text.is_empty() || tag.strip_prefix(text).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+    }
+}
+
+fn numbers(text: &str) -> Option<impl Iterator<Item = u32>> {
+    Some(text.strip_prefix('/')?.split('/').filter_map(|number| number.parse().ok()))
 }

@@ -3,7 +3,7 @@
 //! The file is bounded; the trace ends when it is full or cannot be written, and never fails the call that it describes.
 
 use super::code::{MAGIC, beginning, encode};
-use super::{Event, Header, Record, Transition, Verb, tag_of};
+use super::{Event, Header, Record, Transition, Verb, texts_of};
 use crate::driver::Addr;
 use crate::error::{Error, Result, Status};
 use crate::notices::Notices;
@@ -112,15 +112,22 @@ impl Tracer {
         outcome: std::result::Result<&[Report], &Error>,
     ) {
         let reports = outcome.unwrap_or_default();
-        self.write(Event::Transition(Transition {
+        let mut done = Transition {
             verb,
-            tags: selections.iter().map(|selection| tag_of(selection)).collect(),
+            tags: Vec::new(),
             wait,
             took,
             status: status(&outcome),
             moved: reports.iter().map(|report| report.bytes_moved).sum(),
             copied: reports.iter().map(|report| report.bytes_copied).sum(),
-        }));
+        };
+        let texts: Vec<Vec<String>> = selections.iter().map(|selection| texts_of(selection)).collect();
+        // A selection of many regions takes several records, the first of which has the figures.
+        for at in 0..texts.iter().map(Vec::len).max().unwrap_or(0) {
+            let tags = texts.iter().filter_map(|each| each.get(at).or(each.last()).cloned()).collect();
+            self.write(Event::Transition(Transition { tags, ..done.clone() }));
+            (done.took, done.moved, done.copied) = (Duration::ZERO, 0, 0);
+        }
     }
 
     #[cold]

@@ -179,6 +179,9 @@ impl Batch {
             *lost.entry(claim.extent.region).or_insert(0) += plan::discarded(claim);
         }
         for (id, (region, _)) in &self.closed {
+            if target == Phase::Resident {
+                region.note_use();
+            }
             region.history(|history| {
                 history.last_error = None;
                 history.touch();

@@ -64,6 +64,7 @@ def reserve_gpu_for_training(
     fence: bool = True,
     *,
     strict: bool = False,
+    preempt: int | None = None,
 ) -> ReserveGpu:
     """A context manager inside which bytes of a GPU are this process's; it gives the `Reservation`.
 
@@ -72,7 +73,8 @@ def reserve_gpu_for_training(
     ``timeout`` seconds (None: for as long as it takes), or not at all with ``blocking=False``;
     `ReservationTimeoutError` after that. With ``fence=False`` only the ledger keeps the bytes; where a fence cannot
     be had, it alone does, with a `ReservationWarning`, or `OutOfMemoryError` if ``strict``. Without CUDA nothing is
-    reserved.
+    reserved. ``preempt``: a priority; where memory is short, processes of the same user are asked for what they have
+    marked with `sire.reclaimable` at most at that, until the reservation ends.
     """
     for name, value in (
         ("training_reserved_bytes", training_reserved_bytes),
@@ -82,8 +84,14 @@ def reserve_gpu_for_training(
             raise InvalidArgumentError(f"{name} is {value!r}; it must be a number of bytes, 0 or more")
     if timeout is not None and not timeout >= 0:
         raise InvalidArgumentError(f"timeout is {timeout!r}; it must be None or a number of seconds, 0 or more")
+    if preempt is not None and (isinstance(preempt, bool) or not isinstance(preempt, int) or abs(preempt) >= 2**31):
+        raise InvalidArgumentError(f"preempt is {preempt!r}; it must be None or the need's priority, such as 0")
+    if preempt is not None and training_reserved_bytes == 0:
+        raise InvalidArgumentError(
+            "nobody can give way for a whole GPU: say how many training_reserved_bytes are needed"
+        )
     seconds = 0.0 if not blocking else math.inf if timeout is None else float(timeout)
-    return ReserveGpu(gpu, training_reserved_bytes, safety_margin_bytes, seconds, fence, strict)
+    return ReserveGpu(gpu, training_reserved_bytes, safety_margin_bytes, seconds, fence, strict, preempt)
 
 
 class ReserveGpu:
@@ -91,9 +99,11 @@ class ReserveGpu:
     reservation of its own.
     """
 
-    def __init__(self, gpu: object, wanted: int, margin: int, seconds: float, fence: bool, strict: bool) -> None:
+    def __init__(
+        self, gpu: object, wanted: int, margin: int, seconds: float, fence: bool, strict: bool, preempt: int | None
+    ) -> None:
         self._gpu, self._wanted, self._margin = gpu, wanted, margin
-        self._seconds, self._fence, self._strict = seconds, fence, strict
+        self._seconds, self._fence, self._strict, self._preempt = seconds, fence, strict, preempt
         self._entered: list[Reservation] = []
 
     def __enter__(self) -> Reservation:
@@ -102,7 +112,9 @@ class ReserveGpu:
             reservation = Reservation(None, "none", None, self._strict)
         else:
             index = gpu_index(torch, self._gpu)
-            reservation = _reserve(torch, index, self._wanted, self._margin, self._seconds, self._fence, self._strict)
+            reservation = _reserve(
+                torch, index, self._wanted, self._margin, self._seconds, self._fence, self._strict, self._preempt
+            )
         self._entered.append(reservation)
         return reservation
 
@@ -335,7 +347,14 @@ def _waiting(call: Callable[[_library.Library], Any], seconds: float, size: int)
 
 
 def _reserve(
-    torch: Any, index: int, wanted: int, margin: int, seconds: float, fence: bool, strict: bool
+    torch: Any,
+    index: int,
+    wanted: int,
+    margin: int,
+    seconds: float,
+    fence: bool,
+    strict: bool,
+    preempt: int | None,
 ) -> Reservation:
     torch.cuda.init()
     given = _given(uuid(torch, index))
@@ -350,7 +369,9 @@ def _reserve(
     size = wanted + margin if wanted else 0
     _refuse_waiting_for_ourselves(library, index, size)
     try:
-        handle = _handle(library, lambda: library.reserve(index, size, margin, seconds, in_library), seconds, size)
+        handle = _handle(
+            library, lambda: library.reserve(index, size, margin, seconds, in_library, preempt), seconds, size
+        )
     except (InactiveError, UnsupportedError) as error:
         return _with_a_lock_only(torch, index, seconds, strict, error)
     try:

@@ -1,0 +1,200 @@
+"""Preemption by agreement: who needs memory gets what others marked, they get it back, nothing of it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import line, running, until
+
+PROGRAM = Path(__file__).with_name("preempt_program.py")
+# Of 96 MiB: two of them do not fit.
+LARGE = 56
+
+
+class Agent:
+    """A process of the program, and what is said to it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> Any:
+        said = line(self.process)
+        assert said, "it has ended"
+        return json.loads(said)
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        self.tell(do, **arguments)
+        return self.hear()
+
+
+Start = Callable[..., list[Agent]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts so many agents on a device of their own."""
+    tmp_path.chmod(0o700)
+    environment = {
+        **os.environ,
+        "SIRE_SIM_DIR": str(tmp_path),
+        "SIRE_SIM_MEMORY": "96MiB",
+        "TORCHTOOLS_LOCK_DIR": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with contextlib.ExitStack() as agents:
+
+        def started(count: int, **more: str) -> list[Agent]:
+            command = [sys.executable, str(PROGRAM)]
+            found = [
+                Agent(agents.enter_context(running(command, env={**environment, **more}, **pipes)))  # type: ignore[arg-type]
+                for _ in range(count)
+            ]
+            assert [agent.hear() for agent in found] == ["ready"] * count
+            return found
+
+        yield started
+
+
+def test_memory_gives_way_by_the_owners_terms_and_comes_back_with_its_content(start: Start) -> None:
+    owner, needer = start(2)
+    owner.ask("fill", tag="cache", mib=LARGE)
+    assert "no other process of this user offers memory" in needer.ask("wants", mib=LARGE, timeout=0.5)
+    assert owner.ask("mark", tag="cache", priority=1, after_idle=1800) == "marked"
+    # The clock is the program's: it says when it used what.
+    owner.ask("used", tag="cache", ago=0)
+    refused = needer.ask("wants", mib=LARGE, priority=0, timeout=0.5)
+    assert "Nobody gave way" in refused
+    assert f"{owner.process.pid}'s 'cache': its priority is 1, the need's is 0" in refused
+    assert "s of the 1800.0 s that its owner wants" in needer.ask("wants", mib=LARGE, priority=1, timeout=0.5)
+    assert owner.ask("state", tag="cache") == "resident"
+    owner.ask("used", tag="cache", ago=3600)
+    figures = owner.ask("figures", tag="cache")
+    assert figures["idle_seconds"] >= 3600
+    assert figures["state"] == "resident"
+    assert sum(each["bytes"] for each in figures["gpus"]) >= LARGE << 20
+    assert needer.ask("wants", mib=LARGE, priority=1) == "has"
+    # Until the needer is done the owner waits in its safe point, and answers nothing.
+    owner.tell("check", tag="cache")
+    assert needer.ask("done") == "done"
+    assert owner.hear() is True
+    # Who came back just now goes again if nobody else is left, by its terms: it was used just now.
+    assert "idle for" in needer.ask("wants", mib=LARGE, priority=1, timeout=0.5)
+    assert owner.ask("unmark", tag="cache") == "unmarked"
+    assert "offers memory there" in needer.ask("wants", mib=LARGE, priority=1, timeout=0.5)
+
+
+def test_only_what_gave_way_comes_back_and_the_owners_own_word_wins(start: Start) -> None:
+    owner, needer = start(2)
+    for tag, mib in (("m/own", 8), ("m/large", LARGE), ("kept", 8)):
+        owner.ask("fill", tag=tag, mib=mib)
+    owner.ask("pause", tag="m/own")
+    owner.ask("mark", tag="m", wait=False)
+    assert needer.ask("wants", mib=LARGE) == "has"
+    # It goes on without it.
+    assert [owner.ask("state", tag=tag) for tag in ("m/own", "m/large", "kept")] == ["paused", "paused", "resident"]
+    assert owner.ask("check", tag="kept") is True
+    assert needer.ask("done") == "done"
+    until("it is back", lambda: owner.ask("state", tag="m/large") == "resident")
+    assert owner.ask("check", tag="m/large") is True
+    assert owner.ask("state", tag="m/own") == "paused"
+    # What the program resumes and pauses itself is its own affair from then on.
+    assert needer.ask("wants", mib=32) == "has"
+    assert owner.ask("state", tag="m/large") == "paused"
+    assert needer.ask("done") == "done"
+    until("it is back again", lambda: owner.ask("state", tag="m/large") == "resident")
+    owner.ask("unmark", tag="m")
+    owner.ask("mark", tag="m", resume=False)
+    assert needer.ask("wants", mib=LARGE) == "has"
+    assert needer.ask("done") == "done"
+    assert owner.ask("state", tag="m/large") == "paused", "nobody asked for its resume"
+    owner.ask("resume", tag="m/large")
+    assert owner.ask("check", tag="m/large") is True
+
+
+def test_what_would_be_lost_does_not_give_way_unless_that_is_said(start: Start) -> None:
+    owner, needer = start(2)
+    owner.ask("fill", tag="scratch", mib=LARGE, backup=None)
+    owner.ask("mark", tag="scratch")
+    assert "keeps no backup" in needer.ask("wants", mib=LARGE, timeout=0.5)
+    assert owner.ask("check", tag="scratch") is True
+    owner.ask("unmark", tag="scratch")
+    owner.ask("mark", tag="scratch", discard=True)
+    assert needer.ask("wants", mib=LARGE) == "has"
+
+
+def test_a_needer_that_is_killed_leaves_nothing_behind(start: Start) -> None:
+    owner, needer = start(2)
+    owner.ask("fill", tag="cache", mib=LARGE)
+    owner.ask("mark", tag="cache")
+    assert needer.ask("wants", mib=LARGE) == "has"
+    owner.tell("check", tag="cache")
+    needer.process.kill()
+    assert owner.hear() is True
+
+
+def test_an_owner_that_is_stopped_is_passed_by_and_one_that_is_killed_gives_everything(start: Start) -> None:
+    stopped, other, needer = start(3)
+    stopped.ask("fill", tag="a", mib=32)
+    other.ask("fill", tag="b", mib=40)
+    stopped.ask("mark", tag="a")
+    # Dearer, so that the first one would be asked if it answered.
+    other.ask("mark", tag="b", priority=1)
+    stopped.process.send_signal(signal.SIGSTOP)
+    try:
+        assert needer.ask("wants", mib=40, priority=1) == "has"
+        assert needer.ask("done") == "done"
+        assert other.ask("check", tag="b") is True
+        stopped.process.kill()
+    finally:
+        stopped.process.send_signal(signal.SIGCONT)
+    stopped.process.wait(60)
+    # Now there is room without anybody's help.
+    assert needer.ask("wants", mib=40, priority=0) == "has"
+    assert other.ask("check", tag="b") is True
+
+
+def test_two_that_need_each_others_memory_are_both_served_and_nobody_waits_for_ever(start: Start) -> None:
+    one, other, third = start(3)
+    one.ask("fill", tag="one", mib=40)
+    other.ask("fill", tag="other", mib=40)
+    one.ask("mark", tag="one")
+    other.ask("mark", tag="other")
+    # Each waits outside of its safe points, so neither gives way while it waits.
+    one.tell("wants", mib=50, timeout=2)
+    other.tell("wants", mib=50, timeout=2)
+    said = [one.hear(), other.hear()]
+    assert all(each == "has" or "could not be reserved" in each for each in said), said
+    for agent in (one, other):
+        agent.tell("done")
+    assert [one.hear(), other.hear()] == ["done", "done"]
+    assert one.ask("check", tag="one") is True
+    assert other.ask("check", tag="other") is True
+    # Both give way where one is not enough, and both come back.
+    assert third.ask("wants", mib=80) == "has"
+    assert third.ask("done") == "done"
+    assert one.ask("check", tag="one") is True
+    assert other.ask("check", tag="other") is True
+
+
+def test_a_forbidden_socket_is_no_consent_and_nonsense_is_refused(start: Start) -> None:
+    [owner] = start(1, SIRE_CONTROL="0")
+    owner.ask("fill", tag="cache", mib=2)
+    assert "SIRE_CONTROL forbids the control socket" in owner.ask("mark", tag="cache")
+    assert "can not resume it" in owner.ask("mark", tag="cache", resume=False, wait=True)
+    assert "after_idle is a number of seconds" in owner.ask("mark", tag="cache", after_idle=-1)
+    assert "priority is a whole number" in owner.ask("mark", tag="cache", priority=0.5)
