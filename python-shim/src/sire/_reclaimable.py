@@ -113,7 +113,9 @@ def reclaimable(
     return Reclaimable(tag, mark, socket)
 
 
-def wait_for_memory(size: Size, device: object = None, *, timeout: float | None = None, priority: int = 0) -> ReserveGpu:
+def wait_for_memory(
+    size: Size, device: object = None, *, timeout: float | None = None, priority: int = 0
+) -> ReserveGpu:
     """A context manager inside which ``size`` bytes of a GPU are left to this process, by all who use reservations.
 
     Waits its turn like `sire.torchtools.reserve_gpu_for_training`, which it is, without a fence and a margin. If memory

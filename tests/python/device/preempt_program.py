@@ -29,7 +29,7 @@ class Agent:
 
     def fill(self, tag: str, mib: int, backup: str | None = "cpu") -> str:
         with sire.region(tag, backup=backup):
-            self.tensors[tag] = torch.arange(mib * MIB // 8, dtype=torch.int64, device="cuda").mul_(len(tag))
+            self.tensors[tag] = torch.arange(mib * MIB // 8, dtype=torch.int64).mul_(len(tag)).cuda()
         return "filled"
 
     def mark(self, tag: str, **terms: Any) -> str:
@@ -73,7 +73,17 @@ class Agent:
         except sire.ReservationTimeoutError as error:
             return str(error)
         self.taken.append(torch.full((mib * MIB,), 7, dtype=torch.uint8, device="cuda"))
-        return "has" if bool((self.taken[-1] == 7).all()) else "wrong"
+        return "has" if bool((self.taken[-1].cpu() == 7).all()) else "wrong"
+
+    def reset(self) -> str:
+        """Has nothing and has agreed to nothing any more."""
+        for mark in self.marks.values():
+            mark.close()
+        sire.resume()
+        self.marks.clear()
+        self.tensors.clear()
+        torch.cuda.empty_cache()
+        return "reset"
 
     def done(self) -> str:
         """Needs nothing any more."""

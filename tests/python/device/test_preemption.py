@@ -44,30 +44,55 @@ class Agent:
 Start = Callable[..., list[Agent]]
 
 
+class Pool:
+    """Agents on a device of their own; whoever lives after a test serves the next one, too."""
+
+    def __init__(self, place: Path, stack: contextlib.ExitStack) -> None:
+        place.chmod(0o700)
+        self._environment = {
+            **os.environ,
+            "SIRE_SIM_DIR": str(place),
+            "SIRE_SIM_MEMORY": "96MiB",
+            "TORCHTOOLS_LOCK_DIR": str(place),
+            "XDG_RUNTIME_DIR": str(place),
+        }
+        self._stack = stack
+        self._idle: list[Agent] = []
+        self._busy: list[Agent] = []
+
+    def start(self, count: int, **more: str) -> list[Agent]:
+        command, pipes = [sys.executable, str(PROGRAM)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        environment: dict[str, str] = {**self._environment, **more}
+        fresh: list[Agent] = []
+        while len(self._idle) < count or (more and not fresh):
+            process = self._stack.enter_context(running(command, env=environment, **pipes))  # type: ignore[arg-type]
+            fresh.append(Agent(process))
+            self._idle.insert(0, fresh[-1])
+        assert [agent.hear() for agent in fresh] == ["ready"] * len(fresh)
+        self._busy, self._idle = self._idle[:count], self._idle[count:]
+        return self._busy
+
+    def reset(self) -> None:
+        """Needers first: owners wait for them."""
+        alive = [agent for agent in self._busy if agent.process.poll() is None]
+        for order in ("done", "reset"):
+            for agent in alive:
+                agent.tell(order)
+            assert [agent.hear() for agent in alive] == [order] * len(alive)
+        self._idle += alive
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    with contextlib.ExitStack() as stack:
+        yield Pool(tmp_path_factory.mktemp("preemption"), stack)
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts so many agents on a device of their own."""
-    tmp_path.chmod(0o700)
-    environment = {
-        **os.environ,
-        "SIRE_SIM_DIR": str(tmp_path),
-        "SIRE_SIM_MEMORY": "96MiB",
-        "TORCHTOOLS_LOCK_DIR": str(tmp_path),
-        "XDG_RUNTIME_DIR": str(tmp_path),
-    }
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with contextlib.ExitStack() as agents:
-
-        def started(count: int, **more: str) -> list[Agent]:
-            command = [sys.executable, str(PROGRAM)]
-            found = [
-                Agent(agents.enter_context(running(command, env={**environment, **more}, **pipes)))  # type: ignore[arg-type]
-                for _ in range(count)
-            ]
-            assert [agent.hear() for agent in found] == ["ready"] * count
-            return found
-
-        yield started
+def start(pool: Pool) -> Iterator[Start]:
+    """So many agents that have nothing."""
+    yield pool.start
+    pool.reset()
 
 
 def test_memory_gives_way_by_the_owners_terms_and_comes_back_with_its_content(start: Start) -> None:

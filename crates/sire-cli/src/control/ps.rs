@@ -35,6 +35,11 @@ fn table(view: &View, tags: bool) -> Vec<String> {
                     (size(region.resident_bytes), size(region.paused_bytes), size(region.backup_bytes));
                 format!("{:>8}  {:<8} {device:>8} {away:>8} {backup:>8}  {}", "", region.state, region.tag)
             }));
+            lines.extend(process.stats.reclaimable.iter().map(|mark| {
+                let idle = format!("idle {:.0} s of {:.0} s", mark.idle_seconds, mark.after_idle);
+                let terms = format!("reclaimable: {}, priority {}, {idle}", mark.tag, mark.priority);
+                format!("{:>8}  {:<8} {:>8} {:>8} {:>8}  {terms}", "", mark.state, "", "", "")
+            }));
         }
     }
     lines

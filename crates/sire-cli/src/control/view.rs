@@ -5,6 +5,7 @@ use serde_json::Value;
 use sire_control::client::{self, Failure as Silence};
 use sire_control::message::Verb;
 use sire_control::place::Place;
+use sire_control::preempt::plan::Mark;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -77,6 +78,8 @@ pub struct Stats {
     pub counters: BTreeMap<String, u64>,
     /// Where it is in its turns, if it takes turns on a device.
     pub time_slice: Option<TimeSlice>,
+    /// What would give way to others.
+    pub reclaimable: Vec<Mark>,
 }
 
 /// Turns on a device.
@@ -189,7 +192,8 @@ impl Process {
         }
     }
 
-    /// In a word: running, paused (from outside, everything), held (from outside, in part), waiting (for its turn), silent.
+    /// In a word: running, paused (from outside, everything), held (from outside, in part), lent (to a process that needs it), waiting (for its turn),
+    /// silent.
     pub fn state(&self) -> &'static str {
         if self.silence.is_some() {
             return "silent";
@@ -197,6 +201,7 @@ impl Process {
         let turns = self.stats.time_slice.as_ref();
         match self.control.paused.as_slice() {
             [] if turns.is_some_and(|turns| turns.state != "resident") => "waiting",
+            [] if self.stats.reclaimable.iter().any(|mark| mark.state == "lent") => "lent",
             [] => "running",
             some if some.contains(&None) => "paused",
             _ => "held",
