@@ -264,7 +264,8 @@ fn seconds(name: &str, given: Option<f64>, default: f64) -> Result<f64, String> 
     if !(0.0..=LONGEST_PATIENCE).contains(&seconds) {
         return Err(format!("{name} is {seconds}; it must be 0 to {LONGEST_PATIENCE} seconds"));
     }
-    Ok(seconds)
+    // To the millisecond: more digits need not survive being written and read again.
+    Ok((seconds * 1000.0).round() / 1000.0)
 }
 
 fn short(text: &str) -> String {

@@ -413,7 +413,7 @@ impl Connection {
     fn give_up(&mut self) {
         if !self.out.is_empty() {
             self.abandon();
-        } else if !(self.open.is_empty() && self.agreed.is_empty()) && !self.lines.is_open() {
+        } else if !self.lines.is_open() && (!self.open.is_empty() || !self.agreed.is_empty()) {
             // It is we who take long, or nothing more is to be said while an agreement lasts.
             self.deadline = Instant::now() + IDLE;
         } else {

@@ -75,16 +75,6 @@ class Agent:
         self.taken.append(torch.full((mib * MIB,), 7, dtype=torch.uint8, device="cuda"))
         return "has" if bool((self.taken[-1].cpu() == 7).all()) else "wrong"
 
-    def reset(self) -> str:
-        """Has nothing and has agreed to nothing any more."""
-        for mark in self.marks.values():
-            mark.close()
-        sire.resume()
-        self.marks.clear()
-        self.tensors.clear()
-        torch.cuda.empty_cache()
-        return "reset"
-
     def done(self) -> str:
         """Needs nothing any more."""
         self.taken.clear()

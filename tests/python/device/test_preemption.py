@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import line, running, until
+from running import end, line, running, until
 
 PROGRAM = Path(__file__).with_name("preempt_program.py")
 # Of 96 MiB: two of them do not fit.
@@ -25,8 +25,10 @@ class Agent:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
+        self.has_filled = False
 
     def tell(self, do: str, **arguments: Any) -> None:
+        self.has_filled |= do == "fill"
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
@@ -45,7 +47,7 @@ Start = Callable[..., list[Agent]]
 
 
 class Pool:
-    """Agents on a device of their own; whoever lives after a test serves the next one, too."""
+    """Agents on a device of their own; who never had a region serves the next test, too (PyTorch keeps regions' pools)."""
 
     def __init__(self, place: Path, stack: contextlib.ExitStack) -> None:
         place.chmod(0o700)
@@ -64,22 +66,23 @@ class Pool:
         command, pipes = [sys.executable, str(PROGRAM)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         environment: dict[str, str] = {**self._environment, **more}
         fresh: list[Agent] = []
-        while len(self._idle) < count or (more and not fresh):
+        while len(self._idle) + len(fresh) < count or (more and not fresh):
             process = self._stack.enter_context(running(command, env=environment, **pipes))  # type: ignore[arg-type]
             fresh.append(Agent(process))
-            self._idle.insert(0, fresh[-1])
         assert [agent.hear() for agent in fresh] == ["ready"] * len(fresh)
-        self._busy, self._idle = self._idle[:count], self._idle[count:]
+        # Owners come first in each test, and needers, which can be used again, last.
+        agents = [*fresh, *self._idle]
+        self._busy, self._idle = agents[:count], agents[count:]
         return self._busy
 
     def reset(self) -> None:
-        """Needers first: owners wait for them."""
-        alive = [agent for agent in self._busy if agent.process.poll() is None]
-        for order in ("done", "reset"):
-            for agent in alive:
-                agent.tell(order)
-            assert [agent.hear() for agent in alive] == [order] * len(alive)
-        self._idle += alive
+        """Ends the others."""
+        for agent in self._busy:
+            if agent.has_filled or agent.process.poll() is not None:
+                end(agent.process)
+            else:
+                assert agent.ask("done") == "done"
+                self._idle.append(agent)
 
 
 @pytest.fixture(scope="module")

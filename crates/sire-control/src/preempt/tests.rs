@@ -1,1 +1,143 @@
+//! Needers and owners with real sockets between them: who is asked, what is kept of what was given, and when it ends.
 
+use super::Borrower;
+use crate::message::{Answer, Code, Refusal, Verb};
+use crate::place::Place;
+use crate::server::{Outbox, Server, Service, Ticket};
+use serde_json::json;
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// Has one mark of so many bytes, and gives them or not.
+struct Owner {
+    bytes: u64,
+    gives: bool,
+    asked: Mutex<Vec<i32>>,
+    ended: AtomicUsize,
+}
+
+impl Service for Arc<Owner> {
+    fn answer(&self, _ticket: Ticket, verb: Verb) -> Option<Answer> {
+        let gpus = json!([{"gpu": "GPU-a", "bytes": self.bytes}]);
+        Some(match verb {
+            Verb::Marks => {
+                Ok(json!({"marks": [{"mark": 1, "tag": "m", "gpus": gpus, "idle_seconds": 5.0}], "more": 1}))
+            }
+            Verb::Reclaim { priority, .. } => {
+                self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(priority);
+                let refusal = || Refusal::new(Code::Refused, "not now, I am busy");
+                if self.gives { Ok(json!({"bytes": self.bytes})) } else { Err(refusal()) }
+            }
+            _ => Ok(json!(null)),
+        })
+    }
+
+    fn forget(&self, _ticket: Ticket) {}
+
+    fn let_go(&self, _ticket: Ticket) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn tick(&self) -> Option<Instant> {
+        None
+    }
+}
+
+impl Owner {
+    fn asked(&self) -> Vec<i32> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
+    }
+}
+
+/// Owners of so many bytes each, who give them or not.
+struct Street {
+    root: tempfile::TempDir,
+    owners: Vec<Arc<Owner>>,
+    running: Vec<(Arc<Outbox>, Arc<AtomicBool>, std::thread::JoinHandle<()>)>,
+}
+
+impl Street {
+    fn of(owners: &[(u64, bool)]) -> Result<Street, Box<dyn Error>> {
+        let mut street = Street { root: tempfile::tempdir()?, owners: Vec::new(), running: Vec::new() };
+        for (number, &(bytes, gives)) in owners.iter().enumerate() {
+            let owner = Arc::new(Owner { bytes, gives, asked: Mutex::default(), ended: AtomicUsize::new(0) });
+            // Numbers that are not this process's.
+            let (listener, _) = street.place()?.listen(u32::MAX - 9 + u32::try_from(number)?)?;
+            let outbox = Arc::new(Outbox::new()?);
+            let server = Server::new(listener, Arc::clone(&owner), Arc::clone(&outbox), Arc::default());
+            let stop = server.stop();
+            street.running.push((outbox, stop, std::thread::spawn(|| server.run())));
+            street.owners.push(owner);
+        }
+        Ok(street)
+    }
+
+    fn place(&self) -> Result<Place, Box<dyn Error>> {
+        Ok(Place::at(&self.root.path().join("sire"))?)
+    }
+
+    fn borrower(&self) -> Result<Borrower, Box<dyn Error>> {
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+        };
+        Ok(Borrower::new(self.place()?, "GPU-a", 3, spawn, None))
+    }
+}
+
+impl Drop for Street {
+    fn drop(&mut self) {
+        for (outbox, stop, thread) in self.running.drain(..) {
+            stop.store(true, Ordering::Release);
+            outbox.wake();
+            assert!(thread.join().is_ok(), "a server did not end well");
+        }
+    }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn who_refuses_is_passed_by_and_what_others_gave_lasts_as_long_as_the_need() -> Outcome {
+    let street = Street::of(&[(10, false), (20, true)])?;
+    let borrower = street.borrower()?;
+    let before = Instant::now();
+    borrower.missing(8, before);
+    wait_until("nobody gave way", || borrower.lent() == 20);
+    assert_eq!((street.owners[0].asked(), street.owners[1].asked()), (vec![3], vec![3]));
+    // What was seen before the memory arrived is no reason to ask anybody else.
+    borrower.missing(8, before);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((street.owners[1].asked().len(), street.owners[1].ended()), (1, 0));
+    drop(borrower);
+    wait_until("the loan outlasts the need", || street.owners[1].ended() == 1);
+    Ok(())
+}
+
+#[test]
+fn where_it_is_not_enough_nobody_is_disturbed_and_nothing_is_kept() -> Outcome {
+    let street = Street::of(&[(10, false), (20, true)])?;
+    let borrower = street.borrower()?;
+    borrower.missing(31, Instant::now());
+    wait_until("it never says why", || borrower.why() == "all that others offer is 30 bytes");
+    assert!(street.owners.iter().all(|owner| owner.asked().is_empty()), "somebody was asked in vain");
+    let other = street.borrower()?;
+    other.missing(30, Instant::now());
+    wait_until("it never says why", || other.why().contains("not now, I am busy"));
+    wait_until("it keeps what is not enough", || street.owners[1].ended() == street.owners[1].asked().len());
+    assert_eq!(other.lent(), 0);
+    Ok(())
+}
