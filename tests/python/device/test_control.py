@@ -112,6 +112,19 @@ def test_a_loop_is_paused_between_steps_and_goes_on_with_the_same_numbers(socket
     assert torch.equal(outcome, expected)
 
 
+def test_a_resume_brings_back_exactly_what_the_pause_took(socket: str, tag: str) -> None:
+    top, own = filled(tag), filled(f"{tag}/own")
+    sire.pause(f"{tag}/own")
+    visitor = Visitor(lambda: (ask(socket, verb="pause", tag=tag), ask(socket, verb="resume")))
+    until_gone(visitor)
+    visitor.join()
+    states = {each["tag"]: each["state"] for each in sire.stats()["regions"]}
+    assert (states[tag], states[f"{tag}/own"]) == ("resident", "paused")
+    assert bool((top == 5).all())
+    sire.resume(f"{tag}/own")
+    assert bool((own == 5).all())
+
+
 def test_a_program_without_safe_points_is_not_paused(socket: str, tag: str) -> None:
     tensor = filled(tag)
     with pytest.raises(RefusedError, match=r"came to no safe point within 0\.2 s, and never before") as refused:

@@ -124,11 +124,13 @@ fn a_callback_of_an_action_may_pass_a_safe_point_itself() {
     assert_eq!(desk.ask(Ticket(1), pause("a"), LONG), Ok(()));
     let mut inner = Vec::new();
     let held = glance(&desk, &member, &mut |action| {
+        assert!(desk.is_carrying());
         inner.push(desk.pass(&member, LONG, &mut |_| unreachable!("it is under way")));
         assert_eq!(desk.give_up(|_| Err("not now")), Ok(()), "whoever carries it out cannot wait for it");
         obey(action)
     });
     assert_eq!((held, inner), (true, vec![false]));
+    assert!(!desk.is_carrying());
     assert!(matches!(answers.try_recv(), Ok((Ticket(1), Ok(_)))));
 }
 

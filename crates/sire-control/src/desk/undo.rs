@@ -1,6 +1,8 @@
 //! What a pause has taken, for the resume that undoes it: exactly that, and nothing that the program had paused itself.
 
-use super::is_under;
+use super::{Desk, Inner, NOBODYS, is_under};
+use crate::lock;
+use std::sync::{MutexGuard, PoisonError};
 
 /// A region that a pause has taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,5 +55,101 @@ impl Back {
             Back::Under(tag) => Some(tag),
             Back::Exactly { asked, .. } => asked.as_deref(),
         }
+    }
+}
+
+impl Desk {
+    /// For a thread that cannot wait for the resume, and for the end of the socket: `resume` brings back all that is paused from outside, or gave
+    /// way for others, one after the other. Threads that are held go on when it is back, not before; what fails stays held. Waits for what is under
+    /// way, unless this thread carries it out: then nothing is done. While another process has its turn on the device, it comes back with ours.
+    ///
+    /// # Errors
+    /// The first of `resume`.
+    pub fn give_up<E>(&self, resume: impl FnMut(&Back) -> Result<(), E>) -> Result<(), E> {
+        let mut inner = self.when_nothing_runs();
+        if inner.is_runner() || inner.defer() {
+            return Ok(());
+        }
+        let undo = inner.undo();
+        self.undo_here(inner, undo, resume)
+    }
+
+    /// The lock, when nobody but the calling thread carries anything out.
+    pub(super) fn when_nothing_runs(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = lock(&self.inner);
+        while inner.running.is_some() && !inner.is_runner() {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner
+    }
+
+    /// Brings `undo` back in the calling thread, while members stay where they are; what fails stays as it is.
+    pub(super) fn undo_here<E>(
+        &self,
+        mut inner: MutexGuard<'_, Inner>,
+        undo: Undo,
+        mut resume: impl FnMut(&Back) -> Result<(), E>,
+    ) -> Result<(), E> {
+        (inner.running, inner.runner) = (Some(NOBODYS), Some(std::thread::current().id()));
+        drop(inner);
+        let mut outcome = Ok(());
+        for back in undo {
+            match resume(&back) {
+                Ok(()) => lock(&self.inner).undone(&back),
+                failed => outcome = outcome.and(failed),
+            }
+        }
+        let mut inner = lock(&self.inner);
+        (inner.running, inner.runner) = (None, None);
+        inner.tidy();
+        drop(inner);
+        self.review();
+        outcome
+    }
+}
+
+impl Inner {
+    /// What is to be resumed next, for the oldest hold; holds that are done with go. Loans come last.
+    pub(super) fn next_undo(&mut self) -> Option<Back> {
+        self.tidy();
+        let held = self.held.first().and_then(|hold| hold.undo.first());
+        held.or_else(|| self.loans.first()?.undo.first()).cloned()
+    }
+
+    /// All that is to be resumed, the oldest hold first.
+    pub(super) fn undo(&self) -> Undo {
+        let mut found = Undo::new();
+        let held = self.held.iter().flat_map(|hold| &hold.undo);
+        for back in held.chain(self.loans.iter().flat_map(|loan| &loan.undo)) {
+            if !found.contains(back) {
+                found.push(back.clone());
+            }
+        }
+        found
+    }
+
+    pub(super) fn undoes(&mut self) -> impl Iterator<Item = &mut Undo> {
+        self.held.iter_mut().map(|hold| &mut hold.undo).chain(self.loans.iter_mut().map(|loan| &mut loan.undo))
+    }
+
+    pub(super) fn has_something_to_undo(&self) -> bool {
+        !self.held.is_empty() || !self.loans.is_empty()
+    }
+
+    /// What is under `top` is back, or is owed to nobody any more.
+    pub(super) fn forget_under(&mut self, top: &str) {
+        self.held.retain(|hold| !is_under(hold.tag.as_deref(), top));
+        self.undoes().for_each(|undo| undo.retain_mut(|back| back.leave_out(top)));
+        self.loans.retain(|loan| !loan.undo.is_empty());
+    }
+
+    /// What is done with goes.
+    pub(super) fn tidy(&mut self) {
+        self.held.retain(|hold| !hold.undo.is_empty());
+        self.loans.retain(|loan| !loan.undo.is_empty());
+    }
+
+    pub(super) fn undone(&mut self, back: &Back) {
+        self.undoes().for_each(|undo| undo.retain(|other| other != back));
     }
 }
