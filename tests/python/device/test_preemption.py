@@ -47,11 +47,11 @@ Start = Callable[..., list[Agent]]
 
 
 class Pool:
-    """Agents on a device of their own; who never had a region serves the next test, too (PyTorch keeps regions' pools)."""
+    """Agents on a device of their own. Who never had a region serves the next test: PyTorch keeps regions' pools."""
 
     def __init__(self, place: Path, stack: contextlib.ExitStack) -> None:
         place.chmod(0o700)
-        self._environment = {
+        self.environment = {
             **os.environ,
             "SIRE_SIM_DIR": str(place),
             "SIRE_SIM_MEMORY": "96MiB",
@@ -64,7 +64,7 @@ class Pool:
 
     def start(self, count: int, **more: str) -> list[Agent]:
         command, pipes = [sys.executable, str(PROGRAM)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        environment: dict[str, str] = {**self._environment, **more}
+        environment: dict[str, str] = {**self.environment, **more}
         fresh: list[Agent] = []
         while len(self._idle) + len(fresh) < count or (more and not fresh):
             process = self._stack.enter_context(running(command, env=environment, **pipes))  # type: ignore[arg-type]
@@ -226,3 +226,20 @@ def test_a_forbidden_socket_is_no_consent_and_nonsense_is_refused(start: Start) 
     assert "can not resume it" in owner.ask("mark", tag="cache", resume=False, wait=True)
     assert "after_idle is a number of seconds" in owner.ask("mark", tag="cache", after_idle=-1)
     assert "priority is a whole number" in owner.ask("mark", tag="cache", priority=0.5)
+
+
+def test_the_example_keeps_its_claims(pool: Pool, mode: str) -> None:
+    if mode != "torch":
+        pytest.skip("once is enough: the two sides are tested above in every mode")
+    example = Path(__file__).resolve().parents[3] / "examples" / "preemption.py"
+    ran = subprocess.run(
+        [sys.executable, str(example), mode],
+        env=pool.environment,
+        cwd=example.parent,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "the model is back, every byte as it was" in ran.stdout
