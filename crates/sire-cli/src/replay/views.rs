@@ -191,7 +191,8 @@ impl Player<'_> {
         }
         for (at, addr, size, device, region) in news {
             let backup = region.and_then(|region| self.regions.get(&region)).map(|region| region.policy.backup);
-            let kept = if backup.is_some_and(|backup| backup != Backup::None) { vec![0..size] } else { Vec::new() };
+            let is_kept = backup.is_some_and(|backup| backup != Backup::None);
+            let kept = is_kept.then_some(0..size).into_iter().collect();
             let region = region.unwrap_or(u32::MAX);
             self.allocations.insert(at, Allocation { addr, size, device, region, key: at, kept, mapped: true });
             self.write(at)?;
