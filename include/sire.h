@@ -117,6 +117,9 @@ typedef struct sire_pause_options {
   // finds no room, with `sire_trim`, or when the tag is paused again with 0; a resume before that copies nothing and calls no driver. Other
   // processes cannot have the memory until then.
   int32_t release;
+  // 1: the caller vouches that no work that a device was given uses the memory any more, which then is not waited for, and what else the
+  // devices do goes on. 0: the devices are waited for.
+  uint64_t idle;
 } sire_pause_options;
 
 // What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.

@@ -29,6 +29,9 @@ pub struct sire_pause_options {
     /// finds no room, with `sire_trim`, or when the tag is paused again with 0; a resume before that copies nothing and calls no driver. Other
     /// processes cannot have the memory until then.
     pub release: i32,
+    /// 1: the caller vouches that no work that a device was given uses the memory any more, which then is not waited for, and what else the
+    /// devices do goes on. 0: the devices are waited for.
+    pub idle: u64,
 }
 
 /// Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
@@ -263,6 +266,25 @@ unsafe fn is_lazy(options: *const sire_pause_options) -> Result<bool> {
     }
 }
 
+/// Whether the caller vouches for idle memory.
+///
+/// # Safety
+/// `options` is NULL or a sized struct.
+unsafe fn is_idle(options: *const sire_pause_options) -> Result<bool> {
+    if options.is_null() {
+        return Ok(false);
+    }
+    // SAFETY: the caller's promise.
+    let size = unsafe { boundary::struct_size("sire_pause_options", options) }?;
+    match sized_field!(options, size, sire_pause_options, idle: u64).unwrap_or(0) {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(invalid(format!(
+            "idle is {other}; it must be 0 (devices are waited for) or 1 (nothing uses the memory)"
+        ))),
+    }
+}
+
 impl DeadRanges for Asked {
     fn dead_ranges(&self, regions: &[RegionId]) -> Result<Vec<(Addr, u64)>> {
         let numbers: Vec<u32> = regions.iter().map(|region| region.0).collect();
@@ -331,8 +353,8 @@ pub unsafe extern "C" fn sire_pause(
         let asked = unsafe { Asked::of(options) }?;
         let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
         // SAFETY: the caller's promise.
-        let lazy = unsafe { is_lazy(options) }?;
-        let options = PauseOptions { capturing: capture::in_progress(), dead, lazy, keep_all: false };
+        let (lazy, idle) = unsafe { (is_lazy(options)?, is_idle(options)?) };
+        let options = PauseOptions { capturing: capture::in_progress(), dead, lazy, keep_all: false, idle };
         let report = carry_out(|engine| engine.pause(&selection, options))?;
         log::info!(
             "paused {}: {} regions changed, {} bytes given back, {} copied to backups, {} discarded, {} held until somebody needs them",
@@ -430,6 +452,9 @@ pub unsafe extern "C" fn sire_switch(
             let tag = |text| boundary::string("the tag", text).map(|tag| Selection::Tag(tag.to_owned()));
             if is_lazy(options)? {
                 return Err(invalid("a switch gives memory back now: release must be 0"));
+            }
+            if is_idle(options)? {
+                return Err(invalid("a switch waits for the devices: idle must be 0"));
             }
             (tag(pause)?, tag(resume)?, Asked::of(options)?, (Place::at(out_pause)?, Place::at(out_resume)?))
         };

@@ -16,19 +16,19 @@ from .workshop import ROOT, Workshop
 STRATEGIES = ("none", "active_only", "limit_gpu")
 
 
-def one(shop: Workshop, interpreter: Path, device_mib: int, more: Path | None, *arguments: object) -> dict[str, Any]:
+def one(shop: Workshop, interpreter: Path, device_mib: int, more: Path | None, *arguments: object, program: str = "layers.py") -> dict[str, Any]:
     """One process, one measurement."""
     environment = shop.environment(None, device_mib * MIB)
     environment.pop("LD_LIBRARY_PATH", None)
     folders = [str(ROOT / "python-shim" / "src"), *([] if more is None else [str(more)])]
     environment |= {"PYTHONPATH": os.pathsep.join(folders), "SIRE_LIBRARY": str(shop.sire.library), "SIRE_HOOK_MODE": "torch", "OMP_NUM_THREADS": "1"}
-    command = [str(interpreter), str(ROOT / "benches" / "layers.py"), *map(str, arguments)]
+    command = [str(interpreter), str(ROOT / "benches" / program), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise Wrong(f"layers.py {' '.join(map(str, arguments))}: {done.stderr.strip()[-600:]}")
+        raise Wrong(f"{program} {' '.join(map(str, arguments))}: {done.stderr.strip()[-600:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if result["wrong"]:
-        raise Wrong(f"layers.py {' '.join(map(str, arguments))}: {result['wrong']} answers were wrong")
+        raise Wrong(f"{program} {' '.join(map(str, arguments))}: {result['wrong']} answers were wrong")
     return result
 
 
@@ -61,4 +61,18 @@ def patches(shop: Workshop, sizes: Sizes) -> list[Figure]:
     return [
         Figure("commits.rebase_us", "us", [run["us"] for run in runs], notes=["between LoRAs of rank 8 on a weight of 1 MiB"]),
         Figure("memory.monitor_overhead", "", overhead, target=Target("max", at_most=0.01)),
+    ]
+
+
+def overhead(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """Host memory of a managed model, as a multiple of its weights: of the program's own memory, and with a safetensors file that has them."""
+    interpreter, repeats = python(), 1 if sizes.repeats <= 2 else 3
+    mib = max(128, sizes.served * sizes.served_mib)
+    found = {
+        way: [float(one(shop, interpreter, 2 * mib, None, way, mib, program="overhead.py")["ratio"]) for _ in range(repeats)] for way in ("memory", "source")
+    }
+    note = f"anonymous memory of the process, {mib} MiB of weights"
+    return [
+        Figure("host.overhead", "", found["memory"], target=Target("max", at_most=1.05), notes=[note]),
+        Figure("host.overhead.source", "", found["source"], target=Target("max", at_most=0.05), notes=[f"{note}, in a safetensors file"]),
     ]

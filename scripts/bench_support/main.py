@@ -87,6 +87,7 @@ class Bench:
             (("reserve", "ledger"), lambda: reserve_figures.reserve(sizes)),
             (("serve",), lambda: serve_figures.serve(shop, sizes, offline)),
             (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
+            (("host",), lambda: layer_figures.overhead(shop, sizes)),
             (("slyce",), lambda: layer_figures.slices(shop, sizes)),
             (("commits", "memory"), lambda: layer_figures.patches(shop, sizes)),
             *self.allocator(),

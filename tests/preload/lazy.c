@@ -11,6 +11,15 @@ int main(void) {
     sire_report report = {.struct_size = sizeof report};
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_pause("a", &wrong, NULL));
     SAYS("release is 2");
+    sire_pause_options vouched = {.struct_size = sizeof vouched, .idle = 2};
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_pause("a", &vouched, NULL));
+    SAYS("idle is 2");
+    vouched.idle = 1;
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_switch("a", "b", &vouched, NULL, NULL));
+    OK(sire_pause("a", &vouched, &report));
+    CHECK(report.bytes_copied == SIZE && report.bytes_moved == SIZE && report.seconds_synchronize == 0.0);
+    OK(sire_resume("a", NULL, NULL));
+    CHECK(holds(one, SIZE, 1));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_switch("a", "b", &lazily, NULL, NULL));
 
     OK(sire_pause("a", &lazily, &report));

@@ -101,9 +101,12 @@ class FakeLibrary:
             raise error_for(4, f"no region has the tag {name!r}")
         return found
 
-    def pause(self, tag: bytes | None, dead_ranges: Any = None, *, lazy: bool = False) -> dict[str, Any]:
+    def pause(
+        self, tag: bytes | None, dead_ranges: Any = None, *, lazy: bool = False, idle: bool = False
+    ) -> dict[str, Any]:
         selected = self._selected(tag)
         self.settings["lazy"] = lazy
+        self.settings["idle"] = idle
         self.settings["dead_ranges"] = dead_ranges
         self._long_call("pause")
         for stack in self.inside.values():

@@ -17,9 +17,17 @@ import pytest
 import sire
 
 HERE = Path(__file__).resolve().parent
-SMALL = {"test_memory_manager.py", "test_slices.py"}
+SMALL = {"test_layer_plan.py", "test_memory_manager.py", "test_slices.py"}
 """They run models that are twice as large as their device."""
-ONCE = {"test_check.py", "test_commits.py", "test_control.py", "test_distributed.py", "test_slices.py", "test_units.py"}
+ONCE = {
+    "test_check.py",
+    "test_commits.py",
+    "test_control.py",
+    "test_distributed.py",
+    "test_layer_plan.py",
+    "test_slices.py",
+    "test_units.py",
+}
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
 HEARING_ALL = {"test_driver.py": "driver", "test_time_slices.py": "preload"}
 """They need a hook mode that hears of every allocation: one is enough, and the others run them on request."""

@@ -240,6 +240,9 @@ pub struct PauseOptions<'a> {
     /// Whether content of regions without a backup is kept as well, in host memory (default: it is thrown away). For pauses that the program
     /// did not ask for, and of which it knows nothing.
     pub keep_all: bool,
+    /// Whether the caller vouches that no work that a device was given uses the memory any more: then devices are not waited for (default:
+    /// they are).
+    pub idle: bool,
 }
 
 /// Settings of one resume.

@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 from . import _interrupt, _library, _owners, _requests, _subclasses, _tensors
+from ._arrivals import Arrival, copy_stream
 from ._errors import InvalidArgumentError
 from ._files import Path
-from ._packed import HostBlock, aligned
+from ._packed import HostBlock, aligned, give_freed_memory_back
 from ._pieces import Block, Piece, Shown, laid_out, plainly
 from ._placing import device_index, refuse_capture, with_room
 from ._regions import Policy, make_policy
@@ -113,6 +115,7 @@ class Adopted:
         self._places: dict[int, tuple[Block, Piece, Shown]] = {}
         self._loaded = False
         self._lazy = False
+        self._arrival: Arrival | None = None
         self._released = False
         self._lock = threading.RLock()
         self._shares: list[Adopted] = []
@@ -139,6 +142,11 @@ class Adopted:
         return self._loaded
 
     @property
+    def arriving(self) -> bool:
+        """Whether its bytes are on their way (`begin`), while its tensors still show the host."""
+        return self._arrival is not None and not self._loaded
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the module takes on the device when it is loaded."""
         return sum(block.size for block in self._blocks)
@@ -146,8 +154,8 @@ class Adopted:
     @property
     def resident_bytes(self) -> int:
         """Bytes that it takes on the device now; what was released lazily counts as long as it is there."""
-        if self._loaded or not self._lazy:
-            return self.nbytes if self._loaded else 0
+        if self._loaded or self.arriving or not self._lazy:
+            return self.nbytes if self._loaded or self.arriving else 0
         regions = _library.load().stats()["regions"]
         return sum(int(regions[block.region]["resident_bytes"]) for block in self._blocks)
 
@@ -202,11 +210,45 @@ class Adopted:
                 self._sync()
                 if self._loaded:
                     self._wake()
+                    self._join()
                 else:
                     self._come(torch, non_blocking)
 
-    def offload(self, release: Release = "eager") -> None:
+    def begin(self) -> bool:
+        """Begins to bring the module: memory is taken now, bytes are copied on a stream of their own.
+
+        Its tensors show the host until `load`, which makes the stream of its caller, not the caller, wait for these
+        copies, and copies again what was written to meanwhile. False, and nothing was done, where there is nothing to
+        begin, or no way to: without a device, where the module is loaded or begun already, for tensors in paused mode
+        or of other modules. Errors are those of `load`.
+        """
+        with self._lock:
+            self._require_adopted("begin to load")
+            if self._index is None or self._loaded or self._arrival is not None:
+                return False
+            torch = self._torch
+            refuse_capture("begin to load")
+            with torch.cuda.device(self._index), plainly(torch):
+                self._sync()
+                if self._shares or not all(block.views for block in self._blocks):
+                    return False
+                with torch.cuda.stream(copy_stream(torch, self._index)):
+                    self._bring(torch, self._stale_after(_library.load()), non_blocking=True)
+                for block in self._blocks:
+                    block.settle()
+                self._arrival, self._lazy = Arrival(torch, self._index), False
+            return True
+
+    def join(self) -> None:
+        """The caller's stream sees the bytes of a loaded module, also if another stream waited for them (`begin`)."""
+        with self._lock:
+            self._join()
+
+    def offload(self, release: Release = "eager", after: Iterable[Any] | None = None) -> None:
         """Takes the module off its device, bytes that have changed first.
+
+        ``after`` are CUDA events: the caller vouches that what devices do with the module's memory is over when they
+        have happened, and other work on the device goes on. None: the device is waited for.
 
         ``release="eager"`` gives the physical memory back at once. ``"lazy"`` leaves it until somebody in this process
         needs it; a load before that copies nothing that was not written to.
@@ -221,7 +263,10 @@ class Adopted:
                 refuse_capture("offload")
                 with torch.cuda.device(self._index), plainly(torch):
                     self._sync()
-                    self._go(torch, lazy=release == "lazy")
+                    self._go(torch, release == "lazy", None if after is None else list(after))
+            elif self._arrival is not None:
+                refuse_capture("offload")
+                self._turn_back(lazy=release == "lazy")
             elif self._lazy and release == "eager":
                 self._pause(lazy=False)
                 self._lazy = False
@@ -247,6 +292,8 @@ class Adopted:
             if self._index is not None and not self._loaded and any(not block.views for block in self._blocks):
                 # What the library keeps comes back to where the tensors say they are.
                 self.load()
+            if self.arriving:
+                self._turn_back(lazy=False)
             if self._index is not None and self._lazy and not self._loaded:
                 self._pause(lazy=False)
             self._released = True
@@ -379,6 +426,7 @@ class Adopted:
             del original
         if block.host is not None:
             block.host.tidy()
+            give_freed_memory_back(block.host.size)
 
     @property
     def _on_disk(self) -> bool:
@@ -396,18 +444,35 @@ class Adopted:
 
     def _come(self, torch: Any, non_blocking: bool) -> None:
         library = _library.load()
-        stale = self._stale_after(library)
-        made: list[Block] = []
-        before = [(shown, shown.tensor.data) for block in self._blocks if not block.views for shown in _shown([block])]
-        try:
+        stale = not self._has_arrived(library) and self._stale_after(library)
+        made = self._bring(torch, stale, non_blocking, show=True)
+        self._loaded, self._lazy = True, False
+        for block in made:
+            self._hand_over(library, block)
+
+    def _bring(self, torch: Any, stale: bool, non_blocking: bool, show: bool = False) -> list[Block]:
+        """Memory, bytes, and if that is asked for the tensors, all or nothing; the blocks whose memory is new."""
+        library = _library.load()
+        with self._all_or_nothing(torch) as made:
             for block in self._blocks:
                 if block.device is None:
                     with_room(torch, partial(block.allocate, torch, library, self._index or 0))
                     made.append(block)
             for block in self._blocks:
                 self._fill(torch, block, stale or block in made, non_blocking)
-            self._show(torch, Block.show_device)
+            if show:
+                self._show(torch, Block.show_device)
+        return made
+
+    @contextmanager
+    def _all_or_nothing(self, torch: Any) -> Iterator[list[Block]]:
+        """If what is done inside fails, the module is offloaded again; blocks that are named have no memory then."""
+        made: list[Block] = []
+        before = [(shown, shown.tensor.data) for block in self._blocks if not block.views for shown in _shown([block])]
+        try:
+            yield made
         except BaseException:
+            self._arrival = None
             self._show(torch, Block.show_host)
             for shown, data in before:
                 shown.point(torch, data)
@@ -417,9 +482,32 @@ class Adopted:
                 self._pause(lazy=False)
                 self._lazy = False
             raise
-        self._loaded, self._lazy = True, False
-        for block in made:
-            self._hand_over(library, block)
+
+    def _has_arrived(self, library: _library.Library) -> bool:
+        """Whether the device has the bytes as soon as the caller's stream gets there."""
+        if self._arrival is None:
+            return False
+        if any(library.region_paused(block.region) for block in self._blocks):
+            # Whoever paused the tag meanwhile has a backup, which comes back as ever.
+            self._arrival = None
+            return False
+        self._arrival.order()
+        return True
+
+    def _join(self) -> None:
+        if self._loaded and self._arrival is not None:
+            if self._arrival.over:
+                self._arrival = None
+            else:
+                self._arrival.order()
+
+    def _turn_back(self, lazy: bool) -> None:
+        """What was begun is given up."""
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None:
+            arrival.synchronize()
+            self._pause(lazy, idle=True)
+            self._lazy = lazy
 
     def _fill(self, torch: Any, block: Block, stale: bool, non_blocking: bool) -> None:
         """Copies what the device does not have (any more)."""
@@ -442,19 +530,24 @@ class Adopted:
         for other in self._others:
             other.show()
 
-    def _go(self, torch: Any, lazy: bool) -> None:
+    def _go(self, torch: Any, lazy: bool, after: list[Any] | None) -> None:
         library = _library.load()
         if any(library.region_paused(block.region) for block in self._blocks):
             self._wake()
-        torch.cuda.synchronize(self._index)
+        if after is None:
+            torch.cuda.synchronize(self._index)
+        else:
+            for each in (*after, *([] if self._arrival is None else [self._arrival])):
+                each.synchronize()
         for block in self._blocks:
             if block.views:
                 self.bytes_copied += block.fetch(torch, self._mutable)
                 if block.host is not None:
                     block.host.tidy()
+        self._arrival = None
         self._show(torch, Block.show_host)
         try:
-            self._pause(lazy)
+            self._pause(lazy, idle=after is not None)
         except BaseException:
             self._show(torch, Block.show_device)
             raise
@@ -488,13 +581,13 @@ class Adopted:
 
         return with_room(self._torch, resume)
 
-    def _pause(self, lazy: bool) -> None:
+    def _pause(self, lazy: bool, idle: bool = False) -> None:
         if all(block.device is None for block in self._blocks):
             return
         library = _library.load()
         # The host has these bytes, so that the library need not copy them.
         dead = [each for block in self._blocks if block.views for each in block.ranges()]
-        _interrupt.run(lambda: library.pause(self._encoded, lambda _: dead, lazy=lazy), library.cancel)
+        _interrupt.run(lambda: library.pause(self._encoded, lambda _: dead, lazy=lazy, idle=idle), library.cancel)
 
     def _sync(self) -> None:
         """Takes over what was hung into the module, or pointed elsewhere, since the last time."""
@@ -520,6 +613,8 @@ class Adopted:
     def _replace(self, strangers: list[Found], gone: set[int]) -> None:
         """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""
         torch = self._torch
+        if self.arriving:
+            self._turn_back(lazy=False)
         for block in self._blocks:
             block.forget(gone)
         hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]

@@ -38,6 +38,7 @@ class PauseOptions(ctypes.Structure):
         ("dead_ranges", DeadRangesCallback),
         ("dead_ranges_context", c_void_p),
         ("release", c_int32),
+        ("idle", c_uint64),
     ]
 
 

@@ -222,14 +222,17 @@ class Library:
         """The backup of `backup_get` is not needed any more."""
         self._call("sire_backup_put", token)
 
-    def pause(self, tag: bytes | None, dead_ranges: DeadRanges | None = None, *, lazy: bool = False) -> dict[str, Any]:
-        """Pauses; the fields of ``sire_report``. With ``lazy``, physical memory stays until somebody needs it.
+    def pause(
+        self, tag: bytes | None, dead_ranges: DeadRanges | None = None, *, lazy: bool = False, idle: bool = False
+    ) -> dict[str, Any]:
+        """Pauses; the fields of ``sire_report``. With ``lazy``, physical memory stays until somebody needs it. With
+        ``idle``, the caller vouches that no work of a device uses the memory, and devices are not waited for.
 
         ``dead_ranges`` is asked which memory of the regions that are paused, given by number, holds nothing; what it
         raises is raised here, and nothing is paused.
         """
         report = _interface.ReportStruct(ctypes.sizeof(_interface.ReportStruct))
-        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)), lazy)
+        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)), lazy, idle)
         return _fields(report)
 
     def pre_copy(self, tag: bytes | None) -> dict[str, Any]:
@@ -252,10 +255,12 @@ class Library:
         )
         return _fields(left), _fields(came)
 
-    def _asking(self, dead_ranges: DeadRanges | None, call: Callable[[Any], None], lazy: bool = False) -> None:
+    def _asking(
+        self, dead_ranges: DeadRanges | None, call: Callable[[Any], None], lazy: bool = False, idle: bool = False
+    ) -> None:
         """Makes a call whose options hold the question; raises what the answer raised."""
         asked = _Asked(dead_ranges)
-        options = _interface.PauseOptions(ctypes.sizeof(_interface.PauseOptions), asked.function, None, int(lazy))
+        options = _interface.PauseOptions(ctypes.sizeof(_interface.PauseOptions), asked.function, None, lazy, idle)
         try:
             call(byref(options))
         except SireError:

@@ -6,6 +6,7 @@ pieces, the pieces hold the memory. Nothing here knows modules.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -22,6 +23,8 @@ ALIGNMENT = 512
 """Bytes: where a tensor may begin, on the device and in host memory, as PyTorch's own allocator has it."""
 # Registering less than this with the driver costs more than it saves.
 _WORTH_REGISTERING = 1 << 20
+# Fewer freed bytes are left to the C library.
+_WORTH_TRIMMING = 16 << 20
 # Reentrant: the memory may go while somebody counts.
 _counting = threading.RLock()
 
@@ -120,6 +123,15 @@ class _Map(mmap.mmap):
             _Map.taken -= self._counted
         if self.unregister is not None:
             self.unregister()
+
+
+def give_freed_memory_back(freed: int) -> None:
+    """What was freed goes to the operating system, where the C library (glibc) would keep it for later: after a model
+    has moved, that is as much as the model. ``freed`` bytes: for a few, nothing is done.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if freed >= _WORTH_TRIMMING and trim is not None:
+        trim(0)
 
 
 class FileBlock:

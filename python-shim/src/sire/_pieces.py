@@ -226,6 +226,11 @@ class Block:
                 copied += piece.size
         return copied
 
+    def settle(self) -> None:
+        """Host and device have the same bytes, or will have."""
+        for piece in self.pieces:
+            piece.settle()
+
     def show_device(self, torch: Any) -> None:
         """Its tensors show the device's bytes."""
         for piece in self.pieces:

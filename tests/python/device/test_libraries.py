@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sire
 import torch
+from measure import region_bytes
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
@@ -88,6 +89,73 @@ def test_training_an_adapter() -> None:
     assert losses[-1] < losses[0]
     trained = sum(each.nbytes for each in model.parameters() if each.requires_grad)
     assert copied <= 2 * trained, "frozen weights were copied back"
+
+
+def quantized() -> Any:
+    """Int8 weights, as torchao quantizes the layers of any model: tensors that are made of other tensors."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:  # a release of torchao supports the latest releases of PyTorch
+        pytest.skip(f"torchao does not work with PyTorch {torch.__version__}: {error}")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32)).eval()
+    quantize_(model, Int8WeightOnlyConfig())
+    assert hasattr(model[0].weight, "__tensor_flatten__")
+    return model
+
+
+@needs("torchao")
+def test_a_quantized_model_is_paused_and_comes_back() -> None:
+    x = torch.randn(4, 64)
+    model = quantized()
+    with torch.no_grad():
+        expected = quantized()(x)
+        for _ in range(3):
+            with sire.auto_manage(model) as wrapper:
+                assert torch.allclose(model(x.to(wrapper.get_execution_device())).cpu(), expected, atol=1e-5)
+                held = wrapper.user.adopted
+                assert region_bytes(held.tag)["resident_bytes"] > 0
+            assert region_bytes(held.tag)["resident_bytes"] == 0
+            assert region_bytes(held.tag)["paused_bytes"] > 0
+            assert model[0].weight.is_cuda, "paused, not shown on the host"
+        hook = sire.AutoManageHook.manage_module(model)
+        assert torch.allclose(model(x).cpu(), expected, atol=1e-5)
+        hook.remove()
+
+
+@needs("torchao")
+def test_a_lora_runs_beside_quantized_layers() -> None:
+    from sire.models.commits import AutoManageCommitObjectProxy, LoraCommit
+
+    x, down, up = torch.randn(4, 64), torch.randn(4, 64), torch.randn(64, 4)
+    lora = LoraCommit({"0.lora_A.weight": down, "0.lora_B.weight": up}, scale=2.0)
+    model, plain = quantized(), quantized()
+    with torch.no_grad():
+        expected = plain[2](torch.relu(plain[0](x) + 2.0 * (x @ down.t() @ up.t())))
+        with AutoManageCommitObjectProxy(model).add_commit(lora) as patched:
+            assert torch.allclose(patched(x.cuda()).cpu(), expected, atol=1e-3)
+        with sire.auto_manage(model):
+            assert torch.allclose(model(x.cuda()).cpu(), plain(x), atol=1e-5)
+
+
+@needs("torchao")
+def test_the_memory_manager_leaves_quantized_weights_where_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    from sire.memory import MemoryManager
+
+    x = torch.randn(4, 64)
+    model = quantized()
+    model.append(torch.nn.Linear(32, 32))
+    with torch.no_grad():
+        expected = model(x)
+        with MemoryManager() as manager:
+            manager.wrap_model(model)
+            assert "Int8Tensor" in caplog.text
+            model.to("cuda")
+            assert torch.allclose(model(x.cuda()).cpu(), expected, atol=1e-5)
+            manager.offload_all_modules()
+            assert model[0].weight.is_cuda
+            assert not model[3].weight.is_cuda, "what is plain leaves as ever"
+        assert torch.allclose(model(x.to(model[0].weight.device)).cpu(), expected, atol=1e-5)
 
 
 @needs("diffusers", "transformers")

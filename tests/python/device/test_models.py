@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import random
 import runpy
@@ -205,6 +206,27 @@ def test_ten_models_on_a_device_for_three() -> None:
     assert peak <= budget + 2 * MIB
     copied = sum(wrapper.user.adopted.bytes_copied for wrapper in wrappers) - before
     assert copied == loads * 8 * MIB, "clean weights were copied back"
+
+
+@pytest.mark.parametrize(("way", "limit"), [("memory", 1.05), ("source", 0.05)])
+def test_host_memory_is_the_weights_once_or_not_at_all(way: str, limit: float, mode: str) -> None:
+    """Measured by the program of scripts/bench (`host.overhead`), in a process of its own."""
+    if mode != "torch":
+        pytest.skip("the process is the same in every mode")
+    program = Path(__file__).resolve().parents[3] / "benches" / "overhead.py"
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        [sys.executable, str(program), way, "128"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["wrong"] == 0
+    assert found["ratio"] <= limit
 
 
 @pytest.mark.parametrize("faults", [0.0, 0.05])

@@ -84,7 +84,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
-        let call = Call::new(self, Duration::ZERO).lazily(options.lazy);
+        let call = Call::new(self, Duration::ZERO).lazily(options.lazy).on_idle(options.idle);
         let batch = Batch::close(regions.clone(), Phase::Paused)?.keeping_all(options.keep_all);
         let mut report = self.pause_batch(batch, options.dead, &call)?;
         let paused = report.regions_changed;
@@ -146,7 +146,7 @@ impl Machine {
         done
     }
 
-    /// Everything before the first copy: what has changed, room for every byte, then idle devices. Returns staging buffers, and what
+    /// Everything before the first copy: what has changed, room for every byte, then idle devices, unless they are vouched for. Returns staging buffers, and what
     /// [`Machine::share`] is to be told when all is saved.
     fn prepare_pause(
         &self,
@@ -159,7 +159,7 @@ impl Machine {
         let mut surveys = self.survey(batch, claims);
         let looked = survey::is_needed(&surveys);
         if looked {
-            let idle = if proven { Ok(()) } else { self.synchronize(claims, report) };
+            let idle = if proven || call.idle { Ok(()) } else { self.synchronize(claims, report) };
             let found = idle.and_then(|()| self.look(claims, &mut surveys, call, report));
             if let Err(error) = found {
                 plan::give_up(claims, surveys, batch);
@@ -174,7 +174,7 @@ impl Machine {
         report.bytes_discarded = claims.iter().map(plan::discarded).sum();
         let saved: u64 = claims.iter().map(plan::clean).sum();
         report.bytes_clean = saved.saturating_sub(report.bytes_constant + report.bytes_shared);
-        if !looked && !proven {
+        if !looked && !proven && !call.idle {
             self.synchronize(claims, report)?;
         }
         Ok((staging, new))

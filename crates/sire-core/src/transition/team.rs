@@ -25,6 +25,8 @@ pub(super) struct Call<'a> {
     pub(super) progress: Option<&'a Progress>,
     /// Whether memory stays where it is once its bytes are safe.
     pub(super) lazy: bool,
+    /// Whether the caller vouches that no device uses the memory any more.
+    pub(super) idle: bool,
     /// At what the call stops.
     pub(super) watch: Option<Watch<'a>>,
 }
@@ -47,7 +49,7 @@ impl<'a> Call<'a> {
         let began = clock::now();
         let wait_until = began.checked_add(wait).unwrap_or(began + Duration::from_secs(1 << 30));
         let cancels = Some(machine.cancels.load(Ordering::SeqCst));
-        Call { began, wait_until, cancels, order: None, progress: None, lazy: false, watch: None }
+        Call { began, wait_until, cancels, order: None, progress: None, lazy: false, idle: false, watch: None }
     }
 
     /// The same call, which brings memory back in this order.
@@ -58,6 +60,11 @@ impl<'a> Call<'a> {
     /// The same call; whether memory stays where it is once its bytes are safe.
     pub(super) fn lazily(self, lazy: bool) -> Call<'a> {
         Call { lazy, ..self }
+    }
+
+    /// The same call; whether devices need not be waited for.
+    pub(super) fn on_idle(self, idle: bool) -> Call<'a> {
+        Call { idle, ..self }
     }
 
     /// The same call, about one extent, which others may use meanwhile.
@@ -76,6 +83,7 @@ impl<'a> Call<'a> {
             order: Some(order),
             progress: Some(progress),
             lazy: false,
+            idle: false,
             watch: None,
         }
     }
@@ -83,7 +91,16 @@ impl<'a> Call<'a> {
     /// An undo: does not wait, cannot be cancelled.
     pub(super) fn undo() -> Call<'a> {
         let began = clock::now();
-        Call { began, wait_until: began, cancels: None, order: None, progress: None, lazy: false, watch: None }
+        Call {
+            began,
+            wait_until: began,
+            cancels: None,
+            order: None,
+            progress: None,
+            lazy: false,
+            idle: false,
+            watch: None,
+        }
     }
 
     /// Whether what the call watches has closed or gone.

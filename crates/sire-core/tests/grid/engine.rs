@@ -262,6 +262,24 @@ fn a_pause_that_keeps_all_loses_nothing_but_what_is_declared_to_hold_nothing() {
 }
 
 #[test]
+fn devices_are_waited_for_unless_the_caller_vouches_for_the_memory() {
+    let mut world = World::new(MANY);
+    let region = world.region("r", policy(Backup::Host));
+    let addr = world.allocate(region, 2 * CHUNK).unwrap();
+    world.write(addr);
+    for idle in [false, true] {
+        let before = world.driver.log().len();
+        let report = world.engine.pause(&Selection::All, PauseOptions { idle, ..PauseOptions::default() }).unwrap();
+        assert_eq!((report.bytes_moved, report.bytes_copied), (2 * CHUNK, 2 * CHUNK));
+        let log = world.driver.log()[before..].to_vec();
+        let gone = log.iter().position(|verb| *verb == "unmap").unwrap();
+        assert_eq!(log[..gone].contains(&"synchronize"), !idle, "{log:?}");
+        world.resume(&Selection::All).unwrap();
+        world.check();
+    }
+}
+
+#[test]
 fn a_capture_is_never_synchronised_and_its_frees_come_later() {
     let mut world = World::new(MANY);
     let region = world.region("r", policy(Backup::Host));

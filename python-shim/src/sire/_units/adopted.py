@@ -37,8 +37,13 @@ class AdoptedTensors:
 
     @property
     def device(self) -> Any:
-        """Where the tensors are now."""
-        return self.tensors[0].device
+        """Where the memory is that they have now, also while the bytes are still on their way."""
+        return self._adopted.device if self._adopted.arriving else self.tensors[0].device
+
+    @property
+    def arriving(self) -> bool:
+        """Whether the bytes are on their way, while the tensors are still in host memory."""
+        return self._adopted.arriving
 
     @property
     def device_bytes(self) -> int:
@@ -46,19 +51,29 @@ class AdoptedTensors:
         gradients = (each.grad for each in self.tensors if each.is_leaf and each.grad is not None)
         return self._adopted.nbytes + sum(size_of(each) for each in gradients)
 
+    def begin(self, device: Any) -> int | None:
+        """Begins to bring everything, on a stream of its own; returns the bytes, None if that cannot be done."""
+        begun: list[bool] = []
+        copied = self._counted(lambda: begun.append(self._adopted.begin()))
+        return copied if begun[0] else None
+
+    def join(self) -> None:
+        """The caller's stream sees what was brought, also if another stream waited for it."""
+        self._adopted.join()
+
     def load(self, device: Any) -> int:
         """Brings everything to the device; returns the bytes that were copied."""
         return self._counted(self._adopted.load)
 
-    def offload(self) -> int:
+    def offload(self, after: Sequence[Any] | None = None) -> int:
         """Brings everything to host memory; returns the bytes that were copied."""
-        return self._counted(self._adopted.offload)
+        return self._counted(lambda: self._adopted.offload(after=after))
 
     def release(self) -> None:
         """Leaves plain tensors where they are."""
         self._adopted.release()
 
-    def _counted(self, move: Callable[[], None]) -> int:
+    def _counted(self, move: Callable[[], object]) -> int:
         before = self._adopted.bytes_copied
         move()
         return self._adopted.bytes_copied - before

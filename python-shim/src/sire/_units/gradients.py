@@ -172,7 +172,7 @@ def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     for unit, residency in units.values():
         with unit.lock:
             taken += _settle(unit, residency, optimizer, taken)
-            unit.frozen = True
+            unit.frozen, unit.ends = True, None
         _stepping.units.append(unit)
 
 
@@ -185,6 +185,8 @@ def _after_step(optimizer: Any, *_: Any) -> None:
 def _settle(unit: Unit, residency: Residency, optimizer: Any, taken: int) -> int:
     """Parameters, gradients and optimizer state in one place; returns what the step will take on the device for them,
     where steps of other units take ``taken`` bytes."""
+    if unit.arriving:
+        unit.load()
     states = [state for each in unit.tensors if (state := optimizer.state.get(each))]
     tensors = [value for state in states for value in state.values() if hasattr(value, "data_ptr") and value.dim()]
     if unit.tier == "gpu" and all(each.device == unit.here for each in tensors):

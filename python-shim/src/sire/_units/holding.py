@@ -37,11 +37,25 @@ class Mover(Protocol):
     def device_bytes(self) -> int:
         """Bytes that loading takes on the device."""
 
+    @property
+    def arriving(self) -> bool:
+        """Whether the bytes are on their way, while the tensors are still in host memory."""
+
+    def begin(self, device: Any) -> int | None:
+        """Begins to bring everything; `load` completes that, and its caller's stream waits for the bytes. Returns how
+        many are copied; None if that cannot be done, and nothing was.
+        """
+
+    def join(self) -> None:
+        """The caller's stream sees what was brought, also if another stream waited for it."""
+
     def load(self, device: Any) -> int:
         """Brings everything to the device; returns the bytes that were copied."""
 
-    def offload(self) -> int:
-        """Brings everything to host memory; returns the bytes that were copied."""
+    def offload(self, after: Sequence[Any] | None = None) -> int:
+        """Brings everything to host memory; returns the bytes that were copied. ``after``: CUDA events after which no
+        device uses it any more; None: the device is waited for.
+        """
 
     def release(self) -> None:
         """Leaves plain tensors where they are."""
@@ -66,11 +80,21 @@ class Holding:
         """Bytes that loading takes on the device, gradients included."""
         return sum(size_of(each) for each in with_gradients(self.tensors))
 
+    arriving = False
+    """Never: what is copied is waited for."""
+
+    def begin(self, device: Any) -> int | None:
+        """Nothing."""
+        return None
+
+    def join(self) -> None:
+        """Nothing."""
+
     def load(self, device: Any) -> int:
         """Brings everything to the device; returns the bytes that were copied."""
         return self._move(lambda size: _bytes_on(device, size))
 
-    def offload(self) -> int:
+    def offload(self, after: Sequence[Any] | None = None) -> int:
         """Brings everything to host memory; returns the bytes that were copied. The device is waited for."""
         pin = self._pin and self.device.type == "cuda"
         return self._move(lambda size: _host_bytes(size, pin))

@@ -31,7 +31,11 @@ Result = TypeVar("Result")
 
 
 class Event(NamedTuple):
-    """Something that happened to a unit: ``load``, ``offload``, ``demote``, ``promote``, ``prefetch``, ``failed``."""
+    """Something that happened to a unit: ``load``, ``offload``, ``demote``, ``prefetch``, ``arrive``, ``failed``.
+
+    A ``prefetch`` has been begun, the bytes are on their way; ``arrive`` is its first user, whose stream waits for
+    them.
+    """
 
     time: float
     """Seconds, `time.time`."""
@@ -48,6 +52,10 @@ class Residency:
     prefetch_depth = 0
     idle_threshold = float("inf")
     straight_to_disk = False
+    by_last_use = False
+    """What makes way in the background does so when its own last use is over, beside other work of the device. Uses on
+    other streams than the caller's must be joined before a lease ends, as PyTorch's allocator wants it, too.
+    """
 
     def __init__(self, patience: float = 30.0) -> None:
         self.units: dict[str, Unit] = {}
@@ -150,6 +158,9 @@ class Residency:
         """Ends a lease that ``thread`` took."""
         with unit.lock:
             unit.let_go(thread)
+            event = self._mark(unit.device)
+            if event is not None:
+                unit.ended(event)
         with self._freed:
             self._freed.notify_all()
         if not unit.holders:
@@ -173,6 +184,7 @@ class Residency:
             unit.hold()
             try:
                 self._bring(unit, unit.gradient_bytes)
+                unit.ends = None
                 with self._lock:
                     self._backward[task] = unit
                     while len(self._backward) > _BACKWARDS_AT_ONCE:  # passes that ended with an exception
@@ -202,19 +214,32 @@ class Residency:
         with self._lock:
             self._order.used(unit.name)
         if self.prefetch_depth:
-            self._expect()
+            self._expect(self._mark(unit.device))
+
+    def _mark(self, device: Any) -> Any:
+        """An event behind all that the caller's stream was given until now; None where nobody asks for it."""
+        if not self.by_last_use or device.type != "cuda":
+            return None
+        import torch
+
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return event
 
     def _bring(self, unit: Unit, beside: int = 0) -> None:
         """To its device, with room for ``beside`` more bytes."""
-        was_ready = unit.ready
-        self.counts["hits" if was_ready else "misses"] += 1
+        was_ready, coming = unit.ready, unit.arriving
+        self.counts["hits" if was_ready or coming else "misses"] += 1
         try:
-            if unit.device.type != "cpu" and (beside or not was_ready):
+            if unit.device.type != "cpu" and (beside or not (was_ready or coming)):
                 self.make_room(unit, beside)
             if was_ready:
                 unit.in_use = True
+                unit.join()
             else:
-                self._load(unit, "load")
+                self._load(unit, "arrive" if coming else "load")
         finally:
             self._break_promise(unit)
 
@@ -227,7 +252,7 @@ class Residency:
             if not is_out_of_memory(error):
                 raise
             copied = self._load_into_what_is_left(unit, error)
-        self.counts["loads"] += 1
+        self.counts["loads"] += what == "load"
         self.counts["promotions"] += from_disk
         self._note(what, unit, copied, started)
 
@@ -279,22 +304,22 @@ class Residency:
             self._freed.wait(0.05)
         return True
 
-    def evict(self, unit: Unit) -> bool:
-        """Offloads a unit if nobody uses or moves it now; whether it did."""
+    def evict(self, unit: Unit, after: Any = None) -> bool:
+        """Offloads a unit if nobody uses or moves it now; whether it did. ``after`` as for `Unit.offload`."""
 
         def leave() -> bool:
             if self._needed_by_backward(unit) or unit.tier != "gpu":
                 return False
-            self.offload(unit)
+            self.offload(unit, after)
             return True
 
         return self._if_idle(unit, leave)
 
-    def offload(self, unit: Unit) -> None:
+    def offload(self, unit: Unit, after: Any = None) -> None:
         """To host memory, or where that is not wanted to the disk. `BusyError` if it is in use."""
         with unit.lock:
             started, was_in_use = time.perf_counter(), unit.in_use
-            self._note("offload", unit, unit.offload(), started)
+            self._note("offload", unit, unit.offload(after), started)
             self.counts["offloads"] += was_in_use
         if self.straight_to_disk:
             self.demote(unit)
@@ -329,8 +354,8 @@ class Residency:
         finally:
             unit.lock.release()
 
-    def _evict_first(self, candidates: list[Unit]) -> bool:
-        return any(self.evict(each) for each in candidates)
+    def _evict_first(self, candidates: list[Unit], after: Any = None) -> bool:
+        return any(self.evict(each, after) for each in candidates)
 
     def _candidates(self, coming: Unit) -> list[Unit]:
         """Who could go, first those who should."""
@@ -364,11 +389,13 @@ class Residency:
 
     # --- before it is needed ----------------------------------------------------------------------------------
 
-    def prefetch(self, unit: Unit) -> Future[bool]:
-        """Begins to bring a unit; the result says whether it came. Nothing that is needed sooner goes for it."""
+    def prefetch(self, unit: Unit, after: Any = None) -> Future[bool]:
+        """Begins to bring a unit; the result says whether it came. Nothing that is needed sooner goes for it.
+        ``after`` as for `Unit.offload`, of what goes.
+        """
         with self._lock:
             self._coming.add(unit.name)
-        return self.in_background(lambda: self._come_early(unit))
+        return self.in_background(lambda: self._come_early(unit, after))
 
     def in_background(self, work: Callable[[], Result], alone: bool = False) -> Future[Result]:
         """Does something in the background thread; ``alone``: in one of its own, because it waits for that thread."""
@@ -396,25 +423,25 @@ class Residency:
         if worker is not None:
             worker.shutdown(wait=True)
 
-    def _expect(self) -> None:
+    def _expect(self, after: Any) -> None:
         for name in self.upcoming(self.prefetch_depth):
             unit = self.units.get(name)
-            if unit is not None and not unit.ready and name not in self._coming:
-                self.prefetch(unit)
+            if unit is not None and not (unit.ready or unit.arriving or name in self._coming):
+                self.prefetch(unit, after)
 
-    def _come_early(self, unit: Unit) -> bool:
+    def _come_early(self, unit: Unit, after: Any) -> bool:
         try:
             if not unit.lock.acquire(blocking=False):
                 return False
             try:
-                if unit.ready or unit.frozen:
-                    return unit.ready
-                if not self._make_room_early(unit):
+                if unit.ready or unit.arriving or unit.frozen:
+                    return unit.ready or unit.arriving
+                if not self._make_room_early(unit, after):
                     self.without_room(unit)
                     return False
                 started = time.perf_counter()
                 try:
-                    copied = unit.load()
+                    copied = unit.begin()
                 finally:
                     self._break_promise(unit)
                 self.counts["loads"] += 1
@@ -431,12 +458,12 @@ class Residency:
             with self._lock:
                 self._coming.discard(unit.name)
 
-    def _make_room_early(self, unit: Unit) -> bool:
+    def _make_room_early(self, unit: Unit, after: Any) -> bool:
         position = {name: at for at, name in enumerate(self.upcoming())}
         mine = position.get(unit.name, len(position))
         while not self._promise(unit, early=True):
             later = [each for each in self._candidates(unit) if position.get(each.name, len(position) + 1) > mine]
-            if not self._evict_first(later):
+            if not self._evict_first(later, after):
                 return False
         return True
 

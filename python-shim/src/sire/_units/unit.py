@@ -38,6 +38,8 @@ class Unit:
         """Leases, by thread."""
         self.last_used = time.monotonic()
         self.uses = 0
+        self.ends: list[Any] | None = []
+        """CUDA events of uses of the device's memory that have been given to it; None: not all uses are known."""
         self.in_use = True
         """Not offloaded: whoever offloads it says so, also where there is no device to leave."""
         self.tensors: list[Any] = []
@@ -73,7 +75,12 @@ class Unit:
     @property
     def ready(self) -> bool:
         """Whether the tensors are where they are to be used."""
-        return self._away is None and (not self.tensors or self.here == self.device)
+        return self._away is None and (not self.tensors or self.here == self.device) and not self.arriving
+
+    @property
+    def arriving(self) -> bool:
+        """Whether the bytes are on their way to the device (`begin`), while the tensors show the host."""
+        return self._mover is not None and self._mover.arriving
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +97,7 @@ class Unit:
     @property
     def coming_bytes(self) -> int:
         """Bytes that it takes on its device beside what it has there."""
-        return 0 if self.ready else self.device_bytes
+        return 0 if self.ready or self.arriving else self.device_bytes
 
     @property
     def gradient_bytes(self) -> int:
@@ -135,6 +142,11 @@ class Unit:
         else:
             self.holders.pop(thread, None)
 
+    def ended(self, event: Any) -> None:
+        """A use of the device's memory is over when this event has happened."""
+        if self.ends is not None:
+            self.ends = [*(each for each in self.ends if not each.query()), event]
+
     def touch(self) -> None:
         """It is used now."""
         self.last_used = time.monotonic()
@@ -146,18 +158,45 @@ class Unit:
         """To the device, from wherever it is. Returns the bytes that were copied."""
         self.promote()
         self.in_use = True
-        if not self.tensors or self.here == self.device:
+        if not self.arriving and (not self.tensors or self.here == self.device):
             return 0
         if self.device.type == "cpu":
             return self._offloaded()
+        if not self.arriving:
+            self.ends = []
+        return self._its_mover().load(self.device)
+
+    def begin(self) -> int:
+        """As `load`, without waiting for the bytes where that can be: then a `load` completes it, whose caller's
+        stream waits for them. Returns the bytes that are copied.
+        """
+        self.promote()
+        if self.device.type == "cpu" or not self.tensors or self.here == self.device:
+            return self.load()
+        copied = self._its_mover().begin(self.device)
+        if copied is None:
+            return self.load()
+        self.in_use, self.ends = True, []
+        return copied
+
+    def join(self) -> None:
+        """The caller's stream sees the bytes, also if another stream was made to wait for them."""
+        if self._mover is not None:
+            self._mover.join()
+
+    def _its_mover(self) -> Mover:
         if self._mover is None:
             self._mover = self._make(self.tensors, self.device)
-        return self._mover.load(self.device)
+        return self._mover
 
-    def offload(self) -> int:
-        """To host memory, from the device; from the disk nothing happens. Returns the bytes that were copied."""
+    def offload(self, after: Any = None) -> int:
+        """To host memory, from the device; from the disk nothing happens. Returns the bytes that were copied.
+
+        ``after`` is a CUDA event that lies behind everything that was done with the memory outside of leases: where all
+        leases are known, the device is waited for up to there only.
+        """
         self.refuse_use("offloaded")
-        copied = self._offloaded()
+        copied = self._offloaded(None if after is None or self.ends is None else [*self.ends, after])
         self.in_use = False
         return copied
 
@@ -198,12 +237,14 @@ class Unit:
             self._mover.release()
             self._mover = None
 
-    def _offloaded(self) -> int:
+    def _offloaded(self, after: Sequence[Any] | None = None) -> int:
         if self._away is not None or self.tier == "cpu":
             return 0
         if self._mover is None:
             self._mover = self._make(self.tensors, self.here)
-        return self._mover.offload()
+        copied = self._mover.offload(after)
+        self.ends = []
+        return copied
 
     def refuse_use(self, what: str) -> None:
         """`BusyError` if somebody needs the unit where it is."""

@@ -280,6 +280,7 @@ def bring_to_memory(module: Any) -> None:
     if wrapped is not None:
         with wrapped.unit.lock:
             wrapped.unit.promote()
+            wrapped.unit.join()
 
 
 # --- where and what -------------------------------------------------------------------------------------------

@@ -199,6 +199,7 @@ class MemoryManager:
             wrapping.unwrap(module)  # another manager had it
         choose = self._leaves
         tensors, _ = wrapping.own_tensors(module, choose)
+        _tell_of_wrappers(module, name)
         device = tensors[0].device if tensors else next((each.device for each in module.parameters()), _cpu())
         unit = Unit(
             name, tensors, device, self._movers.for_unit(), self.disk if self.config.enable_disk_offload else None
@@ -210,7 +211,8 @@ class MemoryManager:
 
     def _leaves(self, tensor: Any) -> bool:
         """Whether a tensor is to leave the GPU."""
-        return bool(tensor.numel()) and (self.config.offload_1d_parameters or tensor.dim() > 1)
+        big_enough = self.config.offload_1d_parameters or tensor.dim() > 1
+        return bool(tensor.numel()) and big_enough and not _is_wrapper(tensor)
 
     def _is_mine(self, module: Any) -> bool:
         return wrapping.is_wrapped(module) and wrapping.unit_of(module).residency is self.residency
@@ -246,7 +248,7 @@ class MemoryManager:
     def _all_loaded(self, modules: list[Any]) -> bool:
         """Whether all units could be brought at once; at the end nothing needs to be left free."""
         units = [wrapping.unit_of(module).unit for module in modules]
-        need = sum(unit.device_bytes for unit in units if not unit.ready)
+        need = sum(unit.coming_bytes for unit in units)
         for unit in units:
             if unit.device.type == "cuda" and not unit.ready and need > read_gpu(unit.device.index).free:
                 return False
@@ -402,6 +404,22 @@ def _refuse_other_than_modules(module: Any) -> None:
 
     if not isinstance(module, torch.nn.Module):
         raise InvalidArgumentError(f"a torch.nn.Module can be wrapped, not {type(module).__name__}")
+
+
+def _is_wrapper(tensor: Any) -> bool:
+    """Whether the tensor has no memory of its own, but is made of others (quantized weights)."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def _tell_of_wrappers(module: Any, name: str) -> None:
+    kinds = sorted({type(each).__name__ for each in module.parameters() if _is_wrapper(each)})
+    if kinds:
+        logger.warning(
+            "%s has tensors of the classes %s, which are made of other tensors: they are where .to puts them, and do "
+            "not leave the GPU; sire.manage moves such models as a whole",
+            name,
+            ", ".join(kinds),
+        )
 
 
 def _cpu() -> Any:

@@ -20,6 +20,9 @@ from .._errors import InvalidArgumentError
 from ..memory import MemoryConfig, MemoryManager
 from ._commits import CommitABC, Revert
 
+# Up to here layers are brought early: close to where others have to make way (`gpu_offload_threshold`).
+_EARLY = 0.84
+
 
 @dataclass(frozen=True)
 class PrefetchInstruction:
@@ -111,9 +114,11 @@ class InferenceOptimizerHook:
             enable_cpu_offload=self._policy == "cpu",
             prefetch_enabled=self._ahead > 0,
             offload_1d_parameters=True,
+            gpu_reload_threshold=_EARLY,
         )
         self.manager = MemoryManager(config)
         self.manager.residency.prefetch_depth = self._ahead
+        self.manager.residency.by_last_use = True
         try:
             layers = list(_layers(module, self._whole))
             for name, layer in layers:
@@ -152,6 +157,8 @@ class InferenceOptimizerHook:
         def done(_: Any, __: Any, ___: Any) -> None:
             self._stop_profiling()
             self.plan = _planned(order, self._policy, self._ahead)
+            if self.manager is not None:
+                self.manager.residency.teach(self.plan.order)
             if kept is not None:
                 _write(kept, self.plan.to_json())
 

@@ -1,0 +1,223 @@
+"""Layers that come by plan: a layer runs while later ones are on their way, and those that are done make way for them.
+
+The device has 64 MiB (test_device_modes.py says so). `Gate` holds the stream on which layers arrive, so that what is on
+its way stays on its way until the test has seen what goes on meanwhile: nothing here depends on time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from measure import device_used
+from sire._arrivals import copy_stream
+from sire.models.commits import InferenceOptimizerHook
+from torch import nn
+
+MIB = 1 << 20
+WIDTH = 1024
+PATIENCE = 120.0
+
+
+class Gate:
+    """Holds the stream on which layers arrive: `close` before copies are begun, `open` lets those behind it pass."""
+
+    def __init__(self) -> None:
+        self._closed: list[tuple[threading.Event, Any]] = []
+        self._kept: list[Any] = []
+        self._runtime = ctypes.CDLL(f"libcudart.so.{torch.version.cuda.split('.')[0]}")
+
+    def close(self) -> None:
+        """What the stream is given from now on waits."""
+        event = threading.Event()
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: event.wait(PATIENCE) and None)
+        self._kept.append(function)
+        stream = ctypes.c_void_p(copy_stream(torch, 0).cuda_stream)
+        assert self._runtime.cudaLaunchHostFunc(stream, function, None) == 0
+        self._closed.append((event, function))
+
+    def open(self) -> None:
+        """The oldest one that is closed lets pass what waits behind it."""
+        self._closed.pop(0)[0].set()
+
+    def open_all(self) -> None:
+        """Nothing waits any more."""
+        while self._closed:
+            self.open()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open_all()
+    torch.cuda.synchronize()
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Leaves nothing on the device. What was paused must not be resumed all at once: it would not fit."""
+    yield
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def stack(layers: int) -> nn.Sequential:
+    """4 MiB of weights for each layer, in order."""
+    torch.manual_seed(0)
+    return nn.Sequential(*[nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)]).eval()
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """To the bit on the software device; a GPU sums in another order."""
+    exact = "software" in torch.cuda.get_device_name()
+    return torch.equal(found, expected) if exact else torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def arrived(hook: InferenceOptimizerHook, number: int) -> bool:
+    """Whether the device has the bytes of a layer, or whoever asks for it has to wait."""
+    assert hook.manager is not None
+    unit = hook.manager.residency.units[str(number)]
+    return unit.ready
+
+
+@pytest.mark.parametrize("room", [32, 3], ids=["everything-fits", "room-for-three"])
+def test_a_layer_runs_before_the_next_one_has_arrived(gate: Gate, room: int) -> None:
+    """Also where the one before has to go for it: that waits for its own last use, and not for what arrives."""
+    count = 8
+    model, x = stack(count), torch.randn(2, WIDTH)
+    hook = InferenceOptimizerHook(num_prefetch_streams=1, max_memory_gb=room * 5 / 1024)
+    with torch.no_grad():
+        expected = model(x)
+        hook.attach(model)
+        model.to("cuda")
+        assert same(model(x.cuda()).cpu(), expected), "the profile"
+        assert hook.plan is not None
+        assert hook.plan.order == [str(number) for number in range(count)]
+        assert hook.manager is not None
+        residency = hook.manager.residency
+        residency.settle()
+        hook.manager.offload_all_modules()
+        ran: list[tuple[int, bool]] = []
+
+        def after(number: int) -> Any:
+            def look(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+                torch.cuda.current_stream().synchronize()
+                assert bool(output.isfinite().all())
+                residency.settle()
+                ran.append((number, arrived(hook, number + 1)))
+                unit = residency.units[str(number + 1)]
+                assert unit.arriving, "the next one is on its way"
+                gate.close()
+                gate.open()
+
+            return look
+
+        handles = [model[number].register_forward_hook(after(number)) for number in range(count - 1)]
+        gate.close()
+        assert same(model(x.cuda()).cpu(), expected)
+        gate.open_all()
+        for each in handles:
+            each.remove()
+        assert ran == [(number, False) for number in range(count - 1)]
+        told = [(event.what, event.unit) for event in residency.events() if event.what in ("prefetch", "arrive")]
+        by_plan = [(what, str(number)) for number in range(1, count) for what in ("prefetch", "arrive")]
+        assert [each for each in told if each[1] != "0"] == by_plan
+        hook.detach()
+        assert same(model(x.to(model[0].weight.device)).cpu(), expected)
+
+
+def test_a_model_larger_than_the_device_stays_within_its_budget() -> None:
+    """By the device's own census, after each layer and while it runs."""
+    count, budget = 32, 24 * MIB
+    model, x = stack(count), torch.randn(2, WIDTH)
+    if sum(each.nbytes for each in model.parameters()) < 2 * torch.cuda.mem_get_info()[1]:
+        pytest.skip("the device is not small enough for this test")
+    with torch.no_grad():
+        expected = model(x)
+        hook = InferenceOptimizerHook(num_prefetch_streams=2, max_memory_gb=budget / (1 << 30))
+        hook.attach(model)
+        model.to("cuda")
+        base, peak = device_used(), 0
+
+        def look(_module: Any, _inputs: Any, _output: Any = None) -> None:
+            nonlocal peak
+            total = torch.cuda.mem_get_info()
+            peak = max(peak, total[1] - total[0] - base)
+
+        handles = [each.register_forward_hook(look) for each in model]
+        handles += [each.register_forward_pre_hook(look) for each in model]
+        for _ in range(3):
+            assert same(model(x.cuda()).cpu(), expected)
+        for each in handles:
+            each.remove()
+        assert 0 < peak <= budget + 2 * MIB, "and PyTorch's own segment for what the layers compute"
+        assert hook.manager is not None
+        summary = hook.manager.get_memory_summary()["system"]
+        assert summary["total_prefetches"] >= count
+        assert summary["total_offloads"] >= 2 * count
+        hook.detach()
+
+
+def test_what_is_written_while_a_layer_is_on_its_way_is_what_arrives(gate: Gate) -> None:
+    model, x = stack(2), torch.randn(2, WIDTH)
+    hook = InferenceOptimizerHook()
+    with torch.no_grad():
+        hook.attach(model)
+        model.to("cuda")
+        model(x.cuda())
+        assert hook.manager is not None
+        hook.manager.offload_all_modules()
+        residency = hook.manager.residency
+        unit = residency.units["1"]
+        gate.close()
+        assert residency.prefetch(unit).result(PATIENCE)
+        assert unit.arriving
+        assert model[1].weight.device.type == "cpu", "until it has arrived, it shows the host"
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        model[1].weight.mul_(2.0)
+        gate.open()
+        expected = nn.functional.linear(nn.functional.linear(x, state["0.weight"]), 2.0 * state["1.weight"])
+        assert same(model(x.cuda()).cpu(), expected)
+        # Given up on its way, it loses nothing either.
+        hook.manager.offload_all_modules()
+        assert residency.prefetch(unit).result(PATIENCE)
+        assert unit.arriving
+        residency.offload(unit)
+        assert not unit.arriving
+        assert torch.equal(model[1].weight, 2.0 * state["1.weight"])
+        hook.detach()
+
+
+def test_another_stream_sees_what_one_has_waited_for(gate: Gate) -> None:
+    model, x = stack(1), torch.randn(2, WIDTH)
+    hook = InferenceOptimizerHook(num_prefetch_streams=0)
+    with torch.no_grad():
+        expected = model(x)
+        hook.attach(model)
+        model.to("cuda")
+        given = x.cuda()
+        assert hook.manager is not None
+        residency = hook.manager.residency
+        gate.close()
+        assert residency.prefetch(residency.units["0"]).result(PATIENCE)
+        first, second = torch.cuda.Stream(), torch.cuda.Stream()
+        for each in (first, second):
+            each.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(first):
+            residency.acquire(residency.units["0"])  # its stream waits, its thread does not
+        seen = torch.cuda.Event()
+        with torch.cuda.stream(second), residency.lease(residency.units["0"]):
+            seen.record()
+        assert not seen.query(), "the second stream waits, too"
+        gate.open()
+        residency.release(residency.units["0"], threading.get_ident())
+        with torch.cuda.stream(second):
+            assert same(model(given).cpu(), expected)
+        hook.detach()
