@@ -30,12 +30,17 @@ class Gate:
     def __init__(self) -> None:
         self._closed: list[tuple[threading.Event, Any]] = []
         self._kept: list[Any] = []
+        self.lapsed = False
         self._runtime = ctypes.CDLL(f"libcudart.so.{torch.version.cuda.split('.')[0]}")
 
     def close(self) -> None:
         """What the stream is given from now on waits."""
         event = threading.Event()
-        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: event.wait(PATIENCE) and None)
+
+        def hold(_: Any) -> None:
+            self.lapsed = self.lapsed or not event.wait(PATIENCE)
+
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(hold)
         self._kept.append(function)
         stream = ctypes.c_void_p(copy_stream(torch, 0).cuda_stream)
         assert self._runtime.cudaLaunchHostFunc(stream, function, None) == 0
@@ -57,6 +62,7 @@ def gate() -> Iterator[Gate]:
     yield made
     made.open_all()
     torch.cuda.synchronize()
+    assert not made.lapsed, "somebody waited for what was on its way"
 
 
 @pytest.fixture(autouse=True)
