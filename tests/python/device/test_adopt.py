@@ -603,7 +603,7 @@ def test_every_call_of_a_cycle_fails_once(
 
     monkeypatch.setattr(_library.Library, "_call", call)
     failed = set()
-    for number in range(1, 60):
+    for number in range(1, 100):
         net = Net(seed=number)
         expected = state(net)
         adopted = adopt(net, mode=way)  # type: ignore[arg-type]
@@ -617,6 +617,12 @@ def test_every_call_of_a_cycle_fails_once(
             adopted.offload(release)  # type: ignore[arg-type]
             adopted.load()
             adopted.offload("eager")
+            if release == "eager":  # begun and given up, begun and completed
+                adopted.begin()
+                adopted.offload()
+                adopted.begin()
+                adopted.load()
+                adopted.offload()
         except BrokenError as error:
             failed.add(str(error))
         finished = left[0] > 0

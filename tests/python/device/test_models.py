@@ -162,6 +162,29 @@ def test_models_make_way_for_one_another() -> None:
     assert sire.summary()["pools"]["cuda:0"]["used_bytes"] == 0
 
 
+def test_what_is_kept_goes_only_when_nobody_else_is_left() -> None:
+    """The least recently used one would go; `keep_alive` and `residency` spare it, and say so in the events."""
+    sire.setup_default_pools(vram_limit=9 * MIB, release="lazy")
+    made, expected = blocks(3)
+    wrappers = [sire.manage(made[0], keep_alive=3600.0), sire.manage(made[1]), sire.manage(made[2])]
+
+    def ask(index: int) -> list[str]:
+        before = len(sire.events())
+        with sire.auto_manage(wrappers[index]) as wrapper:
+            assert near(answer(made[index], wrapper), expected[index])
+        return [f"{each.kind} {each.name}" for each in sire.events()[before:] if each.kind in ("load", "hit", "evict")]
+
+    names = [each.user.name for each in wrappers]
+    assert ask(0) == [f"load {names[0]}"]
+    assert ask(1) == [f"load {names[1]}"]
+    assert sorted(ask(2)) == [f"evict {names[1]}", f"load {names[2]}"], "the one that was used last, not the kept one"
+    assert ask(0) == [f"hit {names[0]}"]
+    sire.setup_default_pools(vram_limit=9 * MIB, release="lazy", residency=3600.0)
+    # Everybody was used just now: somebody goes all the same, and nobody is refused.
+    for index in (1, 2, 1, 0):
+        assert ask(index)[-1] in (f"load {names[index]}", f"hit {names[index]}")
+
+
 def test_an_allocation_outside_takes_what_nobody_uses(mode: str) -> None:
     """In hook mode preload without Python; in hook mode torch the allocation is none that the library hears of."""
     sire.setup_default_pools(release="lazy")

@@ -10,8 +10,11 @@ import itertools
 import os
 import pickle
 import random
+import re
 import threading
 import time
+from ast import literal_eval
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,13 @@ def test_defaults_are_those_of_the_document() -> None:
     config = MemoryConfig()
     assert {name: getattr(config, name) for name in DOCUMENTED} == DOCUMENTED
     assert all(type(getattr(config, name)) is type(value) for name, value in DOCUMENTED.items())
+
+
+def test_the_page_says_what_every_setting_is() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "memory.md").read_text()
+    rows = re.findall(r"^\| (`[a-z0-9_`, ]+) \| ([A-Za-z0-9.]+) \|", page, re.MULTILINE)
+    said = {name: literal_eval(value) for names, value in rows for name in re.findall(r"`(\w+)`", names)}
+    assert said == asdict(MemoryConfig())
 
 
 def test_presets_are_on_both_sides_of_the_defaults() -> None:
