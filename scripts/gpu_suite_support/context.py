@@ -100,6 +100,6 @@ def stand_in_directory(python: str, bundle: Path | None) -> Path | None:
         site = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         site = ""
-    places = [Path(site) / "nvidia" / "cu13" / "lib"] if site else []
+    places = [Path(site) / "nvidia" / directory / "lib" for directory in ("cu13", "cuda_runtime")] if site else []
     places += [bundle / "stand-in"] if bundle else []
     return next((place for place in places if (place / "libcuda.so.1").exists()), None)

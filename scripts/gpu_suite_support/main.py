@@ -44,10 +44,11 @@ def make_context(options: argparse.Namespace, scratch: Path) -> Context:
         if context.stand_in is None:
             raise SystemExit(
                 f"scripts/gpu-suite: {options.python} is not a software environment (its site-packages hold no "
-                "nvidia/cu13/lib/libcuda.so.1): make one with `sire software-env DIR` and give --python DIR/bin/python"
+                "nvidia/*/lib/libcuda.so.1): make one with `sire software-env DIR` and give --python DIR/bin/python"
             )
         context.driver = str(context.stand_in / "libcuda.so.1")
-        context.runtime = str(context.stand_in / "libcudart.so.13")
+        runtimes = (context.stand_in / f"libcudart.so.{major}" for major in (13, 12))
+        context.runtime = str(next(runtime for runtime in runtimes if runtime.exists()))
     return context
 
 

@@ -1,4 +1,5 @@
-//! CUDA's structs as the machine lays them out (CUDA 13, x86-64 and aarch64 alike), written by hand.
+//! CUDA's structs as the machine lays them out (CUDA 13, x86-64 and aarch64 alike), written by hand; `abi12` has those that CUDA 12 lays
+//! out otherwise.
 //! Only what crosses the boundary belongs here; every size is asserted, and offsets where a
 //! mistake could hide.
 
@@ -132,6 +133,10 @@ pub struct MemLocation {
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 pub const LOCATION_DEVICE: c_int = 1;
+/// `CU_MEM_LOCATION_TYPE_HOST`.
+pub const LOCATION_HOST: c_int = 2;
+/// `CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT`, after that of a NUMA node.
+pub const LOCATION_HOST_NUMA_CURRENT: c_int = 4;
 
 /// `CUmemAllocationProp`.
 #[repr(C)]

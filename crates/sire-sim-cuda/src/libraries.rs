@@ -2,6 +2,7 @@
 //! PyTorch wheels were built with, or later) and names of errors. Everything else of theirs is a stub.
 
 use crate::boundary::{Out, write_text};
+use crate::release;
 use std::ffi::{c_char, c_int};
 
 const NOT_SIMULATED: *const c_char = c"not simulated by the software device".as_ptr();
@@ -46,16 +47,21 @@ pub extern "C" fn cudnnGetVersion() -> usize {
     99900
 }
 
+/// The process's CUDA, as its runtime says it: 12080 or 13020.
+fn cuda() -> c_int {
+    release::of_process().version()
+}
+
 /// The runtime that cuDNN would have been built with.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudnnGetCudartVersion() -> usize {
-    13000
+    cuda() as usize
 }
 
-/// cuBLASLt 13.
+/// cuBLASLt of the process's CUDA.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtGetVersion() -> usize {
-    130_000
+    cuda() as usize * 10
 }
 
 fn answer<T>(out: Out<T>, value: T) -> c_int {
@@ -69,17 +75,17 @@ pub extern "C" fn ncclGetVersion(version: Out<c_int>) -> c_int {
     answer(version, 29_900)
 }
 
-/// NVRTC 13.0.
+/// NVRTC of the process's CUDA.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvrtcVersion(major: Out<c_int>, minor: Out<c_int>) -> c_int {
-    minor.set_if(0);
-    answer(major, 13)
+    minor.set_if(cuda() % 1000 / 10);
+    answer(major, cuda() / 1000)
 }
 
-/// CUPTI's interface of CUDA 13.0.
+/// CUPTI's interface of CUDA 12.8, or of 13.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuptiGetVersion(version: Out<u32>) -> c_int {
-    answer(version, 130_000)
+    answer(version, if release::is_12() { 26 } else { 130_000 })
 }
 
 /// The text of a CUPTI status.

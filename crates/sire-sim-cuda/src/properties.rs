@@ -2,12 +2,13 @@
 //! The figures describe a compute-capability 9.0 device; memory is the machine's own.
 
 use crate::abi::DeviceProp;
+use crate::abi12::Dropped;
 use sire_sim::{Machine, Result};
 use std::ffi::{c_char, c_int};
 
 /// What `cudaDeviceProp::name` and NVML call the device.
 pub const NAME: &str = "Sire software device";
-/// CUDA version of driver and runtime.
+/// CUDA version of the driver, and of the newest runtime (`release`).
 pub const CUDA_VERSION: c_int = 13020;
 /// NVML's driver version.
 pub const DRIVER_VERSION: &str = "595.00 (software)";
@@ -174,6 +175,17 @@ pub fn properties(machine: &Machine, device: u32) -> Result<DeviceProp> {
     prop.memory_pool_supported_handle_types = get(119) as u32;
     prop.host_numa_id = get(HOST_NUMA);
     Ok(prop)
+}
+
+/// What only CUDA 12's struct says.
+pub fn dropped() -> Dropped {
+    let get = |number| attribute(number, 0);
+    Dropped {
+        clock_rate: get(13),
+        memory_clock_rate: get(36),
+        device_overlap: get(15),
+        single_to_double_precision_perf_ratio: get(87),
+    }
 }
 
 /// Lowest and highest stream priority.

@@ -27,7 +27,7 @@ fn listed(name: &str) -> Vec<String> {
 #[test]
 fn everything_the_wheels_import_is_there() {
     let exported = exported();
-    for wheel in ["symbols/torch-2.15.0-cu132.txt", "symbols/torch-2.11.0-cu130.txt"] {
+    for wheel in ["symbols/torch-2.15.0-cu132.txt", "symbols/torch-2.11.0-cu130.txt", "symbols/torch-2.9.1-cu128.txt"] {
         let wanted = listed(wheel);
         assert!(wanted.len() > 700, "{wheel} has only {} names", wanted.len());
         let missing: Vec<_> = wanted.iter().filter(|name| !exported.contains(*name)).collect();
@@ -81,16 +81,16 @@ fn it_loads_without_anything_else_of_nvidias() {
 
 #[test]
 fn sonames_cover_what_torch_links() {
-    let sonames = listed("sonames.txt");
-    for needed in [
-        "libcudart.so.13",
-        "libcuda.so.1",
-        "libnvidia-ml.so.1",
-        "libcublas.so.13",
-        "libcudnn.so.9",
-        "libnccl.so.2",
-        "libcurand.so.10",
-    ] {
-        assert!(sonames.iter().any(|soname| soname == needed), "{needed}");
+    let common =
+        ["libcuda.so.1", "libnvidia-ml.so.1", "libcudnn.so.9", "libnccl.so.2", "libcurand.so.10", "libcusparseLt.so.0"];
+    let thirteen = ["libcudart.so.13", "libcublas.so.13", "libcusolver.so.12", "libcusparse.so.12", "libcufft.so.12"];
+    let twelve = ["libcudart.so.12", "libcublas.so.12", "libcusolver.so.11", "libcusparse.so.12", "libcufft.so.11"];
+    for (list, own) in [("sonames-cuda13.txt", thirteen), ("sonames-cuda12.txt", twelve)] {
+        let sonames = listed(list);
+        for needed in common.iter().chain(&own) {
+            assert!(sonames.iter().any(|soname| soname == needed), "{list}: {needed}");
+        }
+        let runtimes = sonames.iter().filter(|soname| soname.starts_with("libcudart.so.")).count();
+        assert_eq!(runtimes, 1, "{list}: the runtime's name says which CUDA is meant");
     }
 }

@@ -18,6 +18,19 @@ fn structs_and_errors() {
 }
 
 #[test]
+fn cuda_12_where_it_differs() {
+    passes(&mut Program::compile_for("twelve", "libcudart.so.12").command());
+}
+
+/// What both have under one name and with the same arguments is one program's for both.
+#[test]
+fn programs_for_cuda_12_run() {
+    for name in ["memory", "vmm"] {
+        passes(&mut Program::compile_for(name, "libcudart.so.12").command());
+    }
+}
+
+#[test]
 fn heap_and_copies() {
     with_and_without_clock(&Program::compile("memory"));
 }

@@ -20,10 +20,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _check, _hooks, _library, _registration, _sending
+from . import _before_2_11, _check, _hooks, _library, _registration, _sending
 from ._errors import InactiveError, InvalidArgumentError, NoDriverError, UnsupportedError
 
-OLDEST_TORCH = (2, 11)
+OLDEST_TORCH = (2, 9)
 
 # (tag, policy, device) for a region's pools; what is in front is up to the caller.
 PoolKey = tuple[Any, ...]
@@ -60,6 +60,7 @@ def ready_torch() -> Any | None:
         if _hooks.hook_mode() == "allocator" and not whole_process_pluggable(torch):
             become_allocator(torch)
         _initialize(torch)
+    _before_2_11.mend(torch)
     _registration.prepare()
     _sending.install(torch)
     if _check.wanted():
@@ -72,8 +73,8 @@ def refuse_version(torch: Any) -> None:
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is None or (int(match[1]), int(match[2])) < OLDEST_TORCH:
         raise UnsupportedError(
-            f"PyTorch {version} cannot be served: before {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, a region inside a "
-            "graph capture is ignored and dropping a pool can abort the process. Install torch >= 2.11."
+            f"PyTorch {version} cannot be served: Sire knows the allocators of "
+            f"{OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} and newer. Install torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}."
         )
     if torch.version.cuda is None:
         raise UnsupportedError(
@@ -92,7 +93,7 @@ def _initialize(torch: Any) -> None:
 
 
 def _spare_references(*filter_: object) -> None:
-    """Called before a snapshot: PyTorch 2.11 gives away a reference to each element of the filter, unowned.
+    """Called before a snapshot: PyTorch up to 2.11 gives away a reference to each element of the filter, unowned.
 
     Where that is mended a reference is left over, which keeps a few small numbers for ever.
     """
@@ -146,6 +147,7 @@ def routed(torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool
     index = device_index(torch, device)
     keys = _active_keys()
     key = (*key, index)
+    _before_2_11.refuse_in_capture(torch)
     if keys and keys[-1] == key:
         yield
         return
@@ -175,7 +177,8 @@ def shelves() -> list[tuple[PoolKey, Shelf]]:
 def segments(torch: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
     """PyTorch's list of the segments of a pool, with their blocks."""
     _spare_references(*identity, False)
-    found: list[dict[str, Any]] = torch.cuda.memory_snapshot(identity, include_traces=False)
+    options = {} if _before_2_11.is_before_2_11(torch) else {"include_traces": False}
+    found: list[dict[str, Any]] = torch.cuda.memory_snapshot(identity, **options)
     return found
 
 
@@ -244,6 +247,7 @@ def _current(torch: Any, mem_pool: Any, index: int) -> Iterator[None]:
             _current_count -= 1
             if _current_count == 0:
                 _retired.clear()
+                _before_2_11.drop_unused()
 
 
 @contextmanager
@@ -251,6 +255,7 @@ def unrouted(torch: Any) -> Iterator[None]:
     """The calling thread's tensors go to a plain pool that is dropped at the end; before 2.15, outside all regions."""
     index = torch.cuda.current_device()
     keys = _active_keys()
+    _before_2_11.refuse_in_capture(torch)
     pool = torch.cuda.MemPool()
     if not _may_drop_beside_others(torch):
         with _current_lock:
@@ -364,7 +369,11 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
     index = int(torch.cuda.current_device())
     key = (*key, index)
     if pool is None:
+        with _current_lock:
+            if _current_count == 0:
+                _before_2_11.drop_unused()
         own = _GraphPool(new_pool(torch, index), key)
+        _before_2_11.keep(torch, own, own.pool.mem_pool)
         graph.sire_pool = own
         _own_pools[tuple(own.pool.mem_pool.id)] = own
         return own.pool.mem_pool.id
@@ -385,6 +394,7 @@ def _shared_pool(torch: Any, key: PoolKey, index: int) -> Pool:
         if key in _shared_pools:
             return _shared_pools[key]
     pool = new_pool(torch, index)
+    _before_2_11.keep(torch, pool, pool.mem_pool)
     with _shelves_lock:
         return _shared_pools.setdefault(key, pool)
 

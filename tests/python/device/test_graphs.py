@@ -208,3 +208,74 @@ def test_a_capture_that_nobody_told_of_refuses_a_pause_by_name(tag: str) -> None
     with sire.paused(tag):
         pass
     assert bool((tensor == 1).all())
+
+
+def test_a_region_that_begins_inside_a_capture_holds_its_tensors_or_refuses(tag: str, mode: str) -> None:
+    graph = torch.cuda.CUDAGraph()
+    source = torch.ones(MIB, device="cuda")
+    old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11)
+    if old and mode != "allocator":
+        with torch.cuda.graph(graph):
+            with pytest.raises(sire.UnsupportedError, match="takes all memory of a graph capture"), sire.region(tag):
+                pytest.fail("entered")
+            with pytest.raises(sire.UnsupportedError, match="Capture the whole graph"), sire.disable():
+                pytest.fail("entered")
+            output = source * 2
+    else:
+        with torch.cuda.graph(graph), sire.region(tag):
+            output = source * 2
+        assert _library.load().owns(output.data_ptr())
+        assert region_bytes(tag)["resident_bytes"] >= 4 * MIB
+    graph.replay()
+    assert bool((output == 2).all())
+
+
+def test_the_innermost_pool_serves_also_the_programs_own(tag: str, mode: str) -> None:
+    if mode == "allocator":
+        pytest.skip("PyTorch forbids MemPool under a pluggable allocator")
+    library = _library.load()
+    # To drop a pool while another is current would end the process.
+    own, other, graph = torch.cuda.MemPool(), torch.cuda.MemPool(), torch.cuda.CUDAGraph()
+    with torch.cuda.use_mem_pool(own):
+        first = torch.ones(MIB, device="cuda")
+        with sire.region(tag):
+            inner = torch.ones(MIB, device="cuda")
+            with torch.cuda.use_mem_pool(other):
+                innermost = torch.ones(MIB, device="cuda")
+            with torch.cuda.graph(graph):
+                captured = inner * 3
+            again = torch.ones(MIB, device="cuda")
+        last = torch.ones(MIB, device="cuda")
+    assert library.owns(inner.data_ptr())
+    assert library.owns(again.data_ptr())
+    owned = [each["address"] for each in torch.cuda.memory_snapshot() if tuple(each["segment_pool_id"]) == own.id]
+    sizes = {each["address"]: each["total_size"] for each in torch.cuda.memory_snapshot()}
+
+    def in_own(tensor: torch.Tensor) -> bool:
+        return any(address <= tensor.data_ptr() < address + sizes[address] for address in owned)
+
+    found = [in_own(each) for each in (first, inner, innermost, captured, again, last)]
+    assert found == [True, False, False, False, False, True]
+    graph.replay()
+    with sire.paused(tag):
+        pass
+    assert bool((first == 1).all())
+    del first, last, innermost
+
+
+def test_graphs_that_go_give_their_memory_back(tag: str) -> None:
+    source = torch.ones(4 * MIB, device="cuda")
+    before = None
+    for _ in range(3):
+        graph = torch.cuda.CUDAGraph()
+        with sire.cuda_graph(graph, tag=tag):
+            output = source + 1
+        graph.replay()
+        assert float(output[-1]) == 2.0
+        del graph, output
+        # Pools of graphs that are gone go with the next region that ends.
+        with sire.region(f"{tag}/next"):
+            pass
+        used = device_used()
+        before = before or used
+        assert used == before

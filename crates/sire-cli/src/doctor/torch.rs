@@ -39,7 +39,7 @@ struct Seen {
 }
 
 /// The versions of PyTorch that the tests run with.
-const TESTED: std::ops::RangeInclusive<(u32, u32)> = (2, 11)..=(2, 15);
+const TESTED: std::ops::RangeInclusive<(u32, u32)> = (2, 9)..=(2, 15);
 
 /// What the Python on the PATH (or in the environment, or the named one) has.
 pub fn torch(options: &DoctorOptions, changes: &Changes) -> Vec<Finding> {
@@ -89,7 +89,7 @@ fn seen_findings(seen: &Seen, python: &OsString) -> Vec<Finding> {
         }
         (Some(version), Some(cuda)) => Finding::note(
             "torch",
-            format!("{version} for CUDA {cuda} in {shown}: Sire is tested with 2.11 to 2.15 only"),
+            format!("{version} for CUDA {cuda} in {shown}: Sire is tested with 2.9 to 2.15 only"),
         )
         .advice("It may work; if not, install one of these."),
     });
@@ -146,8 +146,8 @@ mod tests {
 
     #[test]
     fn versions_with_a_local_part_are_understood() {
-        assert!(is_tested("2.15.0+cu132") && is_tested("2.11.0"));
-        assert!(!is_tested("2.9.1") && !is_tested("3.0") && !is_tested("nonsense"));
+        assert!(is_tested("2.15.0+cu132") && is_tested("2.9.1+cu128"));
+        assert!(!is_tested("2.8.0") && !is_tested("3.0") && !is_tested("nonsense"));
     }
 
     #[test]

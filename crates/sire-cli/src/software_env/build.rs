@@ -287,12 +287,15 @@ impl Builder<'_> {
 
     /// The device's library, once, and its names. Programs that run keep the file they have open.
     fn library(&mut self) -> Result<bool, Failure> {
+        for stale in self.layout.stale_libraries()? {
+            fs::remove_dir_all(&stale).while_(|| format!("remove {}", stale.display()))?;
+        }
         let libraries = self.layout.libraries()?;
         fs::create_dir_all(&libraries).while_(|| format!("make {}", libraries.display()))?;
         let content = fs::read(&self.stand_in).while_(|| format!("read {}", self.stand_in.display()))?;
         let file = libraries.join(layout::STAND_IN);
         let mut changed = files::replace(&file, &content)?;
-        for name in layout::sonames() {
+        for name in self.layout.cuda()?.sonames() {
             changed |= files::link(&libraries.join(name), layout::STAND_IN)?;
         }
         self.marker.stand_in_sha256 = files::sha256(&file).while_(|| format!("read {}", file.display()))?;

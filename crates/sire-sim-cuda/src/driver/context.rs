@@ -94,6 +94,12 @@ export! { Driver:
     }
 
     fn cuCtxCreate_v2(out: Out<Handle>, _flags: c_uint, device: c_int) |machine| { create(machine, out, device) }
+    fn cuCtxCreate_v3(out: Out<Handle>, _affinities: *mut c_void, count: c_int, _flags: c_uint, device: c_int) |machine| {
+        if count != 0 {
+            return Err(Code::NOT_SUPPORTED.because("not simulated: cuCtxCreate with execution affinity"));
+        }
+        create(machine, out, device)
+    }
     fn cuCtxCreate_v4(out: Out<Handle>, params: *mut c_void, _flags: c_uint, device: c_int) |machine| {
         if !params.is_null() {
             return Err(Code::NOT_SUPPORTED.because("not simulated: cuCtxCreate with parameters"));

@@ -1,11 +1,12 @@
 //! Copies and fills.
 
 use super::stream_of;
-use crate::abi::{Handle, Memcpy2d};
+use crate::abi::{Handle, MemLocation, Memcpy2d};
 use crate::boundary::{In, export};
+use crate::runtime::{advise, of_device, prefetch};
 use crate::state::{self, Context};
 use sire_sim::{Code, Copy2d, CopyKind, Machine, Pattern, Result};
-use std::ffi::{c_uchar, c_uint, c_ushort};
+use std::ffi::{c_int, c_uchar, c_uint, c_ushort};
 
 fn copy_now(machine: &Machine, dst: u64, src: u64, size: usize, kind: CopyKind) -> Result<()> {
     // SAFETY: the caller of a synchronous copy vouches for its host ranges during the call.
@@ -97,5 +98,22 @@ export! { Driver:
     }
     fn cuStreamWriteValue32_v2(stream: Handle, address: u64, value: c_uint, _flags: c_uint) |machine| {
         fill_later(machine, address, Pattern::U32(value), 1, stream)
+    }
+
+    fn cuMemPrefetchAsync(ptr: u64, size: usize, device: c_int, _stream: Handle) bytes(size) |machine| {
+        state::context_device(machine)?;
+        prefetch(machine, ptr, of_device(device))
+    }
+    fn cuMemPrefetchAsync_v2(ptr: u64, size: usize, location: MemLocation, _flags: c_uint, _stream: Handle) bytes(size) |machine| {
+        state::context_device(machine)?;
+        prefetch(machine, ptr, location)
+    }
+    fn cuMemAdvise(ptr: u64, _size: usize, advice: c_int, device: c_int) |machine| {
+        state::context_device(machine)?;
+        advise(machine, ptr, advice, of_device(device))
+    }
+    fn cuMemAdvise_v2(ptr: u64, _size: usize, advice: c_int, location: MemLocation) |machine| {
+        state::context_device(machine)?;
+        advise(machine, ptr, advice, location)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::abi::Handle;
 use crate::boundary::{Out, Text, export};
+use crate::release;
 use sire_sim::{Code, Result};
 use std::ffi::{CString, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
@@ -15,15 +16,10 @@ pub const NOT_FOUND: c_int = 1;
 fn library() -> *mut c_void {
     static LIBRARY: OnceLock<usize> = OnceLock::new();
     let handle = LIBRARY.get_or_init(|| {
-        // SAFETY: `Dl_info` consists of pointers, for which null is a value.
-        let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-        // SAFETY: any address may be asked about; `info` is valid for writing.
-        let known = unsafe { libc::dladdr(library as *const c_void, &raw mut info) } != 0;
-        if !known || info.dli_fname.is_null() {
-            return 0;
-        }
-        // SAFETY: dladdr's name is NUL-terminated; RTLD_NOLOAD only looks a loaded library up.
-        unsafe { libc::dlopen(info.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD) as usize }
+        release::own_file().map_or(0, |file| {
+            // SAFETY: a NUL-terminated name; RTLD_NOLOAD only looks a loaded library up.
+            unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) as usize }
+        })
     });
     if *handle == 0 { libc::RTLD_DEFAULT } else { *handle as *mut c_void }
 }
@@ -38,19 +34,33 @@ fn exported(name: &str) -> Option<Handle> {
 /// `CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM`.
 const PER_THREAD: c_ulonglong = 2;
 
+/// Functions whose arguments CUDA has changed: for each, its forms as exported and the first version that has them, newest first.
+const FORMS: &[(&str, &[(c_uint, &str)])] = &[
+    ("cuCtxCreate", &[(12_050, "cuCtxCreate_v4"), (11_040, "cuCtxCreate_v3"), (3_020, "cuCtxCreate_v2")]),
+    ("cuEventElapsedTime", &[(12_080, "cuEventElapsedTime_v2"), (2_000, "cuEventElapsedTime")]),
+    ("cuGetProcAddress", &[(12_000, "cuGetProcAddress_v2"), (11_030, "cuGetProcAddress")]),
+    ("cuMemAdvise", &[(12_020, "cuMemAdvise_v2"), (8_000, "cuMemAdvise")]),
+    ("cuMemPrefetchAsync", &[(12_020, "cuMemPrefetchAsync_v2"), (8_000, "cuMemPrefetchAsync")]),
+    (
+        "cuStreamGetCaptureInfo",
+        &[
+            (12_030, "cuStreamGetCaptureInfo_v3"),
+            (11_030, "cuStreamGetCaptureInfo_v2"),
+            (10_010, "cuStreamGetCaptureInfo"),
+        ],
+    ),
+];
+
 /// The function that a program built for CUDA `version` means by `name`, with the default stream that `flags` say.
 pub fn find(name: &str, version: c_uint, flags: c_ulonglong) -> Option<Handle> {
     if !name.starts_with("cu") || name.starts_with("cuda") {
         return None;
     }
-    match name {
-        "cuGetProcAddress" if version < 12000 => return exported(name),
-        "cuStreamGetCaptureInfo" if version >= 12030 => return exported("cuStreamGetCaptureInfo_v3"),
-        "cuMemAdvise" | "cuMemPrefetchAsync" if version < 13000 => return None,
-        _ => {}
+    if let Some((_, forms)) = FORMS.iter().find(|(known, _)| *known == name) {
+        let form = forms.iter().find(|(first, _)| *first <= version);
+        return form.and_then(|(_, form)| exported(form));
     }
-    let variants =
-        |stream: &str| ["_v2", "_v4", "_v3", ""].iter().find_map(|suffix| exported(&format!("{name}{suffix}{stream}")));
+    let variants = |stream: &str| ["_v2", ""].iter().find_map(|suffix| exported(&format!("{name}{suffix}{stream}")));
     // Most functions know no streams and have one form.
     let own = if flags & PER_THREAD == 0 { None } else { variants("_ptsz") };
     own.or_else(|| variants(""))

@@ -56,6 +56,10 @@ export! { Driver:
     fn cuStreamEndCapture_ptsz(stream: Handle, out: Out<Handle>) |machine| {
         out.set(machine.capture_end(stream_of(machine, per_thread(stream))?)?.0 as Handle)
     }
+    fn cuStreamGetCaptureInfo(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>) |machine| {
+        state::context_device(machine)?;
+        describe_capture(machine, stream, &CaptureOutputs::brief(status, id))
+    }
     fn cuStreamGetCaptureInfo_v2(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>, graph: Out<Handle>, dependencies: Out<*const Handle>, count: Out<usize>) |machine| {
         state::context_device(machine)?;
         describe_capture(machine, stream, &CaptureOutputs { status, id, graph, dependencies, edges: Out::none(), count })

@@ -1,11 +1,11 @@
 //! Copies and fills.
 
 use super::memory::stream_of;
-use crate::abi::Handle;
+use crate::abi::{Handle, LOCATION_DEVICE, LOCATION_HOST, LOCATION_HOST_NUMA_CURRENT, MemLocation};
 use crate::boundary::export;
-use crate::state;
-use sire_sim::{Code, Copy2d, CopyKind, Pattern, Result};
-use std::ffi::c_int;
+use crate::{release, state};
+use sire_sim::{Code, Copy2d, CopyKind, Machine, Pattern, Result};
+use std::ffi::{c_int, c_uint};
 
 fn kind_of(kind: c_int) -> Result<CopyKind> {
     Ok(match kind {
@@ -32,6 +32,34 @@ fn copy_2d(dst: u64, dst_pitch: usize, src: u64, src_pitch: usize, width: usize,
         width: width as u64,
         height: height as u64,
     })
+}
+
+/// CUDA 12's way to say where: a device, or -1 for the host.
+pub fn of_device(device: c_int) -> MemLocation {
+    if device == -1 {
+        MemLocation { kind: LOCATION_HOST, id: 0 }
+    } else {
+        MemLocation { kind: LOCATION_DEVICE, id: device }
+    }
+}
+
+/// Managed memory is the host's and every device's alike, so that moving it is doing nothing. What is no place is refused.
+pub fn prefetch(machine: &Machine, ptr: u64, location: MemLocation) -> Result<()> {
+    match location.kind {
+        LOCATION_DEVICE => state::check_device(machine, location.id).map(drop)?,
+        LOCATION_HOST..=LOCATION_HOST_NUMA_CURRENT => {}
+        kind => return Err(Code::INVALID_VALUE.because(format!("{kind} is not a kind of place"))),
+    }
+    super::pool::managed(machine, ptr)
+}
+
+/// `cudaMemAdviseSetReadMostly` to `cudaMemAdviseUnsetAccessedBy`; the place counts for those that name one.
+pub fn advise(machine: &Machine, ptr: u64, advice: c_int, location: MemLocation) -> Result<()> {
+    match advice {
+        1 | 2 | 4 => super::pool::managed(machine, ptr),
+        3 | 5 | 6 => prefetch(machine, ptr, location),
+        _ => Err(Code::INVALID_VALUE.because(format!("{advice} is not an advice"))),
+    }
 }
 
 export! { Runtime:
@@ -80,10 +108,20 @@ export! { Runtime:
         let stream = machine.legacy_stream(state::current_device(machine))?;
         machine.memset_2d_async(dst, pitch as u64, Pattern::U8(value as u8), width as u64, height as u64, stream)
     }
-    fn cudaMemPrefetchAsync(ptr: u64, count: usize, _location: crate::abi::MemLocation, _flags: std::ffi::c_uint, _stream: Handle) bytes(count) |machine| {
-        super::pool::managed(machine, ptr)
+    /// CUDA 12 has (address, size, device, stream) under this name: the device is where the location is now.
+    fn cudaMemPrefetchAsync(ptr: u64, count: usize, location: MemLocation, _flags: c_uint, _stream: Handle) bytes(count) |machine| {
+        let location = if release::is_12() { of_device(location.kind) } else { location };
+        prefetch(machine, ptr, location)
     }
-    fn cudaMemAdvise(ptr: u64, _count: usize, _advice: c_int, _location: crate::abi::MemLocation) |machine| {
-        super::pool::managed(machine, ptr)
+    fn cudaMemPrefetchAsync_v2(ptr: u64, count: usize, location: MemLocation, _flags: c_uint, _stream: Handle) bytes(count) |machine| {
+        prefetch(machine, ptr, location)
+    }
+    /// As with `cudaMemPrefetchAsync`.
+    fn cudaMemAdvise(ptr: u64, _count: usize, advice: c_int, location: MemLocation) |machine| {
+        let location = if release::is_12() { of_device(location.kind) } else { location };
+        advise(machine, ptr, advice, location)
+    }
+    fn cudaMemAdvise_v2(ptr: u64, _count: usize, advice: c_int, location: MemLocation) |machine| {
+        advise(machine, ptr, advice, location)
     }
 }

@@ -3,7 +3,7 @@
 use crate::abi::{DeviceProp, Handle};
 use crate::boundary::{Out, Text, contain, error_text, export, last_error, take_last_error, write_text};
 use crate::driver::entry;
-use crate::{names, properties, state, visible};
+use crate::{abi12, names, properties, release, state, visible};
 use sire_sim::Code;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 
@@ -42,7 +42,7 @@ pub extern "C" fn cudaGetErrorString(error: c_int) -> *const c_char {
 
 export! { RuntimeQuery:
     fn cudaDriverGetVersion(version: Out<c_int>) |_machine| { version.set(properties::CUDA_VERSION) }
-    fn cudaRuntimeGetVersion(version: Out<c_int>) |_machine| { version.set(properties::CUDA_VERSION) }
+    fn cudaRuntimeGetVersion(version: Out<c_int>) |_machine| { version.set(release::of_process().version()) }
 
     fn cudaGetDeviceCount(count: Out<c_int>) |machine| {
         let devices = visible::count(machine);
@@ -73,7 +73,16 @@ export! { RuntimeQuery:
     fn cudaGetDeviceFlags(flags: Out<c_uint>) |_machine| { flags.set(0) }
     fn cudaGetDeviceProperties(prop: Out<DeviceProp>, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
-        prop.required()?.set(properties::properties(machine, device)?)
+        let (prop, all) = (prop.required()?, properties::properties(machine, device)?);
+        if release::is_12() {
+            // The plain name is CUDA 11's there, and its struct shorter.
+            return prop.cast().set(abi12::eleven(&all, properties::dropped()));
+        }
+        prop.set(all)
+    }
+    fn cudaGetDeviceProperties_v2(prop: Out<abi12::DeviceProp12>, device: c_int) |machine| {
+        let device = state::check_device(machine, device)?;
+        prop.required()?.set(abi12::twelve(&properties::properties(machine, device)?, properties::dropped()))
     }
     fn cudaDeviceGetAttribute(value: Out<c_int>, attribute: c_int, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
@@ -112,7 +121,7 @@ export! { RuntimeQuery:
         entry_point(symbol, pointer, version, flags, status)
     }
     fn cudaGetDriverEntryPoint(symbol: Text, pointer: Out<Handle>, flags: c_ulonglong, status: Out<c_int>) |_machine| {
-        entry_point(symbol, pointer, properties::CUDA_VERSION as c_uint, flags, status)
+        entry_point(symbol, pointer, release::of_process().version() as c_uint, flags, status)
     }
 }
 

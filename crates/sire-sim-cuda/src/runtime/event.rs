@@ -53,6 +53,9 @@ export! { Runtime:
     fn cudaEventElapsedTime(milliseconds: Out<c_float>, start: Handle, end: Handle) |machine| {
         milliseconds.set(machine.event_elapsed(EventId(start as u64), EventId(end as u64))?)
     }
+    fn cudaEventElapsedTime_v2(milliseconds: Out<c_float>, start: Handle, end: Handle) |machine| {
+        milliseconds.set(machine.event_elapsed(EventId(start as u64), EventId(end as u64))?)
+    }
 }
 
 export! { RuntimeQuery:

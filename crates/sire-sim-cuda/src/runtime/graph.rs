@@ -3,6 +3,7 @@
 use super::memory::stream_of;
 use crate::abi::{Handle, HostFn};
 use crate::boundary::{In, Out, Text, export};
+use crate::release;
 use crate::state::lock;
 use sire_sim::{CaptureInfo, CaptureMode, CaptureStatus, Code, ExecId, GraphId, Machine, NodeId, NodeKind, Result};
 use std::cell::RefCell;
@@ -42,6 +43,20 @@ pub struct CaptureOutputs {
     pub count: Out<usize>,
 }
 
+impl CaptureOutputs {
+    /// What the query's first form told.
+    pub fn brief(status: Out<c_int>, id: Out<c_ulonglong>) -> CaptureOutputs {
+        CaptureOutputs {
+            status,
+            id,
+            graph: Out::none(),
+            dependencies: Out::none(),
+            edges: Out::none(),
+            count: Out::none(),
+        }
+    }
+}
+
 /// Describes the capture of `stream`; the dependency array lives until the thread's next query.
 pub fn describe_capture(machine: &Machine, stream: Handle, outputs: &CaptureOutputs) -> Result<()> {
     let info: CaptureInfo = machine.capture_info(stream_of(machine, stream)?)?;
@@ -77,6 +92,14 @@ fn remember_nodes(machine: &Machine, graph: GraphId) -> Result<Vec<NodeId>> {
     Ok(nodes)
 }
 
+/// `cudaGraphEdgeData`: of an ordinary edge, all zeros, as all of ours are.
+type Edge = [u8; 8];
+
+/// The arguments of a query whose CUDA 12 form has no `edges`, so that its count stands in their place.
+fn edges_and_count(edges: Out<Edge>, count: Out<usize>) -> (Out<Edge>, Out<usize>) {
+    if release::is_12() { (Out::none(), edges.cast()) } else { (edges, count) }
+}
+
 /// Answers CUDA's array queries: with no array, only the count; else as many as fit.
 fn answer_nodes(nodes: &[NodeId], out: Out<Handle>, count: Out<usize>) -> Result<()> {
     let handles: Vec<Handle> = nodes.iter().map(|node| node.0 as Handle).collect();
@@ -85,6 +108,65 @@ fn answer_nodes(nodes: &[NodeId], out: Out<Handle>, count: Out<usize>) -> Result
         out.set_all(&handles[..room]);
     }
     count.set(handles.len())
+}
+
+/// Which neighbours of a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Before,
+    After,
+}
+
+fn neighbours(
+    machine: &Machine,
+    node: Handle,
+    side: Side,
+    out: Out<Handle>,
+    edges: Out<Edge>,
+    count: Out<usize>,
+) -> Result<()> {
+    let graph = lock(&NODE_GRAPHS).get(&(node as u64)).copied();
+    let graph = graph.ok_or_else(|| Code::INVALID_VALUE.because(format!("{node:?} is not a node of a known graph")))?;
+    let found: Vec<NodeId> = machine
+        .graph_edges(graph)?
+        .into_iter()
+        .map(|(from, to)| if side == Side::Before { (to, from) } else { (from, to) })
+        .filter(|(this, _)| this.0 == node as u64)
+        .map(|(_, other)| other)
+        .collect();
+    answer_edges(found.len(), edges, count)?;
+    answer_nodes(&found, out, count)
+}
+
+fn all_edges(
+    machine: &Machine,
+    graph: Handle,
+    from: Out<Handle>,
+    to: Out<Handle>,
+    edges: Out<Edge>,
+    count: Out<usize>,
+) -> Result<()> {
+    remember_nodes(machine, GraphId(graph as u64))?;
+    let (starts, ends): (Vec<NodeId>, Vec<NodeId>) = machine.graph_edges(GraphId(graph as u64))?.into_iter().unzip();
+    if from.is_null() != to.is_null() {
+        return Err(Code::INVALID_VALUE.because("edges have two ends: only one of the two arrays is given"));
+    }
+    if from.is_null() {
+        return count.set(starts.len());
+    }
+    answer_edges(starts.len(), edges, count)?;
+    let room = count.get()?;
+    answer_nodes(&starts, from, count)?;
+    count.set(room)?;
+    answer_nodes(&ends, to, count)
+}
+
+/// Describes as many edges as there is room for; the count stays.
+fn answer_edges(found: usize, edges: Out<Edge>, count: Out<usize>) -> Result<()> {
+    if !edges.is_null() {
+        edges.set_all(&vec![Edge::default(); found.min(count.get()?)]);
+    }
+    Ok(())
 }
 
 /// `cudaGraphNodeType` of a kind.
@@ -196,7 +278,19 @@ export! { Runtime:
     fn cudaStreamIsCapturing(stream: Handle, status: Out<c_int>) |machine| {
         status.set(machine.capture_info(stream_of(machine, stream)?)?.status as c_int)
     }
+    /// CUDA 12 has three arguments under this name.
     fn cudaStreamGetCaptureInfo(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>, graph: Out<Handle>, dependencies: Out<*const Handle>, edges: Out<Handle>, count: Out<usize>) |machine| {
+        let outputs = if release::is_12() {
+            CaptureOutputs::brief(status, id)
+        } else {
+            CaptureOutputs { status, id, graph, dependencies, edges, count }
+        };
+        describe_capture(machine, stream, &outputs)
+    }
+    fn cudaStreamGetCaptureInfo_v2(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>, graph: Out<Handle>, dependencies: Out<*const Handle>, count: Out<usize>) |machine| {
+        describe_capture(machine, stream, &CaptureOutputs { status, id, graph, dependencies, edges: Out::none(), count })
+    }
+    fn cudaStreamGetCaptureInfo_v3(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>, graph: Out<Handle>, dependencies: Out<*const Handle>, edges: Out<Handle>, count: Out<usize>) |machine| {
         describe_capture(machine, stream, &CaptureOutputs { status, id, graph, dependencies, edges, count })
     }
     fn cudaGraphInstantiate(out: Out<Handle>, graph: Handle, _flags: c_ulonglong) |machine| { instantiate(machine, out, graph) }
@@ -242,11 +336,27 @@ export! { RuntimeQuery:
         answer_nodes(&remember_nodes(machine, GraphId(graph as u64))?, nodes, count)
     }
     fn cudaGraphNodeGetType(node: Handle, kind: Out<c_int>) |machine| { kind.set(node_type(machine.node_kind(NodeId(node as u64))?)) }
-    fn cudaGraphNodeGetDependencies(node: Handle, dependencies: Out<Handle>, _edges: Out<u64>, count: Out<usize>) |machine| {
-        let graph = lock(&NODE_GRAPHS).get(&(node as u64)).copied();
-        let graph = graph.ok_or_else(|| Code::INVALID_VALUE.because(format!("{node:?} is not a node of a known graph")))?;
-        let before: Vec<NodeId> = machine.graph_edges(graph)?.into_iter().filter(|(_, to)| to.0 == node as u64).map(|(from, _)| from).collect();
-        answer_nodes(&before, dependencies, count)
+    /// CUDA 12 has no edges under this name, nor under the next two.
+    fn cudaGraphNodeGetDependencies(node: Handle, dependencies: Out<Handle>, edges: Out<Edge>, count: Out<usize>) |machine| {
+        let (edges, count) = edges_and_count(edges, count);
+        neighbours(machine, node, Side::Before, dependencies, edges, count)
+    }
+    fn cudaGraphNodeGetDependentNodes(node: Handle, dependents: Out<Handle>, edges: Out<Edge>, count: Out<usize>) |machine| {
+        let (edges, count) = edges_and_count(edges, count);
+        neighbours(machine, node, Side::After, dependents, edges, count)
+    }
+    fn cudaGraphGetEdges(graph: Handle, from: Out<Handle>, to: Out<Handle>, edges: Out<Edge>, count: Out<usize>) |machine| {
+        let (edges, count) = edges_and_count(edges, count);
+        all_edges(machine, graph, from, to, edges, count)
+    }
+    fn cudaGraphNodeGetDependencies_v2(node: Handle, dependencies: Out<Handle>, edges: Out<Edge>, count: Out<usize>) |machine| {
+        neighbours(machine, node, Side::Before, dependencies, edges, count)
+    }
+    fn cudaGraphNodeGetDependentNodes_v2(node: Handle, dependents: Out<Handle>, edges: Out<Edge>, count: Out<usize>) |machine| {
+        neighbours(machine, node, Side::After, dependents, edges, count)
+    }
+    fn cudaGraphGetEdges_v2(graph: Handle, from: Out<Handle>, to: Out<Handle>, edges: Out<Edge>, count: Out<usize>) |machine| {
+        all_edges(machine, graph, from, to, edges, count)
     }
     fn cudaGraphDebugDotPrint(graph: Handle, path: Text, _flags: c_uint) |machine| {
         let text = dot(machine, GraphId(graph as u64))?;

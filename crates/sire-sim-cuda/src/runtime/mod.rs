@@ -13,6 +13,7 @@ mod stream;
 mod symbol;
 
 // What the driver API shares with the runtime API.
+pub use copy::{advise, of_device, prefetch};
 pub use event::{create as create_event, query as query_event};
 pub use graph::{CaptureOutputs, describe_capture, exchange_mode, mode_of};
 pub use kernel::launch;

@@ -26,9 +26,22 @@ const char *cudaGetErrorName(int), *cudaGetErrorString(int);
 int cudaStreamCreateWithFlags(stream_t *, unsigned), cudaStreamDestroy(stream_t), cudaStreamSynchronize(stream_t), cudaStreamQuery(stream_t), cudaStreamWaitEvent(stream_t, event_t, unsigned);
 int cudaEventCreateWithFlags(event_t *, unsigned), cudaEventDestroy(event_t), cudaEventRecord(event_t, stream_t), cudaEventQuery(event_t), cudaEventSynchronize(event_t), cudaEventElapsedTime(float *, event_t, event_t);
 int cudaLaunchHostFunc(stream_t, void (*)(void *), void *), cudaStreamBeginCapture(stream_t, int), cudaStreamEndCapture(stream_t, graph_t *), cudaStreamIsCapturing(stream_t, int *);
-int cudaStreamGetCaptureInfo(stream_t, int *, unsigned long long *, graph_t *, const void ***, const void **, size_t *), cudaThreadExchangeStreamCaptureMode(int *);
+int cudaThreadExchangeStreamCaptureMode(int *);
 int cudaGraphInstantiate(exec_t *, graph_t, unsigned long long), cudaGraphLaunch(exec_t, stream_t), cudaGraphDestroy(graph_t), cudaGraphExecDestroy(exec_t), cudaGraphGetNodes(graph_t, void **, size_t *);
-int cudaGraphNodeGetDependencies(void *, void **, void *, size_t *);
+#ifdef CUDA12 /* what CUDA 13 has under the same names with other arguments, and CUDA 12's own names for those */
+int cudaGetDeviceProperties_v2(void *, int), cudaEventElapsedTime_v2(float *, event_t, event_t), cudaGetDriverEntryPoint(const char *, void **, unsigned long long, int *);
+int cudaStreamGetCaptureInfo(stream_t, int *, unsigned long long *), cudaStreamGetCaptureInfo_v2(stream_t, int *, unsigned long long *, graph_t *, const void ***, size_t *);
+int cudaStreamGetCaptureInfo_v3(stream_t, int *, unsigned long long *, graph_t *, const void ***, const void **, size_t *);
+int cudaGraphNodeGetDependencies(void *, void **, size_t *), cudaGraphNodeGetDependentNodes(void *, void **, size_t *), cudaGraphGetEdges(graph_t, void **, void **, size_t *);
+int cudaGraphNodeGetDependencies_v2(void *, void **, void *, size_t *), cudaGraphGetEdges_v2(graph_t, void **, void **, void *, size_t *);
+int cudaMemPrefetchAsync(const void *, size_t, int, stream_t), cudaMemPrefetchAsync_v2(const void *, size_t, location_t, unsigned, stream_t);
+int cudaMemAdvise(const void *, size_t, int, int), cudaMemAdvise_v2(const void *, size_t, int, location_t);
+#else
+int cudaStreamGetCaptureInfo(stream_t, int *, unsigned long long *, graph_t *, const void ***, const void **, size_t *);
+int cudaGraphNodeGetDependencies(void *, void **, void *, size_t *), cudaGraphNodeGetDependentNodes(void *, void **, void *, size_t *), cudaGraphGetEdges(graph_t, void **, void **, void *, size_t *);
+int cudaMemPrefetchAsync(const void *, size_t, location_t, unsigned, stream_t), cudaMemAdvise(const void *, size_t, int, location_t);
+#endif
+int cudaRuntimeGetVersion(int *), cudaDriverGetVersion(int *);
 int cudaUserObjectCreate(void **, void *, void (*)(void *), unsigned, unsigned), cudaUserObjectRelease(void *, unsigned), cudaGraphRetainUserObject(graph_t, void *, unsigned, unsigned);
 int cudaGetDriverEntryPointByVersion(const char *, void **, unsigned, unsigned long long, int *), cudaIpcGetMemHandle(void *, void *);
 int cudaDeviceGetDefaultMemPool(void **, int), cudaMemPoolGetAttribute(void *, int, void *), cudaMemPoolTrimTo(void *, size_t);
@@ -38,6 +51,10 @@ typedef struct { unsigned x, y, z; } dim3_t;
 int cudaLaunchKernel(const void *, dim3_t, dim3_t, void **, size_t, stream_t), cudaMemcpyToSymbol(const void *, const void *, size_t, size_t, int), cudaMemcpyFromSymbol(void *, const void *, size_t, size_t, int);
 
 /* driver */
+int cuStreamGetCaptureInfo(stream_t, int *, unsigned long long *), cuStreamGetCaptureInfo_v2(stream_t, int *, unsigned long long *, graph_t *, const void ***, size_t *);
+int cuStreamGetCaptureInfo_v3(stream_t, int *, unsigned long long *, graph_t *, const void ***, const void **, size_t *), cuGetProcAddress(const char *, void **, int, unsigned long long);
+int cuCtxCreate_v2(ctx_t *, unsigned, int), cuCtxCreate_v3(ctx_t *, void *, int, unsigned, int), cuCtxCreate_v4(ctx_t *, void *, unsigned, int);
+int cuMemPrefetchAsync(ptr_t, size_t, int, stream_t), cuMemPrefetchAsync_v2(ptr_t, size_t, location_t, unsigned, stream_t);
 int cuInit(unsigned), cuDeviceGet(int *, int), cuDeviceGetCount(int *), cuDevicePrimaryCtxRetain(ctx_t *, int), cuDevicePrimaryCtxRelease_v2(int), cuDevicePrimaryCtxGetState(int, unsigned *, int *);
 int cuCtxPushCurrent_v2(ctx_t), cuCtxPopCurrent_v2(ctx_t *), cuCtxGetCurrent(ctx_t *), cuCtxSetCurrent(ctx_t), cuCtxGetDevice(int *), cuCtxSynchronize(void), cuGetErrorName(int, const char **), cuGetErrorString(int, const char **);
 int cuMemGetInfo_v2(size_t *, size_t *), cuMemAlloc_v2(ptr_t *, size_t), cuMemFree_v2(ptr_t), cuMemGetAllocationGranularity(size_t *, const prop_t *, int);

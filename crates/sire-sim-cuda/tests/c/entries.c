@@ -15,5 +15,21 @@ int main(int argc, char **argv) {
   EXPECT(1, cudaGetDriverEntryPointByVersion(NULL, &function, 12000, 0, &status));
   OK(cudaGetDriverEntryPointByVersion("cuMemGetInfo", &function, 12000, 0, NULL));
   CHECK(function == (void *)cuMemGetInfo_v2);
+
+  /* what changed its arguments is found in the form of the version that is asked for, or not at all */
+  struct { const char *name; int version; void *form; } forms[] = {
+      {"cuGetProcAddress", 11030, cuGetProcAddress},             {"cuGetProcAddress", 12000, cuGetProcAddress_v2},
+      {"cuStreamGetCaptureInfo", 10010, cuStreamGetCaptureInfo}, {"cuStreamGetCaptureInfo", 12020, cuStreamGetCaptureInfo_v2},
+      {"cuStreamGetCaptureInfo", 12030, cuStreamGetCaptureInfo_v3}, {"cuStreamGetCaptureInfo", 13000, cuStreamGetCaptureInfo_v3},
+      {"cuCtxCreate", 11030, cuCtxCreate_v2},                    {"cuCtxCreate", 12040, cuCtxCreate_v3},
+      {"cuCtxCreate", 12050, cuCtxCreate_v4},                    {"cuMemPrefetchAsync", 12010, cuMemPrefetchAsync},
+      {"cuMemPrefetchAsync", 12020, cuMemPrefetchAsync_v2},
+  };
+  for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+    OK(cuGetProcAddress_v2(forms[i].name, &function, forms[i].version, 0, &status));
+    if (function != forms[i].form) FAIL("%s of %d", forms[i].name, forms[i].version);
+  }
+  EXPECT(500, cuGetProcAddress_v2("cuGetProcAddress", &function, 11020, 0, &status));
+  CHECK(function == NULL && status == 1);
   puts("ok");
 }

@@ -42,16 +42,21 @@ pub struct Program {
 impl Program {
     /// Compiles `tests/c/NAME.c` against the library under its CUDA names.
     pub fn compile(name: &str) -> Program {
+        Program::compile_for(name, "libcudart.so.13")
+    }
+
+    /// The same, with the runtime under the name that says which CUDA the program is built for.
+    pub fn compile_for(name: &str, runtime: &str) -> Program {
         let dir = scratch(name);
-        for soname in ["libcudart.so.13", "libcuda.so.1", "libnvidia-ml.so.1"] {
+        let sonames = [runtime, "libcuda.so.1", "libnvidia-ml.so.1"];
+        for soname in sonames {
             std::os::unix::fs::symlink(library(), dir.join(soname)).expect("a link");
         }
         let binary = dir.join(name);
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c").join(name).with_extension("c");
         let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
         cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-o"]).arg(&binary).arg(source);
-        cc.arg("-Wl,--no-as-needed")
-            .args(["libcudart.so.13", "libcuda.so.1", "libnvidia-ml.so.1"].map(|soname| dir.join(soname)));
+        cc.arg("-Wl,--no-as-needed").args(sonames.map(|soname| dir.join(soname)));
         cc.arg(format!("-Wl,-rpath,{}", dir.display()));
         let output = cc.output().expect("a C compiler");
         assert!(output.status.success(), "{name}.c: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,0 +1,184 @@
+"""What PyTorch does otherwise before 2.11, mended where regions build on it. Nothing here is used with later ones.
+
+A thread's tensors come from the pool that was made current *first*, also where another was made current inside: an
+inner region's tensors would be the outer one's, and those of a graph's capture the region's around it. Here the outer
+pool steps back until the inner one, or the capture, has ended. What cannot be mended is a pool inside a capture:
+PyTorch ignores it, so regions refuse to begin there.
+
+A capture that the driver voided leaves its pool current for ever, and to drop any pool then ends the process: such a
+capture's pool is put down. And a pool that is dropped while a graph lives that was captured into it ends the process:
+a graph's pool is kept until nobody else holds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from ._errors import UnsupportedError
+
+
+def is_before_2_11(torch: Any) -> bool:
+    """Whether this is such a PyTorch."""
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
+    return version is not None and (int(version[1]), int(version[2])) < (2, 11)
+
+
+def refuse_in_capture(torch: Any) -> None:
+    """Raises where PyTorch would ignore a pool."""
+    if is_before_2_11(torch) and torch.cuda.is_current_stream_capturing():
+        raise UnsupportedError(
+            f"PyTorch {torch.__version__} takes all memory of a graph capture from the graph's own pool, so a region "
+            "that begins inside would hold nothing. Capture the whole graph with sire.cuda_graph(...), or install "
+            "torch >= 2.11."
+        )
+
+
+# --- the order of pools ----------------------------------------------------------------------------------
+
+# A device and a pool's id.
+_Place = tuple[int, tuple[int, int]]
+
+
+class _Current(threading.local):
+    """The calling thread's pools, outermost first; only the last one of a device is PyTorch's."""
+
+    def __init__(self) -> None:
+        self.places: list[_Place] = []
+
+    def last_of(self, device: int) -> _Place | None:
+        return next((place for place in reversed(self.places) if place[0] == device), None)
+
+    def last_of_each(self) -> list[_Place]:
+        return list({place[0]: place for place in self.places}.values())
+
+
+_current = _Current()
+_mended = threading.Lock()
+_is_mended = False
+
+
+def mend(torch: Any) -> None:
+    """Makes the innermost pool, or capture, the one that serves. Once; for the program's own pools as well."""
+    global _is_mended
+    with _mended:
+        if not _is_mended and is_before_2_11(torch):
+            _mend_captures(torch, _mend_pools(torch.cuda.memory))
+            _is_mended = True
+
+
+# PyTorch's begin, end and release.
+_Originals = tuple[Callable[..., None], Callable[..., None], Callable[..., None]]
+
+
+def _mend_pools(memory: Any) -> _Originals:
+    """What `use_mem_pool` calls: begin, and in the end end and release. Returns PyTorch's own."""
+    begin, end, release = (
+        memory._cuda_beginAllocateCurrentThreadToPool,
+        memory._cuda_endAllocateToPool,
+        memory._cuda_releasePool,
+    )
+
+    @functools.wraps(begin)
+    def begin_inside(device: int, pool: tuple[int, int]) -> None:
+        outer = _current.last_of(device)
+        if outer is not None:
+            end(*outer)
+            release(*outer)
+        try:
+            begin(device, pool)
+        except BaseException:
+            if outer is not None:
+                begin(*outer)
+            raise
+        _current.places.append((device, pool))
+
+    @functools.wraps(release)
+    def release_and_go_on(device: int, pool: tuple[int, int]) -> None:
+        release(device, pool)
+        if (device, pool) in _current.places:
+            last = len(_current.places) - 1 - _current.places[::-1].index((device, pool))
+            del _current.places[last]
+            outer = _current.last_of(device)
+            if outer is not None:
+                begin(*outer)
+
+    memory._cuda_beginAllocateCurrentThreadToPool = begin_inside
+    memory._cuda_releasePool = release_and_go_on
+    return begin, end, release
+
+
+def _mend_captures(torch: Any, originals: _Originals) -> None:
+    """A capture has its own pool, whatever was current around it; and it gives that up also if it fails."""
+    begin, end, release = originals
+    graph_class = torch.cuda.CUDAGraph
+    capture_begin, capture_end = graph_class.capture_begin, graph_class.capture_end
+
+    def again(graph: Any) -> None:
+        for place in graph.__dict__.pop("_sire_places", ()):
+            begin(*place)
+
+    @functools.wraps(capture_begin)
+    def begin_alone(self: Any, pool: Any = None, capture_error_mode: str = "global") -> None:
+        pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        self._sire_pool = (torch.cuda.current_device(), tuple(pool))
+        places = self._sire_places = _current.last_of_each()
+        for place in places:
+            end(*place)
+            release(*place)
+        try:
+            capture_begin(self, pool=pool, capture_error_mode=capture_error_mode)
+        except BaseException:
+            again(self)
+            raise
+
+    @functools.wraps(capture_end)
+    def end_alone(self: Any) -> None:
+        try:
+            capture_end(self)
+        except BaseException:
+            # A capture that the driver voided is over; PyTorch forgets to say so to its allocator.
+            with suppress(RuntimeError):
+                end(*self._sire_pool)
+                release(*self._sire_pool)
+            raise
+        finally:
+            again(self)
+
+    graph_class.capture_begin = begin_alone
+    graph_class.capture_end = end_alone
+
+
+# --- pools of graphs -------------------------------------------------------------------------------------
+
+# Pools of graphs that may live, each with what the graph holds for it.
+_kept: list[tuple[weakref.ref[Any], Any]] = []
+_kept_lock = threading.Lock()
+
+
+def keep(torch: Any, holder: object, mem_pool: Any) -> None:
+    """The pool stays until `drop_unused` finds that the graph is gone; also at the end of the interpreter."""
+    if is_before_2_11(torch):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(mem_pool))
+        with _kept_lock:
+            _kept.append((weakref.ref(holder), mem_pool))
+
+
+def drop_unused() -> None:
+    """Drops the pools whose graphs are gone. A graph lets go of its pool after its Python attributes have gone.
+
+    Only while no pool is current in any thread: to drop one then would end the process too.
+    """
+    if not _kept:
+        return
+    with _kept_lock:
+        unused = [each for each in _kept if each[0]() is None and each[1].use_count() == 1]
+        _kept[:] = [each for each in _kept if each not in unused]
+    for _, mem_pool in unused:
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(mem_pool))
