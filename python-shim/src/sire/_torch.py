@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _before_2_11, _check, _hooks, _library, _registration, _sending
+from . import _check, _hooks, _library, _older_torch, _registration, _sending
 from ._errors import InactiveError, InvalidArgumentError, NoDriverError, UnsupportedError
 
 OLDEST_TORCH = (2, 9)
@@ -60,7 +60,7 @@ def ready_torch() -> Any | None:
         if _hooks.hook_mode() == "allocator" and not whole_process_pluggable(torch):
             become_allocator(torch)
         _initialize(torch)
-    _before_2_11.mend(torch)
+    _older_torch.mend(torch)
     _registration.prepare()
     _sending.install(torch)
     if _check.wanted():
@@ -147,7 +147,7 @@ def routed(torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool
     index = device_index(torch, device)
     keys = _active_keys()
     key = (*key, index)
-    _before_2_11.refuse_in_capture(torch)
+    _older_torch.refuse_in_capture(torch)
     if keys and keys[-1] == key:
         yield
         return
@@ -177,7 +177,7 @@ def shelves() -> list[tuple[PoolKey, Shelf]]:
 def segments(torch: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
     """PyTorch's list of the segments of a pool, with their blocks."""
     _spare_references(*identity, False)
-    options = {} if _before_2_11.is_before_2_11(torch) else {"include_traces": False}
+    options = {} if _older_torch.is_before_2_11(torch) else {"include_traces": False}
     found: list[dict[str, Any]] = torch.cuda.memory_snapshot(identity, **options)
     return found
 
@@ -247,7 +247,7 @@ def _current(torch: Any, mem_pool: Any, index: int) -> Iterator[None]:
             _current_count -= 1
             if _current_count == 0:
                 _retired.clear()
-                _before_2_11.drop_unused()
+                _older_torch.drop_unused()
 
 
 @contextmanager
@@ -255,7 +255,7 @@ def unrouted(torch: Any) -> Iterator[None]:
     """The calling thread's tensors go to a plain pool that is dropped at the end; before 2.15, outside all regions."""
     index = torch.cuda.current_device()
     keys = _active_keys()
-    _before_2_11.refuse_in_capture(torch)
+    _older_torch.refuse_in_capture(torch)
     pool = torch.cuda.MemPool()
     if not _may_drop_beside_others(torch):
         with _current_lock:
@@ -301,7 +301,15 @@ def new_pool(torch: Any, index: int) -> Pool:
     with ExitStack() as stack:
         if index != torch.cuda.current_device():
             stack.enter_context(torch.cuda.device(index))
-        return Pool(torch.cuda.MemPool(_allocator(torch)), index)
+        try:
+            return Pool(torch.cuda.MemPool(_allocator(torch)), index)
+        except RuntimeError as error:
+            if "expandable_segments" not in str(error):
+                raise
+            raise UnsupportedError(
+                f"PyTorch {torch.__version__} makes no pool for a region: {error} Preload the library (sire run), "
+                "start without expandable_segments:True, or install torch >= 2.11."
+            ) from error
 
 
 _pluggable: Any = None
@@ -371,9 +379,9 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
     if pool is None:
         with _current_lock:
             if _current_count == 0:
-                _before_2_11.drop_unused()
+                _older_torch.drop_unused()
         own = _GraphPool(new_pool(torch, index), key)
-        _before_2_11.keep(torch, own, own.pool.mem_pool)
+        _older_torch.keep(torch, own, own.pool.mem_pool)
         graph.sire_pool = own
         _own_pools[tuple(own.pool.mem_pool.id)] = own
         return own.pool.mem_pool.id
@@ -394,7 +402,7 @@ def _shared_pool(torch: Any, key: PoolKey, index: int) -> Pool:
         if key in _shared_pools:
             return _shared_pools[key]
     pool = new_pool(torch, index)
-    _before_2_11.keep(torch, pool, pool.mem_pool)
+    _older_torch.keep(torch, pool, pool.mem_pool)
     with _shelves_lock:
         return _shared_pools.setdefault(key, pool)
 

@@ -1,13 +1,13 @@
-"""What PyTorch does otherwise before 2.11, mended where regions build on it. Nothing here is used with later ones.
+"""What older PyTorch does otherwise, mended where regions build on it. Nothing here is used with 2.15.
 
-A thread's tensors come from the pool that was made current *first*, also where another was made current inside: an
-inner region's tensors would be the outer one's, and those of a graph's capture the region's around it. Here the outer
-pool steps back until the inner one, or the capture, has ended. What cannot be mended is a pool inside a capture:
-PyTorch ignores it, so regions refuse to begin there.
+Before 2.11, a thread's tensors come from the pool that was made current *first*, also where another was made current
+inside: an inner region's tensors would be the outer one's, and those of a graph's capture the region's around it. Here
+the outer pool steps back until the inner one, or the capture, has ended. What cannot be mended is a pool inside a
+capture: PyTorch ignores it, so regions refuse to begin there. And a pool that is dropped while a graph lives that was
+captured into it ends the process: a graph's pool is kept until nobody else holds it.
 
-A capture that the driver voided leaves its pool current for ever, and to drop any pool then ends the process: such a
-capture's pool is put down. And a pool that is dropped while a graph lives that was captured into it ends the process:
-a graph's pool is kept until nobody else holds it.
+Before 2.15, a capture that the driver voided leaves its pool current for ever, and to drop any pool then ends the
+process: such a capture's pool is put down.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from ._errors import UnsupportedError
 
 
 def is_before_2_11(torch: Any) -> bool:
-    """Whether this is such a PyTorch."""
+    """Whether pools of this PyTorch are in the old order."""
+    return _is_before(torch, (2, 11))
+
+
+def _is_before(torch: Any, first: tuple[int, int]) -> bool:
     version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
-    return version is not None and (int(version[1]), int(version[2])) < (2, 11)
+    return version is not None and (int(version[1]), int(version[2])) < first
 
 
 def refuse_in_capture(torch: Any) -> None:
@@ -68,8 +72,16 @@ def mend(torch: Any) -> None:
     """Makes the innermost pool, or capture, the one that serves. Once; for the program's own pools as well."""
     global _is_mended
     with _mended:
-        if not _is_mended and is_before_2_11(torch):
-            _mend_captures(torch, _mend_pools(torch.cuda.memory))
+        if not _is_mended and _is_before(torch, (2, 15)):
+            memory = torch.cuda.memory
+            originals = (
+                memory._cuda_beginAllocateCurrentThreadToPool,
+                memory._cuda_endAllocateToPool,
+                memory._cuda_releasePool,
+            )
+            if is_before_2_11(torch):
+                _mend_pools(memory, originals)
+            _mend_captures(torch, originals)
             _is_mended = True
 
 
@@ -77,13 +89,9 @@ def mend(torch: Any) -> None:
 _Originals = tuple[Callable[..., None], Callable[..., None], Callable[..., None]]
 
 
-def _mend_pools(memory: Any) -> _Originals:
-    """What `use_mem_pool` calls: begin, and in the end end and release. Returns PyTorch's own."""
-    begin, end, release = (
-        memory._cuda_beginAllocateCurrentThreadToPool,
-        memory._cuda_endAllocateToPool,
-        memory._cuda_releasePool,
-    )
+def _mend_pools(memory: Any, originals: _Originals) -> None:
+    """What `use_mem_pool` calls: begin, and in the end end and release."""
+    begin, end, release = originals
 
     @functools.wraps(begin)
     def begin_inside(device: int, pool: tuple[int, int]) -> None:
@@ -111,7 +119,6 @@ def _mend_pools(memory: Any) -> _Originals:
 
     memory._cuda_beginAllocateCurrentThreadToPool = begin_inside
     memory._cuda_releasePool = release_and_go_on
-    return begin, end, release
 
 
 def _mend_captures(torch: Any, originals: _Originals) -> None:
