@@ -337,7 +337,7 @@ fn a_switch_hands_pieces_on_that_were_asked_to_do_the_same() {
 
 // ---- faults -------------------------------------------------------------------------------------------------------------------
 
-/// PyTorch's life in short: two pools grow, one is paused, freed from, and comes back; a step is repeated until it succeeds.
+/// PyTorch's life in short: two pools grow, one is paused, freed from, and comes back; a piece of each is handed out; a step is repeated until it succeeds.
 fn life(faults: &[(u64, DriverErrorKind)], piece: u64) -> (u64, usize) {
     let mut player = Player::new(16 * piece, piece);
     for &(number, kind) in faults {
@@ -352,7 +352,11 @@ fn life(faults: &[(u64, DriverErrorKind)], piece: u64) -> (u64, usize) {
     player.shrink(first, 0);
     step(&mut player, |player| player.resume(&tag("a")).map(drop));
     step(&mut player, |player| player.grow(first, &[0], Some(a), a));
+    step(&mut player, |player| player.grow(second, &[1], Some(b), b));
+    step(&mut player, |player| player.lend(first, 0));
+    step(&mut player, |player| player.lend(second, 1));
     step(&mut player, |player| player.pause(&Selection::All).map(drop));
+    player.write(first, 0);
     player.drop_segment(second);
     step(&mut player, |player| player.resume(&Selection::All).map(drop));
     player.shrink(first, 1);
@@ -410,6 +414,7 @@ enum Step {
     Drop(usize),
     Write { segment: usize, slot: u64 },
     Open(usize),
+    Lend { segment: usize, slot: u64 },
     Pause(usize),
     Resume(usize),
     Switch(usize, usize),
@@ -427,7 +432,8 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (segment.clone(), 0..6_u64).prop_map(|(segment, slot)| Step::Shrink { segment, slot }),
         1 => segment.clone().prop_map(Step::Drop),
         3 => (segment.clone(), 0..6_u64).prop_map(|(segment, slot)| Step::Write { segment, slot }),
-        1 => segment.prop_map(Step::Open),
+        1 => segment.clone().prop_map(Step::Open),
+        1 => (segment, 0..6_u64).prop_map(|(segment, slot)| Step::Lend { segment, slot }),
         4 => region.clone().prop_map(Step::Pause),
         4 => region.clone().prop_map(Step::Resume),
         1 => (region.clone(), region).prop_map(|(pause, resume)| Step::Switch(pause, resume)),
@@ -506,6 +512,11 @@ impl Random {
                     self.player.open(segment, &slots, PEER);
                 }
             }
+            Step::Lend { segment: which, slot } => {
+                if let Some(segment) = segment(*which) {
+                    let _ = self.player.lend(segment, *slot);
+                }
+            }
             Step::Pause(which) => drop(self.player.pause(&Random::selection(*which))),
             Step::Resume(which) => drop(self.player.resume(&Random::selection(*which))),
             Step::Switch(pause, resume) => {
@@ -529,7 +540,7 @@ impl Random {
     fn forget_discarded(&mut self) {
         let none = self.regions[2];
         for piece in self.player.segments.iter_mut().flat_map(|segment| segment.pieces.values_mut()) {
-            if piece.region == none {
+            if piece.region == none && !piece.lent {
                 piece.holds = None;
             }
         }
