@@ -1,12 +1,15 @@
 """One side of the allocator figures, in a process of its own with PyTorch: ``allocator_child.py native|sire COMMAND ARGUMENTS...``.
 
 Commands: ``pairs CALLS SIZE...`` (an allocation and its free), ``empty CALLS SIZE...`` (torch.empty, and the same on the meta
-device), ``threads COUNT CALLS SIZE``, ``blocks COUNT`` (so many live ones), ``record NAME FILE`` (a workload's allocations; native only), ``replay FILE``. Answers in JSON.
+device), ``threads COUNT CALLS SIZE``, ``blocks COUNT`` (so many live ones), ``record NAME FILE`` (a workload's allocations; native
+only), ``replay FILE``. Answers in JSON.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import sys
 import threading
 import time
@@ -92,15 +95,17 @@ def blocks(count: int) -> dict[str, float]:
     started = time.thread_time()
     held = [take(size, 0) for size in sizes]
     made = time.thread_time() - started
+    order = list(range(0, count, 2))
+    random.Random(0).shuffle(order)
     started = time.thread_time()
-    for number in range(0, count, 2):
-        give(held[number * 3 % count // 2 * 2])
+    for number in order:
+        give(held[number])
     again = {number: take(sizes[number], 0) for number in range(0, count, 2)}
     churned = time.thread_time() - started
     for number, address in again.items():
         held[number] = address
     placed = sorted(zip(held, sizes, strict=True))
-    assert all(first + size <= second for (first, size), (second, _) in zip(placed, placed[1:], strict=False)), "two blocks overlap"
+    assert all(first + size <= second for (first, size), (second, _) in itertools.pairwise(placed)), "two blocks overlap"
     live = torch.cuda.memory_stats()["allocation.all.current"]
     assert live >= count, f"{live} blocks are live"
     for address in held:

@@ -61,7 +61,7 @@ int main(int argc, char **argv) {
     count = (size_t)atoll(argv[1]);
     int backup = atoi(argv[2]);
     at = calloc(count, sizeof *at);
-    CHECK(count > STEP && at != NULL);
+    CHECK(count > STEP && count % 2 == 0 && count % 3 != 0 && at != NULL);
     uint32_t region = region_of("many", backup);
     OK(sire_region_enter(region, 0));
     double started = now();
