@@ -256,3 +256,8 @@ def test_it_is_said_that_nccl_registers(monkeypatch: pytest.MonkeyPatch, tag: st
     [note] = sire.pause(tag).notes
     assert note.startswith("NCCL_GRAPH_REGISTER is 1")
     assert sire.resume(tag).notes == ()
+    monkeypatch.setenv("NCCL_GRAPH_REGISTER", "0")
+    monkeypatch.setattr(_registration, "_too_late", True)
+    [note] = sire.pause(tag).notes
+    assert note.startswith("NCCL_GRAPH_REGISTER was set after NCCL had started")
+    sire.resume(tag)

@@ -290,6 +290,38 @@ fn unknown_handles_are_errors() {
     assert_eq!(player.calls().retain(Addr(STRIDE)), None);
 }
 
+/// What is refused says what was asked and what is in its way.
+#[test]
+fn refusals_say_what_is_in_the_way() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let (addr, stale) = (player.addr(segment, 0), Handle(0x51AE << 48 | 7));
+    let calls = player.calls();
+    let fresh = calls.create(player.memory(Some(a))).unwrap().expect("it is ours");
+    let refusals = [
+        (status(calls.release(stale)), "is no live handle of physical memory"),
+        (status(calls.map(addr, SMALL, 0, fresh, false)), "cannot be mapped at"),
+        (status(calls.unmap(addr, SMALL / 2)), "end inside the mapping at"),
+        (status(calls.unreserve(player.segments[segment].base, 4 * STRIDE)), "cannot be given back"),
+    ];
+    for ((status, message), words) in refusals {
+        assert_eq!(status, Status::InvalidArgument, "{message}");
+        assert!(message.contains(words), "{message}");
+    }
+    calls.release(fresh).unwrap();
+    let (engine, handle) = (Arc::clone(&player.engine), player.segments[segment].pieces[&0].handle);
+    player.driver.at_next("copy_to_host", move || {
+        let (status, message) = status(engine.segments().lend(handle, "it was exported"));
+        assert_eq!(status, Status::Busy);
+        assert!(message.contains("is being paused or resumed"), "{message}");
+    });
+    player.pause(&tag("a")).unwrap();
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
 /// While a pause copies, the program unmaps, releases and gives addresses back; all goes well at once, and the pages go with the pause.
 #[test]
 fn freeing_what_is_being_paused_is_left_to_the_pause() {
