@@ -76,7 +76,11 @@ pub(crate) fn free_as(process: &Process, ptr: *const c_void, reuse: Reuse) -> Re
 }
 
 /// Frees memory of the engine's cache, which is used again as `reuse` says; None: it is no such memory.
-pub(crate) fn free_if_cached(process: &Process, ptr: *const c_void, reuse: Reuse) -> Option<Result<()>> {
+pub(crate) fn free_if_cached(
+    process: &Process,
+    ptr: *const c_void,
+    reuse: impl FnOnce() -> Reuse,
+) -> Option<Result<()>> {
     let _relaxed = Relaxed::enter(process);
     process.engine.free_if_cached(address(ptr), reuse, capture::in_progress())
 }

@@ -85,7 +85,7 @@ pub(crate) fn give_back(ptr: *mut c_void) {
         return;
     }
     let freed = catch(|| match process::started() {
-        Some(process) => match allocate::free_if_cached(process, ptr, reuse()) {
+        Some(process) => match allocate::free_if_cached(process, ptr, reuse) {
             Some(freed) => freed,
             None if allocate::owns(process, ptr) => allocate::free(process, ptr),
             None => pass_on(ptr),
