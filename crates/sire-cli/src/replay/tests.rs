@@ -145,7 +145,7 @@ fn record_mapped() -> Trace {
     engine.pause(&all, PauseOptions::default()).unwrap();
     engine.resume(&all, ResumeOptions::default()).unwrap();
     segments.unmap(base, 4 * CHUNK).unwrap();
-    [handles[0], again, handles[2], handles[3]].map(|handle| segments.release(handle).unwrap());
+    [handles[0], again, handles[2], handles[3]].into_iter().for_each(|handle| segments.release(handle).unwrap());
     assert!(segments.unreserve(base, 8 * CHUNK).unwrap());
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(path).unwrap();
