@@ -192,7 +192,11 @@ impl Player<'_> {
         }
         for (at, addr, size, device, region) in news {
             let backup = region.and_then(|region| self.regions.get(&region)).map(|region| region.policy.backup);
-            let kept = if backup.is_some_and(|backup| backup != Backup::None) { vec![0..size] } else { Vec::new() };
+            let kept = if backup.is_some_and(|backup| backup != Backup::None) {
+                std::iter::once(0..size).collect()
+            } else {
+                Vec::new()
+            };
             let region = region.unwrap_or(u32::MAX);
             self.allocations.insert(at, Allocation { addr, size, device, region, key: at, kept, mapped: true });
             self.write(at)?;
