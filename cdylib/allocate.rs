@@ -75,6 +75,16 @@ pub(crate) fn free_as(process: &Process, ptr: *const c_void, reuse: Reuse) -> Re
     process.engine.free_cached(address(ptr), reuse, capture::in_progress())
 }
 
+/// Frees memory of the engine's cache, which is used again as `reuse` says; None: it is no such memory.
+pub(crate) fn free_if_cached(
+    process: &Process,
+    ptr: *const c_void,
+    reuse: impl FnOnce() -> Reuse,
+) -> Option<Result<()>> {
+    let _relaxed = Relaxed::enter(process);
+    process.engine.free_if_cached(address(ptr), reuse, capture::in_progress())
+}
+
 /// Whether the engine owns the address. Wait-free.
 pub(crate) fn owns(process: &Process, ptr: *const c_void) -> bool {
     process.engine.owns(address(ptr))

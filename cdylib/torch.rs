@@ -85,9 +85,12 @@ pub(crate) fn give_back(ptr: *mut c_void) {
         return;
     }
     let freed = catch(|| match process::started() {
-        Some(process) if process.engine.caches(allocate::address(ptr)) => allocate::free_as(process, ptr, reuse()),
-        Some(process) if allocate::owns(process, ptr) => allocate::free(process, ptr),
-        _ => pass_on(ptr),
+        Some(process) => match allocate::free_if_cached(process, ptr, reuse) {
+            Some(freed) => freed,
+            None if allocate::owns(process, ptr) => allocate::free(process, ptr),
+            None => pass_on(ptr),
+        },
+        None => pass_on(ptr),
     });
     if let Err(error) = freed {
         boundary::remember(&error);

@@ -750,7 +750,7 @@ sire_status sire_control_wait(double timeout_seconds,
 // `json` is NULL or NUL-terminated.
 sire_status sire_control_publish(const char *json);
 
-// Gives `peer` access to present and future memory on `device`.
+// Gives `peer` access to present and future memory on `device`, whatever the program takes back by CUDA's own calls.
 sire_status sire_allow_peer(int32_t device, int32_t peer);
 
 // Bytes of device memory that allocations and resumes leave free.

@@ -3,7 +3,7 @@
 use crate::allocate;
 use crate::boundary::{self, call, invalid};
 use crate::capture;
-use crate::interpose::{linear::PASSED, lookup, probe, runtime};
+use crate::interpose::{linear::PASSED, lookup, peer, probe, runtime};
 use crate::log;
 use crate::preempt;
 use crate::process;
@@ -15,10 +15,15 @@ use std::ffi::{c_char, c_int};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Gives `peer` access to present and future memory on `device`.
+/// Gives `peer` access to present and future memory on `device`, whatever the program takes back by CUDA's own calls.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_allow_peer(device: i32, peer: i32) -> sire_status {
-    call(|| process::get()?.engine.allow_peer(allocate::device(device)?, allocate::device(peer)?))
+    call(|| {
+        let (device, peer) = (allocate::device(device)?, allocate::device(peer)?);
+        process::get()?.engine.allow_peer(device, peer)?;
+        peer::note_said(device.0, peer.0);
+        Ok(())
+    })
 }
 
 /// Bytes of device memory that allocations and resumes leave free.

@@ -219,6 +219,8 @@ answers! {
     streams::stream_destroy = c"cuStreamDestroy" as c"cuStreamDestroy_v2" to Driver [4_000, 99_999] (stream: *mut c_void);
     streams::enable_peer_access = c"cuCtxEnablePeerAccess" as c"cuCtxEnablePeerAccess" to Driver [4_000, 99_999]
         (peer: *mut c_void, flags: c_uint);
+    streams::disable_peer_access = c"cuCtxDisablePeerAccess" as c"cuCtxDisablePeerAccess" to Driver [4_000, 99_999]
+        (peer: *mut c_void);
 }
 
 /// How a program asks.

@@ -82,7 +82,9 @@ hooks! {
     cudaMemGetInfo(free: *mut usize, total: *mut usize) => runtime::mem_get_info, ("rdx", "x2");
     /// The original; and Sire's memory on the peer becomes accessible too.
     cudaDeviceEnablePeerAccess(peer: c_int, flags: c_uint) => runtime::enable_peer_access, ("rdx", "x2");
-    /// The original; Sire's memory on the pool's device becomes accessible too.
+    /// The original; and Sire's memory on the peer is accessible no more, if nothing else said that it is.
+    cudaDeviceDisablePeerAccess(peer: c_int) => runtime::disable_peer_access, ("rsi", "x1");
+    /// The original; Sire's memory on the pool's device becomes accessible too, or is no more.
     cudaMemPoolSetAccess(pool: *mut c_void, access: *const c_void, count: usize) => peer::set_pool_access, ("rcx", "x3");
     /// Sire's memory has no such handle, which is said; for everything else the original.
     cudaIpcGetMemHandle(out: *mut c_void, ptr: *mut c_void) => ipc::runtime_get_mem_handle, ("rdx", "x2");

@@ -69,6 +69,7 @@ originals! {
     free_async = c"cudaFreeAsync" (ptr: *mut c_void, stream: *mut c_void);
     mem_get_info = c"cudaMemGetInfo" (free: *mut usize, total: *mut usize);
     enable_peer_access = c"cudaDeviceEnablePeerAccess" (peer: c_int, flags: c_uint);
+    disable_peer_access = c"cudaDeviceDisablePeerAccess" (peer: c_int);
     set_pool_access = c"cudaMemPoolSetAccess" (pool: *mut c_void, access: *const c_void, count: usize);
     get_pool = c"cudaDeviceGetMemPool" (pool: *mut *mut c_void, device: c_int);
     get_default_pool = c"cudaDeviceGetDefaultMemPool" (pool: *mut *mut c_void, device: c_int);

@@ -1,4 +1,5 @@
-//! Peers that the program enabled: remembered, so that memory of ours that comes later is accessible too.
+//! Peers that the program enabled: remembered, so that memory of ours that comes later is accessible too; and forgotten, when it takes that back.
+//! A device may have been given access in several ways at once: it has it until the last of them is taken back.
 
 use super::cudaError;
 use super::entry::AccessDescription;
@@ -7,28 +8,84 @@ use super::original::{self, Runtime};
 use crate::log;
 use crate::process::{self, Process};
 use sire_core::driver::Device;
+use sire_core::error::Result;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 const ON_DEVICE: c_int = 1;
 
-/// Devices that fit in the table; CUDA machines have at most 16 today.
-const MOST: usize = 64;
+/// How a device came by its access.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Way {
+    /// `cudaDeviceEnablePeerAccess`, `cuCtxEnablePeerAccess`.
+    Context,
+    /// Access to the pool with this handle.
+    Pool(usize),
+    /// `sire_allow_peer`.
+    Said,
+}
 
-/// Bit `accessor` of row `owner`: `accessor` may touch memory on `owner`.
-static ENABLED: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
+/// Whose memory, who may touch it: in which ways. A pair without a way had one.
+type Table = BTreeMap<(u32, u32), BTreeSet<Way>>;
+
+static TABLE: Mutex<Table> = Mutex::new(Table::new());
+
+fn table() -> MutexGuard<'static, Table> {
+    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// `accessor` was given access to memory on `owner`.
-pub(super) fn enable(owner: usize, accessor: usize) {
-    if owner >= MOST || accessor >= MOST {
-        log::warning!("device {owner} or {accessor} is beyond {MOST}: its peer access is not replayed");
-        return;
+pub(super) fn enable(owner: u32, accessor: u32, way: Way) {
+    table().entry((owner, accessor)).or_default().insert(way);
+    follow(owner, accessor);
+}
+
+/// `accessor` has access to memory on `owner` because the program has asked Sire for it.
+pub(crate) fn note_said(owner: u32, accessor: u32) {
+    enable(owner, accessor, Way::Said);
+}
+
+/// What was given in this way was taken back.
+pub(super) fn disable(owner: u32, accessor: u32, way: Way) {
+    if table().get_mut(&(owner, accessor)).is_some_and(|ways| ways.remove(&way)) {
+        follow(owner, accessor);
     }
-    ENABLED[owner].fetch_or(1 << accessor, Ordering::AcqRel);
-    if let Some(process) = process::started() {
-        allow(process, owner, accessor);
+}
+
+/// The pool is gone, and with it what was given through it.
+pub(super) fn forget_pool(pool: *mut c_void) {
+    let way = Way::Pool(pool as usize);
+    let pairs: Vec<_> = table().iter().filter(|(_, ways)| ways.contains(&way)).map(|(pair, _)| *pair).collect();
+    pairs.into_iter().for_each(|(owner, accessor)| disable(owner, accessor, way));
+}
+
+/// Tells the engine what holds for a pair of devices, if it runs.
+fn follow(owner: u32, accessor: u32) {
+    if let Some(process) = process::started()
+        && let Err(error) = tell(process, owner, accessor)
+    {
+        log::warning!("what device {accessor} may do with regions on device {owner} could not be set: {error}");
+    }
+}
+
+/// Tells the engine what holds for a pair, until that is what was told: whoever changes the table meanwhile tells it too, and nobody knows who comes last.
+fn tell(process: &Process, owner: u32, accessor: u32) -> Result<()> {
+    let may = || table().get(&(owner, accessor)).is_some_and(|ways| !ways.is_empty());
+    let mut told = may();
+    loop {
+        let (device, peer) = (Device(owner), Device(accessor));
+        if told {
+            process.engine.allow_peer(device, peer)?
+        } else {
+            process.engine.refuse_peer(device, peer)?
+        }
+        if may() == told {
+            return Ok(());
+        }
+        told = !told;
     }
 }
 
@@ -47,7 +104,7 @@ pub(super) unsafe extern "C" fn set_pool_access(
         && let Some(owner) = device_of_pool(runtime, pool)
     {
         // SAFETY: the runtime has just read so many descriptions there.
-        unsafe { enable_described(owner, access.cast(), count) };
+        unsafe { follow_described(owner, pool, access.cast(), count) };
     }
     code
 }
@@ -68,35 +125,29 @@ fn device_of_pool(runtime: &Runtime, pool: *mut c_void) -> Option<c_int> {
     (0..if known == 0 { count } else { 0 }).find(is_its)
 }
 
-/// Devices that may read or write a pool of `owner`'s were given access to memory there. (The table knows no reading alone; more is
-/// allowed then than was asked for, so that nothing which worked stops working.)
+/// Devices that may read or write a pool of `owner`'s were given access to memory there, or it was taken back. (The engine gives no peer reading alone;
+/// more is allowed then than was asked for, so that nothing which worked stops working.)
 ///
 /// # Safety
 /// `count` descriptions lie at `access`, or it is NULL.
-pub(super) unsafe fn enable_described(owner: c_int, access: *const AccessDescription, count: usize) {
-    let Ok(owner) = usize::try_from(owner) else { return };
+pub(super) unsafe fn follow_described(owner: c_int, pool: *mut c_void, access: *const AccessDescription, count: usize) {
+    let Ok(owner) = u32::try_from(owner) else { return };
     for at in 0..if access.is_null() { 0 } else { count } {
         // SAFETY: the caller's promise.
         let described = unsafe { access.add(at).read_unaligned() };
-        let accessor = usize::try_from(described.location.id).ok().filter(|_| described.location.kind == ON_DEVICE);
-        if let Some(accessor) = accessor.filter(|accessor| described.flags != 0 && *accessor != owner) {
-            enable(owner, accessor);
-        }
+        let accessor = u32::try_from(described.location.id).ok().filter(|_| described.location.kind == ON_DEVICE);
+        let Some(accessor) = accessor.filter(|accessor| *accessor != owner) else { continue };
+        let way = Way::Pool(pool as usize);
+        if described.flags == 0 { disable(owner, accessor, way) } else { enable(owner, accessor, way) }
     }
 }
 
 /// Tells a freshly started engine what was enabled before. Repeating it does no harm.
 pub(crate) fn replay(process: &Process) {
-    for (owner, row) in ENABLED.iter().enumerate() {
-        let accessors = row.load(Ordering::Acquire);
-        for accessor in (0..MOST).filter(|accessor| accessors & (1 << accessor) != 0) {
-            allow(process, owner, accessor);
+    let pairs: Vec<_> = table().iter().filter(|(_, ways)| !ways.is_empty()).map(|(pair, _)| *pair).collect();
+    for (owner, accessor) in pairs {
+        if let Err(error) = tell(process, owner, accessor) {
+            log::warning!("device {accessor} was not given access to regions on device {owner}: {error}");
         }
-    }
-}
-
-fn allow(process: &Process, owner: usize, accessor: usize) {
-    if let Err(error) = process.engine.allow_peer(Device(owner as u32), Device(accessor as u32)) {
-        log::warning!("device {accessor} was not given access to regions on device {owner}: {error}");
     }
 }

@@ -73,7 +73,7 @@ pub(super) unsafe extern "C" fn pool_set_access(
         && let Some(owner) = device_of(pool)
     {
         // SAFETY: the driver has just read so many descriptions there.
-        unsafe { peer::enable_described(owner, access, count) };
+        unsafe { peer::follow_described(owner, pool, access, count) };
     }
     code
 }
@@ -83,8 +83,10 @@ pub(super) unsafe extern "C" fn pool_destroy(pool: *mut c_void) -> Code {
     let known = pools().remove(&(pool as usize));
     // SAFETY: the program's own argument, as it passed it.
     let code = unsafe { original::pool_destroy(pool) };
-    if let Some(device) = known.filter(|_| code != SUCCESS) {
-        pools().insert(pool as usize, device);
+    match known {
+        Some(device) if code != SUCCESS => drop(pools().insert(pool as usize, device)),
+        Some(_) => peer::forget_pool(pool),
+        None => {}
     }
     code
 }

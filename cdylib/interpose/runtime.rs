@@ -5,7 +5,8 @@
 
 use super::guard::Guard;
 use super::original::{self, Runtime};
-use super::{cudaError, peer, probe};
+use super::peer::{self, Way};
+use super::{cudaError, probe};
 use crate::allocate;
 use crate::boundary;
 use crate::capture;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const SUCCESS: cudaError = 0;
 const MEMORY_ALLOCATION: cudaError = 2;
 pub(super) const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
+pub(super) const PEER_ACCESS_NOT_ENABLED: cudaError = 705;
 const CAPTURE_WRONG_THREAD: cudaError = 908;
 
 /// Calls that went to the original.
@@ -293,20 +295,34 @@ pub(super) unsafe extern "C" fn enable_peer_access(owner: c_int, flags: c_uint, 
     let runtime = original::runtime(caller);
     // SAFETY: the program's own arguments, as it passed them.
     let code = unsafe { runtime.enable_peer_access(owner, flags) };
-    if code != SUCCESS && code != PEER_ACCESS_ALREADY_ENABLED {
-        return code;
+    if code == SUCCESS || code == PEER_ACCESS_ALREADY_ENABLED {
+        of_this_device(runtime, owner, |owner, accessor| peer::enable(owner, accessor, Way::Context));
     }
-    let Some(_guard) = Guard::enter() else { return code };
+    code
+}
+
+pub(super) unsafe extern "C" fn disable_peer_access(owner: c_int, caller: usize) -> cudaError {
+    let runtime = original::runtime(caller);
+    // SAFETY: the program's own argument, as it passed it.
+    let code = unsafe { runtime.disable_peer_access(owner) };
+    if code == SUCCESS || code == PEER_ACCESS_NOT_ENABLED {
+        of_this_device(runtime, owner, |owner, accessor| peer::disable(owner, accessor, Way::Context));
+    }
+    code
+}
+
+/// What was said of the peer `owner` and this thread's device.
+fn of_this_device(runtime: &Runtime, owner: c_int, note: impl FnOnce(u32, u32)) {
+    let Some(_guard) = Guard::enter() else { return };
     let told = boundary::catch(|| {
-        if let (Ok(owner), Ok(accessor)) = (usize::try_from(owner), usize::try_from(current_device(runtime)?)) {
-            peer::enable(owner, accessor);
+        if let (Ok(owner), Ok(accessor)) = (u32::try_from(owner), u32::try_from(current_device(runtime)?)) {
+            note(owner, accessor);
         }
         Ok(())
     });
     if let Err(error) = told {
         log::warning!("peer access to regions on device {owner} is unknown: {error}");
     }
-    code
 }
 
 pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int, caller: usize) -> cudaError {

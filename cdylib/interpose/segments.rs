@@ -11,7 +11,7 @@ use crate::boundary::{catch, invalid};
 use crate::capture::{self, Relaxed};
 use crate::log;
 use crate::process::{self, Process};
-use sire_core::driver::{Access, Addr, Device, Physical, Properties};
+use sire_core::driver::{Access, Addr, Device, Physical, Properties, Rights};
 use sire_core::error::{Error, Result, Status};
 use sire_core::segments::{Handle, NewMemory, Segments};
 use std::ffi::{c_int, c_ulonglong, c_void};
@@ -317,7 +317,7 @@ fn repeatable(described: &[AccessDescription]) -> Option<Vec<Access>> {
     let one = |description: &AccessDescription| {
         let device = u32::try_from(description.location.id).ok()?;
         let ordinary = description.location.kind == ON_DEVICE && description.flags == READ_AND_WRITE;
-        ordinary.then_some(Access { device: Device(device), writable: true })
+        ordinary.then_some(Access { device: Device(device), rights: Rights::ReadWrite })
     };
     let all: Option<Vec<Access>> = described.iter().map(one).collect();
     all.filter(|all| !all.is_empty())

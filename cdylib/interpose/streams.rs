@@ -1,11 +1,12 @@
 //! What the driver says of captures and of peers to who calls it without a runtime: passed on and remembered, as [`super::runtime`] does. A
 //! runtime's own call that arrives here inside of that one is not counted again.
 
+use super::context;
 use super::entry::{Code, original};
 use super::guard::Guard;
 use super::linear::per_thread;
-use super::runtime::{PEER_ACCESS_ALREADY_ENABLED, counted, destroyed, ended};
-use super::{context, peer};
+use super::peer::{self, Way};
+use super::runtime::{PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED, counted, destroyed, ended};
 use std::ffi::{c_int, c_uint, c_void};
 
 pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int) -> Code {
@@ -63,15 +64,29 @@ pub(super) unsafe extern "C" fn stream_destroy(stream: *mut c_void) -> Code {
 pub(super) unsafe extern "C" fn enable_peer_access(owner: *mut c_void, flags: c_uint) -> Code {
     // SAFETY: the program's own arguments, as it passed them.
     let code = unsafe { original::enable_peer_access(owner, flags) };
-    if code != 0 && code != PEER_ACCESS_ALREADY_ENABLED {
-        return code;
-    }
-    let Some(_guard) = Guard::enter() else { return code };
-    let devices = (context::device_of(owner), context::device());
-    if let (Some(owner), Some(accessor)) = devices
-        && let (Ok(owner), Ok(accessor)) = (usize::try_from(owner), usize::try_from(accessor))
-    {
-        peer::enable(owner, accessor);
+    if code == 0 || code == PEER_ACCESS_ALREADY_ENABLED {
+        of_this_context(owner, |owner, accessor| peer::enable(owner, accessor, Way::Context));
     }
     code
+}
+
+/// It may not any more.
+pub(super) unsafe extern "C" fn disable_peer_access(owner: *mut c_void) -> Code {
+    // SAFETY: the program's own argument, as it passed it.
+    let code = unsafe { original::disable_peer_access(owner) };
+    if code == 0 || code == PEER_ACCESS_NOT_ENABLED {
+        of_this_context(owner, |owner, accessor| peer::disable(owner, accessor, Way::Context));
+    }
+    code
+}
+
+/// What was said of the device of `owner` and the current context's.
+fn of_this_context(owner: *mut c_void, note: impl FnOnce(u32, u32)) {
+    let Some(_guard) = Guard::enter() else { return };
+    let devices = (context::device_of(owner), context::device());
+    if let (Some(owner), Some(accessor)) = devices
+        && let (Ok(owner), Ok(accessor)) = (u32::try_from(owner), u32::try_from(accessor))
+    {
+        note(owner, accessor);
+    }
 }

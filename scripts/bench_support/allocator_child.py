@@ -1,12 +1,15 @@
 """One side of the allocator figures, in a process of its own with PyTorch: ``allocator_child.py native|sire COMMAND ARGUMENTS...``.
 
 Commands: ``pairs CALLS SIZE...`` (an allocation and its free), ``empty CALLS SIZE...`` (torch.empty, and the same on the meta
-device), ``threads COUNT CALLS SIZE``, ``record NAME FILE`` (a workload's allocations; native only), ``replay FILE``. Answers in JSON.
+device), ``threads COUNT CALLS SIZE``, ``blocks COUNT`` (so many live ones), ``record NAME FILE`` (a workload's allocations; native
+only), ``replay FILE``. Answers in JSON.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import sys
 import threading
 import time
@@ -21,12 +24,12 @@ MIB = 1 << 20
 
 
 def best(work: Callable[[], None], calls: int, rounds: int = 7) -> float:
-    """Nanoseconds per call, of the fastest round: what disturbs only ever adds."""
+    """Nanoseconds of this thread's processor time per call, of the fastest round: what disturbs only ever adds, and nothing here waits."""
     found = []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started = time.thread_time()
         work()
-        found.append(time.perf_counter() - started)
+        found.append(time.thread_time() - started)
     return min(found) / calls * 1e9
 
 
@@ -83,6 +86,31 @@ def threads(count: int, calls: int, size: int) -> dict[str, float]:
     for each in runners:
         each.join()
     return {"seconds": seconds}
+
+
+def blocks(count: int) -> dict[str, float]:
+    """Nanoseconds per block: to make them all, and to free and make half of them in an order of their own while the rest lives."""
+    take, give = torch._C._cuda_cudaCachingAllocator_raw_alloc, torch._C._cuda_cudaCachingAllocator_raw_delete
+    sizes = [512 * (1 + number % 3) for number in range(count)]
+    started = time.thread_time()
+    held = [take(size, 0) for size in sizes]
+    made = time.thread_time() - started
+    order = list(range(0, count, 2))
+    random.Random(0).shuffle(order)
+    started = time.thread_time()
+    for number in order:
+        give(held[number])
+    again = {number: take(sizes[number], 0) for number in range(0, count, 2)}
+    churned = time.thread_time() - started
+    for number, address in again.items():
+        held[number] = address
+    placed = sorted(zip(held, sizes, strict=True))
+    assert all(first + size <= second for (first, size), (second, _) in itertools.pairwise(placed)), "two blocks overlap"
+    live = torch.cuda.memory_stats()["allocation.all.current"]
+    assert live >= count, f"{live} blocks are live"
+    for address in held:
+        give(address)
+    return {"made": made / count * 1e9, "churned": churned / (count / 2) * 1e9}
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------
@@ -188,6 +216,8 @@ def main() -> None:
         answer = empty(int(rest[0]), [int(size) for size in rest[1:]])
     elif command == "threads":
         answer = threads(*(int(each) for each in rest))
+    elif command == "blocks":
+        answer = blocks(int(rest[0]))
     elif command == "record":
         answer = record(rest[0], Path(rest[1]))
     else:

@@ -71,6 +71,18 @@ def threads(shop: Workshop, sizes: Sizes) -> list[Figure]:
     return [figure]
 
 
+def blocks(shop: Workshop, sizes: Sizes) -> list[Figure]:
+    """With very many blocks live at once."""
+    answers = both(shop, min(sizes.repeats, 4), "blocks", str(sizes.allocations))
+    figures = []
+    for command, name, note in (("made", "make", "an allocation"), ("churned", "churn", "a free and an allocation, in no order of addresses")):
+        ours, theirs = ([answer[side][command] for answer in answers] for side in (0, 1))
+        figure = Figure(f"blocks.{name}_vs_native", "ns", ours, theirs)
+        figure.notes.append(f"{note}, with {sizes.allocations:,} small blocks live, Python's loop included; ceiling: PyTorch's own allocator; less is better")
+        figures.append(figure)
+    return figures
+
+
 def traces(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     """The allocations of real workloads, recorded under PyTorch's allocator and replayed on both, sixteen times as large."""
     figures = []

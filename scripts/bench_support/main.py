@@ -103,6 +103,7 @@ class Bench:
         return [
             (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
             (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
+            (("blocks",), lambda: allocator_figures.blocks(shop, sizes)),
             (workloads, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
             (("timeslice",), lambda: slice_figures.slices(shop, sizes)),
         ]

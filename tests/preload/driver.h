@@ -46,6 +46,7 @@ typedef int (*GetProc11)(const char *, void **, int, unsigned long long);
     X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                                                \
     X(cuCtxGetCurrent, cuCtxGetCurrent, 4000, (void **))                                                               \
     X(cuCtxEnablePeerAccess, cuCtxEnablePeerAccess, 4000, (void *, unsigned))                                          \
+    X(cuCtxDisablePeerAccess, cuCtxDisablePeerAccess, 4000, (void *))                                                  \
     X(cuStreamCreate, cuStreamCreate, 2000, (void **, unsigned))                                                       \
     X(cuStreamDestroy, cuStreamDestroy_v2, 4000, (void *))                                                             \
     X(cuStreamBeginCapture, cuStreamBeginCapture_v2, 10010, (void *, int))                                             \

@@ -201,6 +201,21 @@ static void peers(uint32_t region) {
         OK(sire_pause("r", NULL, NULL));
         OK(sire_resume("r", NULL, NULL));
     }
+    /* Taken back. */
+    CUDA(0, D.cuCtxSetCurrent(second));
+    CUDA(0, D.cuCtxDisablePeerAccess(first));
+    CHECK(D.cuCtxDisablePeerAccess(first) == 705);
+    CUDA(0, D.cuCtxGetCurrent(&current));
+    CHECK(current == second);
+    CUDA(0, D.cuCtxSetCurrent(first));
+    for (int round = 0; round < 2; round++) {
+        unsigned long long flags = 9;
+        const Location other = {1, 1};
+        CUDA(0, allowed(&flags, &other, ptr));
+        CHECK(flags == 0);
+        OK(sire_pause("r", NULL, NULL));
+        OK(sire_resume("r", NULL, NULL));
+    }
     CUDA(0, D.cuMemFree(ptr));
 
     /* A pool that a peer may use: what Sire gives in its place may be used, too, what is there and what comes. */
@@ -224,6 +239,25 @@ static void peers(uint32_t region) {
         for (int i = 0; i < 2; i++) {
             CUDA(0, allowed(&flags, &first_device, both[i]));
             CHECK(flags == 3);
+        }
+        OK(sire_pause("r", NULL, NULL));
+        OK(sire_resume("r", NULL, NULL));
+    }
+    /* Taken back by the word; a pool that is destroyed takes along what was given through it. */
+    const Access none[] = {{{1, 0}, 0}};
+    void *other_pool = NULL;
+    const PoolProperties asked = {.kind = 1, .where = {1, 1}};
+    CUDA(0, D.cuMemPoolCreate(&other_pool, &asked));
+    CUDA(0, D.cuMemPoolSetAccess(other_pool, access, 2));
+    CUDA(0, D.cuMemPoolSetAccess(pool, none, 1));
+    CUDA(0, allowed(&flags, &first_device, after));
+    CHECK(flags == 3);
+    CUDA(0, D.cuMemPoolDestroy(other_pool));
+    for (int round = 0; round < 2; round++) {
+        const Ptr both[] = {before, after};
+        for (int i = 0; i < 2; i++) {
+            CUDA(0, allowed(&flags, &first_device, both[i]));
+            CHECK(flags == 0);
         }
         OK(sire_pause("r", NULL, NULL));
         OK(sire_resume("r", NULL, NULL));

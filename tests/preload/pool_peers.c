@@ -86,6 +86,32 @@ int main(void) {
             CHECK(byte == (i == 1 ? 99 : 16 * cycle + i + 1));
         }
     }
+    /* Taken back from the pool: the memory in its place follows; what the program maps itself is another matter. Peer access and the pool's
+     * count each by itself. */
+    permission none = {{1, 1}, 0};
+    CUDA(0, cudaSetDevice(1));
+    int code = cudaDeviceEnablePeerAccess(0, 0);
+    CHECK(code == 0 || code == 704); /* the software device takes access to the pool for it */
+    cudaGetLastError();
+    CUDA(0, cudaSetDevice(0));
+    CUDA(0, cudaMemPoolSetAccess(pool, &none, 1));
+    used_by(1, late, 4 * MiB, 5);
+    CUDA(0, cudaMemPoolSetAccess(pool, &access, 1));
+    CUDA(0, cudaSetDevice(1));
+    CUDA(0, cudaDeviceDisablePeerAccess(0));
+    CUDA(0, cudaSetDevice(0));
+    used_by(1, late, 4 * MiB, 6);
+    CUDA(0, cudaMemPoolSetAccess(pool, &none, 1));
+    for (int cycle = 0; cycle < 2; cycle++) {
+        for (int i = 0; i < 3; i++) {
+            CUDA(0, accessible((uint64_t)all[i], 4 * MiB, 1, 1, &yes));
+            CHECK(yes == (i == 2));
+            CUDA(0, accessible((uint64_t)all[i], 4 * MiB, 0, 1, &yes));
+            CHECK(yes == 1);
+        }
+        OK(sire_pause("shared", NULL, NULL));
+        OK(sire_resume("shared", NULL, NULL));
+    }
     CUDA(0, cudaFreeAsync(early, NULL));
     CUDA(0, cudaFreeAsync(late, NULL));
     return 0;

@@ -1,12 +1,15 @@
 /* Calls outside any region reach the caller's own runtime, whichever way it came in, with every argument as it was passed.
- * Runs on the counting runtimes of fixtures/: no device. argv: folder of plugin_12.so and plugin_13.so. */
+ * Runs on the counting runtimes of fixtures/: no device. argv: folder of plugin_12.so and plugin_13.so; "deepbind": they bind to themselves first. */
+#define _GNU_SOURCE
 #include "support.h"
 #include <dlfcn.h>
+
+static int how = RTLD_NOW | RTLD_LOCAL;
 
 static void *must_open(const char *folder, const char *name) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void *handle = dlopen(path, how);
     if (!handle) {
         fprintf(stderr, "%s\n", dlerror());
         exit(1);
@@ -17,7 +20,8 @@ static void *must_open(const char *folder, const char *name) {
 typedef int (*entry)(void);
 
 int main(int argc, char **argv) {
-    CHECK(argc == 2);
+    CHECK(argc == 2 || argc == 3);
+    if (argc == 3) how |= RTLD_DEEPBIND;
     void *twelve = must_open(argv[1], "plugin_12.so");
     void *thirteen = must_open(argv[1], "plugin_13.so");
     entry run_12 = (entry)dlsym(twelve, "plugin_run"), run_13 = (entry)dlsym(thirteen, "plugin_run");

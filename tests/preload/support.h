@@ -23,7 +23,7 @@ cudaError cudaMemset(void *to, int value, size_t bytes);
 cudaError cudaMemsetAsync(void *to, int value, size_t bytes, void *stream);
 cudaError cudaMemcpyPeer(void *to, int to_device, const void *from, int from_device, size_t bytes);
 cudaError cudaDeviceSynchronize(void);
-cudaError cudaDeviceEnablePeerAccess(int peer, unsigned flags);
+cudaError cudaDeviceEnablePeerAccess(int peer, unsigned flags), cudaDeviceDisablePeerAccess(int peer);
 typedef struct { char bytes[64]; } cudaIpcMemHandle;
 cudaError cudaIpcGetMemHandle(void *out, void *ptr);
 cudaError cudaIpcOpenMemHandle(void **out, cudaIpcMemHandle handle, unsigned flags);

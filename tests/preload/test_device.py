@@ -63,6 +63,28 @@ def test_slabs(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("slabs.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="128MiB", SIRE_LOG="off", SIRE_SLABS="1"))
 
 
+@pytest.mark.parametrize(("count", "backup"), [(1_000_000, 0), (50_000, 1)])
+def test_very_many_live_blocks(workshop: Workshop, sim_dir: Path, count: int, backup: int) -> None:
+    # No bound on time but the program's: what grows with the square of the count does not end within it.
+    settings = {"SIRE_SIM_MEMORY": "1GiB", "SIRE_SIM_POISON": "off", "SIRE_LOG": "error"}
+    done = check(workshop.run(workshop.program("blocks.c"), str(count), str(backup), folders=(sim_dir,), timeout=300, extra=settings))
+    assert done.stdout.startswith(f"{count} live, ")
+
+
+def test_what_is_refused_is_said(workshop: Workshop, sim_dir: Path) -> None:
+    done = check(workshop.run(workshop.program("refusals.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+    said = [
+        "nothing is allocated to pool (77, 78)",
+        "there is no private pool (77, 78)",
+        "an allocation failed: -5 bytes were asked for",
+        "a free failed: ",
+        "the CUDA runtime does not know it either",
+        "peer access to regions on device 0 is unknown",
+        "what device 1 may do with regions on device 0 could not be set",
+    ]
+    assert [words for words in said if words not in done.stderr] == [], done.stderr
+
+
 def test_progress(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("progress.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

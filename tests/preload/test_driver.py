@@ -116,6 +116,30 @@ def test_another_interposer(workshop: Workshop, sim_dir: Path, beside: Path, dri
     assert done.stdout.splitlines() == expected
 
 
+@pytest.mark.parametrize("style", [1, 2])
+@pytest.mark.parametrize("order", ["other sire", "sire other"])
+def test_another_interposer_without_driver_level_hooks(workshop: Workshop, sim_dir: Path, beside: Path, style: int, order: str) -> None:
+    paths = {"other": other(workshop, style), "sire": workshop.sire_so}
+    settings = {"LD_PRELOAD": " ".join(str(paths[name]) for name in order.split()), "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
+    done = check(workshop.run(beside, "company", folders=(sim_dir,), extra=settings))
+    # Of the runtime's calls both hear what is theirs; those of the driver are the other one's alone.
+    first = order.split()[0] == "other"
+    expected = ["live=0", "runtime outside owned=0 heard=1", f"runtime inside owned=1 heard={int(first)}"]
+    expected += [f"{label} {where} owned=0 heard=1" for label in ("linked", "found") for where in ("outside", "inside")]
+    assert done.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("preload", ["sire", "driver sire", "sire driver", "other driver sire", "driver sire other"])
+@pytest.mark.parametrize("how", ["handler", "destructor", "library", "closed"])
+def test_the_end_of_a_process_in_every_order(workshop: Workshop, sim_dir: Path, driver_so: Path, preload: str, how: str) -> None:
+    paths = {"other": other(workshop, 2), "driver": driver_so, "sire": workshop.sire_so}
+    library = workshop.fixture("exit.so", FIXTURES / "exit.c", "-shared", "-fPIC", "-ldl", subdirectory="exit")
+    settings = {"LD_PRELOAD": " ".join(str(paths[name]) for name in preload.split()), "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off"}
+    for when in ("early", "late"):
+        done = check(workshop.run(workshop.program("exit_order.c"), when, how, str(library), folders=(sim_dir,), extra=settings))
+        assert done.stdout == "finished\n", (when, done.stdout)
+
+
 def test_the_next_definition_is_the_askers(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path) -> None:
     """A dlsym that calls the real one is taken for the asker: then each of these libraries finds itself, and calls itself until the stack ends."""
     links = [str(workshop.fixture(f"chain_{name}.so", FIXTURES / "chain.c", "-shared", "-fPIC", subdirectory="chain")) for name in "ab"]

@@ -35,6 +35,11 @@ def test_each_caller_reaches_its_own_runtime(workshop: Workshop, plugins: Path) 
     assert done.stderr == ""
 
 
+def test_libraries_that_bind_to_themselves_first_reach_their_own_runtime(workshop: Workshop, plugins: Path) -> None:
+    # RTLD_DEEPBIND: their cudaMalloc is their runtime's, as it would be without Sire.
+    check(workshop.run(workshop.program("routing.c", runtime=False), str(plugins), "deepbind"))
+
+
 def test_a_process_that_has_no_runtime_gets_an_error_not_a_crash(workshop: Workshop) -> None:
     done = check(workshop.run(workshop.program("no_cuda.c", runtime=False)))
     assert "no CUDA runtime that has it is loaded" in done.stderr

@@ -88,3 +88,12 @@ def test_a_preload_that_vanished_is_refused(library: FakeLibrary, monkeypatch: p
         _use()
     sire.hook_mode = "torch"
     assert _use() == "torch"
+
+
+def test_a_mode_that_does_not_exist_is_refused_by_name(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "is 'preload', 'driver', 'torch' or 'allocator', not 'sideways'"
+    with pytest.raises(sire.InvalidArgumentError, match=f"hook_mode {names}"):
+        sire.hook_mode = "sideways"
+    monkeypatch.setenv("SIRE_HOOK_MODE", "sideways")
+    with pytest.raises(sire.InvalidArgumentError, match=f"SIRE_HOOK_MODE {names}"):
+        _use()

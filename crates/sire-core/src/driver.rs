@@ -90,10 +90,21 @@ pub struct ProgramStream(pub u64);
 /// Who may touch a mapping, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Access {
-    /// The device that gets access.
+    /// Who it is about.
     pub device: Device,
-    /// Reading only, or reading and writing.
-    pub writable: bool,
+    /// What it may do from now on.
+    pub rights: Rights,
+}
+
+/// What a device may do with a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Rights {
+    /// Nothing, as before anybody said anything.
+    None,
+    /// Read.
+    Read,
+    /// Read and write.
+    ReadWrite,
 }
 
 /// Physical memory of a device, in bytes, as the driver reports it (all processes together).

@@ -513,6 +513,17 @@ impl Engine {
         outcome
     }
 
+    /// Takes back what [`Engine::allow_peer`] gave: `peer` may touch neither present nor future memory on `device`, what comes back from a pause included.
+    /// Memory that the program maps itself is its own to say. What `peer` was given to do before is not waited for.
+    ///
+    /// # Errors
+    /// The driver's; then some memory may still be accessible, and it can be repeated.
+    pub fn refuse_peer(&self, device: Device, peer: Device) -> Result<()> {
+        let outcome = self.machine.heap.refuse_peer(device, peer);
+        self.trace.record(|| Event::PeerGone { device: device.0, peer: peer.0, status: trace::status(&outcome) });
+        outcome
+    }
+
     /// Records every call from now on in a file (docs/trace.md): `path`, where `%p` is this process's number, or `path.PID` where another
     /// process is recording there. Returns the file's name. Costs one relaxed load per call until then, and one small write afterwards.
     ///

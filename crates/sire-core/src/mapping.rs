@@ -2,7 +2,7 @@
 //! says who may touch it, so that is kept here and replayed; and it may do things with the memory that a pause cannot follow (hand
 //! it to another process, map it twice): then the mapping is *held*, and stays on the device.
 
-use crate::driver::{Access, Device};
+use crate::driver::{Access, Device, Rights};
 use crate::sync::{Mutex, lock};
 
 /// Virtual memory handle: what the program takes for CUDA's.
@@ -52,6 +52,6 @@ impl Mapping {
 
     /// Whether work on `device` may read and write it.
     pub(crate) fn is_open_to(&self, device: Device) -> bool {
-        lock(&self.terms).access.iter().any(|access| access.device == device && access.writable)
+        lock(&self.terms).access.iter().any(|access| access.device == device && access.rights == Rights::ReadWrite)
     }
 }

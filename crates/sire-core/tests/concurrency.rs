@@ -28,7 +28,8 @@ struct Shared {
     more: Mutex<Vec<Addr>>,
     freed: Mutex<Vec<Addr>>,
     /// Device 1 was given access to device 0's memory.
-    peer: Mutex<bool>,
+    /// What was said of the peer, in the end.
+    peer: Mutex<Option<bool>>,
     /// No pause may take the large allocation any more.
     stays: Mutex<bool>,
 }
@@ -170,19 +171,28 @@ impl Shared {
 
     /// Whoever was given access has it everywhere, in memory that was just then being made as well.
     fn check_peer(&self) {
-        if !*self.peer.lock().unwrap() || self.world.engine.state(self.region) == Ok(State::Paused) {
+        let Some(may) = *self.peer.lock().unwrap() else { return };
+        if self.world.engine.state(self.region) == Ok(State::Paused) {
             return;
         }
         let more = self.more.lock().unwrap().clone();
         for addr in more.into_iter().chain([self.large, self.small]) {
             let live = self.world.engine.allocation(addr).is_some();
-            assert!(!live || self.world.driver.peek(Device(1), addr, 1).is_ok(), "the peer cannot read {addr:?}");
+            let reads = self.world.driver.peek(Device(1), addr, 1).is_ok();
+            assert!(!live || reads == may, "the peer reads {addr:?}: {reads}");
         }
     }
 
     fn allow_peer(&self) -> Result<(), Error> {
         self.world.engine.allow_peer(Device(0), Device(1))?;
-        *self.peer.lock().unwrap() = true;
+        *self.peer.lock().unwrap() = Some(true);
+        Ok(())
+    }
+
+    fn refuse_peer(&self) -> Result<(), Error> {
+        self.world.engine.allow_peer(Device(0), Device(1))?;
+        self.world.engine.refuse_peer(Device(0), Device(1))?;
+        *self.peer.lock().unwrap() = Some(false);
         Ok(())
     }
 
@@ -269,6 +279,26 @@ fn pairs_on_resident_regions() {
 #[test]
 fn pairs_on_paused_regions() {
     check_pairs(true);
+}
+
+#[test]
+fn a_peer_that_is_refused_meanwhile_has_no_access_afterwards() {
+    for name in ["pause", "resume", "allocate", "free", "pre-copy", "switch"] {
+        let others = OPERATIONS.into_iter().chain([PRE_COPY]).filter(|(other, _)| *other == name);
+        for (paused, other) in others.flat_map(|other| [(false, other), (true, other)]) {
+            let once = move || {
+                let shared = Arc::new(Shared::new(paused));
+                let thread = {
+                    let shared = Arc::clone(&shared);
+                    shuttle::thread::spawn(move || run(&shared, other))
+                };
+                run(&shared, ("refuse a peer", Shared::refuse_peer));
+                thread.join().unwrap();
+                Arc::into_inner(shared).unwrap().check();
+            };
+            shuttle::check_random(once, 8 * schedules());
+        }
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use cudarc::driver::sys::{
 use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Properties, Stream,
+    ProgramStream, Properties, Rights, Stream,
 };
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_void};
@@ -414,10 +414,10 @@ impl Driver for CudaDriver {
         let mut wanted = Vec::with_capacity(access.len());
         for one in access {
             self.device("set_access", one.device)?;
-            let flags = if one.writable {
-                CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-            } else {
-                CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READ
+            let flags = match one.rights {
+                Rights::None => CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_NONE,
+                Rights::Read => CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READ,
+                Rights::ReadWrite => CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
             };
             wanted.push(CUmemAccessDesc { location: location(one.device.0 as c_int), flags });
         }
@@ -425,7 +425,7 @@ impl Driver for CudaDriver {
             self,
             "set_access",
             mem_set_access(addr.0, size as usize, wanted.as_ptr(), wanted.len()),
-            "giving {} devices access to {size} bytes at {addr:?}",
+            "setting what {} devices may do with {size} bytes at {addr:?}",
             wanted.len()
         )
     }

@@ -7,6 +7,7 @@ use std::ffi::CStr;
 macro_rules! driver_functions {
     ($do:ident) => {
         $do! {
+            cuCtxDisablePeerAccess
             cuCtxEnablePeerAccess
             cuDeviceGetDefaultMemPool
             cuGetProcAddress

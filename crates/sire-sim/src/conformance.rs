@@ -10,7 +10,7 @@
 
 use sire_core::digest::Digest;
 use sire_core::driver::{
-    Access, Addr, Device, Driver, DriverErrorKind, DriverResult, Event, Physical, ProgramStream, Stream,
+    Access, Addr, Device, Driver, DriverErrorKind, DriverResult, Event, Physical, ProgramStream, Rights, Stream,
 };
 use std::fmt::Debug;
 
@@ -58,7 +58,9 @@ pub fn suite<D: Driver>(make: impl Fn() -> D) {
 
 /// Asks the questions after which the device is lost, each of a fresh driver.
 pub fn losing_suite<D: Driver>(make: impl Fn() -> D) {
-    for question in [no_access_before_set_access::<D>, unmapped_range_is_lost::<D>] {
+    for question in
+        [no_access_before_set_access::<D>, no_access_once_it_is_taken_back::<D>, unmapped_range_is_lost::<D>]
+    {
         question(&make());
     }
 }
@@ -82,7 +84,7 @@ fn free<D: Driver>(driver: &D) -> u64 {
     driver.memory_info(HERE).unwrap().free
 }
 
-const RIGHTS: [Access; 1] = [Access { device: HERE, writable: true }];
+const RIGHTS: [Access; 1] = [Access { device: HERE, rights: Rights::ReadWrite }];
 
 /// Mapped memory with access: `granules` of it, at a reservation of its own.
 struct Memory {
@@ -553,6 +555,16 @@ pub fn threads<D: Driver>(driver: &D) {
         }
     });
     assert_eq!(free(driver), before, "memory leaked");
+}
+
+/// Rights can be taken back: then a copy is refused, or the device is lost.
+pub fn no_access_once_it_is_taken_back<D: Driver>(driver: &D) {
+    let memory = Memory::new(driver, 1);
+    write(driver, memory.addr, &[1; 64]);
+    driver.set_access(memory.addr, memory.size, &[Access { device: HERE, rights: Rights::None }]).unwrap();
+    let stream = driver.open_stream(HERE).unwrap();
+    let outcome = driver.fill(stream, memory.addr, 64, 2).and_then(|()| pass(driver, stream));
+    assert!(outcome.is_err(), "memory that may not be touched was filled");
 }
 
 /// A mapping has no access before `set_access`: a copy is refused, or the device is lost.

@@ -11,7 +11,7 @@ use crate::types::{AccessDesc, CaptureStatus, Copy2d, EventId, NodeKind, Pattern
 use sire_core::digest::Digest;
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Stream,
+    ProgramStream, Rights, Stream,
 };
 
 /// The engine's door to a software device. Cheap to clone; clones share the machine.
@@ -135,9 +135,13 @@ impl Driver for SimDriver {
     }
 
     fn set_access(&self, addr: Addr, size: u64, access: &[Access]) -> DriverResult<()> {
-        let prot = |writable| if writable { Prot::ReadWrite } else { Prot::Read };
+        let prot = |rights| match rights {
+            Rights::None => Prot::None,
+            Rights::Read => Prot::Read,
+            Rights::ReadWrite => Prot::ReadWrite,
+        };
         let access: Vec<_> =
-            access.iter().map(|who| AccessDesc { device: who.device.0, prot: prot(who.writable) }).collect();
+            access.iter().map(|who| AccessDesc { device: who.device.0, prot: prot(who.rights) }).collect();
         self.call("set_access", "cuMemSetAccess", size, |machine| machine.set_access(addr.0, size, &access))
     }
 

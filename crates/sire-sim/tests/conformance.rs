@@ -122,7 +122,7 @@ fn the_fault_plan_reaches_the_driver() -> Result<(), Box<dyn std::error::Error>>
 /// whether the program captures neither waits nor spoils anything.
 #[test]
 fn the_programs_streams_are_its_own() -> Result<(), Box<dyn std::error::Error>> {
-    use sire_core::driver::{Access, ProgramStream};
+    use sire_core::driver::{Access, ProgramStream, Rights};
     use sire_sim::{CaptureMode, CaptureStatus};
     let driver = with(Executor::Threads);
     let machine = driver.machine();
@@ -133,7 +133,7 @@ fn the_programs_streams_are_its_own() -> Result<(), Box<dyn std::error::Error>> 
     let addr = driver.reserve(4096, 0)?;
     let physical = driver.create(Device(0), 4096)?;
     driver.map(addr, 4096, physical)?;
-    driver.set_access(addr, 4096, &[Access { device: Device(0), writable: true }])?;
+    driver.set_access(addr, 4096, &[Access { device: Device(0), rights: Rights::ReadWrite }])?;
     let (stream, event) = (driver.open_stream(Device(0))?, driver.open_event(Device(0))?);
     driver.fill(stream, addr, 4096, 1)?;
     driver.record(event, stream)?;

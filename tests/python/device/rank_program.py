@@ -47,7 +47,8 @@ class Rank:
             self.seen[case] = getattr(self, case)() | self.state()
 
     def state(self) -> dict[str, Any]:
-        states = {each["tag"]: each["state"] for each in sire.stats()["regions"]}
+        # In hook mode "allocator" there is a region "default" besides.
+        states = {each["tag"]: each["state"] for each in sire.stats()["regions"] if each["tag"].startswith("model/")}
         seen: dict[str, Any] = {"states": states}
         if states["model/weights"] == "resident":
             seen["weights"] = bool((self.weights == self.rank).all())

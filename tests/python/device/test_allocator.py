@@ -386,6 +386,7 @@ print(stats['allocated_bytes.all.current'], stats['allocation.all.allocated'] >=
 REASONS = {
     "PyTorch has no memory snapshot of blocks under a pluggable allocator": "torch._C._cuda_memorySnapshot(None)",
     "PyTorch forbids MemPool under a pluggable allocator": "torch.cuda.MemPool()",
+    "PyTorch sends no tensors under a pluggable allocator": "full(1).untyped_storage()._share_cuda_()",
 }
 
 

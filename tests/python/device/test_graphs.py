@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext, suppress
 
@@ -279,3 +282,33 @@ def test_graphs_that_go_give_their_memory_back(tag: str) -> None:
         used = device_used()
         before = before or used
         assert used == before
+
+
+UNGUARDED = """
+import sire, torch
+with sire.region("weights", backup=None if dummy else "cpu"):
+    weights = torch.ones(1 << 20, device="cuda")
+output = torch.zeros(1 << 20, device="cuda")
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    output.copy_(weights)
+    weights.fill_(3)
+sire.pause("weights")
+try:
+    graph.replay()
+    torch.cuda.synchronize()
+    sire.resume("weights")
+    print(sire.stats()["dummies"]["strays"])
+except RuntimeError as error:
+    print("illegal memory access" in str(error))
+"""
+
+
+@pytest.mark.parametrize("dummy", [False, True])
+def test_a_replay_that_nobody_guards_is_noticed(dummy: bool) -> None:
+    # PyTorch's own way to capture, of which Sire hears nothing: an error of the device's, or a stray that is counted.
+    variables = os.environ | {"SIRE_DUMMY": str(int(dummy))}
+    command = [sys.executable, "-c", f"dummy = {dummy}\n{UNGUARDED}"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.strip() == ("1" if dummy else "True"), done.stderr

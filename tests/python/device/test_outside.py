@@ -170,11 +170,7 @@ def test_nccl_goes_along(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sire.distributed.suspend_nccl()
 
 
-def test_a_tensor_of_a_region_is_not_sent_to_another_process_and_it_is_said_why(
-    tag: str, expandable_segments: bool
-) -> None:
-    if expandable_segments:
-        pytest.skip("there it is sent: test_sharing.py")
+def test_a_tensor_of_a_region_is_not_sent_to_another_process_and_it_is_said_why(tag: str) -> None:
     tensor = make(tag)
     with pytest.raises(sire.UnsupportedError, match=f"tensor of region '{tag}' cannot be sent to another process"):
         reductions.reduce_tensor(tensor)
@@ -260,3 +256,8 @@ def test_it_is_said_that_nccl_registers(monkeypatch: pytest.MonkeyPatch, tag: st
     [note] = sire.pause(tag).notes
     assert note.startswith("NCCL_GRAPH_REGISTER is 1")
     assert sire.resume(tag).notes == ()
+    monkeypatch.setenv("NCCL_GRAPH_REGISTER", "0")
+    monkeypatch.setattr(_registration, "_too_late", True)
+    [note] = sire.pause(tag).notes
+    assert note.startswith("NCCL_GRAPH_REGISTER was set after NCCL had started")
+    sire.resume(tag)

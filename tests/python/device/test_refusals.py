@@ -93,3 +93,33 @@ attempt()
 def test_disabled_hooks_make_regions_pass_through() -> None:
     said = run("attempt()", SIRE_DISABLE="1")
     assert said.startswith(("served", "InactiveError"))
+
+
+# Before PyTorch is there, or without what the call works on: which call, and what it says.
+TOO_EARLY = {
+    "with sire.checked(): pass": "checked looks at PyTorch's operations: import torch first",
+    "with sire.cuda_graph(object()): pass": "cuda_graph captures a torch.cuda.CUDAGraph: import torch first",
+    "sys.modules['torch'] = None; sire.use_allocator()": "use_allocator() needs PyTorch, which cannot be imported",
+    "import torch; sire.distributed.pause('a')": "call torch.distributed.init_process_group on every rank first",
+    "import torch; sire.distributed.suspend_nccl()": "torch.distributed",
+}
+
+
+def test_what_comes_too_early_is_refused() -> None:
+    lines = "".join(f"attempt({call!r})\n" for call in TOO_EARLY)
+    code = f"""
+import os, sire, sys
+def attempt(call):
+    try:
+        exec(call)
+        print('done')
+    except sire.UnsupportedError as error:
+        print(error)
+    finally:
+        if sys.modules.get('torch', 0) is None:
+            del sys.modules['torch']
+{lines}"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for said, words in zip(done.stdout.splitlines(), TOO_EARLY.values(), strict=True):
+        assert words in said

@@ -142,7 +142,7 @@ pub fn of(trace: &Trace) -> Needs {
                 }
                 views.follow(call, &mut regions);
             }
-            Event::Peer { device, peer, .. } => {
+            Event::Peer { device, peer, .. } | Event::PeerGone { device, peer, .. } => {
                 needs.devices = needs.devices.max(device.max(peer).saturating_add(1));
             }
             Event::Enter { region, resume: true, status: 0 } => {

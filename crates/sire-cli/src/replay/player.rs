@@ -163,6 +163,7 @@ impl Player<'_> {
             Event::KeepResident { addr, status: 0 } => self.keep_resident(*addr),
             Event::Peer { device, peer, status: 0 } => self.allow_peer(*device, *peer),
             Event::Segment(call) => return self.segment(call),
+            Event::PeerGone { device, peer, status: 0 } => self.refuse_peer(*device, *peer),
             Event::Transition(done) if done.status == 0 || ended_paused(done.status) => return self.transition(done),
             Event::Trim => {
                 self.timed("trim", |engine| Ok(engine.trim()));
@@ -284,6 +285,11 @@ impl Player<'_> {
             }
             selection => selection,
         }
+    }
+
+    fn refuse_peer(&mut self, device: u32, peer: u32) {
+        let (device, peer) = (self.ordinal(device), self.ordinal(peer));
+        self.timed("peer_gone", |engine| engine.refuse_peer(device, peer));
     }
 
     fn transition(&mut self, done: &Transition) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sire_core::driver::{Access, Addr, Device as Ordinal, Driver as _, ProgramStream, Properties};
+use sire_core::driver::{Access, Addr, Device as Ordinal, Driver as _, ProgramStream, Properties, Rights};
 use sire_core::engine::*;
 use sire_core::segments::NewMemory;
 use sire_core::trace::{Event, Record, SegmentCall, Transition, Verb};
@@ -123,7 +123,7 @@ fn record_mapped() -> Trace {
     let base = driver.reserve(8 * CHUNK, 0).unwrap();
     segments.reserved(base, 8 * CHUNK, Some(region));
     let all = Selection::Tag("cache".into());
-    let access = [Access { device: Ordinal(0), writable: true }];
+    let access = [Access { device: Ordinal(0), rights: Rights::ReadWrite }];
     let map = |place: u64, region| {
         let properties = Properties { shareable: 1, ..Properties::default() };
         let memory = NewMemory { region, device: Ordinal(0), size: CHUNK, properties, capturing: false };
@@ -145,7 +145,7 @@ fn record_mapped() -> Trace {
     engine.pause(&all, PauseOptions::default()).unwrap();
     engine.resume(&all, ResumeOptions::default()).unwrap();
     segments.unmap(base, 4 * CHUNK).unwrap();
-    [handles[0], again, handles[2], handles[3]].map(|handle| segments.release(handle).unwrap());
+    [handles[0], again, handles[2], handles[3]].into_iter().for_each(|handle| segments.release(handle).unwrap());
     assert!(segments.unreserve(base, 8 * CHUNK).unwrap());
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(path).unwrap();

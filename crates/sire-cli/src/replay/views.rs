@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sire_core::driver::{Access, Addr, Device as Ordinal, Properties};
+use sire_core::driver::{Access, Addr, Device as Ordinal, Properties, Rights};
 use sire_core::engine::{Backup, RegionId};
 use sire_core::error::Result;
 use sire_core::segments::{Handle, NewMemory};
@@ -167,8 +167,9 @@ impl Player<'_> {
         for (device, writable) in access.iter().map(|(device, writable)| (self.ordinal(*device), *writable)) {
             // Devices that share one here have the rights of them all.
             match rights.iter_mut().find(|access| access.device == device) {
-                Some(found) => found.writable |= writable,
-                None => rights.push(Access { device, writable }),
+                Some(found) if writable => found.rights = Rights::ReadWrite,
+                Some(_) => {}
+                None => rights.push(Access { device, rights: if writable { Rights::ReadWrite } else { Rights::Read } }),
             }
         }
         if self.timed("grant", |engine| engine.segments().grant(here, size, &rights)).is_none() {
@@ -183,7 +184,7 @@ impl Player<'_> {
         let mut news = Vec::new();
         for (&at, view) in self.views.mapped.range(there) {
             let Some(memory) = self.views.memory.get(&view.handle) else { continue };
-            let own = |access: &Access| access.device == Ordinal(memory.device) && access.writable;
+            let own = |access: &Access| access.device == Ordinal(memory.device) && access.rights == Rights::ReadWrite;
             let new = !self.allocations.get(&at).is_some_and(|found| found.mapped);
             if let (true, true, Some(addr)) = (new, rights.iter().any(own), self.views.here(at, view.size)) {
                 news.push((at, addr, view.size, memory.device, memory.region));

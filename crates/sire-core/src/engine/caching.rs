@@ -81,6 +81,19 @@ impl Engine {
         Ok(())
     }
 
+    /// As [`Engine::free_cached`], if `addr` lies in memory of a cache; else `None`: nothing was done, nor `reuse` asked.
+    #[inline]
+    pub fn free_if_cached(&self, addr: Addr, reuse: impl FnOnce() -> Reuse, capturing: bool) -> Option<Result<()>> {
+        let heap = &self.machine.heap;
+        let depot = heap.cache_of(addr)?;
+        self.trace.record(|| Event::Free { addr: addr.0 });
+        let freed = heap.free_in(depot, addr, reuse(), capturing);
+        if freed.is_ok() {
+            self.freed.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(freed)
+    }
+
     /// Whether `addr` lies in memory of a cache. Wait-free.
     #[must_use]
     pub fn caches(&self, addr: Addr) -> bool {

@@ -227,7 +227,12 @@ impl Heap {
     /// Takes a cached block back; `None` if `addr` is no cache's.
     #[inline]
     pub(crate) fn free_cached(&self, addr: Addr, reuse: Reuse, capturing: bool) -> Option<Result<()>> {
-        let depot = self.cache_of(addr)?;
+        Some(self.free_in(self.cache_of(addr)?, addr, reuse, capturing))
+    }
+
+    /// The same; `depot` is the cache whose memory `addr` is.
+    #[inline]
+    pub(crate) fn free_in(&self, depot: &Arc<Depot>, addr: Addr, reuse: Reuse, capturing: bool) -> Result<()> {
         if depot.has_remarks() {
             self.forget_remarks(depot, addr);
         }
@@ -241,7 +246,7 @@ impl Heap {
             }),
         };
         let unknown = || super::unknown(addr, "it was freed before, or lies inside an allocation");
-        Some(freed.ok_or_else(unknown))
+        freed.ok_or_else(unknown)
     }
 
     fn forget_remarks(&self, depot: &Depot, addr: Addr) {

@@ -4,12 +4,13 @@
 
 pub(crate) mod caching;
 pub(crate) mod mappings;
+mod peers;
 pub(crate) mod reading;
 mod slabs;
 pub(crate) mod veils;
 
 use crate::cache::Depot;
-use crate::driver::{Access, Addr, Device, Driver, DriverResult, Physical, Properties};
+use crate::driver::{Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
 use crate::mapping::Mapping;
@@ -21,8 +22,9 @@ use crate::stock::Stock;
 use crate::sync::{Mutex, lock};
 use crate::terms::Request;
 use dashmap::DashMap;
+use peers::Peers;
 use slabs::Bins;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use veils::Veils;
 
@@ -71,7 +73,7 @@ pub(crate) struct Heap {
     /// Dummies behind paused addresses.
     pub(crate) veils: Veils,
     granularities: DashMap<Device, u64>,
-    peers: Mutex<HashMap<Device, BTreeSet<Device>>>,
+    peers: Peers,
     /// Whether a capture is in progress, if anybody knows.
     pub(crate) captures: OnceLock<fn() -> bool>,
 }
@@ -94,7 +96,7 @@ impl Heap {
             left: Mutex::default(),
             veils: Veils::default(),
             granularities: DashMap::new(),
-            peers: Mutex::new(HashMap::new()),
+            peers: Peers::default(),
             captures: OnceLock::new(),
         }
     }
@@ -163,7 +165,7 @@ impl Heap {
 
     fn fill(&self, claim: &mut Claim, region: &Region) -> Result<()> {
         self.back(claim, region)?;
-        self.set_access(claim)
+        self.each_mapped(claim, |addr, size| self.open(&claim.extent, addr, size))
     }
 
     /// Makes and maps memory for every chunk; nobody may touch it yet.
@@ -248,48 +250,12 @@ impl Heap {
         Error::new(Status::OutOfDeviceMemory, message)
     }
 
-    /// Sets access rights on everything that is mapped: the owner's and its peers', or what the program said.
-    pub(crate) fn set_access(&self, claim: &Claim) -> Result<()> {
+    /// What is done to each run of chunks that are mapped side by side.
+    fn each_mapped(&self, claim: &Claim, with: impl Fn(Addr, u64) -> Result<()>) -> Result<()> {
         for run in claim.chunks.chunk_by(|a, b| a.mapped == b.mapped).filter(|run| run[0].mapped) {
-            let size = run.iter().map(|chunk| chunk.size).sum();
-            self.open(&claim.extent, claim.extent.base.offset(run[0].offset), size)?;
+            with(claim.extent.base.offset(run[0].offset), run.iter().map(|chunk| chunk.size).sum())?;
         }
         Ok(())
-    }
-
-    /// Sets access rights on `size` bytes of mapped memory at `addr`, as in `extent`.
-    pub(crate) fn open(&self, extent: &Extent, addr: Addr, size: u64) -> Result<()> {
-        let everybody =
-            || self.users(extent.device).into_iter().map(|device| Access { device, writable: true }).collect();
-        let access: Vec<Access> = extent.access().unwrap_or_else(everybody);
-        if access.is_empty() { Ok(()) } else { Ok(self.driver.set_access(addr, size, &access)?) }
-    }
-
-    /// The devices that may touch memory on `device`: itself, then its peers.
-    fn users(&self, device: Device) -> Vec<Device> {
-        let peers = lock(&self.peers);
-        let others = peers.get(&device).into_iter().flatten().copied();
-        std::iter::once(device).chain(others).collect()
-    }
-
-    /// Gives `peer` access to present and future memory on `device`.
-    pub(crate) fn allow_peer(&self, device: Device, peer: Device) -> Result<()> {
-        if device == peer {
-            return Ok(());
-        }
-        if !self.driver.can_access_peer(device, peer)? {
-            let message = format!("{peer} cannot be given access to memory on {device}");
-            return Err(Error::new(Status::Unsupported, message));
-        }
-        lock(&self.peers).entry(device).or_default().insert(peer);
-        let mut first = Ok(());
-        for extent in self.registry.extents(|extent| extent.device == device && extent.mapping.is_none()) {
-            if let Some(claim) = extent.refresh_access() {
-                first = first.and(self.set_access(&claim));
-                self.put_back(claim);
-            }
-        }
-        first
     }
 
     /// Ends a claim, after doing what arrived meanwhile.
@@ -304,8 +270,10 @@ impl Heap {
                 Err(Unfinished::Freed(claim)) => return self.finish_free(claim),
                 Err(Unfinished::AccessStale(claim)) => {
                     claim.extent.mapping.iter().for_each(Mapping::take_over);
-                    if let Err(e) = self.set_access(&claim).or_else(|_| self.set_access(&claim)) {
-                        self.notices.add(format!("a peer has no access to memory at {:?}: {e}", claim.extent.base));
+                    if let Err(e) = self.renew_access(&claim).or_else(|_| self.renew_access(&claim)) {
+                        let base = claim.extent.base;
+                        self.notices
+                            .add(format!("what peers may do with the memory at {base:?} could not be set: {e}"));
                     }
                     outcome = claim.put_back();
                 }

@@ -3,7 +3,7 @@
 //! and if the driver refuses either, what is true about the chunk stays true.
 
 use super::{Heap, Orphan};
-use crate::driver::{Access, Addr, Device, DriverResult, Physical};
+use crate::driver::{Access, Addr, Device, DriverResult, Physical, Rights};
 use crate::error::Result;
 use crate::extent::{Chunk, Extent};
 use crate::registry::PAGE;
@@ -113,7 +113,7 @@ impl Heap {
             self.forget_dummy(dummy);
             return Err(error.into());
         }
-        let opened = self.driver.set_access(home, size, &[Access { device, writable: true }]);
+        let opened = self.driver.set_access(home, size, &[Access { device, rights: Rights::ReadWrite }]);
         Ok(opened.map(|()| dummy).inspect_err(|_| self.destroy_dummy(dummy))?)
     }
 

@@ -26,7 +26,7 @@
 
 mod ledger;
 
-use crate::driver::{Access, Addr, Device, Physical, Properties};
+use crate::driver::{Access, Addr, Device, Physical, Properties, Rights};
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
 use crate::heap::Orphan;
@@ -354,7 +354,7 @@ impl Segments {
         let (ours, others) = self.parts(addr, size)?;
         let granted = self.machine.heap.grant(&ours, access);
         if !ours.is_empty() {
-            let access = || access.iter().map(|access| (access.device.0, access.writable)).collect();
+            let access = || access.iter().map(|access| (access.device.0, access.rights == Rights::ReadWrite)).collect();
             self.record(|| SegmentCall::Grant { addr: addr.0, size, access: access(), status: status(&granted) });
         }
         granted.map(|()| others)

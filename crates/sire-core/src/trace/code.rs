@@ -36,6 +36,7 @@ const MAP: u8 = 17;
 const UNMAP: u8 = 18;
 const GRANT: u8 = 19;
 const RETAIN: u8 = 20;
+const PEER_GONE: u8 = 21;
 
 /// More devices than any machine has; a record with all of them is no longer than others.
 const MOST_DEVICES: usize = 128;
@@ -84,6 +85,7 @@ fn kind(event: &Event) -> u8 {
         Event::KeepResident { .. } => KEEP_RESIDENT,
         Event::Peer { .. } => PEER,
         Event::Segment(call) => segment_kind(call),
+        Event::PeerGone { .. } => PEER_GONE,
         Event::Transition(_) => TRANSITION,
         Event::Trim => TRIM,
         Event::Cut => CUT,
@@ -111,8 +113,10 @@ fn fields(out: &mut Vec<u8>, event: &Event) {
         }
         Event::Changed { addr, len, status } => numbers(out, [*addr, *len, outcome(*status)]),
         Event::KeepResident { addr, status } => numbers(out, [*addr, outcome(*status)]),
-        Event::Peer { device, peer, status } => numbers(out, [(*device).into(), (*peer).into(), outcome(*status)]),
         Event::Segment(call) => segment_fields(out, call),
+        Event::Peer { device, peer, status } | Event::PeerGone { device, peer, status } => {
+            numbers(out, [(*device).into(), (*peer).into(), outcome(*status)]);
+        }
         Event::Transition(done) => {
             out.push(done.verb as u8);
             number(out, done.tags.len() as u64);
@@ -325,6 +329,7 @@ impl<'a> Fields<'a> {
             CHANGED => Event::Changed { addr: self.number()?, len: self.number()?, status: self.status()? },
             KEEP_RESIDENT => Event::KeepResident { addr: self.number()?, status: self.status()? },
             PEER => Event::Peer { device: self.small()?, peer: self.small()?, status: self.status()? },
+            PEER_GONE => Event::PeerGone { device: self.small()?, peer: self.small()?, status: self.status()? },
             TRANSITION => return self.transition(),
             TRIM => Event::Trim,
             CUT => Event::Cut,

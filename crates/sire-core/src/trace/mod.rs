@@ -145,6 +145,15 @@ pub enum Event {
     },
     /// A call about memory that the program maps itself.
     Segment(SegmentCall),
+    /// It was taken back.
+    PeerGone {
+        /// Whose memory.
+        device: u32,
+        /// Whose access.
+        peer: u32,
+        /// The outcome.
+        status: i32,
+    },
     /// A pause, a resume, or a relative of theirs.
     Transition(Transition),
     /// What was only cached was given back.

@@ -111,7 +111,7 @@ impl State {
             if at >= start + mapping.size {
                 return Err(format!("{at:#x} is not mapped"));
             }
-            if !mapping.access.iter().any(|a| a.device == device && a.writable) {
+            if !mapping.access.iter().any(|a| a.device == device && a.rights == Rights::ReadWrite) {
                 return Err(format!("{at:#x} may not be accessed by {device}"));
             }
             let from = at - start;

@@ -2,7 +2,7 @@
 //! does nothing to the twin, but that it forgets what has no backup.
 
 use super::{GRANULARITY, MemDriver};
-use sire_core::driver::{Access, Addr, Device, Driver, Properties};
+use sire_core::driver::{Access, Addr, Device, Driver, Properties, Rights};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 use sire_core::segments::{Handle, NewMemory, Segments};
@@ -24,6 +24,8 @@ pub struct Piece {
     /// What it holds, if anything is promised.
     pub holds: Option<u8>,
     pub peer: bool,
+    /// It was handed out: no pause takes it, and it keeps what it holds.
+    pub lent: bool,
 }
 
 #[derive(Debug)]
@@ -45,7 +47,7 @@ pub struct Player {
 }
 
 pub fn access(device: Device) -> [Access; 1] {
-    [Access { device, writable: true }]
+    [Access { device, rights: Rights::ReadWrite }]
 }
 
 impl Player {
@@ -129,7 +131,7 @@ impl Player {
             let addr = self.addr(segment, slot);
             let passed = persist(|| self.calls().map(addr, self.piece, 0, handle, false));
             assert_eq!(passed, None, "memory of a region is the engine's");
-            let piece = Piece { handle, region: is, holds: None, peer: false };
+            let piece = Piece { handle, region: is, holds: None, peer: false, lent: false };
             self.segments[segment].pieces.insert(slot, piece);
         }
         self.open(segment, slots, HERE);
@@ -151,6 +153,14 @@ impl Player {
         if device == PEER {
             slots.iter().for_each(|slot| self.segments[segment].pieces.get_mut(slot).unwrap().peer = true);
         }
+    }
+
+    /// Hands a piece out, as for another process, if it is there.
+    pub fn lend(&mut self, segment: usize, slot: u64) -> Result<(), Error> {
+        let Some(piece) = self.segments[segment].pieces.get_mut(&slot) else { return Ok(()) };
+        self.engine.segments().lend(piece.handle, "it was exported")?;
+        piece.lent = true;
+        Ok(())
     }
 
     /// Unmaps and releases one piece.
@@ -178,7 +188,7 @@ impl Player {
         self.seed = self.seed.wrapping_add(41);
         let (addr, seed) = (self.addr(segment, slot), self.seed);
         let Some(piece) = self.segments[segment].pieces.get(&slot) else { return };
-        if self.engine.state(piece.region).unwrap() == State::Paused {
+        if self.engine.state(piece.region).unwrap() == State::Paused && !piece.lent {
             return;
         }
         for at in self.windows() {
@@ -198,7 +208,7 @@ impl Player {
     fn forget(&mut self) {
         let thrown = |region: &RegionId| self.policies.get(region).is_some_and(|p| p.backup == Backup::None);
         for piece in self.segments.iter_mut().flat_map(|segment| segment.pieces.values_mut()) {
-            if thrown(&piece.region) {
+            if thrown(&piece.region) && !piece.lent {
                 piece.holds = None;
             }
         }
@@ -210,13 +220,13 @@ impl Player {
         outcome
     }
 
-    /// Everything that is resident is there, for everybody who may touch it; of what is paused, nothing is.
+    /// Everything that is resident or was handed out is there, for everybody who may touch it; of what is paused, nothing is.
     pub fn check(&self) {
         assert_eq!(self.driver.lost(), None);
         for (number, segment) in self.segments.iter().enumerate() {
             for (&slot, piece) in &segment.pieces {
                 let addr = self.addr(number, slot);
-                if self.engine.state(piece.region).unwrap() == State::Paused {
+                if self.engine.state(piece.region).unwrap() == State::Paused && !piece.lent {
                     continue;
                 }
                 for at in self.windows() {

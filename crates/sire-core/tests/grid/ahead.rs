@@ -332,6 +332,22 @@ fn a_peer_that_comes_meanwhile_has_access_at_once() {
 }
 
 #[test]
+fn a_peer_that_goes_meanwhile_has_no_access_from_then_on() {
+    let (world, _, addr) = written(clean(Clean::Verified, Backup::Host));
+    let (here, there) = (sire_core::driver::Device(0), sire_core::driver::Device(1));
+    world.engine.allow_peer(here, there).unwrap();
+    let driver = Arc::clone(&world.driver);
+    let (mut world, outcome) = with_surprise(world, ("copy_to_host", 0), move |engine| {
+        engine.refuse_peer(here, there).unwrap();
+        assert!(driver.peek(there, addr, 1).is_err(), "the peer still reads what is being copied");
+    });
+    outcome.unwrap();
+    assert_eq!(cycle(&mut world).bytes_copied, 0);
+    assert!(world.driver.peek(there, addr, 1).is_err());
+    world.check_no_leak();
+}
+
+#[test]
 fn where_host_memory_ends_it_stops_and_keeps_what_it_has() {
     let (mut world, _, _) = written(clean(Clean::Verified, Backup::Host));
     world.engine.configure(&|config| config.host_limit = Some(5 * CHUNK));

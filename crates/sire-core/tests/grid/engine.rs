@@ -322,6 +322,41 @@ fn peers_keep_their_access_over_a_pause() {
 }
 
 #[test]
+fn access_that_is_taken_back_is_gone_before_and_after_a_pause() {
+    let mut world = World::new(MANY);
+    let region = world.region("r", policy(Backup::Host));
+    let mut addrs: Vec<Addr> = [2 * CHUNK, 10].map(|size| world.allocate(region, size).unwrap()).into();
+    let (here, there) = (Device(0), Device(1));
+    let may = |world: &World, addrs: &[Addr]| {
+        let answers: Vec<bool> = addrs.iter().map(|addr| world.driver.peek(there, *addr, 1).is_ok()).collect();
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "some of it: {answers:?}");
+        answers[0]
+    };
+    world.engine.refuse_peer(here, there).unwrap();
+    world.engine.allow_peer(here, there).unwrap();
+    assert!(may(&world, &addrs));
+    world.engine.refuse_peer(here, there).unwrap();
+    assert!(!may(&world, &addrs), "memory that is there");
+    world.engine.allow_peer(here, there).unwrap();
+    world.pause(&Selection::All).unwrap();
+    world.engine.refuse_peer(here, there).unwrap();
+    world.resume(&Selection::All).unwrap();
+    addrs.push(world.allocate(region, CHUNK).unwrap());
+    assert!(!may(&world, &addrs), "what comes back, and what comes");
+    // Its own device, and the other direction, are another matter.
+    world.engine.allow_peer(there, here).unwrap();
+    world.engine.refuse_peer(here, here).unwrap();
+    world.engine.allow_peer(here, there).unwrap();
+    // What a driver refuses can be asked for again.
+    world.driver.fail_at(world.driver.calls() + 1, DriverErrorKind::Other);
+    world.engine.refuse_peer(here, there).unwrap_err();
+    world.engine.refuse_peer(here, there).unwrap();
+    assert!(!may(&world, &addrs));
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
 fn a_resume_without_room_fails_keeps_everything_and_succeeds_later() {
     let mut world = World::new(8 * CHUNK);
     let region = world.region("r", policy(Backup::Host));

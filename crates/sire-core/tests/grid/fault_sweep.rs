@@ -353,6 +353,28 @@ fn short_resident(life: &mut Life) {
     life.resume(&tag("mixed"));
 }
 
+/// A peer is allowed, over a pause, and refused again; what it may do is what was said last, in everything that is there.
+fn short_peer(life: &mut Life) {
+    let (here, there) = (Device(0), Device(1));
+    let region = life.world.region("shared", policy(Backup::Host));
+    let addrs = [CHUNK + GRANULARITY, 700].map(|size| life.allocate(region, size));
+    let check = |life: &Life, may: bool| {
+        assert!(addrs.iter().all(|addr| life.world.driver.peek(there, *addr, 1).is_ok() == may), "it may: {may}");
+    };
+    life.step("allow", |world| world.engine.allow_peer(here, there));
+    check(life, true);
+    life.pause(&tag("shared"));
+    life.resume(&tag("shared"));
+    check(life, true);
+    life.step("refuse", |world| world.engine.refuse_peer(here, there));
+    check(life, false);
+    life.step("allow", |world| world.engine.allow_peer(here, there));
+    life.pause(&tag("shared"));
+    life.step("refuse", |world| world.engine.refuse_peer(here, there));
+    life.resume(&tag("shared"));
+    check(life, false);
+}
+
 /// Runs the script with faults at `faults`; returns the calls it made, and how many faults did not come to pass.
 fn live(script: Script, faults: &[(u64, DriverErrorKind)]) -> (u64, usize) {
     let mut life = Life::new();
@@ -413,6 +435,7 @@ fn every_call_of_the_short_lives_fails_once() {
         short_dead,
         short_behind,
         short_resident,
+        short_peer,
         short_auto,
         short_between_processes,
         short_file,

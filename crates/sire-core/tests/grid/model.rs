@@ -61,7 +61,7 @@ enum Step {
     Capacity(u64),
     Trim,
     Backup(usize),
-    Peer(u32),
+    Peer(u32, bool),
     /// A file is said to hold a part of an allocation, rightly or not.
     Attach {
         which: usize,
@@ -127,7 +127,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (2..12_u64).prop_map(|chunks| Step::Capacity(chunks * CHUNK)),
         1 => Just(Step::Trim),
         1 => any::<usize>().prop_map(Step::Backup),
-        1 => (0..2_u32).prop_map(Step::Peer),
+        1 => (0..2_u32, any::<bool>()).prop_map(|(device, may)| Step::Peer(device, may)),
         2 => Just(Step::Tend),
         1 => (0..SELECTIONS.len()).prop_map(Step::Promote),
         2 => (0..TAGS.len()).prop_map(Step::PreCopy),
@@ -240,7 +240,8 @@ impl Life {
             Step::PauseLazily(index) => drop(self.world.pause_lazily(&selection(index))),
             Step::PreCopy(index) => drop(self.world.engine.pre_copy(&tag(TAGS[index]), false)),
             Step::HostLimit(limit) => self.world.engine.configure(&|config| config.host_limit = limit),
-            Step::Peer(device) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),
+            Step::Peer(device, true) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),
+            Step::Peer(device, false) => drop(self.world.engine.refuse_peer(Device(device), Device(1 - device))),
             Step::Enter(index) => {
                 let region = self.regions[index];
                 if self.world.engine.enter(region, OnPaused::Resume).is_ok() {

@@ -290,6 +290,38 @@ fn unknown_handles_are_errors() {
     assert_eq!(player.calls().retain(Addr(STRIDE)), None);
 }
 
+/// What is refused says what was asked and what is in its way.
+#[test]
+fn refusals_say_what_is_in_the_way() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let (addr, stale) = (player.addr(segment, 0), Handle(0x51AE << 48 | 7));
+    let calls = player.calls();
+    let fresh = calls.create(player.memory(Some(a))).unwrap().expect("it is ours");
+    let refusals = [
+        (status(calls.release(stale)), "is no live handle of physical memory"),
+        (status(calls.map(addr, SMALL, 0, fresh, false)), "cannot be mapped at"),
+        (status(calls.unmap(addr, SMALL / 2)), "end inside the mapping at"),
+        (status(calls.unreserve(player.segments[segment].base, 4 * STRIDE)), "cannot be given back"),
+    ];
+    for ((status, message), words) in refusals {
+        assert_eq!(status, Status::InvalidArgument, "{message}");
+        assert!(message.contains(words), "{message}");
+    }
+    calls.release(fresh).unwrap();
+    let (engine, handle) = (Arc::clone(&player.engine), player.segments[segment].pieces[&0].handle);
+    player.driver.at_next("copy_to_host", move || {
+        let (status, message) = status(engine.segments().lend(handle, "it was exported"));
+        assert_eq!(status, Status::Busy);
+        assert!(message.contains("is being paused or resumed"), "{message}");
+    });
+    player.pause(&tag("a")).unwrap();
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
 /// While a pause copies, the program unmaps, releases and gives addresses back; all goes well at once, and the pages go with the pause.
 #[test]
 fn freeing_what_is_being_paused_is_left_to_the_pause() {
@@ -337,7 +369,7 @@ fn a_switch_hands_pieces_on_that_were_asked_to_do_the_same() {
 
 // ---- faults -------------------------------------------------------------------------------------------------------------------
 
-/// PyTorch's life in short: two pools grow, one is paused, freed from, and comes back; a step is repeated until it succeeds.
+/// PyTorch's life in short: two pools grow, one is paused, freed from, and comes back; a piece of each is handed out; a step is repeated until it succeeds.
 fn life(faults: &[(u64, DriverErrorKind)], piece: u64) -> (u64, usize) {
     let mut player = Player::new(16 * piece, piece);
     for &(number, kind) in faults {
@@ -352,7 +384,11 @@ fn life(faults: &[(u64, DriverErrorKind)], piece: u64) -> (u64, usize) {
     player.shrink(first, 0);
     step(&mut player, |player| player.resume(&tag("a")).map(drop));
     step(&mut player, |player| player.grow(first, &[0], Some(a), a));
+    step(&mut player, |player| player.grow(second, &[1], Some(b), b));
+    step(&mut player, |player| player.lend(first, 0));
+    step(&mut player, |player| player.lend(second, 1));
     step(&mut player, |player| player.pause(&Selection::All).map(drop));
+    player.write(first, 0);
     player.drop_segment(second);
     step(&mut player, |player| player.resume(&Selection::All).map(drop));
     player.shrink(first, 1);
@@ -410,6 +446,7 @@ enum Step {
     Drop(usize),
     Write { segment: usize, slot: u64 },
     Open(usize),
+    Lend { segment: usize, slot: u64 },
     Pause(usize),
     Resume(usize),
     Switch(usize, usize),
@@ -427,7 +464,8 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (segment.clone(), 0..6_u64).prop_map(|(segment, slot)| Step::Shrink { segment, slot }),
         1 => segment.clone().prop_map(Step::Drop),
         3 => (segment.clone(), 0..6_u64).prop_map(|(segment, slot)| Step::Write { segment, slot }),
-        1 => segment.prop_map(Step::Open),
+        1 => segment.clone().prop_map(Step::Open),
+        1 => (segment, 0..6_u64).prop_map(|(segment, slot)| Step::Lend { segment, slot }),
         4 => region.clone().prop_map(Step::Pause),
         4 => region.clone().prop_map(Step::Resume),
         1 => (region.clone(), region).prop_map(|(pause, resume)| Step::Switch(pause, resume)),
@@ -506,6 +544,11 @@ impl Random {
                     self.player.open(segment, &slots, PEER);
                 }
             }
+            Step::Lend { segment: which, slot } => {
+                if let Some(segment) = segment(*which) {
+                    let _ = self.player.lend(segment, *slot);
+                }
+            }
             Step::Pause(which) => drop(self.player.pause(&Random::selection(*which))),
             Step::Resume(which) => drop(self.player.resume(&Random::selection(*which))),
             Step::Switch(pause, resume) => {
@@ -529,7 +572,7 @@ impl Random {
     fn forget_discarded(&mut self) {
         let none = self.regions[2];
         for piece in self.player.segments.iter_mut().flat_map(|segment| segment.pieces.values_mut()) {
-            if piece.region == none {
+            if piece.region == none && !piece.lent {
                 piece.holds = None;
             }
         }
