@@ -1,4 +1,5 @@
 // What must hold for any bytes that somebody writes into a ledger. Included by the fuzz target `ledger` and by the plain test that goes through the seeds.
+#![allow(clippy::expect_used)]
 
 use sire_ledger::{Error, Ledger, Memory, Patience, Want, layout};
 use std::os::unix::fs::FileExt;
