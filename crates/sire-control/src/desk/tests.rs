@@ -373,8 +373,8 @@ fn a_return_that_fails_in_the_middle_lets_nobody_go_on_and_leaves_nothing_half()
     let mut run = |action: &Action| {
         let mut resident = resident.borrow_mut();
         let undo = match action {
-            Action::Yield => std::mem::take(&mut *resident).into_iter().map(Some).collect(),
-            Action::Resume { tag: Some(tag), .. } if resident.len() < room.get() => {
+            Action::Yield => std::mem::take(&mut *resident).into_iter().map(Back::Under).collect(),
+            Action::Undo { back: Back::Under(tag), .. } if resident.len() < room.get() => {
                 assert!(resident.insert(tag.clone()), "{tag} came back twice");
                 Vec::new()
             }
