@@ -303,16 +303,7 @@ impl Slices {
 
     /// Whether anything of this process is on the device, as far as the engine knows.
     fn has_memory(&self) -> bool {
-        let held = |process: &Process| {
-            let stats: Value = serde_json::from_str(&process.engine.stats_json()).unwrap_or_default();
-            let devices = stats["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let bytes = |each: &Value, name: &str| each[name].as_u64().unwrap_or(0);
-            // Slabs are kept for the next small allocation.
-            devices.iter().any(|each| {
-                each["device"] == self.wish.device.0 && bytes(each, "resident_bytes") > bytes(each, "slab_bytes")
-            })
-        };
-        process::started().is_some_and(held)
+        process::started().is_some_and(|process| process.engine.held_on(self.wish.device) > 0)
     }
 
     fn is_over(&self) -> bool {

@@ -1,4 +1,4 @@
-//! The control socket's protocol survives any bytes. Seeds: `cargo +nightly fuzz run control fuzz/corpus/control crates/sire-control/tests/corpus`.
+//! The control socket's protocol survives any bytes. Seeds: `crates/sire-control/tests/corpus`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

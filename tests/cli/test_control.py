@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import threading
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, clean_environment
-from running import LIMIT, line, running, until
+from running import line, running, until
+from watching import Dashboard, Terminal, in_a_browser
 
 MIB = 1 << 20
 PROGRAM = """
@@ -68,8 +61,8 @@ class Outside:
     def pid(self) -> str:
         return str(self.process.pid)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(self.command), *arguments], env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+    def run(self, *arguments: str | int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(self.command), *map(str, arguments)], env=self.environment, capture_output=True, text=True, timeout=60, check=False)
 
     def view(self) -> dict[str, Any]:
         view: dict[str, Any] = json.loads(self.run("ps", "--json").stdout)
@@ -147,6 +140,52 @@ def test_budget_evict_and_record(outside: Outside) -> None:
     assert outside.run("replay", str(path), "--info").returncode == 0
 
 
+IDLE = """
+import sys
+import sire
+from sire import _library
+
+with sire.region("weights", backup="cpu"):
+    weights = _library.load().allocate(2 << 20, 0)
+sire.pause("weights", release="lazy")
+print(sire.control.open().path, flush=True)
+sys.stdin.readline()
+sire.safe_point()
+print("passed", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_finds_no_moment_is_refused_with_the_reason_and_what_needs_none_is_done(outside: Outside, library: Path, stand_in: Path) -> None:
+    environment = clean_environment(
+        PYTHONPATH=ROOT / "python-shim" / "src",
+        SIRE_LIBRARY=library,
+        SIRE_LIBCUDA=stand_in,
+        SIRE_SIM_MEMORY="64MiB",
+        XDG_RUNTIME_DIR=outside.environment["XDG_RUNTIME_DIR"],
+    )
+    with running([sys.executable, "-c", IDLE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert line(program).endswith(".sock")
+        refused = outside.run("pause", program.pid, "--timeout", "0.2")
+        assert refused.returncode == 4
+        assert "came to no safe point within 0.2 s, and never before" in refused.stderr
+        assert "Nothing has changed." in refused.stderr
+        # Lazily paused memory is on the device until somebody wants it.
+        evicted = outside.run("evict", program.pid)
+        assert (evicted.returncode, evicted.stdout) == (0, f"{program.pid} 2.0 MiB given back\n"), evicted.stderr
+        for _ in range(2):
+            evicted = outside.run("evict", program.pid, "--json")
+            assert json.loads(evicted.stdout)["device_bytes"] == 0
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+        # What was refused does not happen later.
+        assert line(program) == "passed"
+        later = outside.run("pause", program.pid, "--timeout", "0.2", "--json")
+        assert later.returncode == 4
+        assert "passed its last one" in later.stderr
+
+
 def test_an_empty_machine_is_an_answer(outside: Outside, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     environment = {**outside.environment, "XDG_RUNTIME_DIR": str(tmp_path)}
@@ -210,66 +249,6 @@ def test_completions_know_the_verbs(outside: Outside, shell: str) -> None:
 # --- top ----------------------------------------------------------------------------------------------------------------------
 
 
-class Terminal:
-    """A program on a terminal of its own, and what its screen shows."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], columns: int, lines: int = 30) -> None:
-        pyte = pytest.importorskip("pyte")
-        self._screen = pyte.Screen(columns, lines)
-        self._stream = pyte.ByteStream(self._screen)
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            try:
-                # Before the program is there to ask.
-                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-                os.execve(command[0], command, environment)
-            finally:
-                os._exit(127)
-        self._timer = threading.Timer(LIMIT, os.kill, (self.pid, signal.SIGKILL))
-        self._timer.daemon = True
-        self._timer.start()
-        self._status: int | None = None
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        self._timer.cancel()
-        if self._status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self._fd)
-
-    def lines(self) -> list[str]:
-        """The screen now."""
-        while select.select([self._fd], [], [], 0.05)[0]:
-            try:
-                said = os.read(self._fd, 1 << 16)
-            except OSError:
-                break
-            self._stream.feed(said)
-        return [line.rstrip() for line in self._screen.display]
-
-    def shows(self, *texts: str) -> None:
-        """Waits until all of them are there."""
-        end = time.monotonic() + 60
-        while not all(any(text in line for line in self.lines()) for text in texts):
-            assert time.monotonic() < end, "\n".join([f"not shown: {texts}", *self.lines()])
-
-    def press(self, keys: str) -> None:
-        os.write(self._fd, keys.encode())
-
-    def ended(self) -> int:
-        """How it ended. What it still says is read, so that it need not wait for that."""
-        while self._status is None:
-            self.lines()
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._timer.cancel()
-                self._status = os.waitstatus_to_exitcode(status)
-        return self._status
-
-
 @pytest.mark.parametrize("columns", [80, 40])
 def test_top_shows_and_does_on_a_terminal(outside: Outside, columns: int) -> None:
     with Terminal([str(outside.command), "top", "--interval", "0.1"], outside.environment, columns) as terminal:
@@ -307,47 +286,9 @@ def test_top_without_a_terminal_says_what_to_do(outside: Outside) -> None:
 # --- the dashboard -----------------------------------------------------------------------------------------------------------------
 
 
-class Dashboard:
-    """`sire dashboard` on a port of its own."""
-
-    def __init__(self, outside: Outside, *arguments: str) -> None:
-        command = [str(outside.command), "dashboard", "--listen", "127.0.0.1:0", "--interval", "0.1", *arguments]
-        self.program = running(command, 900, env=outside.environment, stdout=subprocess.PIPE)
-        self.process = self.program.__enter__()
-        self.address = line(self.process)
-        self.url, _, self.token = self.address.partition("#token=")
-
-    def __enter__(self) -> Dashboard:
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        self.program.__exit__(None, None, None)
-
-    def ask(self, path: str, order: Any = None, token: str | None = None, host: str | None = None) -> tuple[int, str]:
-        """Status and body."""
-        request = urllib.request.Request(self.url + path, method="GET" if order is None else "POST")
-        if token is not None:
-            request.add_header("Authorization", f"Bearer {token}")
-        if host is not None:
-            request.add_header("Host", host)
-        if order is not None:
-            request.data = order if isinstance(order, bytes) else json.dumps(order).encode()
-        try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    def view(self) -> dict[str, Any]:
-        status, body = self.ask("api/view", token=self.token)
-        assert status == 200, body
-        found: dict[str, Any] = json.loads(body)
-        return found
-
-
 @pytest.fixture(scope="module")
 def dashboard(outside: Outside) -> Iterator[Dashboard]:
-    with Dashboard(outside) as dashboard:
+    with Dashboard(outside.command, outside.environment) as dashboard:
         until("somebody was seen", lambda: bool(dashboard.view()["view"]["processes"]))
         yield dashboard
 
@@ -394,6 +335,49 @@ def test_clients_that_only_hold_their_connections_keep_nobody_out(dashboard: Das
         assert dashboard.process.poll() is None
 
 
+def rest_of(client: socket.socket) -> bytes:
+    """What it is told until the other end closes."""
+    said = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := client.recv(1 << 12):
+            said += piece
+    return said
+
+
+def test_connections_are_few_and_who_only_holds_one_makes_way(dashboard: Dashboard) -> None:
+    where = urllib.parse.urlsplit(dashboard.address)
+    with contextlib.ExitStack() as crowd:
+        clients = []
+        for _ in range(300):
+            clients.append(crowd.enter_context(socket.create_connection((where.hostname, where.port), timeout=120)))
+            clients[-1].sendall(b"GET / HT")
+        assert dashboard.ask("api/view", token=dashboard.token)[0] == 200
+        # Twice as many as there are places, and what the program needs itself; soon as many as places.
+        assert len(os.listdir(f"/proc/{dashboard.process.pid}/fd")) < 2 * 64 + 50
+        until("who made way is away", lambda: len(os.listdir(f"/proc/{dashboard.process.pid}/fd")) < 64 + 50)
+        assert rest_of(clients[0]) == b""
+
+
+def test_a_request_has_its_time(dashboard: Dashboard) -> None:
+    where = urllib.parse.urlsplit(dashboard.address)
+    head = f"POST /api/order HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {dashboard.token}\r\n"
+    slow = {"nothing": "", "half a head": head, "half a body": head + 'Content-Length: 40\r\n\r\n{"pid": '}
+    with contextlib.ExitStack() as crowd:
+        clients = {what: crowd.enter_context(socket.create_connection((where.hostname, where.port), timeout=120)) for what in slow}
+        for what, client in clients.items():
+            client.sendall(slow[what].encode())
+        for what, client in clients.items():
+            said = rest_of(client)
+            assert (b" 408 " in said) == (what == "half a body"), (what, said)
+    # An answer, and the connection may ask again.
+    with socket.create_connection((where.hostname, where.port), timeout=120) as client:
+        for _ in range(2):
+            client.sendall(f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
+            assert client.recv(12) == b"HTTP/1.1 200"
+            while b"</html>" not in client.recv(1 << 16):
+                pass
+
+
 def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:
     name = f"{outside.pid} model/weights"
     order = {"pid": int(outside.pid), "verb": "pause", "tag": "model/weights"}
@@ -425,7 +409,7 @@ def test_a_token_of_ones_own_must_be_private(outside: Outside, tmp_path: Path) -
 
 
 def test_a_public_view_shows_and_does_nothing(outside: Outside) -> None:
-    with Dashboard(outside, "--public-view") as dashboard:
+    with Dashboard(outside.command, outside.environment, "--public-view") as dashboard:
         assert dashboard.ask("api/view")[0] == 200
         assert dashboard.ask("metrics")[0] == 200
         assert dashboard.ask("api/order", order={"pid": int(outside.pid), "verb": "pause"})[0] == 401
@@ -456,17 +440,9 @@ def test_an_order_goes_to_the_socket_that_greets(outside: Outside, dashboard: Da
             thread.join(60)
 
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
-
-
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_browser(outside: Outside, dashboard: Dashboard, tmp_path: Path, width: int) -> None:
-    browser = os.environ.get("SIRE_TEST_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip("no chromium on this machine (apt-get install chromium), nor one in SIRE_TEST_BROWSER")
-    command = [browser, "--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--window-size={width},900", "--virtual-time-budget=4000", "--dump-dom", dashboard.address]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    page = in_a_browser(dashboard.address, width, tmp_path)
     assert f"{outside.pid} " in page
     assert "model/weights" in page
     assert "<polygon" in page, "the timeline is empty"

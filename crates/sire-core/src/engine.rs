@@ -599,6 +599,13 @@ impl Engine {
         stats::json(&self.machine, counters)
     }
 
+    /// Bytes that allocations hold on the device now, without the slabs that are kept for small ones to come.
+    #[must_use]
+    pub fn held_on(&self, device: Device) -> u64 {
+        let there = self.machine.heap.registry.extents(|extent| extent.device == device && extent.slab.is_none());
+        there.iter().map(|extent| extent.figures().resident).sum()
+    }
+
     /// Frees what is only cached: memory that paused regions hold lazily, retained backups, arena slack, empty slabs. Returns (device bytes, host bytes).
     pub fn trim(&self) -> (u64, u64) {
         self.trace.record(|| Event::Trim);

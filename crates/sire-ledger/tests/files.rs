@@ -146,29 +146,3 @@ fn a_full_ledger_says_so() -> Outcome {
     ledger.join()?;
     Ok(())
 }
-
-/// What coverage-guided fuzzing starts from (`fuzz/fuzz_targets/ledger.rs`), as an ordinary test: as whole files, and as slots.
-#[test]
-fn files_of_the_corpus_are_refused_or_read() -> Outcome {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/ledger");
-    let files = std::fs::read_dir(&corpus)?.collect::<Result<Vec<_>, _>>()?;
-    assert!(files.len() >= 6, "{} files in {}", files.len(), corpus.display());
-    for file in files {
-        let bytes = std::fs::read(file.path())?;
-        let mut whole = vec![0; layout::FILE as usize];
-        whole[..layout::HEADER_USED].copy_from_slice(&layout::header());
-        whole[layout::HEADER as usize..].iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
-        for content in [&bytes, &whole] {
-            let dir = tempfile::tempdir()?;
-            std::fs::write(dir.path().join("sire-ledger-GPU-1"), content)?;
-            match Ledger::open(dir.path(), "GPU-1") {
-                Ok(ledger) => {
-                    assert!(ledger.entries()?.is_empty(), "{:?}: nobody lives there", file.path());
-                    assert_eq!(ledger.join()?.reserve(Want::Bytes(100), &full, NOW)?, 100, "{:?}", file.path());
-                }
-                Err(error) => assert!(content.len() != whole.len() || bytes == *content, "{:?}: {error}", file.path()),
-            }
-        }
-    }
-    Ok(())
-}

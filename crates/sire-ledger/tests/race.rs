@@ -1,16 +1,21 @@
-//! Processes that race for one device's memory while some of them are killed and stopped at any moment. The judge is the software
-//! device, which enforces its budget: whoever was granted bytes must get them from it, every time.
+//! Processes that race for one device's memory while some of them are killed and stopped at any moment, the wall clock of each jumps whenever it is
+//! read, and the disk is full now and then. The judge is the software device, which enforces its budget: whoever was granted bytes must get them
+//! from it, every time.
 //!
 //! The other processes are this test binary again, running `child_races`.
 
-use sire_ledger::{Error, Ledger, Memory, Patience, Want};
+use sire_ledger::{Error, Ledger, Member, Memory, Patience, Want};
 use sire_sim::{Machine, Options, Poison};
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+mod weather;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -58,62 +63,105 @@ fn patient(timeout: Duration) -> Patience<'static> {
 #[ignore = "run by the other tests as another process"]
 fn child_races() -> Outcome {
     let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
-    let (dir, rounds) = (Path::new(&dir), std::env::var("SIRE_LEDGER_TEST_ROUNDS")?.parse::<u32>()?);
+    let (dir, rounds) = (Path::new(&dir), std::env::var("SIRE_LEDGER_TEST_ROUNDS")?.parse::<usize>()?);
     let machine = device(dir)?;
-    let members = (0..DEVICES).map(|device| ledger(dir, device)?.join()).collect::<Result<Vec<_>, _>>()?;
+    // What came of each round, also of those before this racer was killed.
+    let path = dir.join(format!("rounds-{}", std::env::var("SIRE_LEDGER_TEST_RACER")?));
+    let mut log = OpenOptions::new().create(true).append(true).open(&path)?;
+    let done = std::fs::read_to_string(&path)?.lines().count();
     let mut dice = Dice(u64::from(std::process::id()) * 0x9e37_79b9 + 1);
-    let mut waits = String::new();
-    for round in 0..rounds {
-        let gpu = dice.roll(u64::from(DEVICES)) as u32;
-        let member = &members[gpu as usize];
-        let bytes = (1 + dice.roll(20)) * 2 * MIB;
-        let begun = Instant::now();
-        member.reserve(Want::Bytes(bytes), &|| memory(&machine, gpu), patient(Duration::from_secs(60)))?;
-        waits += &format!("{}\n", begun.elapsed().as_micros());
-        let mut owned = Vec::new();
-        while (owned.len() as u64) * 2 * MIB < bytes {
-            // The point of it all: what was granted is there.
-            let Ok(handle) = machine.create(gpu, 2 * MIB, 0) else {
-                std::fs::write(dir.join(format!("overcommit-{}-{round}", std::process::id())), [])?;
-                break;
-            };
-            owned.push(handle);
-            member.note_owned(owned.len() as u64 * 2 * MIB)?;
-        }
-        std::thread::sleep(Duration::from_micros(dice.roll(2000)));
-        let keep = dice.roll(owned.len().max(1) as u64) as usize;
-        member.note_owned(keep as u64 * 2 * MIB)?;
-        for handle in owned.drain(keep..) {
-            machine.release(handle)?;
-        }
-        member.shrink(keep as u64 * 2 * MIB)?;
-        member.note_owned(0)?;
-        for handle in owned {
-            machine.release(handle)?;
-        }
-        member.release()?;
+    weather::begin(dice.roll(u64::MAX));
+    let mut members = Vec::new();
+    while members.len() < DEVICES as usize {
+        members.extend(room(ledger(dir, members.len() as u32).and_then(|ledger| ledger.join()))?);
     }
-    std::fs::write(dir.join(format!("waits-{}", std::process::id())), waits)?;
+    for _ in done..rounds {
+        let gpu = dice.roll(u64::from(DEVICES)) as u32;
+        let waited = reserve_and_use(&machine, gpu, &members[gpu as usize], dir, &mut dice)?;
+        // What everybody else's clock says at this moment: nobody may ask it.
+        let _ = SystemTime::now();
+        let met = weather::met();
+        // At once: whoever is killed has said all of it or nothing.
+        log.write_all(format!("{} {} {}\n", waited.as_micros(), met.jumps, met.full).as_bytes())?;
+    }
     Ok(())
 }
 
-/// The times, in microseconds, that racers who came to their end have waited; sorted.
-fn waits(dir: &Path) -> Result<Vec<u64>, Box<dyn std::error::Error>> {
-    let mut all = Vec::new();
-    for entry in
-        std::fs::read_dir(dir)?.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("waits-"))
-    {
-        all.extend(std::fs::read_to_string(entry.path())?.lines().filter_map(|line| line.parse::<u64>().ok()));
+/// One round; how long it waited.
+fn reserve_and_use(
+    machine: &Machine,
+    gpu: u32,
+    member: &Member,
+    dir: &Path,
+    dice: &mut Dice,
+) -> Result<Duration, Box<dyn std::error::Error>> {
+    let bytes = (1 + dice.roll(20)) * 2 * MIB;
+    let begun = Instant::now();
+    let free = || memory(machine, gpu);
+    while !written(member.reserve(Want::Bytes(bytes), &free, patient(Duration::from_secs(60))))? {}
+    let waited = begun.elapsed();
+    let mut owned = Vec::new();
+    while (owned.len() as u64) * 2 * MIB < bytes {
+        // The point of it all: what was granted is there.
+        let Ok(handle) = machine.create(gpu, 2 * MIB, 0) else {
+            std::fs::write(dir.join(format!("overcommit-{}-{}", std::process::id(), dice.0)), [])?;
+            break;
+        };
+        owned.push(handle);
+        while !written(member.note_owned(owned.len() as u64 * 2 * MIB))? {}
     }
-    all.sort_unstable();
-    Ok(all)
+    std::thread::sleep(Duration::from_micros(dice.roll(2000)));
+    let keep = dice.roll(owned.len().max(1) as u64) as usize;
+    while !written(member.note_owned(keep as u64 * 2 * MIB))? {}
+    for handle in owned.drain(keep..) {
+        machine.release(handle)?;
+    }
+    while !written(member.shrink(keep as u64 * 2 * MIB))? {}
+    while !written(member.note_owned(0))? {}
+    for handle in owned {
+        machine.release(handle)?;
+    }
+    while !written(member.release())? {}
+    Ok(waited)
 }
 
-fn racer(dir: &Path, rounds: u32) -> std::io::Result<Child> {
+/// None if the disk had no room for it; other errors are errors.
+fn room<T>(outcome: sire_ledger::Result<T>) -> sire_ledger::Result<Option<T>> {
+    match outcome {
+        Err(Error::Io { error, .. }) if error.kind() == std::io::ErrorKind::StorageFull => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// Whether the disk had room for it.
+fn written<T>(outcome: sire_ledger::Result<T>) -> sire_ledger::Result<bool> {
+    room(outcome).map(|done| done.is_some())
+}
+
+/// What the racers say of their rounds: microseconds that each waited (sorted), jumps of the wall clock, times that the disk was full.
+fn rounds_of(dir: &Path) -> Result<(Vec<u64>, u64, u64), Box<dyn std::error::Error>> {
+    let (mut waits, mut jumps, mut full) = (Vec::new(), 0, 0);
+    for racer in 0..RACERS {
+        for line in std::fs::read_to_string(dir.join(format!("rounds-{racer}")))?.lines() {
+            let numbers = line.split(' ').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+            let [waited, jumped, times_full] = numbers[..] else {
+                return Err(format!("a line is torn: {line}").into());
+            };
+            waits.push(waited);
+            jumps += jumped;
+            full += times_full;
+        }
+    }
+    waits.sort_unstable();
+    Ok((waits, jumps, full))
+}
+
+fn racer(dir: &Path, number: usize, rounds: usize) -> std::io::Result<Child> {
     Command::new(std::env::current_exe()?)
         .args(["--exact", "child_races", "--ignored", "--nocapture", "--test-threads=1"])
         .env("SIRE_LEDGER_TEST_DIR", dir)
         .env("SIRE_LEDGER_TEST_ROUNDS", rounds.to_string())
+        .env("SIRE_LEDGER_TEST_RACER", number.to_string())
         .stdout(Stdio::null())
         .spawn()
 }
@@ -129,25 +177,26 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
     std::fs::create_dir(dir.path().join("device"))?;
     let machine = device(dir.path())?;
     let rounds = std::env::var("SIRE_TEST_LEDGER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    let mut racers = (0..RACERS).map(|_| racer(dir.path(), rounds)).collect::<Result<Vec<_>, _>>()?;
+    let mut racers = (0..RACERS).map(|number| racer(dir.path(), number, rounds)).collect::<Result<Vec<_>, _>>()?;
     let mut dice = Dice(0x5eed);
     let (mut killed, mut stopped) = (0, 0);
     let begun = Instant::now();
     while racers.iter_mut().any(|child| child.try_wait().is_ok_and(|status| status.is_none())) {
         assert!(
-            begun.elapsed() < Duration::from_secs(120 + u64::from(rounds)),
+            begun.elapsed() < Duration::from_secs(120 + rounds as u64),
             "the race does not end: somebody waits for ever"
         );
         std::thread::sleep(Duration::from_millis(3 + dice.roll(20)));
-        let Some(victim) = racers.get_mut(dice.roll(RACERS as u64) as usize) else { continue };
+        let number = dice.roll(RACERS as u64) as usize;
+        let Some(victim) = racers.get_mut(number) else { continue };
         if victim.try_wait()?.is_some() {
             continue;
         }
-        if dice.roll(3) == 0 && killed < RACERS * 2 {
+        if dice.roll(3) == 0 {
             signal(victim, libc::SIGKILL);
             victim.wait()?;
             killed += 1;
-            *victim = racer(dir.path(), rounds)?;
+            *victim = racer(dir.path(), number, rounds)?;
         } else {
             signal(victim, libc::SIGSTOP);
             std::thread::sleep(Duration::from_millis(dice.roll(15)));
@@ -167,10 +216,15 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
         lost +=
             DEVICE - member.reserve(Want::Rest { margin: 0 }, &|| memory(&machine, device), patient(Duration::ZERO))?;
     }
-    let waits = waits(dir.path())?;
-    assert!(waits.len() >= RACERS * rounds as usize, "{} waits: a round was lost", waits.len());
+    let (waits, jumps, full) = rounds_of(dir.path())?;
+    assert_eq!(waits.len(), RACERS * rounds, "a round was lost, or done twice");
     let at = |share: usize| waits[(waits.len() * share / 100).min(waits.len() - 1)];
-    println!("{} rounds, {killed} killed, {stopped} stopped", waits.len());
+    assert_eq!(jumps, waits.len() as u64, "the racers read the wall clock once a round; somebody else did, too");
+    assert!(full > 0, "the weather was fine");
+    println!(
+        "{} rounds, {killed} killed, {stopped} stopped, {jumps} jumps of a wall clock, {full} times a full disk",
+        waits.len()
+    );
     let starts_so = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("overcommit-");
     let overcommits = std::fs::read_dir(dir.path())?.flatten().filter(starts_so).count();
     println!("figure: reserve.overcommits {overcommits}\nfigure: reserve.lost {lost}");

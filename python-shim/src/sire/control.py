@@ -14,6 +14,7 @@ the end of each optimizer step is a safe point, and so are the beginning and the
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import logging
@@ -309,14 +310,22 @@ def _publish(library: _library.Library, opening: int) -> None:
 
 
 def _figures() -> dict[str, Any]:
-    figures: dict[str, Any] = {"hook_mode": _hooks.known_hook_mode(), "models": None, "events": []}
+    """Each part that is used shows itself; objects may come and go while they are counted: the next question counts
+    again.
+    """
+    figures: dict[str, Any] = {"hook_mode": _hooks.known_hook_mode(), "models": None, "units": [], "events": []}
     if "sire.models" in sys.modules:
         from . import models
 
         try:
             figures["models"] = models.summary()
-            figures["events"] = [vars(event) for event in models.events()[-_EVENTS_SHOWN:]]
+            figures["events"] += [vars(event) for event in models.events()[-_EVENTS_SHOWN:]]
         except Exception as error:
-            # Objects may come and go while they are counted: the next question counts again.
             figures["models"] = {"error": repr(error)}
+    if "sire._units.everyone" in sys.modules:
+        from ._units import everyone
+
+        with contextlib.suppress(Exception):
+            figures["units"] = everyone.standing()
+            figures["events"] += everyone.events(_EVENTS_SHOWN)
     return figures

@@ -6,7 +6,8 @@
 STEPS steps, or fewer when it has changed places ENOUGH times. ``gated``: the same, but passes no safe point in its
 first turn until another line comes. ``stays``: waits for a line at its end, and keeps its memory until then. ``holds``:
 twice takes a turn, until a line comes, and begins the second one at a line, too. ``patient``: waits at safe points to
-be interrupted, and says what it has then.
+be interrupted, and says what it has then. ``stranger``: knows nothing of turns, has SEED MiB, and says at each line how
+much of the device is free.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ def main() -> None:
         sire.use_allocator()
     if what == "alone":
         train(seed, steps, enough)
+        return
+    if what == "stranger":
+        kept = torch.ones(seed << 20, dtype=torch.uint8, device="cuda")
+        while sys.stdin.readline():
+            say("free", torch.cuda.mem_get_info()[0], kept[0].item())
         return
     torch.cuda.init()
     say("ready")

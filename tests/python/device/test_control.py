@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ import torch
 from measure import MIB, command_or_skip, device_used, region_bytes
 from outside import RefusedError, Visitor, ask
 from running import line, running, until
+from sire.slyce import SlyceModel
 
 SIZE = 16 * MIB
 
@@ -509,3 +511,36 @@ def blocks(pid: int) -> int | None:
     """Bytes that the operating system holds for the software device of a process; None on other devices."""
     found = {status.st_ino: status.st_blocks * 512 for name, status in descriptors(pid) if "memfd:sire-sim" in name}
     return sum(found.values()) if found else None
+
+
+def test_slices_of_models_are_shown_with_their_places_and_what_happened(socket: str) -> None:
+    def part(width: int) -> torch.nn.Module:
+        return torch.nn.Linear(width, width)
+
+    names = ("first", "second", "third")
+    slices = [{"name": name, "constructor": part, "config": (512,)} for name in names]
+    model = SlyceModel(slices, gpu_strategy="active_only", log_to_console=False, prefetch=False)
+
+    def shown() -> list[tuple[str, str, int]]:
+        units = ask(socket, verb="list")["program"]["units"]
+        own = [each for each in units if each["name"] in names]
+        assert len({each["of"] for each in own}) == 1
+        return [(each["name"], each["tier"], each["uses"]) for each in own]
+
+    assert shown() == [(name, "not made", 0) for name in names]
+    with torch.no_grad():
+        for name in ("first", "second"):
+            model(torch.ones(1, 512), active_slice=name)
+    assert shown() == [("first", "cpu", 1), ("second", "gpu", 1), ("third", "not made", 0)]
+    events = ask(socket, verb="list")["program"]["events"]
+    assert {("load", "first"), ("offload", "first"), ("load", "second")} <= {(e["kind"], e["name"]) for e in events}
+    assert [e["time"] for e in events] == sorted(e["time"] for e in events)
+    model.close()
+    del model
+    gc.collect()
+    until("whoever is gone is shown no more", lambda: not set(names) & {u["name"] for u in _units(socket)})
+
+
+def _units(socket: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ask(socket, verb="list")["program"]["units"]
+    return found

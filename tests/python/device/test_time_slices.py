@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -205,6 +206,51 @@ def test_ctrl_c_in_the_others_turn_waits_for_the_memory_and_twice_ends_cleanly(s
     assert holds.end() == 0, holds.complaint()
 
 
+def test_a_return_that_fails_in_the_middle_leaves_nothing_half(start: Start) -> None:
+    trains, holds = ready(start("gated", 1, 4000, 1), start("holds", 2))
+    take_the_first_turn(trains)
+    trains.say()
+    trains.until(lambda words: words[0] == "step")
+    take_the_first_turn(holds)
+    stranger = start("stranger", 16)
+    away = free(stranger)
+    # The turn goes back, to a process that has no room for all it had; it has for a part, and tries again and again.
+    holds.say()
+    trains.complains("it is this process's turn, but")
+    # Somebody waits: so the turn that cannot be used is given up, with whatever came back.
+    take_the_first_turn(holds)
+    assert free(stranger) == away, "something is left on the device in another's turn"
+    stranger.process.kill()
+    holds.say()
+    assert holds.end() == 0, holds.complaint()
+    assert trains.end() == 0, trains.complaint()
+    assert trains.switches() == 1
+    assert trains.losses() == alone(1, len(trains.losses()))
+
+
+def test_the_example_shows_that_turns_change_no_number(preloaded: bool, tmp_path: Path) -> None:
+    if not preloaded:
+        pytest.skip("it is started with sire run")
+    environment = {
+        **os.environ,
+        "SIRE_SIM_DIR": str(tmp_path),
+        "SIRE_SIM_MEMORY": "64MiB",
+        "TORCHTOOLS_LOCK_DIR": str(tmp_path),
+    }
+    example = Path(__file__).resolve().parents[3] / "examples" / "time_slices.py"
+    done = subprocess.run(
+        [sys.executable, str(example)], env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok: by turns each computes what it computes alone" in done.stdout
+
+
+def free(stranger: Job) -> int:
+    """Bytes of the device that nobody has, by the driver's figures."""
+    stranger.say()
+    return int(stranger.until(lambda words: words[0] == "free")[1])
+
+
 def test_who_is_interrupted_while_it_leaves_leaves_all_the_same(
     preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -225,6 +271,29 @@ def test_who_is_interrupted_while_it_leaves_leaves_all_the_same(
     with turns:
         assert turns.figures["state"] == "resident"
     assert sire.stats()["time_slice"] is None
+
+
+def test_who_leaves_and_enters_again_in_its_turn_has_it_for_as_long_as_before(
+    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not preloaded:
+        pytest.skip("time slices need a hook mode in which everything is heard")
+    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+    turns = sire.time_slice(group="again")
+    entered = time.monotonic()
+    with turns:
+        begun = time.monotonic()
+        held = torch.ones(1 << 20, device="cuda")
+        time.sleep(0.2)
+    # Its memory is still there, and so is its turn.
+    for _ in range(3):
+        left = time.monotonic()
+        with turns:
+            resident = turns.figures["resident_seconds"]
+            assert left - begun <= resident <= time.monotonic() - entered, "the turn is younger than it was"
+            assert turns.figures["switches"] == 0
+        time.sleep(0.05)
+    del held
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason(

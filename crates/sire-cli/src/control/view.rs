@@ -99,6 +99,17 @@ pub struct TimeSlice {
     pub last_error: Option<String>,
 }
 
+/// A part of a model that is on the device while it is used.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Unit {
+    pub of: String,
+    pub name: String,
+    pub tier: String,
+    pub bytes: u64,
+    pub uses: u64,
+}
+
 /// What a process holds of a device.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -180,6 +191,17 @@ impl View {
     }
 }
 
+/// Those that take turns on a device, by its UUID and the group's name: number, and where each is.
+pub fn turns(processes: &[Process]) -> BTreeMap<(&str, &str), Vec<(u32, &TimeSlice)>> {
+    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for process in processes {
+        if let Some(slice) = &process.stats.time_slice {
+            found.entry((slice.gpu.as_str(), slice.group.as_str())).or_default().push((process.pid, slice));
+        }
+    }
+    found
+}
+
 impl Process {
     fn of(pid: u32, answer: Result<sire_control::message::Answer, Silence>) -> Process {
         let silent = |why: String| Process { pid, silence: Some(why), ..Process::default() };
@@ -226,6 +248,12 @@ impl Process {
     /// Bytes copied since its start.
     pub fn copied(&self) -> u64 {
         self.stats.regions.iter().map(|region| region.bytes_copied).sum()
+    }
+
+    /// Slices and layers whose place `sire.slyce` and `sire.memory` choose, as the program lists them.
+    pub fn units(&self) -> Vec<Unit> {
+        let listed = self.program["units"].as_array().map(Vec::as_slice).unwrap_or_default();
+        listed.iter().filter_map(|unit| Unit::deserialize(unit).ok()).collect()
     }
 
     /// Managed models, as the program summarises them: name, whether it is loaded, bytes on the device, uses.

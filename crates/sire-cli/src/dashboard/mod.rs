@@ -5,6 +5,7 @@
 
 mod door;
 mod history;
+mod server;
 
 use std::io;
 use std::process::ExitCode;
@@ -12,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
@@ -65,8 +66,7 @@ pub fn dashboard(options: &DashboardOptions) -> Result<ExitCode, Failure> {
     }
     output::line(&format!("http://{address}/#token={}", door.token()));
     let dashboard = Arc::new(Dashboard { door, place: place()?, seen: Mutex::default() });
-    let served = axum::serve(listener, routes(Arc::clone(&dashboard)));
-    runtime.spawn(async move { served.await });
+    runtime.spawn(server::serve(listener, routes(Arc::clone(&dashboard))));
     dashboard.sample(Duration::from_secs_f64(options.interval))
 }
 
@@ -79,7 +79,7 @@ fn routes(dashboard: Arc<Dashboard>) -> Router {
         .route("/", get(page))
         .route("/api/view", get(view))
         .route("/metrics", get(figures))
-        .route("/api/order", post(order).layer(DefaultBodyLimit::max(LONGEST_BODY)))
+        .route("/api/order", post(order))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing at this address"))
         .method_not_allowed_fallback(async || {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method")
@@ -192,16 +192,13 @@ async fn figures(State(dashboard): State<Arc<Dashboard>>, headers: HeaderMap) ->
     respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::text(&dashboard.seen().0))
 }
 
-async fn order(
-    State(dashboard): State<Arc<Dashboard>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
+async fn order(State(dashboard): State<Arc<Dashboard>>, headers: HeaderMap, body: Body) -> Response {
     if dashboard.door.check(&headers) != Pass::Owner {
         return unauthorized();
     }
-    let Ok(body) = body else {
-        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "an order has at most 4096 bytes");
+    let body = match whole(&headers, body).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
     };
     let order = serde_json::from_slice::<Order>(&body).map_err(|error| error.to_string());
     let (pid, verb) = match order.and_then(|order| Ok((order.pid, order.verb()?))) {
@@ -219,6 +216,19 @@ async fn order(
             };
             respond(status, "application/json", json!({"error": refusal}).to_string())
         }
+    }
+}
+
+/// All of an order, if it is not too long and comes in time.
+async fn whole(headers: &HeaderMap, body: Body) -> Result<Bytes, Response> {
+    let long = || refuse(StatusCode::PAYLOAD_TOO_LARGE, "an order has at most 4096 bytes");
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > LONGEST_BODY as u64) {
+        return Err(long());
+    }
+    match tokio::time::timeout(server::REQUEST, to_bytes(body, LONGEST_BODY)).await {
+        Ok(body) => body.map_err(|_| long()),
+        Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, "the order did not come within 5 s")),
     }
 }
 

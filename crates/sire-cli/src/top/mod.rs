@@ -2,6 +2,7 @@
 //! that does not answer holds up no key.
 
 mod screen;
+mod slices;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -8,10 +8,11 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
-use crate::control::view::{Gpu, Process, Region, TimeSlice, View, short_uuid, size};
+use super::slices;
+use crate::control::view::{Gpu, Process, Region, View, short_uuid, size};
 
 /// Narrower screens, such as a phone's, leave columns out.
-const WIDE: usize = 64;
+pub(super) const WIDE: usize = 64;
 
 /// The screen's state.
 #[derive(Debug, Default)]
@@ -90,6 +91,7 @@ impl Screen {
         if self.view.processes.is_empty() {
             lines.push(Line::from("nobody can be asked: SIRE_CONTROL=1"));
         }
+        lines.extend(slices::of_devices(&self.view.processes, width));
         if let Some(process) = self.process() {
             lines.extend(self.detail(process, width));
         }
@@ -120,12 +122,10 @@ impl Screen {
                 Line::from(cut(&format!("{state:<9} {:>8} {uses} uses {name}", size(*bytes)), width))
             }));
         }
+        lines.extend(slices::of_models(&process.units(), width));
         let tiers: Vec<String> =
             process.stats.tiers.iter().map(|tier| format!("{} {}", tier.tier, size(tier.used_bytes))).collect();
         lines.push(labelled("tiers", &tiers.join("  "), width));
-        if let Some(turns) = &process.stats.time_slice {
-            lines.push(labelled("time slice", &slices(turns), width));
-        }
         lines.push(labelled("safe points", &safe_points(process), width));
         lines.push(heading("EVENTS"));
         lines.extend(events(process).into_iter().map(|text| Line::from(cut(&text, width))));
@@ -189,7 +189,7 @@ fn device(gpu: &Gpu, width: usize) -> Line<'static> {
     ])
 }
 
-fn heading(text: &str) -> Line<'static> {
+pub(super) fn heading(text: &str) -> Line<'static> {
     Line::from(text.to_owned()).style(Style::new().add_modifier(Modifier::UNDERLINED))
 }
 
@@ -198,7 +198,7 @@ fn labelled(label: &str, text: &str, width: usize) -> Line<'static> {
     Line::from(vec![Span::from(format!("{label} ")).dim(), Span::from(text)])
 }
 
-fn emphasis(is_chosen: bool, state: &str) -> Style {
+pub(super) fn emphasis(is_chosen: bool, state: &str) -> Style {
     let colour = match state {
         "paused" | "held" => Style::new().fg(Color::Yellow),
         "silent" => Style::new().fg(Color::Red),
@@ -212,12 +212,6 @@ fn tags(process: &Process) -> Vec<String> {
     tags.sort();
     tags.dedup();
     tags
-}
-
-/// Where a process is in its turns.
-fn slices(turns: &TimeSlice) -> String {
-    let (resident, waited, quantum) = (turns.resident_seconds, turns.waited_seconds, turns.residency_seconds);
-    format!("{} ({resident:.0} s of {:.0} s), {} turns of {quantum:.1} s", turns.state, resident + waited, turns.turns)
 }
 
 fn safe_points(process: &Process) -> String {
@@ -258,7 +252,7 @@ fn rates(before: &View, now: &View) -> BTreeMap<u32, f64> {
 }
 
 /// As much as fits; control characters, which a tag may hold, could do anything to a terminal.
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     let clean: Vec<char> = text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
     if clean.len() <= width {
         return clean.into_iter().collect();

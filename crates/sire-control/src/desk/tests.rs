@@ -4,7 +4,8 @@ use super::{Action, Back, Desk, Member, Outcome, Part, Terms};
 use crate::message::{Answer, Code, Refusal};
 use crate::server::Ticket;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -360,6 +361,40 @@ fn a_turn_that_cannot_be_used_is_tried_again_and_one_that_ends_lets_go() {
     desk.open();
     assert_eq!(desk.ask(Ticket(4), resume(None), LONG), Ok(()));
     assert!(!glance(&desk, &member, &mut obey), "a resume from outside brings it back");
+}
+
+/// With a device that has room for so many of the two tags: what came back before a failure is asked for once, and goes again if the turn is given up.
+#[test]
+fn a_return_that_fails_in_the_middle_lets_nobody_go_on_and_leaves_nothing_half() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    let resident = RefCell::new(BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+    let room = Cell::new(1);
+    let mut run = |action: &Action| {
+        let mut resident = resident.borrow_mut();
+        let undo = match action {
+            Action::Yield => std::mem::take(&mut *resident).into_iter().map(Back::Under).collect(),
+            Action::Undo { back: Back::Under(tag), .. } if resident.len() < room.get() => {
+                assert!(resident.insert(tag.clone()), "{tag} came back twice");
+                Vec::new()
+            }
+            _ => return Outcome::Failed(Refusal::new(Code::Failed, "no memory")),
+        };
+        Outcome::Done { report: json!(null), undo }
+    };
+    let mut ask = |number, action| {
+        assert_eq!(desk.ask(Ticket(number), action, LONG), Ok(()));
+        let waits = glance(&desk, &member, &mut run);
+        (waits, desk.is_away(), resident.borrow().len())
+    };
+    assert_eq!(ask(1, Action::Yield), (true, true, 0));
+    assert_eq!(ask(2, COME_BACK), (true, true, 1), "the program went on with half of its memory");
+    assert_eq!(refused(answers.try_iter().last()).2, "no memory");
+    assert_eq!(ask(3, Action::Yield), (true, true, 0), "the turn was given up with memory in the others' way");
+    assert_eq!(ask(4, COME_BACK), (true, true, 1));
+    room.set(2);
+    assert_eq!(ask(5, COME_BACK), (false, false, 2));
+    assert_eq!(answers.try_iter().filter(|(_, answer)| answer.is_ok()).count(), 2);
 }
 
 #[test]

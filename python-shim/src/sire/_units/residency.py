@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from .._errors import OutOfBackupSpaceError, OutOfMemoryError, SireError, error_class
+from . import everyone
 from .order import Standing, UseOrder, leaving_order
 from .unit import Unit
 
@@ -49,6 +50,8 @@ class Event(NamedTuple):
 class Residency:
     """Units, and which of them are where. ``patience``: seconds to wait for memory that other threads use."""
 
+    kind = "units"
+    """What it is called where all are shown."""
     prefetch_depth = 0
     idle_threshold = float("inf")
     straight_to_disk = False
@@ -71,6 +74,7 @@ class Residency:
         self._coming: set[str] = set()
         self._promised: dict[str, tuple[Any, int]] = {}
         """Of units that are being loaded: device and bytes that no other may take."""
+        everyone.join(self)
 
     # --- the questions --------------------------------------------------------------------------------------
 
@@ -113,6 +117,10 @@ class Residency:
         """All units, in the order in which they came."""
         with self._lock:
             return list(self.units.values())
+
+    def standing(self) -> list[dict[str, Any]]:
+        """Of each unit its name, where it is, its bytes, how often it was used."""
+        return [shown(unit) for unit in self.listed()]
 
     def events(self) -> list[Event]:
         """The last things that happened, oldest first."""
@@ -478,6 +486,11 @@ class Residency:
 
     def happened(self, event: Event) -> None:
         """Told of every event; no lock is held but the unit's."""
+
+
+def shown(unit: Unit) -> dict[str, Any]:
+    """What is shown of a unit, as plain values."""
+    return {"name": unit.name, "tier": unit.tier, "bytes": unit.nbytes, "uses": unit.uses}
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -32,6 +32,8 @@ _GIB = 1 << 30
 class ManagedMemory(Residency):
     """The residency of a manager's units: room is what the thresholds leave."""
 
+    kind = "memory"
+
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
         self.config = config

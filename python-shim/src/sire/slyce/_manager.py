@@ -20,7 +20,7 @@ from .._units.adopted import Movers
 from .._units.disk import DiskStore
 from .._units.order import Standing, usage_order
 from .._units.readings import below, read_cpu
-from .._units.residency import Event, Residency
+from .._units.residency import Event, Residency, shown
 from .._units.unit import Unit
 
 Strategy = Literal["none", "active_only", "limit_gpu"]
@@ -74,6 +74,8 @@ class SliceManager(Residency):
     slices.
     """
 
+    kind = "slyce"
+
     def __init__(
         self,
         strategy: Strategy = "none",
@@ -109,6 +111,12 @@ class SliceManager(Residency):
             raise InvalidArgumentError(f"the constructor of slice {name!r} is a class or function, not {constructor!r}")
         self.slices[name] = Slice(name, constructor, config)
         return self.slices[name]
+
+    def standing(self) -> list[dict[str, Any]]:
+        """Also of the slices that were not made yet."""
+        unmade = {"tier": "not made", "bytes": 0, "uses": 0}
+        slices = list(self.slices.values())
+        return [{"name": each.name, **unmade} if each.unit is None else shown(each.unit) for each in slices]
 
     def slice(self, name: str) -> Slice:
         """The slice of this name; `InvalidArgumentError` if there is none."""

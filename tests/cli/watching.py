@@ -1,0 +1,138 @@
+"""Sire's views as a person has them: a terminal with `sire top`, the dashboard over HTTP, and a browser."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import termios
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import LIMIT, line, running
+
+
+class Terminal:
+    """A program on a terminal of its own, and what its screen shows."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], columns: int, lines: int = 30) -> None:
+        pyte = pytest.importorskip("pyte")
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            try:
+                # Before the program is there to ask.
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+                os.execve(command[0], command, environment)
+            finally:
+                os._exit(127)
+        self._timer = threading.Timer(LIMIT, os.kill, (self.pid, signal.SIGKILL))
+        self._timer.daemon = True
+        self._timer.start()
+        self._status: int | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._timer.cancel()
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
+
+    def lines(self) -> list[str]:
+        """The screen now."""
+        while select.select([self._fd], [], [], 0.05)[0]:
+            try:
+                said = os.read(self._fd, 1 << 16)
+            except OSError:
+                break
+            self._stream.feed(said)
+        return [line.rstrip() for line in self._screen.display]
+
+    def shows(self, *texts: str) -> None:
+        """Waits until all of them are there."""
+        end = time.monotonic() + 60
+        while not all(any(text in line for line in self.lines()) for text in texts):
+            assert time.monotonic() < end, "\n".join([f"not shown: {texts}", *self.lines()])
+
+    def press(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def ended(self) -> int:
+        """How it ended. What it still says is read, so that it need not wait for that."""
+        while self._status is None:
+            self.lines()
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._timer.cancel()
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+
+class Dashboard:
+    """`sire dashboard` on a port of its own."""
+
+    def __init__(self, command: Path, environment: dict[str, str], *arguments: str) -> None:
+        told = [command, "dashboard", "--listen", "127.0.0.1:0", "--interval", "0.1", *arguments]
+        self.program = running(told, 900, env=environment, stdout=subprocess.PIPE)
+        self.process = self.program.__enter__()
+        self.address = line(self.process)
+        self.url, _, self.token = self.address.partition("#token=")
+
+    def __enter__(self) -> Dashboard:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.program.__exit__(None, None, None)
+
+    def ask(self, path: str, order: Any = None, token: str | None = None, host: str | None = None) -> tuple[int, str]:
+        """Status and body."""
+        request = urllib.request.Request(self.url + path, method="GET" if order is None else "POST")
+        if token is not None:
+            request.add_header("Authorization", f"Bearer {token}")
+        if host is not None:
+            request.add_header("Host", host)
+        if order is not None:
+            request.data = order if isinstance(order, bytes) else json.dumps(order).encode()
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def view(self) -> dict[str, Any]:
+        status, body = self.ask("api/view", token=self.token)
+        assert status == 200, body
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
+
+
+def in_a_browser(address: str, width: int, folder: Path) -> str:
+    """What a page has become after a few seconds in a window of that width. With SIRE_TEST_SCREENSHOTS, a directory, also as a picture there."""
+    browser = os.environ.get("SIRE_TEST_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium), nor one in SIRE_TEST_BROWSER")
+    command = [browser, "--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={folder / 'profile'}"]
+    command += [f"--window-size={width},900", "--virtual-time-budget=4000"]
+    pictures = os.environ.get("SIRE_TEST_SCREENSHOTS")
+    if pictures:
+        picture = Path(pictures) / f"{folder.name}-{width}.png"
+        subprocess.run([*command, f"--screenshot={picture}", address], capture_output=True, timeout=120, check=True)
+    return subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True).stdout
