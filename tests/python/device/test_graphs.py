@@ -233,9 +233,7 @@ def test_a_region_that_begins_inside_a_capture_holds_its_tensors_or_refuses(tag:
     assert bool((output == 2).all())
 
 
-def test_the_innermost_pool_serves_also_the_programs_own(tag: str, mode: str) -> None:
-    if mode == "allocator":
-        pytest.skip("PyTorch forbids MemPool under a pluggable allocator")
+def test_the_innermost_pool_serves_also_the_programs_own(tag: str) -> None:
     library = _library.load()
     # To drop a pool while another is current would end the process.
     own, other, graph = torch.cuda.MemPool(), torch.cuda.MemPool(), torch.cuda.CUDAGraph()
