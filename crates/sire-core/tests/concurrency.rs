@@ -287,7 +287,8 @@ fn a_peer_that_is_refused_meanwhile_has_no_access_afterwards() {
         let others = OPERATIONS.into_iter().chain([PRE_COPY]).filter(|(other, _)| *other == name);
         for (paused, other) in others.flat_map(|other| [(false, other), (true, other)]) {
             let once = move || {
-                let shared = Arc::new(Shared::new(paused));
+                // Only of what is declared not to change is anything copied beforehand.
+                let shared = Arc::new(if name == PRE_COPY.0 { Shared::clean() } else { Shared::new(paused) });
                 let thread = {
                     let shared = Arc::clone(&shared);
                     shuttle::thread::spawn(move || run(&shared, other))

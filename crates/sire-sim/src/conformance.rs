@@ -563,7 +563,7 @@ pub fn no_access_once_it_is_taken_back<D: Driver>(driver: &D) {
     write(driver, memory.addr, &[1; 64]);
     driver.set_access(memory.addr, memory.size, &[Access { device: HERE, rights: Rights::None }]).unwrap();
     let stream = driver.open_stream(HERE).unwrap();
-    let outcome = driver.fill(stream, memory.addr, 64, 2).and_then(|()| pass(driver, stream));
+    let outcome = driver.fill(stream, memory.addr, 64, 2).and_then(|()| driver.synchronize(HERE));
     assert!(outcome.is_err(), "memory that may not be touched was filled");
 }
 

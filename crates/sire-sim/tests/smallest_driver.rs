@@ -4,7 +4,7 @@
 
 use sire_core::driver::{
     Access, Addr, Device, Driver, DriverError, DriverErrorKind, DriverResult, Event, MemoryInfo, Physical,
-    ProgramStream, Stream,
+    ProgramStream, Rights, Stream,
 };
 use sire_sim::conformance;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -214,8 +214,9 @@ impl Driver for SmallestDriver {
         let starts = state.covering(addr, size).unwrap_or_default();
         demand(!starts.is_empty(), "set_access", "not mapped throughout")?;
         for start in starts {
-            if let Some(mapping) = state.mappings.get_mut(&start) {
-                mapping.accessible = access.iter().any(|one| one.device == Device(0));
+            let said = access.iter().rev().find(|one| one.device == Device(0));
+            if let (Some(mapping), Some(said)) = (state.mappings.get_mut(&start), said) {
+                mapping.accessible = said.rights != Rights::None;
             }
         }
         Ok(())

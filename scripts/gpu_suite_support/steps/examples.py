@@ -6,10 +6,10 @@ from .. import child
 from ..context import ROOT, Context
 from ..report import Report
 
-NAMES = ("simple", "cpu_backup", "rl_example", "sire_models")
+NAMES = ("simple", "cpu_backup", "rl_example", "sire_models", "preemption")
 MODES = ("preload", "torch")
 # These choose by themselves, and run without a device, too: the preloaded library is the stricter one.
-FREE = ("memory", "slyce", "run_with_reservation_example")
+FREE = ("memory", "slyce", "run_with_reservation_example", "time_slices")
 
 
 def run(context: Context, report: Report) -> None:
