@@ -186,7 +186,7 @@ fn tms(variables: Variables<'_>) -> std::result::Result<TmsSettings, String> {
     Ok(settings)
 }
 
-/// PyTorch reads both names; under either, its segments never pass through cudaMalloc.
+/// PyTorch reads both names (before 2.10 only the first, and says nothing about the other); under either, its segments never pass through cudaMalloc.
 fn expandable_segments(variables: Variables<'_>) -> Option<&'static str> {
     ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"].into_iter().find(|name| {
         variables(name).is_some_and(|value| {

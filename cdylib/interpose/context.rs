@@ -11,6 +11,7 @@ const SUCCESS: Code = 0;
 /// What is asked of the driver.
 struct Functions {
     device: unsafe extern "C" fn(*mut c_int) -> Code,
+    current: unsafe extern "C" fn(*mut *mut c_void) -> Code,
     push: unsafe extern "C" fn(*mut c_void) -> Code,
     pop: unsafe extern "C" fn(*mut *mut c_void) -> Code,
 }
@@ -20,6 +21,14 @@ pub(super) fn device() -> Option<c_int> {
     let mut device = 0;
     // SAFETY: writes one int.
     (unsafe { (functions()?.device)(&raw mut device) } == SUCCESS).then_some(device)
+}
+
+/// A number for this thread's current context; 0: there is none.
+pub(super) fn current() -> usize {
+    let mut context = ptr::null_mut();
+    // SAFETY: writes one pointer.
+    let found = functions().is_some_and(|functions| unsafe { (functions.current)(&raw mut context) } == SUCCESS);
+    if found { context as usize } else { 0 }
 }
 
 /// The device of `context`; None: it is no context. The thread's current context stays.
@@ -52,12 +61,13 @@ fn find(library: *mut c_void) -> Option<Functions> {
         let found = if library.is_null() { library } else { unsafe { libc::dlsym(library, name.as_ptr()) } };
         (!found.is_null()).then_some(found)
     };
-    let (device, push, pop) =
-        (function(c"cuCtxGetDevice")?, function(c"cuCtxPushCurrent_v2")?, function(c"cuCtxPopCurrent_v2")?);
+    let (device, current) = (function(c"cuCtxGetDevice")?, function(c"cuCtxGetCurrent")?);
+    let (push, pop) = (function(c"cuCtxPushCurrent_v2")?, function(c"cuCtxPopCurrent_v2")?);
     // SAFETY: the addresses were found under these names, in a driver; the signatures are cuda.h's.
     unsafe {
         Some(Functions {
             device: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_int) -> Code>(device),
+            current: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut *mut c_void) -> Code>(current),
             push: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void) -> Code>(push),
             pop: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut *mut c_void) -> Code>(pop),
         })

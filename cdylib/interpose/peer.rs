@@ -20,8 +20,8 @@ const ON_DEVICE: c_int = 1;
 /// How a device came by its access.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Way {
-    /// `cudaDeviceEnablePeerAccess`, `cuCtxEnablePeerAccess`.
-    Context,
+    /// `cudaDeviceEnablePeerAccess`, `cuCtxEnablePeerAccess`, in this context: each has its own.
+    Context(usize),
     /// Access to the pool with this handle.
     Pool(usize),
     /// `sire_allow_peer`.
@@ -50,16 +50,29 @@ pub(crate) fn note_said(owner: u32, accessor: u32) {
 
 /// What was given in this way was taken back.
 pub(super) fn disable(owner: u32, accessor: u32, way: Way) {
-    if table().get_mut(&(owner, accessor)).is_some_and(|ways| ways.remove(&way)) {
+    // Also if this way was forgotten before: what could not be taken back then is tried again.
+    let known = table().get_mut(&(owner, accessor)).map(|ways| ways.remove(&way)).is_some();
+    if known {
         follow(owner, accessor);
     }
 }
 
-/// The pool is gone, and with it what was given through it.
-pub(super) fn forget_pool(pool: *mut c_void) {
+/// The pairs that have access through a pool, which is about to go: forgotten, before its handle may be another one's.
+pub(super) fn forget_pool(pool: *mut c_void) -> Vec<(u32, u32)> {
     let way = Way::Pool(pool as usize);
-    let pairs: Vec<_> = table().iter().filter(|(_, ways)| ways.contains(&way)).map(|(pair, _)| *pair).collect();
-    pairs.into_iter().for_each(|(owner, accessor)| disable(owner, accessor, way));
+    let mut table = table();
+    let through = table.iter_mut().filter_map(|(pair, ways)| ways.remove(&way).then_some(*pair));
+    through.collect()
+}
+
+/// It is gone, and with it what was given through it.
+pub(super) fn without_pool(pairs: Vec<(u32, u32)>) {
+    pairs.into_iter().for_each(|(owner, accessor)| follow(owner, accessor));
+}
+
+/// It is still there.
+pub(super) fn with_pool(pool: *mut c_void, pairs: Vec<(u32, u32)>) {
+    pairs.into_iter().for_each(|(owner, accessor)| enable(owner, accessor, Way::Pool(pool as usize)));
 }
 
 /// Tells the engine what holds for a pair of devices, if it runs.

@@ -80,13 +80,18 @@ pub(super) unsafe extern "C" fn pool_set_access(
 
 /// Forgotten first: once destroyed, its handle may be another pool's.
 pub(super) unsafe extern "C" fn pool_destroy(pool: *mut c_void) -> Code {
-    let known = pools().remove(&(pool as usize));
+    let Some(device) = pools().remove(&(pool as usize)) else {
+        // SAFETY: the program's own argument, as it passed it.
+        return unsafe { original::pool_destroy(pool) };
+    };
+    let through = peer::forget_pool(pool);
     // SAFETY: the program's own argument, as it passed it.
     let code = unsafe { original::pool_destroy(pool) };
-    match known {
-        Some(device) if code != SUCCESS => drop(pools().insert(pool as usize, device)),
-        Some(_) => peer::forget_pool(pool),
-        None => {}
+    if code == SUCCESS {
+        peer::without_pool(through);
+    } else {
+        pools().insert(pool as usize, device);
+        peer::with_pool(pool, through);
     }
     code
 }

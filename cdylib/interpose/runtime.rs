@@ -3,6 +3,7 @@
 //! Rules: a pointer that is not ours takes no lock; nothing here panics, exits, prints to standard output or calls
 //! Python; memory that is short is `cudaErrorMemoryAllocation`, and nothing stays behind for `cudaGetLastError`.
 
+use super::context;
 use super::guard::Guard;
 use super::original::{self, Runtime};
 use super::peer::{self, Way};
@@ -296,7 +297,9 @@ pub(super) unsafe extern "C" fn enable_peer_access(owner: c_int, flags: c_uint, 
     // SAFETY: the program's own arguments, as it passed them.
     let code = unsafe { runtime.enable_peer_access(owner, flags) };
     if code == SUCCESS || code == PEER_ACCESS_ALREADY_ENABLED {
-        of_this_device(runtime, owner, |owner, accessor| peer::enable(owner, accessor, Way::Context));
+        of_this_device(runtime, owner, |owner, accessor| {
+            peer::enable(owner, accessor, Way::Context(context::current()))
+        });
     }
     code
 }
@@ -306,7 +309,9 @@ pub(super) unsafe extern "C" fn disable_peer_access(owner: c_int, caller: usize)
     // SAFETY: the program's own argument, as it passed it.
     let code = unsafe { runtime.disable_peer_access(owner) };
     if code == SUCCESS || code == PEER_ACCESS_NOT_ENABLED {
-        of_this_device(runtime, owner, |owner, accessor| peer::disable(owner, accessor, Way::Context));
+        of_this_device(runtime, owner, |owner, accessor| {
+            peer::disable(owner, accessor, Way::Context(context::current()))
+        });
     }
     code
 }

@@ -15,6 +15,7 @@ use sire_core::driver::{Access, Addr, Device, Physical, Properties, Rights};
 use sire_core::error::{Error, Result, Status};
 use sire_core::segments::{Handle, NewMemory, Segments};
 use std::ffi::{c_int, c_ulonglong, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{ptr, slice};
 
 const SUCCESS: Code = 0;
@@ -123,10 +124,12 @@ unsafe fn create_outside(out: *mut u64, size: usize, properties: *const MemoryPr
     // SAFETY: the caller's promise.
     let ask = || unsafe { original::create(out, size, properties, flags) };
     // SAFETY: the program's own argument: a description, or NULL.
-    let device = unsafe { properties.as_ref() }.and_then(ordinary).map(|(device, _)| device);
-    let Some(device) = device else { return ask() };
+    let asked = unsafe { properties.as_ref() }.and_then(ordinary);
+    let Some((device, properties)) = asked else { return ask() };
     let ordinal = || c_int::try_from(device.0).map_err(|_| invalid("there is no such device"));
-    ask_again(ask, size, ordinal, || ())
+    let code = ask_again(ask, size, ordinal, || ());
+    note_fabric(code == SUCCESS, properties);
+    code
 }
 
 /// The device and what is asked for besides, if memory that takes its place can be made from that.
@@ -149,18 +152,30 @@ fn create_ours(device: Device, size: u64, properties: Properties) -> Option<std:
         process.engine.segments().create(NewMemory { region, device, size, properties, capturing })
     });
     match made {
-        Ok(handle) => handle.map(Ok),
+        Ok(handle) => {
+            note_fabric(handle.is_some(), properties);
+            handle.map(Ok)
+        }
         // Disabled, or a forked child: as if Sire were not there.
         Err(error) if error.status == Status::Inactive => None,
         Err(error) => Some(Err(refusal(&error, properties))),
     }
 }
 
+/// Whether memory with a fabric handle was ever made here.
+static HAS_FABRIC: AtomicBool = AtomicBool::new(false);
+
+fn note_fabric(made: bool, properties: Properties) {
+    if made && properties.shareable == FABRIC {
+        HAS_FABRIC.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Out of memory is the one failure that PyTorch recovers from. Only where it asks for a fabric handle to see whether there is one, it
-/// is to hear that there is none.
+/// is to hear that there is none: it would take "out of memory" for a yes, and ask for no other kind any more.
 fn refusal(error: &Error, properties: Properties) -> Code {
     let short = matches!(error.status, Status::OutOfDeviceMemory | Status::Paused | Status::Busy);
-    if properties.shareable == FABRIC && !short {
+    if properties.shareable == FABRIC && !(short && HAS_FABRIC.load(Ordering::Relaxed)) {
         log::info!("there are no fabric handles: {error}");
         return NOT_SUPPORTED;
     }

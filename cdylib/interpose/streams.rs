@@ -65,7 +65,7 @@ pub(super) unsafe extern "C" fn enable_peer_access(owner: *mut c_void, flags: c_
     // SAFETY: the program's own arguments, as it passed them.
     let code = unsafe { original::enable_peer_access(owner, flags) };
     if code == 0 || code == PEER_ACCESS_ALREADY_ENABLED {
-        of_this_context(owner, |owner, accessor| peer::enable(owner, accessor, Way::Context));
+        of_this_context(owner, |owner, accessor| peer::enable(owner, accessor, Way::Context(context::current())));
     }
     code
 }
@@ -75,7 +75,7 @@ pub(super) unsafe extern "C" fn disable_peer_access(owner: *mut c_void) -> Code 
     // SAFETY: the program's own argument, as it passed it.
     let code = unsafe { original::disable_peer_access(owner) };
     if code == 0 || code == PEER_ACCESS_NOT_ENABLED {
-        of_this_context(owner, |owner, accessor| peer::disable(owner, accessor, Way::Context));
+        of_this_context(owner, |owner, accessor| peer::disable(owner, accessor, Way::Context(context::current())));
     }
     code
 }

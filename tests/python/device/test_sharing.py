@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from measure import ALLOC_CONF
 
 PROGRAM = Path(__file__).with_name("sharing_program.py")
 
@@ -22,7 +23,7 @@ HELD = [
 def run(case: str, folder: Path, expandable: bool) -> list[str]:
     """The lines that the program prints; its two processes share a device of their own."""
     variables = os.environ | {"SIRE_SIM_DIR": str(folder), "SIRE_SIM_MEMORY": "512MiB", "SIRE_LOG": "error"}
-    variables["PYTORCH_ALLOC_CONF"] = f"expandable_segments:{expandable}"
+    variables[ALLOC_CONF] = f"expandable_segments:{expandable}"
     command = [sys.executable, str(PROGRAM), case]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=250, check=False)
     if "pidfd_getfd" in done.stderr:

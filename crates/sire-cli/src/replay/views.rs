@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sire_core::driver::{Access, Addr, Device as Ordinal, Properties, Rights};
-use sire_core::engine::{Backup, RegionId};
+use sire_core::engine::{Backup, RegionId, State};
 use sire_core::error::Result;
 use sire_core::segments::{Handle, NewMemory};
 use sire_core::trace::SegmentCall;
@@ -192,11 +192,16 @@ impl Player<'_> {
         }
         for (at, addr, size, device, region) in news {
             let backup = region.and_then(|region| self.regions.get(&region)).map(|region| region.policy.backup);
-            let is_kept = backup.is_some_and(|backup| backup != Backup::None);
+            // What was recorded between the call's end and its record may have been a pause: such memory is left as it is.
+            let id = self.region_here(region);
+            let away = id.is_some_and(|id| !matches!(self.engine.state(id), Ok(State::Resident)));
+            let is_kept = !away && backup.is_some_and(|backup| backup != Backup::None);
             let kept = is_kept.then_some(0..size).into_iter().collect();
             let region = region.unwrap_or(u32::MAX);
             self.allocations.insert(at, Allocation { addr, size, device, region, key: at, kept, mapped: true });
-            self.write(at)?;
+            if !away {
+                self.write(at)?;
+            }
         }
         Ok(())
     }

@@ -329,6 +329,8 @@ pub fn texts_of(selection: &Selection) -> Vec<String> {
     match selection {
         Selection::All => vec![String::new()],
         Selection::Tag(tag) => vec![tag.clone()],
+        // None of them still takes a place.
+        Selection::Exact(regions) if regions.is_empty() => vec!["/".to_owned()],
         Selection::Exact(regions) => regions
             .chunks(NAMED_AT_ONCE)
             .map(|some| some.iter().map(|region| format!("/{}", region.0)).collect())
