@@ -188,7 +188,7 @@ static void process_wide(void) {
     /* But not of fabric handles, of which there has never been one: PyTorch would take that for a yes, and ask for no other kind any more. */
     properties fabric = torch_asks;
     fabric.handle_types = 8;
-    uint64_t none;
+    Handle none;
     CUDA(801, Create(&none, CHUNK, &fabric, 0));
     /* Somebody else takes what is free; the resume fails, all stays paused, and can be repeated. */
     OK(sire_region_suspend());

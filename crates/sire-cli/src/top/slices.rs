@@ -24,7 +24,7 @@ fn turn_columns(gpu: &str, group: &str, width: usize) -> String {
     if width < WIDE {
         return narrow;
     }
-    format!("{narrow}{:>7}{:>9}{:>9}  ON {} {group}", "TURNS", "LASTING", "SWITCH", short_uuid(gpu))
+    format!("{narrow}{:>7}{:>9}{:>9}  {} {group}", "TURNS", "LASTING", "SWITCH", short_uuid(gpu))
 }
 
 fn turn_line(pid: u32, turn: &TimeSlice, width: usize) -> String {
