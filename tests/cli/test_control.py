@@ -374,8 +374,11 @@ def test_a_request_has_its_time(dashboard: Dashboard) -> None:
         for _ in range(2):
             client.sendall(f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode())
             assert client.recv(12) == b"HTTP/1.1 200"
-            while b"</html>" not in client.recv(1 << 16):
-                pass
+            said = b""
+            while b"</html>" not in said:
+                piece = client.recv(1 << 16)
+                assert piece, said[-200:]
+                said += piece
 
 
 def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:

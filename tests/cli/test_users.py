@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -57,6 +58,8 @@ def as_user(user: int, attempt: Callable[[], str]) -> str:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        # Whoever hangs, in a lock of another thread's perhaps, says nothing.
+        signal.alarm(120)
         try:
             os.setgroups([])
             os.setresgid(user, user, user)

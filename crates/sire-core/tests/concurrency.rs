@@ -297,7 +297,7 @@ fn a_peer_that_is_refused_meanwhile_has_no_access_afterwards() {
                 thread.join().unwrap();
                 Arc::into_inner(shared).unwrap().check();
             };
-            shuttle::check_random(once, 8 * schedules());
+            check_with_stack(once, 8 * schedules());
         }
     }
 }

@@ -192,7 +192,7 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
         if victim.try_wait()?.is_some() {
             continue;
         }
-        if dice.roll(3) == 0 {
+        if dice.roll(3) == 0 && killed < RACERS * rounds {
             signal(victim, libc::SIGKILL);
             victim.wait()?;
             killed += 1;

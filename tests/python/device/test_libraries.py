@@ -149,7 +149,7 @@ def test_the_memory_manager_leaves_quantized_weights_where_they_are(caplog: pyte
         expected = model(x)
         with MemoryManager() as manager:
             manager.wrap_model(model)
-            assert "Int8Tensor" in caplog.text
+            assert type(model[0].weight).__name__ in caplog.text
             model.to("cuda")
             assert torch.allclose(model(x.cuda()).cpu(), expected, atol=1e-5)
             manager.offload_all_modules()
