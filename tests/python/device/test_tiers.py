@@ -156,7 +156,10 @@ def test_backups_move_and_are_compressed_in_the_background(start: Callable[..., 
     assert size * 2 <= on_disk() <= size * 2 * 1.05
     assert list(tmp_path.iterdir()) == [], "files have no name"
     regions_now = {each["tag"]: each for each in worker.ask("stats")["regions"]}
-    assert [regions_now[tag]["stored_bytes"] for tag in "abc"] == [size, size, 0]
+    first, second, third = (regions_now[tag]["stored_bytes"] for tag in "abc")
+    # The third found no room if the second had not made any yet, which the machine's pace decides.
+    assert first == size
+    assert sorted((second, third)) == [0, size]
     # It is brought back before it is needed, where there is room.
     assert worker.ask("promote", "a") == size
     assert worker.ask("promote", "b") == 0
