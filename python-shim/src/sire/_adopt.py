@@ -409,7 +409,9 @@ class Adopted:
     def _move_to_host(self, block: Block, need: list[Piece], groups: list[Group]) -> None:
         """Piece by piece, so that what the module had before can go; memory on the device, when all is copied."""
         torch = self._torch
-        wanted, before, at = {id(piece) for piece in need}, [], 0
+        for device in {each.device for each in _tensors_of(need) if each.is_cuda}:
+            torch.cuda.synchronize(device)  # other streams may work on them
+        wanted, before, at, freed = {id(piece) for piece in need}, [], 0, 0
         for piece, group in zip(block.pieces, groups, strict=True):
             original = _bytes(torch, piece.shown[0].tensor, group)
             if id(piece) in wanted and block.host is not None:
@@ -422,10 +424,11 @@ class Adopted:
                 piece.origin = original
             else:
                 piece.show_host(torch)
+                freed += piece.size if original is not None and not original.is_cuda else 0
             del original
         if block.host is not None:
             block.host.tidy()
-            give_freed_memory_back(block.host.size)
+        give_freed_memory_back(freed)
 
     @property
     def _on_disk(self) -> bool:
@@ -682,6 +685,10 @@ class Adopted:
 
 def _shown(blocks: list[Block]) -> list[Shown]:
     return [shown for block in blocks for piece in block.pieces for shown in piece.shown]
+
+
+def _tensors_of(pieces: list[Piece]) -> list[Any]:
+    return [shown.tensor for piece in pieces for shown in piece.shown]
 
 
 def _bytes(torch: Any, tensor: Any, group: Group) -> Any | None:
