@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from . import _interrupt, _library, _owners, _requests, _subclasses, _tensors
+from . import _interrupt, _library, _owners, _requests, _subclasses, _tensors, _torch
 from ._arrivals import Arrival, copy_stream
 from ._errors import InvalidArgumentError
 from ._files import Path
@@ -233,10 +233,8 @@ class Adopted:
                 if self._shares or not all(block.views for block in self._blocks):
                     return False
                 with torch.cuda.stream(copy_stream(torch, self._index)):
-                    self._bring(torch, self._stale_after(_library.load()), non_blocking=True)
-                for block in self._blocks:
-                    block.settle()
-                self._arrival, self._lazy = Arrival(torch, self._index), False
+                    self._bring(torch, self._stale_after(_library.load()), non_blocking=True, early=True)
+                self._arrival, self._lazy = Arrival(torch, self._index, self._host_memory()), False
             return True
 
     def join(self) -> None:
@@ -294,6 +292,7 @@ class Adopted:
                 self.load()
             if self.arriving:
                 self._turn_back(lazy=False)
+            self._await_arrival()
             if self._index is not None and self._lazy and not self._loaded:
                 self._pause(lazy=False)
             self._released = True
@@ -410,7 +409,9 @@ class Adopted:
     def _move_to_host(self, block: Block, need: list[Piece], groups: list[Group]) -> None:
         """Piece by piece, so that what the module had before can go; memory on the device, when all is copied."""
         torch = self._torch
-        wanted, before, at = {id(piece) for piece in need}, [], 0
+        for device in {each.device for each in _tensors_of(need) if each.is_cuda}:
+            torch.cuda.synchronize(device)  # other streams may work on them
+        wanted, before, at, freed = {id(piece) for piece in need}, [], 0, 0
         for piece, group in zip(block.pieces, groups, strict=True):
             original = _bytes(torch, piece.shown[0].tensor, group)
             if id(piece) in wanted and block.host is not None:
@@ -423,10 +424,11 @@ class Adopted:
                 piece.origin = original
             else:
                 piece.show_host(torch)
+                freed += piece.size if original is not None and not original.is_cuda else 0
             del original
         if block.host is not None:
             block.host.tidy()
-            give_freed_memory_back(block.host.size)
+        give_freed_memory_back(freed)
 
     @property
     def _on_disk(self) -> bool:
@@ -447,11 +449,19 @@ class Adopted:
         stale = not self._has_arrived(library) and self._stale_after(library)
         made = self._bring(torch, stale, non_blocking, show=True)
         self._loaded, self._lazy = True, False
+        if non_blocking:
+            stream = torch.cuda.current_stream(self._index)
+            self._arrival = Arrival(torch, self._index or 0, self._host_memory(), stream)
         for block in made:
             self._hand_over(library, block)
 
-    def _bring(self, torch: Any, stale: bool, non_blocking: bool, show: bool = False) -> list[Block]:
-        """Memory, bytes, and if that is asked for the tensors, all or nothing; the blocks whose memory is new."""
+    def _bring(
+        self, torch: Any, stale: bool, non_blocking: bool, *, show: bool = False, early: bool = False
+    ) -> list[Block]:
+        """Memory, bytes, and if that is asked for the tensors, all or nothing; the blocks whose memory is new.
+
+        ``early``: while others may write to the tensors. What is written once a copy has begun is found later.
+        """
         library = _library.load()
         with self._all_or_nothing(torch) as made:
             for block in self._blocks:
@@ -459,7 +469,7 @@ class Adopted:
                     with_room(torch, partial(block.allocate, torch, library, self._index or 0))
                     made.append(block)
             for block in self._blocks:
-                self._fill(torch, block, stale or block in made, non_blocking)
+                self._fill(torch, block, stale or block in made, non_blocking, early)
             if show:
                 self._show(torch, Block.show_device)
         return made
@@ -495,7 +505,8 @@ class Adopted:
         return True
 
     def _join(self) -> None:
-        if self._loaded and self._arrival is not None:
+        # Not in a capture: an event that is asked there makes it void.
+        if self._loaded and self._arrival is not None and not _torch.capturing():
             if self._arrival.over:
                 self._arrival = None
             else:
@@ -503,18 +514,30 @@ class Adopted:
 
     def _turn_back(self, lazy: bool) -> None:
         """What was begun is given up."""
-        arrival, self._arrival = self._arrival, None
-        if arrival is not None:
-            arrival.synchronize()
+        if self._await_arrival():
             self._pause(lazy, idle=True)
             self._lazy = lazy
 
-    def _fill(self, torch: Any, block: Block, stale: bool, non_blocking: bool) -> None:
+    def _await_arrival(self) -> bool:
+        """No copy reads the host's memory or writes the device's any more; whether one could have."""
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None and not _torch.capturing():
+            arrival.synchronize()
+        return arrival is not None
+
+    def _host_memory(self) -> list[Any]:
+        """What copies read from."""
+        return [piece.host for block in self._blocks for piece in block.pieces if piece.host is not None]
+
+    def _fill(self, torch: Any, block: Block, stale: bool, non_blocking: bool, early: bool) -> None:
         """Copies what the device does not have (any more)."""
         if block.views:
             pieces = [piece for piece in block.pieces if stale or piece.dirty]
         else:
             pieces = [piece for piece in block.pieces if piece.host is not None or piece.origin is not None]
+        if early:
+            for piece in pieces:
+                piece.settle()
         self.bytes_copied += block.fill(torch, pieces, non_blocking)
 
     def _hand_over(self, library: Any, block: Block) -> None:
@@ -615,6 +638,7 @@ class Adopted:
         torch = self._torch
         if self.arriving:
             self._turn_back(lazy=False)
+        self._await_arrival()
         for block in self._blocks:
             block.forget(gone)
         hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
@@ -661,6 +685,10 @@ class Adopted:
 
 def _shown(blocks: list[Block]) -> list[Shown]:
     return [shown for block in blocks for piece in block.pieces for shown in piece.shown]
+
+
+def _tensors_of(pieces: list[Piece]) -> list[Any]:
+    return [shown.tensor for piece in pieces for shown in piece.shown]
 
 
 def _bytes(torch: Any, tensor: Any, group: Group) -> Any | None:

@@ -6,8 +6,9 @@ the outer pool steps back until the inner one, or the capture, has ended. What c
 capture: PyTorch ignores it, so regions refuse to begin there. And a pool that is dropped while a graph lives that was
 captured into it ends the process: a graph's pool is kept until nobody else holds it.
 
-Before 2.15, a capture that the driver voided leaves its pool current for ever, and to drop any pool then ends the
-process: such a capture's pool is put down.
+Before 2.15, to drop a pool while any is current, in any thread, ends the process: pools that are current, and
+captures, are counted here, the program's own included. A capture that the driver voided leaves its pool current for
+ever: such a capture's pool is put down.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import functools
 import re
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -29,9 +31,20 @@ def is_before_2_11(torch: Any) -> bool:
     return _is_before(torch, (2, 11))
 
 
+def is_before_2_15(torch: Any) -> bool:
+    """Whether no pool of this PyTorch may be dropped while another one is current."""
+    return _is_before(torch, (2, 15))
+
+
 def _is_before(torch: Any, first: tuple[int, int]) -> bool:
-    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
-    return version is not None and (int(version[1]), int(version[2])) < first
+    version = _version(str(torch.__version__))
+    return version is not None and version < first
+
+
+@functools.cache
+def _version(text: str) -> tuple[int, int] | None:
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def refuse_in_capture(torch: Any) -> None:
@@ -64,6 +77,38 @@ class _Current(threading.local):
 
 
 _current = _Current()
+
+
+class _Underway:
+    """The pools of all threads that are current, or captured into, and how often."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._counts: Counter[_Place] = Counter()
+
+    def begins(self, place: _Place) -> None:
+        """Called before PyTorch is, so that nothing is dropped meanwhile."""
+        with self._lock:
+            self._counts[place] += 1
+
+    def ended(self, place: _Place) -> None:
+        """Of what did not begin here, nothing is known."""
+        with self._lock:
+            self._counts -= Counter([place])
+
+    def is_once(self, place: _Place) -> bool:
+        """Whether it is current for one only."""
+        with self._lock:
+            return self._counts[place] == 1
+
+    def if_none(self, act: Callable[[], None]) -> None:
+        """Does something while no pool is current, and none can become it."""
+        with self._lock:
+            if not self._counts:
+                act()
+
+
+_underway = _Underway()
 _mended = threading.Lock()
 _is_mended = False
 
@@ -72,7 +117,7 @@ def mend(torch: Any) -> None:
     """Makes the innermost pool, or capture, the one that serves. Once; for the program's own pools as well."""
     global _is_mended
     with _mended:
-        if not _is_mended and _is_before(torch, (2, 15)):
+        if not _is_mended and is_before_2_15(torch):
             memory = torch.cuda.memory
             originals = (
                 memory._cuda_beginAllocateCurrentThreadToPool,
@@ -81,8 +126,14 @@ def mend(torch: Any) -> None:
             )
             if is_before_2_11(torch):
                 _mend_pools(memory, originals)
+            _count_pools(memory)
             _mend_captures(torch, originals)
             _is_mended = True
+
+
+def _place(device: Any, pool: Any) -> _Place:
+    first, second = pool
+    return int(device), (int(first), int(second))
 
 
 # PyTorch's begin, end and release.
@@ -121,6 +172,30 @@ def _mend_pools(memory: Any, originals: _Originals) -> None:
     memory._cuda_releasePool = release_and_go_on
 
 
+def _count_pools(memory: Any) -> None:
+    begin, release = memory._cuda_beginAllocateCurrentThreadToPool, memory._cuda_releasePool
+
+    @functools.wraps(begin)
+    def begin_counted(device: int, pool: tuple[int, int]) -> None:
+        place = _place(device, pool)
+        _underway.begins(place)
+        try:
+            begin(device, pool)
+        except BaseException:
+            _underway.ended(place)
+            raise
+
+    @functools.wraps(release)
+    def release_counted(device: int, pool: tuple[int, int]) -> None:
+        try:
+            release(device, pool)
+        finally:
+            _underway.ended(_place(device, pool))
+
+    memory._cuda_beginAllocateCurrentThreadToPool = begin_counted
+    memory._cuda_releasePool = release_counted
+
+
 def _mend_captures(torch: Any, originals: _Originals) -> None:
     """A capture has its own pool, whatever was current around it; and it gives that up also if it fails."""
     begin, end, release = originals
@@ -131,32 +206,48 @@ def _mend_captures(torch: Any, originals: _Originals) -> None:
         for place in graph.__dict__.pop("_sire_places", ()):
             begin(*place)
 
+    def put_down(place: _Place | None) -> None:
+        """A capture that failed is over; PyTorch forgets to say so to its allocator."""
+        if place is not None:
+            with suppress(RuntimeError):
+                end(*place)
+                release(*place)
+
+    def over(graph: Any, place: _Place | None) -> None:
+        if place is not None:
+            _underway.ended(place)
+        again(graph)
+
     @functools.wraps(capture_begin)
-    def begin_alone(self: Any, pool: Any = None, capture_error_mode: str = "global") -> None:
+    def begin_alone(self: Any, pool: Any = None, capture_error_mode: str = "global", **more: Any) -> None:
         pool = torch.cuda.graph_pool_handle() if pool is None else pool
-        self._sire_pool = (torch.cuda.current_device(), tuple(pool))
-        places = self._sire_places = _current.last_of_each()
+        mine = _place(torch.cuda.current_device(), pool)
+        places = _current.last_of_each()
         for place in places:
             end(*place)
             release(*place)
+        _underway.begins(mine)
         try:
-            capture_begin(self, pool=pool, capture_error_mode=capture_error_mode)
+            capture_begin(self, pool=pool, capture_error_mode=capture_error_mode, **more)
         except BaseException:
-            again(self)
+            if _underway.is_once(mine):
+                put_down(mine)
+            _underway.ended(mine)
+            for place in places:
+                begin(*place)
             raise
+        self._sire_pool, self._sire_places = mine, places
 
     @functools.wraps(capture_end)
     def end_alone(self: Any) -> None:
+        mine = self.__dict__.pop("_sire_pool", None)
         try:
             capture_end(self)
         except BaseException:
-            # A capture that the driver voided is over; PyTorch forgets to say so to its allocator.
-            with suppress(RuntimeError):
-                end(*self._sire_pool)
-                release(*self._sire_pool)
+            put_down(mine)
             raise
         finally:
-            again(self)
+            over(self, mine)
 
     graph_class.capture_begin = begin_alone
     graph_class.capture_end = end_alone
@@ -177,13 +268,18 @@ def keep(torch: Any, holder: object, mem_pool: Any) -> None:
             _kept.append((weakref.ref(holder), mem_pool))
 
 
-def drop_unused() -> None:
-    """Drops the pools whose graphs are gone. A graph lets go of its pool after its Python attributes have gone.
+def drop_unused(retired: list[Any]) -> None:
+    """Drops pools that are not used any more, and those whose graphs are gone, which let go of their pool after their
+    Python attributes have gone.
 
-    Only while no pool is current in any thread: to drop one then would end the process too.
+    Not while a pool is current in any thread, or a capture: to drop one then would end the process too.
     """
-    if not _kept:
-        return
+    if retired or _kept:
+        _underway.if_none(retired.clear)
+        _underway.if_none(_drop_those_of_graphs)
+
+
+def _drop_those_of_graphs() -> None:
     with _kept_lock:
         unused = [each for each in _kept if each[0]() is None and each[1].use_count() == 1]
         _kept[:] = [each for each in _kept if each not in unused]

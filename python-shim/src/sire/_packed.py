@@ -25,6 +25,8 @@ ALIGNMENT = 512
 _WORTH_REGISTERING = 1 << 20
 # Fewer freed bytes are left to the C library.
 _WORTH_TRIMMING = 16 << 20
+# Bytes that were freed since the C library was last asked to give memory back.
+_freed = 0
 # Reentrant: the memory may go while somebody counts.
 _counting = threading.RLock()
 
@@ -127,10 +129,16 @@ class _Map(mmap.mmap):
 
 def give_freed_memory_back(freed: int) -> None:
     """What was freed goes to the operating system, where the C library (glibc) would keep it for later: after a model
-    has moved, that is as much as the model. ``freed`` bytes: for a few, nothing is done.
+    has moved, that is as much as the model. ``freed`` more bytes: as long as all together are few, nothing is done.
     """
+    global _freed
+    with _counting:
+        _freed += freed
+        if _freed < _WORTH_TRIMMING:
+            return
+        _freed = 0
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if freed >= _WORTH_TRIMMING and trim is not None:
+    if trim is not None:
         trim(0)
 
 

@@ -198,9 +198,11 @@ def retire(torch: Any, key: PoolKey, pool: Pool) -> None:
         shelf.retired.append(tuple(pool.mem_pool.id))
     with _current_lock:
         dropped, pool.mem_pool = pool.mem_pool, None
-        if _current_count and not _may_drop_beside_others(torch):
+        if not _may_drop_beside_others(torch):
             _retired.append(dropped)
         del dropped
+        if _current_count == 0:
+            _older_torch.drop_unused(_retired)
 
 
 @contextmanager
@@ -229,8 +231,7 @@ _current_lock = threading.Lock()
 
 def _may_drop_beside_others(torch: Any) -> bool:
     """Whether a pool may be dropped while another is current: PyTorch 2.11 ends the process, 2.15 does not."""
-    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))
-    return version is not None and (int(version[1]), int(version[2])) >= (2, 15)
+    return not _older_torch.is_before_2_15(torch)
 
 
 @contextmanager
@@ -241,13 +242,13 @@ def _current(torch: Any, mem_pool: Any, index: int) -> Iterator[None]:
         _current_count += 1
     try:
         with torch.cuda.use_mem_pool(mem_pool, index):
+            del mem_pool  # dropped below, if it is to be, and not when this function returns
             yield
     finally:
         with _current_lock:
             _current_count -= 1
             if _current_count == 0:
-                _retired.clear()
-                _older_torch.drop_unused()
+                _older_torch.drop_unused(_retired)
 
 
 @contextmanager
@@ -263,6 +264,7 @@ def unrouted(torch: Any) -> Iterator[None]:
     keys.append(("plain", index))
     try:
         with _current(torch, pool, index):
+            del pool
             yield
     finally:
         keys.pop()
@@ -379,7 +381,7 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
     if pool is None:
         with _current_lock:
             if _current_count == 0:
-                _older_torch.drop_unused()
+                _older_torch.drop_unused(_retired)
         own = _GraphPool(new_pool(torch, index), key)
         _older_torch.keep(torch, own, own.pool.mem_pool)
         graph.sire_pool = own

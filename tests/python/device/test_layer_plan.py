@@ -9,13 +9,17 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from measure import device_used
-from sire._arrivals import copy_stream
+from sire._adopt import adopt
+from sire._arrivals import Arrival, copy_stream
+from sire._packed import HostBlock
+from sire._pieces import Block
 from sire.models.commits import InferenceOptimizerHook
 from torch import nn
 
@@ -226,4 +230,167 @@ def test_another_stream_sees_what_one_has_waited_for(gate: Gate) -> None:
         residency.release(residency.units["0"], threading.get_ident())
         with torch.cuda.stream(second):
             assert same(model(given).cpu(), expected)
+        hook.detach()
+
+
+def unmapped(block: HostBlock) -> list[str]:
+    """Gets an entry when the block's memory goes."""
+    told: list[str] = []
+    weakref.finalize(block._map, told.append, "gone")
+    return told
+
+
+def test_host_memory_outlives_what_copies_it_to_the_device(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where whoever began it is gone, and where it is ended while its bytes are on their way."""
+    dropped, released = stack(1), stack(1)
+    expected = released[0].weight.detach().clone()
+    held = [adopt(dropped, device="cuda", mode="view"), adopt(released, device="cuda", mode="view")]
+    told = [unmapped(each._blocks[0].host) for each in held]
+    kept = []
+    gate.close()
+    for each in held:
+        assert each.begin()
+        each.load()
+    assert held[1]._arrival is not None
+    kept.append(dropped[0].weight.detach())  # memory on the device is waited for where it is freed
+    del dropped, each
+    held.pop(0)
+    gc.collect()
+    assert told == [[], []], "the copy stream still reads it"
+    waited: list[str] = []
+    wait = Arrival.synchronize
+
+    def open_and_wait(arrival: Arrival) -> None:
+        waited.append("for the copy")
+        gate.open_all()
+        wait(arrival)
+
+    monkeypatch.setattr(Arrival, "synchronize", open_and_wait)
+    held[0].release()
+    held.clear()
+    gc.collect()
+    assert waited, "before the memory goes"
+    assert told[1] == ["gone"]
+    assert same(released[0].weight.cpu(), expected)
+    torch.cuda.synchronize()
+    last = adopt(stack(1), device="cuda", mode="view")
+    last.begin()
+    assert told[0] == ["gone"], "another one that begins lets go of those that are over"
+    last.release()
+
+
+def test_what_is_written_while_copies_are_begun_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stack(1)
+    expected = 2.0 * model[0].weight.detach()
+    adopted = adopt(model, device="cuda", mode="view")
+    fill = Block.fill
+
+    def fill_and_write(block: Block, *args: Any, **kwargs: Any) -> int:
+        copied = fill(block, *args, **kwargs)
+        torch.cuda.synchronize()
+        model[0].weight.mul_(2.0)
+        return copied
+
+    with torch.no_grad():
+        with monkeypatch.context() as patch:
+            patch.setattr(Block, "fill", fill_and_write)
+            assert adopted.begin()
+        adopted.load()
+        assert torch.equal(model[0].weight.cpu(), expected)
+    adopted.release()
+
+
+def test_a_backward_pass_that_asks_from_another_stream_waits_there_too(gate: Gate) -> None:
+    hook = InferenceOptimizerHook(num_prefetch_streams=0)
+    model = stack(1)
+    hook.attach(model)
+    model.to("cuda")
+    assert hook.manager is not None
+    residency = hook.manager.residency
+    unit = residency.units["0"]
+    gate.close()
+    assert residency.prefetch(unit).result(PATIENCE)
+    first, second, seen = torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.Event()
+    with torch.cuda.stream(first):
+        residency.hold_for_backward(unit)
+    with torch.cuda.stream(second):
+        residency.hold_for_backward(unit)
+        seen.record()
+    assert not seen.query(), "the second stream waits, too"
+    gate.open()
+    residency._backward_ended(-1)
+    hook.detach()
+
+
+def test_after_an_exception_the_device_is_waited_for() -> None:
+    """What the layer had given to other streams is joined by nobody."""
+
+    class Failing(nn.Linear):
+        fails = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.fails:
+                raise ValueError("in the middle")
+            return super().forward(x)
+
+    layer, x = Failing(WIDTH, WIDTH, bias=False), torch.randn(2, WIDTH)
+    layer.fails = False
+    model = nn.Sequential(layer)
+    hook = InferenceOptimizerHook(num_prefetch_streams=0)
+    with torch.no_grad():
+        hook.attach(model)
+        model.to("cuda")
+        model(x.cuda())
+        assert hook.manager is not None
+        residency = hook.manager.residency
+        unit = residency.units["0"]
+        assert unit.ends
+        layer.fails = True
+        with pytest.raises(ValueError, match="in the middle"):
+            model(x.cuda())
+        assert unit.ends is None, "not all uses are known"
+        assert residency.evict(unit)
+        assert unit.ends == []
+        with pytest.raises(ValueError, match="outside"), residency.lease(unit):
+            raise ValueError("outside")
+        assert unit.ends is None
+        hook.detach()
+
+
+def test_nobody_leaves_who_is_saved_or_written_to() -> None:
+    hook = InferenceOptimizerHook(num_prefetch_streams=1)
+    model, x = stack(2), torch.randn(2, WIDTH)
+    with torch.no_grad():
+        hook.attach(model)
+        model.to("cuda")
+        model(x.cuda())
+        assert hook.manager is not None
+        residency = hook.manager.residency
+        unit = residency.units["1"]
+        assert unit.ready
+        left: list[bool] = []
+
+        def evict(*_: Any) -> None:
+            other = threading.Thread(target=lambda: left.append(residency.evict(unit)))
+            other.start()
+            other.join(PATIENCE)
+
+        handle = model[1].register_load_state_dict_pre_hook(evict)
+        state = {name: torch.ones(WIDTH, WIDTH) for name in model.state_dict()}
+        model.load_state_dict(state)
+        handle.remove()
+        assert left == [False]
+        assert unit.ends is None, "nobody knows when the copies are over"
+        done: list[str] = []
+        going, may_go = threading.Event(), threading.Event()
+
+        def last() -> None:
+            going.set()
+            may_go.wait(0.1)
+            done.append("everything that was begun")
+
+        residency.in_background(last)
+        assert going.wait(PATIENCE)
+        assert all(bool((value == 1).all()) for value in model.state_dict().values())
+        assert done
         hook.detach()

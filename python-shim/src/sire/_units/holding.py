@@ -95,9 +95,15 @@ class Holding:
         return self._move(lambda size: _bytes_on(device, size))
 
     def offload(self, after: Sequence[Any] | None = None) -> int:
-        """Brings everything to host memory; returns the bytes that were copied. The device is waited for."""
-        pin = self._pin and self.device.type == "cuda"
-        return self._move(lambda size: _host_bytes(size, pin))
+        """As `Mover.offload`: other streams may work on it, and PyTorch gives the memory to the next one at once."""
+        import torch
+
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and after is None:
+            torch.cuda.synchronize(self.device)
+        for each in after or ():
+            each.synchronize()
+        return self._move(lambda size: _host_bytes(size, self._pin and on_gpu))
 
     def release(self) -> None:
         """Nothing to do: the tensors are plain ones."""

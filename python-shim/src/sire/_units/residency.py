@@ -27,6 +27,7 @@ from .unit import Unit
 
 _MOST_EVENTS = 1000
 _BACKWARDS_AT_ONCE = 4
+_WORKER = "sire-units"
 
 Result = TypeVar("Result")
 
@@ -147,7 +148,13 @@ class Residency:
             for unit in units:
                 self.acquire(unit)
                 stack.callback(self.release, unit, threading.get_ident())
-            yield
+            try:
+                yield
+            except BaseException:
+                # Other streams may have been given work that was to be joined.
+                for unit in units:
+                    unit.used_otherwise()
+                raise
 
     def acquire(self, unit: Unit) -> None:
         """Brings the unit; it stays until `release`. `OutOfMemoryError` if there is no room, and then nothing is
@@ -185,9 +192,12 @@ class Residency:
         task = int(torch._C._current_graph_task_id())
         with self._lock:
             before = self._backward.get(task)
-            if before is unit and unit.ready:
-                return
-            self._backward.pop(task, None)
+            goes_on = before is unit and unit.ready
+            if not goes_on:
+                self._backward.pop(task, None)
+        if goes_on:
+            unit.join()  # the pass may ask from another of its streams
+            return
         with unit.lock:
             unit.hold()
             try:
@@ -222,7 +232,7 @@ class Residency:
         with self._lock:
             self._order.used(unit.name)
         if self.prefetch_depth:
-            self._expect(self._mark(unit.device))
+            self._expect(unit.device)
 
     def _mark(self, device: Any) -> Any:
         """An event behind all that the caller's stream was given until now; None where nobody asks for it."""
@@ -414,14 +424,14 @@ class Residency:
             return future
         with self._lock:
             if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="sire-units")
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix=_WORKER)
             return self._worker.submit(work)
 
     def settle(self) -> None:
-        """Waits until everything that was begun in the background is done."""
+        """Waits until everything that was begun in the background is done; not in the background itself."""
         with self._lock:
             worker = self._worker
-        if worker is not None:
+        if worker is not None and not threading.current_thread().name.startswith(f"{_WORKER}_"):
             worker.submit(lambda: None).result()
 
     def close(self) -> None:
@@ -431,11 +441,16 @@ class Residency:
         if worker is not None:
             worker.shutdown(wait=True)
 
-    def _expect(self, after: Any) -> None:
-        for name in self.upcoming(self.prefetch_depth):
-            unit = self.units.get(name)
-            if unit is not None and not (unit.ready or unit.arriving or name in self._coming):
-                self.prefetch(unit, after)
+    def _expect(self, device: Any) -> None:
+        expected = [self.units.get(name) for name in self.upcoming(self.prefetch_depth)]
+        wanted = [
+            unit
+            for unit in expected
+            if unit is not None and not (unit.ready or unit.arriving or unit.name in self._coming)
+        ]
+        after = self._mark(device) if wanted else None
+        for unit in wanted:
+            self.prefetch(unit, after)
 
     def _come_early(self, unit: Unit, after: Any) -> bool:
         try:

@@ -147,6 +147,11 @@ class Unit:
         if self.ends is not None:
             self.ends = [*(each for each in self.ends if not each.query()), event]
 
+    def used_otherwise(self) -> None:
+        """The device's memory may be in use in a way that no lease tells: who offloads it waits for the device."""
+        with self.lock:
+            self.ends = None
+
     def touch(self) -> None:
         """It is used now."""
         self.last_used = time.monotonic()

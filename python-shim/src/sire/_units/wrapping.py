@@ -134,12 +134,26 @@ class ModuleWrapper:
             return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        wrapped = self.__dict__.get(_KEY)
+        if wrapped is not None:
+            # What is begun may make others leave, by their leases, while their tensors are in the caller's hands.
+            wrapped.residency.settle()
         bring_to_memory(self)
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        bring_to_memory(self)
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+        wrapped = self.__dict__.get(_KEY)
+        units = [] if wrapped is None else sorted(_units_of(wrapped), key=id)
+        with contextlib.ExitStack() as stack:
+            for unit in units:
+                # Nobody leaves who is written to: for that, locks are only tried.
+                stack.enter_context(unit.lock)
+            bring_to_memory(self)
+            try:
+                super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+            finally:
+                for unit in units:
+                    unit.used_otherwise()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         bring_to_memory(self)
@@ -217,7 +231,18 @@ def _leased(wrapped: Wrapped) -> Iterator[None]:
             stack.callback(residency.release, unit, threading.get_ident())
             if _grad_enabled():
                 stack.enter_context(gradients.forward_of(unit, residency))
-        yield
+        try:
+            yield
+        except BaseException:
+            # Other streams may have been given work that the module would have joined.
+            for unit in _units_of(wrapped):
+                unit.used_otherwise()
+            raise
+
+
+def _units_of(wrapped: Wrapped) -> list[Unit]:
+    """All units that have tensors of the module."""
+    return [wrapped.unit, *(unit for unit, _ in wrapped.shared)]
 
 
 def _grad_enabled() -> bool:
@@ -278,9 +303,10 @@ def bring_to_memory(module: Any) -> None:
     """Nothing of the module is on the disk afterwards; what is on the device stays there."""
     wrapped = module.__dict__.get(_KEY)
     if wrapped is not None:
-        with wrapped.unit.lock:
-            wrapped.unit.promote()
-            wrapped.unit.join()
+        for unit in _units_of(wrapped):
+            with unit.lock:
+                unit.promote()
+                unit.join()
 
 
 # --- where and what -------------------------------------------------------------------------------------------
