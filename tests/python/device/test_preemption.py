@@ -51,7 +51,7 @@ class Agent:
         return self.hear()
 
     def refused(self, why: str, **arguments: Any) -> None:
-        """It wants memory in vain, and hears why; on a busy machine the time may be over before others could be asked."""
+        """It wants memory in vain, and hears why; on a busy machine its time may be over before others are asked."""
 
         def said() -> bool:
             answer = self.ask("wants", timeout=0.5, **arguments)
