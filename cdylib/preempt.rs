@@ -64,10 +64,7 @@ pub(crate) fn open(process: &'static Process, wish: Wish) -> Result<u64> {
     }
     control::open()?;
     let selection = Selection::Tag(wish.tag.clone());
-    match process.engine.observe(&selection) {
-        Err(error) if error.status != Status::UnknownTag => return Err(error),
-        _ => {}
-    }
+    observe(&process.engine, &selection)?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut marks = lock(&MARKS);
     if marks.len() >= MOST {
@@ -75,7 +72,19 @@ pub(crate) fn open(process: &'static Process, wish: Wish) -> Result<u64> {
     }
     marks.push(Consent { number, wish, back: None });
     ANY.store(true, Ordering::Relaxed);
+    drop(marks);
+    // Regions that another thread has opened meanwhile; whoever looks at the mark does it again.
+    let _ = observe(&process.engine, &selection);
     Ok(number)
+}
+
+/// Uses of these regions are noted from now on.
+fn observe(engine: &Engine, selection: &Selection) -> Result<()> {
+    match engine.observe(selection) {
+        // Nothing is there yet.
+        Err(error) if error.status == Status::UnknownTag => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// The program has used what the mark is about for the last time `ago`.
@@ -115,12 +124,13 @@ pub(crate) fn close(number: u64, mut resumed: impl FnMut(Option<&str>)) -> Resul
 pub(crate) fn region_opened(engine: &Engine, region: RegionId) {
     if ANY.load(Ordering::Relaxed) {
         // Of a region that is there.
-        let _ = engine.observe(&Selection::Exact(vec![region]));
+        let _ = observe(engine, &Selection::Exact(vec![region]));
     }
 }
 
-/// Brings back what a pause has taken, and nothing that is away for another reason by now.
+/// Brings back what a pause has taken, and nothing that is away for another reason by now; refused while a graph is being captured.
 pub(crate) fn bring(back: &Back, options: ResumeOptions<'_>) -> Result<sire_core::engine::Report> {
+    let options = ResumeOptions { capturing: options.capturing || capture::in_progress(), ..options };
     crate::abi::transition::carry_out(|engine| engine.resume(&selection(engine, back), options))
 }
 
@@ -183,7 +193,7 @@ fn describe(process: &Process) -> Vec<Mark> {
             idle_seconds: there().map(|each| each.idle).min().unwrap_or_default().as_secs_f64(),
             back_seconds: back.map(|back| back.elapsed().as_secs_f64()),
             state: state(loan, &regions).to_owned(),
-            obstacle: obstacle(wish, &regions),
+            obstacle: why_away(*number).or_else(|| obstacle(wish, &regions)),
         }
     };
     all.iter().map(mark).collect()
@@ -191,7 +201,10 @@ fn describe(process: &Process) -> Vec<Mark> {
 
 /// The regions that a mark is about.
 fn meant(engine: &Engine, marks: &[(u64, &str)], number: u64, tag: &str) -> Vec<Holding> {
-    let found = engine.holdings(&Selection::Tag(tag.to_owned())).unwrap_or_default();
+    let selection = Selection::Tag(tag.to_owned());
+    // Who is not observed would never be idle. Of a tag that cannot be looked up there are no holdings either.
+    let _ = observe(engine, &selection);
+    let found = engine.holdings(&selection).unwrap_or_default();
     found.into_iter().filter(|region| mark_of(marks, &region.tag) == Some(number)).collect()
 }
 
@@ -223,6 +236,12 @@ fn state(loan: Option<bool>, regions: &[Holding]) -> &'static str {
         None if regions.iter().any(|each| each.state == State::Paused) => "paused",
         None => "empty",
     }
+}
+
+/// Why what gave way by it is not back.
+fn why_away(number: u64) -> Option<String> {
+    let why = control::current()?.desk.why_away(number)?;
+    Some(format!("what gave way before could not be brought back: {why}"))
 }
 
 /// What is in the way of every need.

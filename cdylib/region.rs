@@ -7,6 +7,7 @@ use crate::boundary::invalid;
 use crate::capture;
 use crate::config;
 use crate::interpose::probe;
+use crate::preempt;
 use crate::process;
 use crate::tms;
 use sire_core::engine::{Backup, Engine, OnPaused, Policy, RegionId};
@@ -92,7 +93,10 @@ fn process_wide_value() -> Result<Option<RegionId>> {
 
 /// Opens a region.
 pub(crate) fn open(tag: &str, policy: Policy) -> Result<RegionId> {
-    process::get()?.engine.region(tag, policy)
+    let engine = &process::get()?.engine;
+    let opened = engine.region(tag, policy)?;
+    preempt::region_opened(engine, opened);
+    Ok(opened)
 }
 
 /// PyTorch's expandable segments never call cudaMalloc. Where its way to the driver does not lead through our hooks either, a process-wide

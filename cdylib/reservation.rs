@@ -129,6 +129,7 @@ impl Reservation {
             }
             (_, error) => error,
         })?;
+        borrower.iter().for_each(Borrower::enough);
         if matches!(wish.want, Want::Rest { .. }) {
             // Whole granules, so that the fence needs no byte more.
             bytes -= bytes % LARGEST_GRANULE;

@@ -251,7 +251,7 @@ fn default_region() -> Result<RegionId> {
         return Ok(RegionId(known));
     }
     let policy = Policy { backup: config::get()?.backup.unwrap_or_default(), ..Policy::default() };
-    let opened = process::get()?.engine.region(DEFAULT_TAG, policy)?;
+    let opened = region::open(DEFAULT_TAG, policy)?;
     DEFAULT.store(opened.0, Ordering::Release);
     Ok(opened)
 }

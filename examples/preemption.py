@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import NoReturn
 
 import sire
@@ -44,10 +45,14 @@ def serve() -> None:
         with subprocess.Popen([sys.executable, __file__, "job", str(needed)]) as process:
             while process.poll() is None:
                 sire.safe_point()
+                time.sleep(0.01)
         check(process.returncode == 0, "the job got what it needed")
         sire.safe_point()
-        while mark.figures["state"] != "resident":
+        until = time.monotonic() + 60
+        while mark.figures["state"] != "resident" and time.monotonic() < until:
             sire.safe_point()
+            time.sleep(0.01)
+        check(mark.figures["state"] == "resident", "the model came back")
     check(bool(torch.equal(model.cpu(), expected)), "the model is back with every byte")
     print("the model is back, every byte as it was")
 

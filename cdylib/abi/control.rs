@@ -4,18 +4,21 @@ use super::transition::{Asked, carry_out, sire_dead_ranges};
 use crate::boundary::{self, call, invalid, sized_field};
 use crate::capture;
 use crate::control::{self, Control};
+use crate::lock;
+use crate::log;
 use crate::preempt;
 use crate::process::{self, Process};
 use crate::status::sire_status;
 use serde_json::{Value, json};
 use sire_control::board::LONGEST_SHEET;
-use sire_control::desk::{Action, Back, Member, Outcome, Part, Undo};
+use sire_control::desk::{Action, Back, Member, Outcome, Part, Undo, is_under};
 use sire_control::message::{Code, Refusal};
 use sire_core::engine::{DeadRanges, Engine, PauseOptions, RegionId, Report, ResumeOptions, Selection, State};
 use sire_core::error::{Error, Result, Status};
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Told in the calling thread what happens to a tag (NULL: everything) at its safe point. `what` 0: it is about to be paused; anything but
@@ -336,12 +339,15 @@ fn pause(engine: &Engine, selection: &Selection, tag: Option<&str>, cause: Cause
     let report = match paused {
         Err(error) if error.status == Status::PausedAfterFailure => {
             control::note("failed", || format!("{whom} is paused {}, but: {error}", cause.why));
-            return Ok(Outcome::Stuck { refusal: control::refusal(&error), undo: undo(engine, tag, &before) });
+            return Ok(Outcome::Stuck {
+                refusal: control::refusal(&error),
+                undo: undo(engine, selection, tag, &before),
+            });
         }
         paused => paused?,
     };
     control::note("pause", || format!("{whom} {}: {} bytes given back", cause.why, report.bytes_moved));
-    Ok(Outcome::Done { undo: undo(engine, tag, &before), report: described(&report) })
+    Ok(Outcome::Done { undo: undo(engine, selection, tag, &before), report: described(&report) })
 }
 
 fn resume(back: &Back, wait: Duration, wishes: &Wishes) -> Result<Outcome> {
@@ -375,7 +381,23 @@ fn recover(process: &'static Process, mark: u64, undo: &Undo, wishes: &Wishes) -
             control::note("resume", || "what gave way for another process is back".to_owned());
             Ok(Outcome::Done { undo: Undo::new(), report: Value::Null })
         }
-        Err(error) => Ok(Outcome::NotNow(error.message)),
+        Err(error) => {
+            say_once(mark, &error);
+            Ok(Outcome::NotNow(error.message))
+        }
+    }
+}
+
+/// What may never pass by itself is told of, and not at each of the many tries.
+fn say_once(mark: u64, error: &Error) {
+    static SAID: Mutex<Option<(u64, String)>> = Mutex::new(None);
+    if matches!(error.status, Status::Busy | Status::OutOfDeviceMemory | Status::Capturing) {
+        return;
+    }
+    let said = Some((mark, error.message.clone()));
+    if std::mem::replace(&mut *lock(&SAID), said.clone()) != said {
+        control::note("failed", || format!("what gave way by mark {mark} cannot be brought back: {error}"));
+        log::warning!("what gave way by mark {mark} cannot be brought back, and is tried again: {error}");
     }
 }
 
@@ -388,17 +410,29 @@ fn regions(engine: &Engine) -> Vec<State> {
     (0..).map_while(|number| engine.state(RegionId(number)).ok()).collect()
 }
 
-/// What a resume has to name so that everything is as `before` the pause: what is paused now and was not then.
-fn undo(engine: &Engine, asked: Option<&str>, before: &[State]) -> Undo {
+/// What a resume has to name so that everything is as `before` the pause: what is paused now and was not then. Of what is `selected`: other threads may
+/// have paused something else themselves meanwhile.
+fn undo(engine: &Engine, selected: &Selection, asked: Option<&str>, before: &[State]) -> Undo {
     let after = regions(engine).into_iter().enumerate();
     let taken = after.filter(|(at, now)| *now == State::Paused && before.get(*at) != Some(&State::Paused));
     let part = |(at, _): (usize, State)| {
         let region = RegionId(u32::try_from(at).ok()?);
         let (tag, _) = engine.region_info(region).ok()?;
+        if !is_selected(selected, region, &tag) {
+            return None;
+        }
         Some(Part { region: region.0, tag, pauses: engine.pauses(region).ok()? })
     };
     let parts: Vec<Part> = taken.filter_map(part).collect();
     if parts.is_empty() { Undo::new() } else { vec![Back::Exactly { asked: asked.map(str::to_owned), parts }] }
+}
+
+fn is_selected(selection: &Selection, region: RegionId, tag: &str) -> bool {
+    match selection {
+        Selection::All => true,
+        Selection::Tag(top) => is_under(Some(tag), top),
+        Selection::Exact(regions) => regions.contains(&region),
+    }
 }
 
 fn described(report: &Report) -> Value {

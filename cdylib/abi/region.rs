@@ -88,7 +88,6 @@ pub unsafe extern "C" fn sire_region_open(
         // SAFETY: the caller's promises.
         let (tag, policy) = unsafe { (boundary::string("the tag", tag)?, policy(options)?) };
         let opened = region::open(tag, policy)?;
-        preempt::region_opened(&process::get()?.engine, opened);
         // SAFETY: the caller's promise.
         unsafe { boundary::put(out_region, opened.0) };
         Ok(())

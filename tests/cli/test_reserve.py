@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment
+from conftest import ROOT, clean_environment
 from running import LIMIT, line, running, until
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -76,6 +76,39 @@ def test_who_holds_is_waited_for_and_who_is_killed_is_not(start: Start) -> None:
     holder.send_signal(signal.SIGKILL)
     ended(holder)
     assert ended(waiting)[0] == 0
+
+
+OWNER = """
+import time
+import sire
+from sire import _library
+
+with sire.region("model", backup="cpu"):
+    weights = _library.load().allocate(40 << 20, 0)
+mark = sire.reclaimable("model", priority=1)
+print("ready", flush=True)
+while "back_seconds" not in mark.figures:
+    sire.safe_point()
+    time.sleep(0.002)
+print("back", flush=True)
+"""
+
+
+def test_memory_that_is_marked_gives_way_until_the_program_ends(
+    start: Start, environment: dict[str, str], library: Path, stand_in: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    # Of the fixture that starts the command, too.
+    environment.update(SIRE_SIM_MEMORY="64MiB", XDG_RUNTIME_DIR=str(tmp_path))
+    own = {"PYTHONPATH": str(ROOT / "python-shim" / "src"), "SIRE_LIBRARY": str(library), "SIRE_LIBCUDA": str(stand_in)}
+    wanted = ["--bytes", "40MiB"]
+    with running([sys.executable, "-c", OWNER], env={**environment, **own}, stdout=subprocess.PIPE) as owner:
+        assert line(owner) == "ready"
+        code, _, err = ended(start("reserve", "--preempt", "--timeout", "0.5", *wanted, "--", "true"))
+        assert (code, "Nobody gave way" in err) == (75, True), err
+        code, out, err = ended(start("reserve", "--preempt=1", "--json", *wanted, "--", "sh", "-c", "echo $SIRE_RESERVED"))
+        assert (code, out.strip().endswith(f":{40 * MIB}")) == (0, True), err
+        assert line(owner) == "back"
 
 
 def test_ctrl_c_ends_the_wait(start: Start, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
         }
         (_, failure) => failure,
     })?;
+    borrower.iter().for_each(Borrower::enough);
     if options.json {
         let waited = begun.elapsed().as_secs_f64();
         eprintln!("{}", json!({ "gpu": gpu.uuid, "reserved_bytes": bytes, "waited_seconds": waited }));

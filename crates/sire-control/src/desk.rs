@@ -569,7 +569,8 @@ fn is_closed() -> Refusal {
 }
 
 /// Whether `tag` is `top` or lies under it; everything does not.
-fn is_under(tag: Option<&str>, top: &str) -> bool {
+#[must_use]
+pub fn is_under(tag: Option<&str>, top: &str) -> bool {
     tag.and_then(|tag| tag.strip_prefix(top)).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 

@@ -69,7 +69,22 @@ struct State {
     tries: u32,
     refused: HashMap<(u32, u64), (Instant, String)>,
     why: String,
+    /// What was needed is there: nobody else is asked.
+    is_met: bool,
     ended: bool,
+}
+
+impl State {
+    fn is_over(&self) -> bool {
+        self.is_met || self.ended
+    }
+
+    /// Ends the question that an owner has been asked, if there is one.
+    fn hang_up(&mut self) {
+        if let Some(asking) = self.asking.take() {
+            let _ = asking.shutdown(std::net::Shutdown::Both);
+        }
+    }
 }
 
 /// Memory of another process, as long as the connection lasts.
@@ -120,6 +135,7 @@ impl Borrower {
             tries: 0,
             refused: HashMap::new(),
             why: "nobody was asked to give way yet".to_owned(),
+            is_met: false,
             ended: false,
         };
         let (gpu, pid) = (gpu.to_owned(), std::process::id());
@@ -129,8 +145,8 @@ impl Borrower {
     /// It is our turn, and at `seen` so many bytes were missing. Begins a round of asking, unless one is under way or was just in vain; returns at once.
     pub fn missing(&self, bytes: u64, seen: Instant) {
         let mut state = lock(&self.0.state);
-        let is_over = state.is_asking || state.loans.len() >= MOST;
-        if is_over || seen <= state.settled || Instant::now() < state.rest_until {
+        let is_full = state.is_asking || state.loans.len() >= MOST;
+        if is_full || state.is_over() || seen <= state.settled || Instant::now() < state.rest_until {
             return;
         }
         state.is_asking = true;
@@ -139,6 +155,14 @@ impl Borrower {
         if let Err(error) = started {
             (state.is_asking, state.why) = (false, format!("no thread could be started to ask: {error}"));
         }
+    }
+
+    /// What was needed is there. Who is being asked is not waited for, and what a round that is under way has got goes back; the loans that
+    /// there are stay.
+    pub fn enough(&self) {
+        let mut state = lock(&self.0.state);
+        state.is_met = true;
+        state.hang_up();
     }
 
     /// Why nobody gave way, or not enough, for a sentence.
@@ -163,9 +187,7 @@ impl Drop for Borrower {
         }
         let mut state = lock(&self.0.state);
         state.ended = true;
-        if let Some(asking) = &state.asking {
-            let _ = asking.shutdown(std::net::Shutdown::Both);
-        }
+        state.hang_up();
         let loans = std::mem::take(&mut state.loans);
         drop(state);
         drop(loans);
@@ -173,20 +195,22 @@ impl Drop for Borrower {
 }
 
 impl Shared {
-    /// Gets all that is missing, or nothing.
+    /// Gets all that is missing, or nothing; then what earlier rounds got goes back, too.
     fn round(&self, missing: u64) {
         let mut got: Vec<Loan> = Vec::new();
         let outcome = self.collect(missing, &mut got);
         let mut state = lock(&self.state);
         (state.is_asking, state.asking, state.settled) = (false, None, Instant::now());
         match outcome {
-            Ok(()) if !state.ended => {
+            _ if state.is_over() => {}
+            Ok(()) => {
                 state.tries = 0;
                 state.why = "what others gave was not enough, or somebody else took it".to_owned();
                 state.loans.append(&mut got);
             }
-            Ok(()) => {}
             Err(why) => {
+                // All or nothing, also of several rounds.
+                got.append(&mut state.loans);
                 state.rest_until = Instant::now() + REST.0.saturating_mul(1 << state.tries.min(8)).min(REST.1);
                 state.tries += 1;
                 state.why = why;
@@ -209,7 +233,7 @@ impl Shared {
             let need = Need { gpu: self.gpu.clone(), bytes: missing - lent, priority: self.priority };
             let asked = plan::plan(&self.without_refused(&offers), &need);
             let Some(first) = asked.into_iter().next() else { return Err(self.objections(&offers)) };
-            if lock(&self.state).ended || got.len() >= MOST {
+            if lock(&self.state).is_over() || got.len() >= MOST {
                 return Err(why);
             }
             offers.retain(|each| (each.pid, each.mark.mark) != (first.pid, first.mark.mark));
@@ -253,12 +277,19 @@ impl Shared {
             descriptors.add(stream.as_raw_fd());
         }
         let mut loan = Loan { stream: Arc::clone(&stream), descriptors: self.descriptors, pid: self.pid, bytes: 0 };
-        lock(&self.state).asking = Some(stream);
+        {
+            let mut state = lock(&self.state);
+            if state.is_over() {
+                return Err("the need is over".to_owned());
+            }
+            state.asking = Some(stream);
+        }
         let verb = Verb::Reclaim { mark: offer.mark.mark, priority: self.priority, timeout: PATIENCE.as_secs_f64() };
         let answer = client.ask_alive(verb, PATIENCE + LOOK, COPYING);
         lock(&self.state).asking = None;
         let answer = answer.map_err(|failure| failure.to_string())?.map_err(|refusal| refusal.message)?;
-        loan.bytes = answer["bytes"].as_u64().unwrap_or(0);
+        // What it gave back on other GPUs is no part of what is needed here.
+        loan.bytes = answer["bytes"].as_u64().unwrap_or(0).min(offer.mark.bytes_on(&self.gpu));
         Ok(loan)
     }
 

@@ -51,7 +51,9 @@ class Reclaimable:
         return next((each for each in marks if each["mark"] == self._mark), {})
 
     def close(self) -> None:
-        """Nobody is given way to any more. What is away comes back now; if there is no room for it, that is raised."""
+        """Nobody is given way to any more. What is away comes back now; if there is no room for it, that is raised, and
+        it comes back at a later safe point.
+        """
         with self._lock:
             if self._closed or self._pid != os.getpid():
                 return
@@ -59,6 +61,8 @@ class Reclaimable:
         try:
             _library.load().reclaimable_close(self._mark, control.told)
         finally:
+            # Also without an error: in a callback, and in another process's turn on the device, nothing comes back now.
+            control.owes()
             self._socket.close()
 
     def __enter__(self) -> Reclaimable:

@@ -43,6 +43,8 @@ _opened = 0
 _pid = 0
 _path = ""
 _openings = 0
+# The process in which something may be away still although the socket is closed.
+_owing_pid = 0
 _hook: Any = None
 # Who wants the steps of optimizers to be safe points: the socket, time slices.
 _hook_wanted: set[str] = set()
@@ -118,8 +120,22 @@ def _close_once() -> None:
             return
         _opened -= 1
         if _opened == 0:
+            is_hooked = "socket" in _hook_wanted
             _unhook("socket")
-            _library.load().control_close(told)
+            try:
+                _library.load().control_close(told)
+            except BaseException:
+                if is_hooked:
+                    _hook_wanted.add("owing")
+                    torch_is_there()
+                owes()
+                raise
+
+
+def owes() -> None:
+    """Something may have to come back at a later safe point: they go on serving, also without the socket."""
+    global _owing_pid
+    _owing_pid = os.getpid()
 
 
 def take_turns(yes: bool) -> None:
@@ -148,14 +164,15 @@ def _is_open() -> bool:
 
 def _counts() -> bool:
     """Whether anybody could want anything at a safe point."""
-    return (_opened > 0 and _pid == os.getpid()) or (_turns_pid > 0 and _turns_pid == os.getpid())
+    here = os.getpid()
+    return (_opened > 0 and _pid == here) or here in (_turns_pid, _owing_pid)
 
 
 @atexit.register
 def _at_exit() -> None:
-    global _opened
+    global _opened, _owing_pid
     # The library removes its socket; nothing is resumed for a program that ends.
-    _opened = 0
+    _opened = _owing_pid = 0
 
 
 # --- safe points -------------------------------------------------------------------------------------------------

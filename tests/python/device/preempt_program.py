@@ -26,6 +26,7 @@ class Agent:
         self.marks: dict[str, sire.Reclaimable] = {}
         self.need = contextlib.ExitStack()
         self.taken: list[torch.Tensor] = []
+        self.stays_away = False
 
     def fill(self, tag: str, mib: int, backup: str | None = "cpu") -> str:
         with sire.region(tag, backup=backup):
@@ -40,7 +41,10 @@ class Agent:
         return "marked"
 
     def unmark(self, tag: str) -> str:
-        self.marks.pop(tag).close()
+        try:
+            self.marks.pop(tag).close()
+        except sire.SireError as error:
+            return str(error)
         return "unmarked"
 
     def used(self, tag: str, ago: float) -> str:
@@ -75,6 +79,11 @@ class Agent:
         self.taken.append(torch.full((mib * MIB,), 7, dtype=torch.uint8, device="cuda"))
         return "has" if bool((self.taken[-1].cpu() == 7).all()) else "wrong"
 
+    def meet(self) -> str:
+        """Passes no safe point before it has done what it is told next."""
+        self.stays_away = True
+        return "here"
+
     def done(self) -> str:
         """Needs nothing any more."""
         self.taken.clear()
@@ -90,9 +99,11 @@ def main() -> None:
     agent = Agent()
     print(json.dumps("ready"), flush=True)
     while True:
-        sire.safe_point()
+        if not agent.stays_away:
+            sire.safe_point()
         with contextlib.suppress(queue.Empty):
             order = json.loads(orders.get(timeout=0.002))
+            agent.stays_away = False
             print(json.dumps(getattr(agent, order.pop("do"))(**order)), flush=True)
 
 

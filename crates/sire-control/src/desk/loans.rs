@@ -2,7 +2,7 @@
 //!
 //! A loan is made at a safe point, as a pause from outside is, and is over when its needer's connection is: then what it has taken, and nothing else, comes
 //! back at a safe point, as soon as the memory can be had. The program's own resume wins: what it brings back is no part of the loan any more. In
-//! another process's turn on the device nothing is lent, and nothing comes back.
+//! another process's turn on the device nothing is lent, and nothing comes back; nor does what somebody outside has paused meanwhile.
 
 use super::{Action, Asked, Back, Desk, Inner, Outcome, Part, Undo};
 use crate::lock;
@@ -36,11 +36,14 @@ pub(super) struct Loan {
     /// When to try the next time.
     pub(super) due: Instant,
     tries: u32,
+    /// Why it could not be brought back the last time.
+    why: Option<String>,
 }
 
 impl Loan {
     pub(super) fn shown(&self) -> Value {
-        json!({"mark": self.mark, "state": if self.over { "returning" } else { "lent" }, "waits": self.terms.waits})
+        let state = if self.over { "returning" } else { "lent" };
+        json!({"mark": self.mark, "state": state, "waits": self.terms.waits, "obstacle": self.why})
     }
 }
 
@@ -56,22 +59,36 @@ impl Desk {
         };
         let mut inner = lock(&self.inner);
         let over = is_stuck || inner.abandoned;
-        inner.loans.push(Loan { ticket: asked.ticket, mark, terms, undo, over, due: Instant::now(), tries: 0 });
+        inner.loans.push(Loan {
+            ticket: asked.ticket,
+            mark,
+            terms,
+            undo,
+            over,
+            due: Instant::now(),
+            tries: 0,
+            why: None,
+        });
         inner.settle_loans();
         Ok(answer)
     }
 
     /// Tries to bring a loan back; if that fails it is tried again, less and less often.
     pub(super) fn recover(&self, asked: &Asked, run: &mut dyn FnMut(&Action) -> Outcome) {
-        let is_back = matches!(run(&asked.action), Outcome::Done { .. });
+        let failed = match run(&asked.action) {
+            Outcome::Done { .. } => None,
+            Outcome::NotNow(why) => Some(why),
+            Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => Some(refusal.message),
+        };
         let mut inner = lock(&self.inner);
         (inner.running, inner.runner) = (None, None);
-        if is_back {
+        if failed.is_none() {
             inner.loans.retain(|loan| loan.ticket != asked.ticket);
         }
         if let Some(loan) = inner.loans.iter_mut().find(|loan| loan.ticket == asked.ticket) {
             loan.due = Instant::now() + REST.0.saturating_mul(1 << loan.tries.min(10)).min(REST.1);
             loan.tries += 1;
+            loan.why = failed;
         }
         drop(inner);
         self.review();
@@ -94,15 +111,16 @@ impl Desk {
     }
 
     /// The program takes its consent back: `resume` brings back, now, what gave way by this mark. What fails comes back later, at a safe point, as if the
-    /// need were over. In a callback of what is being carried out, and in another process's turn on the device, all of it does.
+    /// need were over. In a callback of what is being carried out, and in another process's turn on the device, all of it does; and what somebody
+    /// outside has paused meanwhile stays so until its resume.
     ///
     /// # Errors
     /// The first of `resume`.
     pub fn recall<E>(&self, mark: u64, resume: impl FnMut(&Back) -> Result<(), E>) -> Result<(), E> {
         self.end_loans(|loan| loan.mark == mark);
         let inner = self.when_nothing_runs();
-        let undo: Undo =
-            inner.loans.iter().filter(|loan| loan.mark == mark).flat_map(|loan| loan.undo.clone()).collect();
+        let ours = inner.loans.iter().filter(|loan| loan.mark == mark && !inner.is_held_over(&loan.undo));
+        let undo: Undo = ours.flat_map(|loan| loan.undo.clone()).collect();
         if undo.is_empty() || inner.is_runner() || inner.away.is_some() {
             return Ok(());
         }
@@ -127,6 +145,12 @@ impl Desk {
         self.review();
     }
 
+    /// Why what gave way by this mark could not be brought back the last time that it was tried.
+    #[must_use]
+    pub fn why_away(&self, mark: u64) -> Option<String> {
+        lock(&self.inner).loans.iter().find(|loan| loan.mark == mark && loan.why.is_some())?.why.clone()
+    }
+
     /// The marks whose memory has given way, and whether it is on its way back.
     #[must_use]
     pub fn lent(&self) -> Vec<(u64, bool)> {
@@ -141,7 +165,7 @@ impl Inner {
         self.tidy_loans();
     }
 
-    fn tidy_loans(&mut self) {
+    pub(super) fn tidy_loans(&mut self) {
         self.loans.retain(|loan| !loan.undo.is_empty());
     }
 
@@ -166,7 +190,8 @@ impl Inner {
         if self.away.is_some() {
             return None;
         }
-        let loan = self.loans.iter().find(|loan| loan.over && loan.due <= now)?;
+        let mut due = self.loans.iter().filter(|loan| loan.over && loan.due <= now);
+        let loan = due.find(|loan| !self.is_held_over(&loan.undo))?;
         let action = Action::Recover { mark: loan.mark, undo: loan.undo.clone() };
         Some(Asked { ticket: loan.ticket, action, deadline: now, patience: Duration::ZERO, why: None })
     }

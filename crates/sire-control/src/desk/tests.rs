@@ -637,7 +637,7 @@ fn what_finds_no_memory_is_tried_again_and_the_programs_own_resume_wins() {
     assert_eq!(desk.ask(Ticket(2), lend(8, WAITS), LONG), Ok(()));
     assert_eq!(done(&desk, &member, &obey).1.len(), 2);
     desk.let_go(Ticket(1));
-    let tries = AtomicI32::new(0);
+    let (tries, mut said) = (AtomicI32::new(0), false);
     let short = |action: &Action| match action {
         Action::Recover { .. } if tries.fetch_add(1, Ordering::SeqCst) < 2 => Outcome::NotNow("no memory".to_owned()),
         action => obey(action),
@@ -645,7 +645,9 @@ fn what_finds_no_memory_is_tried_again_and_the_programs_own_resume_wins() {
     let began = Instant::now();
     while desk.lent() != [(8, false)] {
         assert!(began.elapsed() < LONG && glance(&desk, &member, &mut { short }), "it went on without its memory");
+        said |= desk.why_away(7).as_deref() == Some("no memory");
     }
+    assert_eq!((said, desk.why_away(7)), (true, None));
     assert_eq!(tries.load(Ordering::SeqCst), 3);
     // The program brings the other one back itself.
     desk.came_back(|_| false);
@@ -691,4 +693,45 @@ fn in_anothers_turn_nothing_is_lent_and_nothing_comes_back() {
     assert_eq!(desk.ask(Ticket(4), COME_BACK, LONG), Ok(()));
     let (held, done) = done(&desk, &member, &obey);
     assert_eq!((held, done.last()), (false, Some(&back(7))));
+}
+
+#[test]
+fn what_was_paused_from_outside_meanwhile_comes_back_with_its_resume_and_not_before() {
+    let nothing_more = |action: &Action| match action {
+        Action::Pause { .. } => Outcome::Done { report: json!(null), undo: Vec::new() },
+        action => obey(action),
+    };
+    for over in [Some("mark"), None] {
+        let (desk, _answers) = desk();
+        let member = desk.join("main");
+        for (ticket, mark) in [(1, 7), (2, 8)] {
+            assert_eq!(desk.ask(Ticket(ticket), lend(mark, GOES_ON), LONG), Ok(()));
+        }
+        assert!(!glance(&desk, &member, &mut obey));
+        assert_eq!(desk.ask(Ticket(3), Action::Pause { tag: over.map(str::to_owned) }, LONG), Ok(()));
+        desk.let_go(Ticket(1));
+        let (held, done) = done(&desk, &member, &nothing_more);
+        assert!(held && !done.contains(&back(7)), "it came back over the pause: {done:?}");
+        assert_eq!(desk.recall(8, |_| Err("it is paused from outside")), Ok(()));
+        assert!(glance(&desk, &member, &mut |_| unreachable!("it is paused from outside")), "it was let go");
+        assert_eq!(desk.ask(Ticket(4), resume(over), LONG), Ok(()));
+        assert!(!glance(&desk, &member, &mut obey));
+        assert!(desk.lent().is_empty() && !desk.is_wanted());
+    }
+}
+
+#[test]
+fn a_recall_lets_nobody_go_who_is_paused_from_outside() {
+    let (desk, _answers) = desk();
+    let member = desk.join("main");
+    assert_eq!(desk.ask(Ticket(1), lend(7, GOES_ON), LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut obey));
+    // All of it was paused by the program before: there is nothing to undo, and a program to stop.
+    assert_eq!(desk.ask(Ticket(2), pause("other"), LONG), Ok(()));
+    let nothing = |_: &Action| Outcome::Done { report: json!(null), undo: Vec::new() };
+    assert!(glance(&desk, &member, &mut { nothing }));
+    assert_eq!(desk.recall(7, |_| Ok::<(), ()>(())), Ok(()));
+    assert!(desk.lent().is_empty());
+    assert!(glance(&desk, &member, &mut obey), "it was let go");
+    assert_eq!(desk.summary()["paused"], json!(["other"]));
 }

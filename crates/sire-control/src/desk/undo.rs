@@ -70,6 +70,7 @@ impl Desk {
         if inner.is_runner() || inner.defer() {
             return Ok(());
         }
+        inner.tidy();
         let undo = inner.undo();
         self.undo_here(inner, undo, resume)
     }
@@ -101,7 +102,7 @@ impl Desk {
         }
         let mut inner = lock(&self.inner);
         (inner.running, inner.runner) = (None, None);
-        inner.tidy();
+        inner.tidy_loans();
         drop(inner);
         self.review();
         outcome
@@ -149,7 +150,23 @@ impl Inner {
         self.loans.retain(|loan| !loan.undo.is_empty());
     }
 
+    /// It is back. A hold that has taken nothing else goes with it; one that had nothing to bring back is no matter of this.
     pub(super) fn undone(&mut self, back: &Back) {
-        self.undoes().for_each(|undo| undo.retain(|other| other != back));
+        self.held.retain_mut(|hold| {
+            let before = hold.undo.len();
+            hold.undo.retain(|other| other != back);
+            !hold.undo.is_empty() || before == 0
+        });
+        self.loans.iter_mut().for_each(|loan| loan.undo.retain(|other| other != back));
+    }
+
+    /// Whether somebody outside has paused what `undo` would bring back, or a part of it.
+    pub(super) fn is_held_over(&self, undo: &Undo) -> bool {
+        let covers = |top: Option<&str>, back: &Back| match (top, back) {
+            (None, _) | (_, Back::Everything) => true,
+            (Some(top), Back::Under(tag)) => is_under(Some(tag), top) || is_under(Some(top), tag),
+            (Some(top), Back::Exactly { parts, .. }) => parts.iter().any(|part| is_under(Some(&part.tag), top)),
+        };
+        self.held.iter().any(|hold| undo.iter().any(|back| covers(hold.tag.as_deref(), back)))
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
-/// Has one mark of so many bytes, and gives them or not.
+/// Has one mark of so many bytes, and more on another GPU, and gives them or not; what is given is not offered.
 struct Owner {
     bytes: u64,
     gives: bool,
@@ -22,7 +22,8 @@ struct Owner {
 
 impl Service for Arc<Owner> {
     fn answer(&self, _ticket: Ticket, verb: Verb) -> Option<Answer> {
-        let gpus = json!([{"gpu": "GPU-a", "bytes": self.bytes}]);
+        let there = if self.gives && self.asked().len() > self.ended() { 0 } else { self.bytes };
+        let gpus = json!([{"gpu": "GPU-a", "bytes": there}, {"gpu": "GPU-b", "bytes": 1000}]);
         Some(match verb {
             Verb::Marks => {
                 Ok(json!({"marks": [{"mark": 1, "tag": "m", "gpus": gpus, "idle_seconds": 5.0}], "more": 1}))
@@ -30,7 +31,7 @@ impl Service for Arc<Owner> {
             Verb::Reclaim { priority, .. } => {
                 self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(priority);
                 let refusal = || Refusal::new(Code::Refused, "not now, I am busy");
-                if self.gives { Ok(json!({"bytes": self.bytes})) } else { Err(refusal()) }
+                if self.gives { Ok(json!({"bytes": self.bytes + 1000})) } else { Err(refusal()) }
             }
             _ => Ok(json!(null)),
         })
@@ -110,13 +111,21 @@ fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// Whether so much is lent; if not, so much is missing still.
+fn is_lent(borrower: &Borrower, missing: u64, lent: u64) -> bool {
+    let seen = Instant::now();
+    borrower.lent() == lent || {
+        borrower.missing(missing, seen);
+        false
+    }
+}
+
 #[test]
 fn who_refuses_is_passed_by_and_what_others_gave_lasts_as_long_as_the_need() -> Outcome {
     let street = Street::of(&[(10, false), (20, true)])?;
     let borrower = street.borrower()?;
     let before = Instant::now();
-    borrower.missing(8, before);
-    wait_until("nobody gave way", || borrower.lent() == 20);
+    wait_until("nobody gave way", || is_lent(&borrower, 8, 20));
     assert_eq!((street.owners[0].asked(), street.owners[1].asked()), (vec![3], vec![3]));
     // What was seen before the memory arrived is no reason to ask anybody else.
     borrower.missing(8, before);
@@ -131,13 +140,46 @@ fn who_refuses_is_passed_by_and_what_others_gave_lasts_as_long_as_the_need() -> 
 fn where_it_is_not_enough_nobody_is_disturbed_and_nothing_is_kept() -> Outcome {
     let street = Street::of(&[(10, false), (20, true)])?;
     let borrower = street.borrower()?;
-    borrower.missing(31, Instant::now());
-    wait_until("it never says why", || borrower.why() == "all that others offer is 30 bytes");
+    wait_until("it never says why", || {
+        borrower.missing(31, Instant::now());
+        borrower.why() == "all that others offer is 30 bytes"
+    });
     assert!(street.owners.iter().all(|owner| owner.asked().is_empty()), "somebody was asked in vain");
     let other = street.borrower()?;
-    other.missing(30, Instant::now());
-    wait_until("it never says why", || other.why().contains("not now, I am busy"));
+    wait_until("it never says why", || {
+        other.missing(30, Instant::now());
+        other.why().contains("not now, I am busy")
+    });
     wait_until("it keeps what is not enough", || street.owners[1].ended() == street.owners[1].asked().len());
     assert_eq!(other.lent(), 0);
+    Ok(())
+}
+
+#[test]
+fn what_an_earlier_round_got_goes_back_when_a_later_one_finds_nobody() -> Outcome {
+    let street = Street::of(&[(20, true)])?;
+    let borrower = street.borrower()?;
+    wait_until("nobody gave way", || is_lent(&borrower, 20, 20));
+    wait_until("it keeps what is not enough", || {
+        if street.owners[0].ended() == 0 {
+            borrower.missing(5, Instant::now());
+        }
+        street.owners[0].ended() == 1
+    });
+    assert_eq!((borrower.lent(), street.owners[0].asked().len()), (0, 1));
+    Ok(())
+}
+
+#[test]
+fn who_has_enough_keeps_it_and_asks_nobody_else() -> Outcome {
+    let street = Street::of(&[(20, true), (30, true)])?;
+    let borrower = street.borrower()?;
+    wait_until("nobody gave way", || is_lent(&borrower, 20, 20));
+    borrower.enough();
+    borrower.missing(5, Instant::now());
+    borrower.missing(500, Instant::now());
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(street.owners[1].asked().is_empty(), "it asked on");
+    assert_eq!((borrower.lent(), street.owners[0].ended()), (20, 0));
     Ok(())
 }
