@@ -12,7 +12,7 @@ import pytest
 import sire
 import torch
 from measure import MIB, device_used, region_bytes
-from sire import _library
+from sire import _library, _torch
 
 WIDTH = 1024
 
@@ -310,3 +310,35 @@ def test_a_replay_that_nobody_guards_is_noticed(dummy: bool) -> None:
     command = [sys.executable, "-c", f"dummy = {dummy}\n{UNGUARDED}"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout.strip() == ("1" if dummy else "True"), done.stderr
+
+
+def test_a_pool_that_goes_while_the_program_has_another_one_current(tag: str) -> None:
+    """Before PyTorch 2.15 that would end the process: it goes later."""
+    pool = torch.cuda.MemPool()
+    with sire.region(tag):
+        first = torch.ones(MIB, device="cuda")
+    begun, may_end, failed = threading.Event(), threading.Event(), list[BaseException]()
+
+    def use_a_pool() -> None:
+        try:
+            with torch.cuda.use_mem_pool(pool):
+                begun.set()
+                may_end.wait(120)
+        except BaseException as error:
+            failed.append(error)
+            begun.set()
+
+    other = threading.Thread(target=use_a_pool)
+    other.start()
+    assert begun.wait(120)
+    try:
+        with _torch.unrouted(torch):
+            second = torch.ones(MIB, device="cuda")
+        del second
+    finally:
+        may_end.set()
+        other.join(120)
+    assert not failed
+    with sire.region(tag):
+        third = torch.ones(MIB, device="cuda")
+    assert bool((first + third == 2).all())

@@ -20,6 +20,7 @@ from sire._adopt import adopt
 from sire._arrivals import Arrival, copy_stream
 from sire._packed import HostBlock
 from sire._pieces import Block
+from sire._units.holding import Holding
 from sire.models.commits import InferenceOptimizerHook
 from torch import nn
 
@@ -394,3 +395,27 @@ def test_nobody_leaves_who_is_saved_or_written_to() -> None:
         assert all(bool((value == 1).all()) for value in model.state_dict().values())
         assert done
         hook.detach()
+
+
+@pytest.mark.parametrize("how", ["with PyTorch alone", "by adopting"])
+def test_what_another_stream_still_writes_goes_along(gate: Gate, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    model = stack(1).requires_grad_(False)
+    expected = (2.0 * model[0].weight).pin_memory()
+    model.cuda()
+    torch.cuda.synchronize()
+    synchronize = torch.cuda.synchronize
+
+    def open_and_wait(device: Any = None) -> None:
+        gate.open_all()
+        synchronize(device)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", open_and_wait)
+    gate.close()
+    with torch.cuda.stream(copy_stream(torch, 0)):
+        model[0].weight.copy_(expected, non_blocking=True)
+    if how == "by adopting":
+        adopt(model, device="cuda", mode="view").release()
+    else:
+        Holding([model[0].weight]).offload()
+    assert model[0].weight.device.type == "cpu"
+    assert torch.equal(model[0].weight, expected)
