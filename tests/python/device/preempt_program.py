@@ -47,6 +47,10 @@ class Agent:
             return str(error)
         return "unmarked"
 
+    def unmark_in_a_capture(self, tag: str) -> str:
+        with sire.cuda_graph(torch.cuda.CUDAGraph(), tag="graph"):
+            return self.unmark(tag)
+
     def used(self, tag: str, ago: float) -> str:
         self.marks[tag].used(ago)
         return "used"

@@ -194,6 +194,17 @@ def test_what_found_no_room_when_the_consent_was_taken_back_comes_later(start: S
     assert owner.ask("check", tag="cache") is True
 
 
+def test_nothing_comes_back_inside_of_a_capture(start: Start) -> None:
+    owner, needer = start(2)
+    owner.ask("fill", tag="cache", mib=LARGE)
+    owner.ask("mark", tag="cache", wait=False)
+    assert needer.ask("wants", mib=LARGE) == "has"
+    assert "captur" in owner.ask("unmark_in_a_capture", tag="cache")
+    assert needer.ask("done") == "done"
+    until("it is back", lambda: owner.ask("state", tag="cache") == "resident")
+    assert owner.ask("check", tag="cache") is True
+
+
 def test_a_needer_that_is_killed_leaves_nothing_behind(start: Start) -> None:
     owner, needer = start(2)
     owner.ask("fill", tag="cache", mib=LARGE)
