@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import sire
 import torch
+from measure import on_software_device
 from running import line, running, until
 from sire import torchtools
 from sire.torchtools import gpu_lock
@@ -308,6 +309,44 @@ def test_a_stopped_process_keeps_its_reservation_and_a_killed_one_loses_it() -> 
             wanted.__enter__()
     with torchtools.reserve_gpu_for_training(0, total // 2, 0, timeout=60) as reservation:
         assert reservation.reserved_bytes == total // 2
+
+
+TWO_DEVICES = """
+import sire, torch
+from sire import torchtools as t
+from sire.torchtools import _nvml
+total = torch.cuda.mem_get_info(0)[1]
+for device in (0, 1):
+    try:
+        with t.reserve_gpu_for_training(device, total // 2, 0, timeout=0.2, fence=False):
+            print("had")
+    except sire.ReservationTimeoutError:
+        print("missed")
+print(t.select_device(total // 2).index)
+busy = str(torch.cuda.get_device_properties(0).uuid)
+_nvml.load = lambda uuid: 90 if busy in uuid else 5
+print(t.select_device(1 << 20, candidates=[1]).index, t.select_device(total // 8).index)
+"""
+
+
+def test_two_devices_are_known_by_what_they_are_and_not_by_their_numbers() -> None:
+    if not on_software_device():
+        pytest.skip("there may be one device only")
+    total = torch.cuda.mem_get_info(0)[1]
+    two = {"SIRE_SIM_DEVICES": "2"}
+
+    def other() -> list[str]:
+        """What a process makes of both, in their own order."""
+        command = [sys.executable, "-c", TWO_DEVICES]
+        done = subprocess.run(command, env=os.environ | two, capture_output=True, text=True, check=False, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    # Its first is the others' second.
+    with holder(total * 3 // 4, CUDA_VISIBLE_DEVICES="1,0", **two):
+        assert other() == ["had", "missed", "0", "1", "0"]
+    # With as much room on both, the load decides.
+    assert other() == ["had", "had", "0", "1", "1"]
 
 
 # --- probes ----------------------------------------------------------------------------------------------
