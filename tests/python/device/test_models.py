@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import sire
 import torch
+from measure import on_software_device
+from running import line, running
 from sire import _library, models
 from sire.models import _manage, _pools
 from torch import nn
@@ -229,6 +231,55 @@ def test_ten_models_on_a_device_for_three() -> None:
     assert peak <= budget + 2 * MIB
     copied = sum(wrapper.user.adopted.bytes_copied for wrapper in wrappers) - before
     assert copied == loads * 8 * MIB, "clean weights were copied back"
+
+
+BESIDE = """
+import sire, torch
+sire.setup_default_pools(release="lazy")
+made = [torch.nn.Linear(2048, 2048, bias=False) for _ in range(4)]
+one = torch.ones(2048)
+expected = [float(each(one).sum()) for each in made]
+
+def serve(index):
+    with torch.no_grad(), sire.auto_manage(made[index]) as wrapper:
+        said = float(made[index](one.to(wrapper.get_execution_device())).sum())
+    assert abs(said - expected[index]) <= 1e-2 * max(1.0, abs(expected[index])), index
+
+def evicted():
+    return sum(each.kind == "evict" for each in sire.events())
+
+for index in (0, 1, 2, 0, 1, 2):
+    serve(index)
+print(evicted(), flush=True)
+input()
+for index in (3, 0, 1, 2, 3):
+    serve(index)
+print(evicted() > 0, flush=True)
+"""
+
+NEIGHBOUR = """
+import torch
+free = torch.cuda.mem_get_info()[0]
+kept = torch.empty(free - (8 << 20), dtype=torch.uint8, device="cuda")
+print("here", flush=True)
+input()
+"""
+
+
+def test_what_other_processes_use_counts(tmp_path: Path) -> None:
+    """Models stay while there is room; where another process has taken it, they make way for one another."""
+    if not on_software_device():
+        pytest.skip("there may be one device only")
+    environment = {**os.environ, "SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "192MiB"}
+    pipes: dict[str, Any] = {"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with running([sys.executable, "-c", BESIDE], **pipes) as server:
+        assert line(server) == "0"
+        with running([sys.executable, "-c", NEIGHBOUR], **pipes) as neighbour:
+            assert line(neighbour) == "here"
+            assert server.stdin is not None
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            assert line(server) == "True"
 
 
 @pytest.mark.parametrize(("way", "limit"), [("memory", 1.05), ("source", 0.05)])
