@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import sire
 from running import until
+from sire import _interrupt
 
 from fake_library import FakeLibrary
 
@@ -115,3 +116,29 @@ def test_other_threads_call_directly(library: FakeLibrary) -> None:
     thread.start()
     thread.join()
     assert reports[0].changed
+
+
+def test_the_second_thread_holds_nothing_when_the_first_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it let go of after the end of the program would take the process down, if that was PyTorch's."""
+    first_went_on, died = threading.Event(), []
+
+    class Held:
+        def __del__(self) -> None:
+            died.append(threading.current_thread() is threading.main_thread())
+
+    class Slow(threading.Event):
+        def set(self) -> None:
+            super().set()
+            assert first_went_on.wait(60)
+
+    monkeypatch.setattr(_interrupt.threading, "Event", Slow)
+
+    def calls(held: Held) -> None:
+        result = _interrupt.run(lambda: [held], lambda: None)
+        assert result == [held]
+
+    try:
+        calls(Held())
+        assert died == [True]
+    finally:
+        first_went_on.set()

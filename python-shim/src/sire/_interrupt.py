@@ -49,7 +49,7 @@ def deferred() -> Iterator[None]:
 
 class _Job(Generic[_T]):
     def __init__(self, call: Callable[[], _T]) -> None:
-        self._call = call
+        self._calls = [call]
         self._lock = threading.Lock()
         self._begun = False
         self._abandoned = False
@@ -60,15 +60,19 @@ class _Job(Generic[_T]):
     def run(self, cancel: Callable[[], object]) -> _T:
         try:
             if not self._start():
-                return self._call()
+                return self._calls.pop()()
             self._done.wait()
         except BaseException as interruption:
             if self._stop(cancel) and sys.version_info >= (3, 11):
                 interruption.add_note(f"Sire: {self._outcome()}")
             raise
-        if self._error is not None:
-            raise self._error
-        return self._result
+        # All that is left goes here.
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        result = self._result
+        del self._result
+        return result
 
     def _start(self) -> bool:
         """Whether the second thread runs; without one the call goes uninterrupted."""
@@ -80,16 +84,21 @@ class _Job(Generic[_T]):
             raise
         return True
 
+    # Nothing is let go of in the second thread once the first has gone on, perhaps to the end of the program: for a
+    # tensor or an event PyTorch gives the interpreter's lock up, and a thread that asks for it again after the end
+    # takes the process down.
     def _work(self) -> None:
         with self._lock:
             if self._abandoned:
                 return
             self._begun = True
+            call = self._calls.pop()
         try:
-            self._result = self._call()
+            self._result = call()
         except BaseException as error:
             self._error = error
         finally:
+            del call
             self._done.set()
 
     def _stop(self, cancel: Callable[[], object]) -> bool:
