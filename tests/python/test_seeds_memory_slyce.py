@@ -81,7 +81,7 @@ def test_the_memory_management_document(place: str, tmp_path: Path) -> None:
     assert lines[1:3] == ["Managed modules: 4", f"Total offloads: {lines[2].split()[-1]}"]
 
 
-@pytest.mark.parametrize("place", PLACES[:2])
+@pytest.mark.parametrize("place", PLACES)
 def test_the_slyce_document(place: str, tmp_path: Path) -> None:
     said = run(place, SLYCE + (HERE / "seed_slyce.txt").read_text() + SLYCE_CLAIMS, tmp_path)
     assert "strategy limit_gpu: GPU" in said
