@@ -269,7 +269,7 @@ input()
 def test_what_other_processes_use_counts(tmp_path: Path) -> None:
     """Models stay while there is room; where another process has taken it, they make way for one another."""
     if not on_software_device():
-        pytest.skip("there may be one device only")
+        pytest.skip("fills the device")
     environment = {**os.environ, "SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "192MiB"}
     pipes: dict[str, Any] = {"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with running([sys.executable, "-c", BESIDE], **pipes) as server:
