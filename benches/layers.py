@@ -4,8 +4,8 @@
     layers.py slices SLICES MIB PASSES
     layers.py patches TIMES
 
-`oversized`: WAY is `sire` (sire.memory) or `accelerate` (cpu_offload, layer by layer). LAYERS of MIB each, on a device for half of them. Every
-answer is compared with the one that the model gave on the CPU.
+`oversized` measures once for each line of standard input: WAY is `sire` (sire.memory) or `accelerate` (cpu_offload, layer by layer). LAYERS of
+MIB each, on a device for half of them. Every answer is compared with the one that the model gave on the CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ def timed(run: Any, x: torch.Tensor, expected: torch.Tensor, passes: int) -> dic
     return {"seconds": (time.perf_counter() - began) / passes, "wrong": wrong}
 
 
-def oversized(way: str, layers: int, mib: int, passes: int) -> dict[str, Any]:
+def oversized(way: str, layers: int, mib: int, passes: int) -> Iterator[dict[str, Any]]:
+    """Once for each line of standard input."""
     model = nn.Sequential(*[layer(mib, seed) for seed in range(layers)])
     x = torch.randn(1, next(model.parameters()).shape[1])
     expected = model(x)
@@ -48,11 +50,12 @@ def oversized(way: str, layers: int, mib: int, passes: int) -> dict[str, Any]:
         manager = MemoryManager()
         manager.wrap_model(model)
         model.to("cuda")
-        return timed(lambda value: model(value.cuda()), x, expected, passes)
-    from accelerate import cpu_offload  # type: ignore[import-not-found]
+    else:
+        from accelerate import cpu_offload  # type: ignore[import-not-found]
 
-    cpu_offload(model, torch.device("cuda", 0))
-    return timed(lambda value: model(value.cuda()), x, expected, passes)
+        cpu_offload(model, torch.device("cuda", 0))
+    for _ in sys.stdin:
+        yield timed(lambda value: model(value.cuda()), x, expected, passes)
 
 
 def slices(count: int, mib: int, passes: int) -> dict[str, Any]:
@@ -109,8 +112,11 @@ def main() -> None:
     what, arguments = sys.argv[1], sys.argv[2:]
     words, numbers = [each for each in arguments if not each.isdigit()], [int(each) for each in arguments if each.isdigit()]
     with torch.no_grad():
-        result = {"oversized": oversized, "slices": slices, "patches": patches}[what](*words, *numbers)  # type: ignore[operator]
-    print(json.dumps(result))
+        if what == "oversized":
+            for result in oversized(words[0], *numbers):
+                print(json.dumps(result), flush=True)
+        else:
+            print(json.dumps({"slices": slices, "patches": patches}[what](*numbers)))  # type: ignore[operator]
 
 
 main()

@@ -94,8 +94,19 @@ def with_to(models: list[Model], room: int, mib: int) -> tuple[Callable[[int, to
     return ask, lambda: moves.bytes
 
 
+def serve(trace: list[int], ask: Callable[[int, torch.Tensor], torch.Tensor], expected: list[torch.Tensor], x: torch.Tensor) -> tuple[float, int, int]:
+    """Seconds, wrong answers, and the most device memory that was used."""
+    peak, wrong = 0, 0
+    began = time.perf_counter()
+    for index in trace:
+        answer = ask(index, x)
+        wrong += not torch.allclose(answer, expected[index], rtol=1e-3)
+        peak = max(peak, used())
+    return time.perf_counter() - began, wrong, peak
+
+
 def main() -> None:
-    way, (count, room, mib, requests, seed) = sys.argv[1], map(int, sys.argv[2:7])
+    way, (count, room, mib, requests) = sys.argv[1], map(int, sys.argv[2:6])
     torch.zeros(1, device="cuda")
     base = used()
     x = torch.ones(WIDTH)
@@ -103,23 +114,16 @@ def main() -> None:
         models = [Model(number, mib).eval() for number in range(count)]
         expected = [model(x) for model in models]
         ask, moved = {"sire": with_sire, "accelerate": with_accelerate, "to": with_to}[way](models, room, mib)
-        trace = random.Random(seed).choices(range(count), [1 / (rank + 1) for rank in range(count)], k=requests)
         for index in range(count):  # everything once, so that first times do not count
             ask(index, x)
-        before, peak, wrong = moved(), 0, 0
-        began = time.perf_counter()
-        for index in trace:
-            answer = ask(index, x)
-            wrong += not torch.allclose(answer, expected[index], rtol=1e-3)
-            peak = max(peak, used())
-        seconds = time.perf_counter() - began
-        served = moved() - before
-    loads = served / (mib * MIB) / (1 if way == "sire" else 2)
-    print(
-        json.dumps(
-            {"seconds": seconds, "bytes": served, "wrong": wrong, "peak": peak, "base": base, "hits": 1 - loads / requests, "budget": room * (mib + 1) * MIB}
-        )
-    )
+        for line in sys.stdin:
+            trace = random.Random(int(line)).choices(range(count), [1 / (rank + 1) for rank in range(count)], k=requests)
+            before = moved()
+            seconds, wrong, peak = serve(trace, ask, expected, x)
+            served = moved() - before
+            loads = served / (mib * MIB) / (1 if way == "sire" else 2)
+            told = {"seconds": seconds, "bytes": served, "wrong": wrong, "peak": peak, "base": base}
+            print(json.dumps(told | {"hits": 1 - loads / requests, "budget": room * (mib + 1) * MIB}), flush=True)
 
 
 if __name__ == "__main__":

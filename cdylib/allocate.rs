@@ -1,7 +1,7 @@
 //! Allocating and freeing through the engine: the one path that hooks, PyTorch's entry points and the C ABI share.
 
 use crate::boundary::invalid;
-use crate::capture::{self, Relaxed};
+use crate::capture;
 use crate::config;
 use crate::process::Process;
 use crate::torch;
@@ -31,7 +31,6 @@ pub(crate) fn allocate(
     stream: *mut c_void,
 ) -> Result<*mut c_void> {
     let request = request(region, device, bytes, stream)?;
-    let _relaxed = Relaxed::enter(process);
     process.engine.allocate(request).map(pointer)
 }
 
@@ -45,7 +44,6 @@ pub(crate) fn from_cache(
 ) -> Result<*mut c_void> {
     let request = request(region, device, bytes, stream)?;
     let pool = torch::pool(request.device, stream);
-    let _relaxed = Relaxed::enter(process);
     process.engine.allocate_cached(request, pool).map(pointer)
 }
 
@@ -71,7 +69,6 @@ pub(crate) fn free(process: &Process, ptr: *const c_void) -> Result<()> {
 
 /// The same; memory of the engine's cache is used again as `reuse` says.
 pub(crate) fn free_as(process: &Process, ptr: *const c_void, reuse: Reuse) -> Result<()> {
-    let _relaxed = Relaxed::enter(process);
     process.engine.free_cached(address(ptr), reuse, capture::in_progress())
 }
 
@@ -81,7 +78,6 @@ pub(crate) fn free_if_cached(
     ptr: *const c_void,
     reuse: impl FnOnce() -> Reuse,
 ) -> Option<Result<()>> {
-    let _relaxed = Relaxed::enter(process);
     process.engine.free_if_cached(address(ptr), reuse, capture::in_progress())
 }
 

@@ -1,6 +1,5 @@
 //! How many stream captures are in progress, as far as we were told: while one is, Sire never synchronises.
 
-use crate::process::Process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -34,29 +33,4 @@ pub(crate) fn forget(stream: usize) -> bool {
     let mut streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
     let found = streams.iter().position(|&known| known == stream);
     found.map(|index| streams.swap_remove(index)).is_some()
-}
-
-const RELAXED: i32 = 2;
-
-/// Puts the thread's capture mode to relaxed, so that virtual-memory calls do not void somebody's capture.
-/// Costs nothing while nobody captures.
-pub(crate) struct Relaxed<'a> {
-    process: &'a Process,
-    before: Option<i32>,
-}
-
-impl<'a> Relaxed<'a> {
-    pub(crate) fn enter(process: &'a Process) -> Relaxed<'a> {
-        let before = in_progress().then(|| process.driver.exchange_capture_mode(RELAXED).ok()).flatten();
-        Relaxed { process, before }
-    }
-}
-
-impl Drop for Relaxed<'_> {
-    fn drop(&mut self) {
-        if let Some(before) = self.before {
-            // The same call worked a moment ago; if it fails now the context is lost and nothing is left to keep.
-            let _ = self.process.driver.exchange_capture_mode(before);
-        }
-    }
 }

@@ -13,6 +13,7 @@ use crate::slices;
 use serde_json::{Value, json};
 use sire_control::board::Board;
 use sire_control::desk::{Action, Desk};
+use sire_control::instance;
 use sire_control::journal::Journal;
 use sire_control::message::{Answer, Code, PROTOCOL, Refusal, Verb};
 use sire_control::place::{self, Place};
@@ -160,6 +161,7 @@ fn watch_forks_and_exit() {
 
 /// The child has none of the threads: it keeps none of the descriptors, and may open a socket of its own. Stores and `close` only.
 extern "C" fn after_fork_in_child() {
+    instance::forget();
     if let Some(control) = current() {
         control.descriptors.close_in_child();
         CURRENT.store(std::ptr::null_mut(), Ordering::Release);
@@ -226,7 +228,11 @@ impl Control {
             Verb::Evict { device, bytes } => evict(*device, *bytes),
             Verb::Budget { device, limit, headroom, residency } => set_budget(*device, *limit, *headroom, *residency),
             Verb::Trace => self.trace(),
-            Verb::Marks => Ok(json!({"pid": std::process::id(), "marks": preempt::described()})),
+            Verb::Marks => Ok(json!({
+                "pid": std::process::id(),
+                "instance": instance::spoken(instance::own()),
+                "marks": preempt::described(),
+            })),
             _ => self.list(),
         };
         let word = match verb {
@@ -257,6 +263,7 @@ impl Control {
             "protocol": PROTOCOL,
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
+            "instance": instance::spoken(instance::own()),
             "uid": place::user(),
             "command": command(),
             "opened": self.started,

@@ -13,6 +13,7 @@ use crate::process::{self, Process};
 use crate::reservation;
 use serde_json::{Value, json};
 use sire_control::desk::{Back, Part, Terms, Undo};
+use sire_control::instance;
 use sire_control::place::Place;
 use sire_control::preempt::Borrower;
 use sire_control::preempt::plan::{Bytes, Mark};
@@ -301,6 +302,10 @@ pub(crate) fn recover(
         return Err(Error::new(Status::Capturing, "a CUDA graph is being captured"));
     }
     for back in undo {
+        // A try that failed half-way has brought that one back, and told of it.
+        if matches!(back, Back::Exactly { parts, .. } if !parts.iter().any(|part| is_away(&process.engine, part))) {
+            continue;
+        }
         let holdings = process.engine.holdings(&selection(&process.engine, back))?;
         let _places = places(process, &holdings)?;
         bring(back, ResumeOptions::default())?;
@@ -366,8 +371,9 @@ pub(crate) fn borrower(process: &Process, device: Device, priority: i32) -> Resu
     Ok(Borrower::new(place, &process.driver.uuid(device)?, priority, spawn, Some(&LENT)))
 }
 
-/// `close` only.
+/// A store and `close` only.
 extern "C" fn after_fork_in_child() {
+    instance::forget();
     LENT.close_in_child();
 }
 

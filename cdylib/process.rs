@@ -28,7 +28,12 @@ static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// What was started, if anything was and it is usable here. Wait-free.
 pub(crate) fn started() -> Option<&'static Process> {
-    PROCESS.get().filter(|_| !FORKED.load(Ordering::Relaxed))
+    PROCESS.get().filter(|_| !is_forked())
+}
+
+/// Whether this is the child of a fork whose parent had started.
+pub(crate) fn is_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
 }
 
 /// The process' engine, started if need be. Any CUDA runtime that is loaded is the last place to look for the driver.
@@ -38,7 +43,7 @@ pub(crate) fn get() -> Result<&'static Process> {
 
 /// As [`get`]; `resolver` is the caller's own CUDA runtime.
 pub(crate) fn get_with(resolver: Resolver<'_>) -> Result<&'static Process> {
-    if FORKED.load(Ordering::Relaxed) {
+    if is_forked() {
         return Err(inactive("this process was forked from one that used Sire; device memory does not survive a fork"));
     }
     if let Some(process) = PROCESS.get() {

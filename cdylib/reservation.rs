@@ -6,7 +6,7 @@
 //! its way through the driver ([`note_missing`]), whoever caused that.
 
 use crate::boundary::catch;
-use crate::capture::{self, Relaxed};
+use crate::capture;
 use crate::lock;
 use crate::log;
 use crate::preempt;
@@ -169,7 +169,6 @@ impl Reservation {
                 "this process takes turns on the device, and a fence would keep the others' memory in theirs; reserve with fence=False",
             ));
         }
-        let _relaxed = Relaxed::enter(process);
         // The last granule of the fence that there is may be in part for the new bytes.
         let spare = self.spare().min(bytes);
         // What cannot be noted counts as not owned: others then see less room than there is, never more.
@@ -293,7 +292,6 @@ impl Held {
 }
 
 fn lower_fence(process: &Process, device: Device, bytes: u64) {
-    let _relaxed = Relaxed::enter(process);
     process.engine.stock_down(device, bytes);
 }
 
@@ -330,7 +328,6 @@ pub(crate) fn spend(device: impl FnOnce() -> Result<Device>, bytes: usize) -> Op
     let process = process::started().filter(|process| process.engine.has_stock() && !capture::in_progress())?;
     let spent = catch(|| {
         let device = device()?;
-        let _relaxed = Relaxed::enter(process);
         Ok((device, process.engine.stock_spend(device, bytes as u64)))
     });
     spent.ok().filter(|(_, bytes)| *bytes > 0)
@@ -367,7 +364,6 @@ pub(crate) fn free<R>(place: *const c_void, free: impl FnOnce() -> R) -> R {
 fn regain(device: Device, bytes: u64) {
     if let Some(process) = process::started() {
         let regained = catch(|| {
-            let _relaxed = Relaxed::enter(process);
             process.engine.stock_regain(device, bytes);
             Ok(())
         });

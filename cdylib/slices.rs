@@ -71,6 +71,22 @@ struct Figures {
     last_error: Option<String>,
 }
 
+impl Figures {
+    fn at_the_beginning() -> Figures {
+        Figures {
+            stage: Stage::Waiting,
+            since: Instant::now(),
+            turns: 0,
+            switches: 0,
+            resident: Duration::ZERO,
+            waited: Duration::ZERO,
+            pause: Duration::ZERO,
+            resume: Duration::ZERO,
+            last_error: None,
+        }
+    }
+}
+
 /// The time slices of the process.
 struct Slices {
     wish: Wish,
@@ -113,6 +129,31 @@ pub(crate) fn is_open() -> bool {
 /// Joins the queue, and waits for the first turn. From then on turns end at safe points.
 pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<()> {
     let _turn = lock(&TURN);
+    refuse_open()?;
+    let gpu = process.driver.uuid(wish.device)?;
+    let (turn, since) = match lingering(&gpu, &wish.group) {
+        Some((turn, since)) => (turn, Some(since)),
+        None => (Turn::join(dir, &gpu, &wish.group).map_err(said)?, None),
+    };
+    let slices = Arc::new(Slices {
+        wish,
+        gpu,
+        turn,
+        control: control::made()?,
+        figures: Mutex::new(Figures::at_the_beginning()),
+        over: AtomicBool::new(false),
+        gave_up: AtomicBool::new(false),
+        usher: Mutex::default(),
+    });
+    *lock(&CURRENT) = Some(Arc::clone(&slices));
+    let first = || since.map_or_else(|| wait_for_first(process, &slices.turn, &slices.wish), |_| Ok(()));
+    // A turn that goes on is as old as it was: else whoever leaves and enters again and again would never make way.
+    let begun = first().and_then(|()| slices.begin(since.unwrap_or_else(Instant::now)));
+    begun.inspect_err(|_| drop(lock(&CURRENT).take()))
+}
+
+/// Fails where turns would be of no use: they are taken already, or a pause would make no room.
+fn refuse_open() -> Result<()> {
     if let Some(there) = &*lock(&CURRENT) {
         let (device, group) = (there.wish.device, &there.wish.group);
         return Err(Error::new(
@@ -129,37 +170,7 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
              reservation, or reserve with fence=False",
         ));
     }
-    let gpu = process.driver.uuid(wish.device)?;
-    let (turn, since) = match lingering(&gpu, &wish.group) {
-        Some((turn, since)) => (turn, Some(since)),
-        None => (Turn::join(dir, &gpu, &wish.group).map_err(said)?, None),
-    };
-    let figures = Figures {
-        stage: Stage::Waiting,
-        since: Instant::now(),
-        turns: 0,
-        switches: 0,
-        resident: Duration::ZERO,
-        waited: Duration::ZERO,
-        pause: Duration::ZERO,
-        resume: Duration::ZERO,
-        last_error: None,
-    };
-    let slices = Arc::new(Slices {
-        wish,
-        gpu,
-        turn,
-        control: control::made()?,
-        figures: Mutex::new(figures),
-        over: AtomicBool::new(false),
-        gave_up: AtomicBool::new(false),
-        usher: Mutex::default(),
-    });
-    *lock(&CURRENT) = Some(Arc::clone(&slices));
-    let first = || since.map_or_else(|| wait_for_first(process, &slices.turn, &slices.wish), |_| Ok(()));
-    // A turn that goes on is as old as it was: else whoever leaves and enters again and again would never make way.
-    let begun = first().and_then(|()| slices.begin(since.unwrap_or_else(Instant::now)));
-    begun.inspect_err(|_| drop(lock(&CURRENT).take()))
+    Ok(())
 }
 
 /// The turn that this process has not given up yet, though it took turns no more, if it is one in this group; and since when it has it.

@@ -81,7 +81,8 @@ pub(crate) fn or_null(made: Result<*mut c_void>) -> *mut c_void {
 
 /// Frees an allocator function's memory; there is nobody to return an error to.
 pub(crate) fn give_back(ptr: *mut c_void) {
-    if ptr.is_null() {
+    // In a forked child the memory is the parent's, as everything on a device: there is nothing to free, whoever made it.
+    if ptr.is_null() || process::is_forked() {
         return;
     }
     let freed = catch(|| match process::started() {

@@ -151,11 +151,12 @@ pub(crate) fn statistics(process: Option<&process::Process>) -> Result<Value> {
     Ok(Value::Object(stats))
 }
 
-/// Whether driver-level hooks are live, and the calls that they passed through.
+/// Whether driver-level hooks are live, the look-ups that they answered, and the calls that they passed through.
 fn driver_hooks() -> Value {
     let count = |passed: &AtomicU64| passed.load(Ordering::Relaxed);
     json!({
         "live": lookup::live(),
+        "answered": count(&lookup::ANSWERED),
         "allocate": count(&PASSED.allocate),
         "free": count(&PASSED.free),
         "managed": count(&PASSED.managed),

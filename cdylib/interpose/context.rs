@@ -2,9 +2,12 @@
 
 use super::entry::{self, Code};
 use super::original::{loaded, open_library_of};
+use crate::log;
+use crate::process::Process;
+use sire_core::driver::Device;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 const SUCCESS: Code = 0;
 
@@ -29,6 +32,26 @@ pub(super) fn current() -> usize {
     // SAFETY: writes one pointer.
     let found = functions().is_some_and(|functions| unsafe { (functions.current)(&raw mut context) } == SUCCESS);
     if found { context as usize } else { 0 }
+}
+
+/// Whether a pause waits for what runs in this thread's current context: it does for the primary context of each device, and for no context that a
+/// program made for itself (`cuCtxCreate`), whose kernels might still run when the memory goes. Memory for those is the driver's own.
+pub(super) fn is_waited_for(process: &Process) -> bool {
+    static SAID: Once = Once::new();
+    let (context, device) = (current(), device());
+    let is_primary = |device: c_int| {
+        process.driver.is_primary_context(Device(device.cast_unsigned()), ptr::without_provenance_mut(context))
+    };
+    let is_waited_for = device.is_none_or(is_primary);
+    if !is_waited_for {
+        SAID.call_once(|| {
+            log::warning!(
+                "memory is allocated inside a region in a context that the program made itself: it is the driver's and \
+                is not paused; use the device's primary context"
+            );
+        });
+    }
+    is_waited_for
 }
 
 /// The device of `context`; None: it is no context. The thread's current context stays.

@@ -36,6 +36,43 @@ pub(super) unsafe extern "C" fn entry_point_by_version(
     }
 }
 
+/// `cudaEnablePerThreadDefaultStream`, which is what "as compiled" means to who calls the variants for per-thread default streams.
+const PER_THREAD: c_ulonglong = 2;
+
+fn compiled_per_thread(flags: c_ulonglong) -> c_ulonglong {
+    if flags == 0 { PER_THREAD } else { flags }
+}
+
+pub(super) unsafe extern "C" fn entry_point_per_thread(
+    symbol: *const c_char,
+    out: *mut *mut c_void,
+    flags: c_ulonglong,
+    status: *mut c_int,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    unsafe {
+        let code = original::runtime(caller).driver_entry_point_per_thread(symbol, out, flags, status);
+        answer(code, symbol, out, UNVERSIONED, compiled_per_thread(flags), caller)
+    }
+}
+
+pub(super) unsafe extern "C" fn entry_point_by_version_per_thread(
+    symbol: *const c_char,
+    out: *mut *mut c_void,
+    version: c_uint,
+    flags: c_ulonglong,
+    status: *mut c_int,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    unsafe {
+        let runtime = original::runtime(caller);
+        let code = runtime.driver_entry_point_by_version_per_thread(symbol, out, version, flags, status);
+        answer(code, symbol, out, version, compiled_per_thread(flags), caller)
+    }
+}
+
 /// Puts our function in the place of the driver's, if the runtime found one and hooks serve regions here.
 unsafe fn answer(
     code: cudaError,

@@ -5,7 +5,7 @@
 
 use super::context;
 use super::entry::{Code, original};
-use super::runtime::{ask_again, serve, take_back};
+use super::runtime::{ask_again, is_recorded, serve, take_back};
 use crate::allocate;
 use crate::boundary::invalid;
 use crate::process;
@@ -56,7 +56,7 @@ pub(super) unsafe fn allocated(
     let served = unsafe { serve(out.cast(), bytes, |region| in_region(region, bytes, stream, device)) };
     served.unwrap_or_else(|| {
         passed.fetch_add(1, Ordering::Relaxed);
-        ask_again(ask, bytes, current_device, || ())
+        ask_again(ask, bytes, || device.map_or_else(current_device, Ok), || ())
     })
 }
 
@@ -70,7 +70,11 @@ fn in_region(
 ) -> Result<Option<*mut c_void>> {
     // Without a context there is nothing to allocate in: the driver shall say so itself.
     let Some(device) = device.or_else(context::device) else { return Ok(None) };
-    allocate::in_region(process::get()?, region, device, bytes, stream).map(Some)
+    let process = process::get()?;
+    if is_recorded(process, device, stream) || !context::is_waited_for(process) {
+        return Ok(None);
+    }
+    allocate::in_region(process, region, device, bytes, stream).map(Some)
 }
 
 fn current_device() -> Result<c_int> {

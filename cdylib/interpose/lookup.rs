@@ -12,7 +12,10 @@ use std::ffi::{CStr, OsStr, c_char, c_int, c_ulonglong, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Look-ups at driver level that were answered with a function of ours.
+pub(crate) static ANSWERED: AtomicU64 = AtomicU64::new(0);
 
 /// What `libsire_driver.so` gives to code at `caller`, which would have got `found` for the driver's function `name`; `next`: as the next
 /// definition in the order of loading. Only that library calls this; it is not part of the interface.
@@ -36,7 +39,15 @@ pub unsafe extern "C" fn sire_driver_answer(
         0 => replace(&Question::Exported(name), found, true),
         _ => replace_next(name, found),
     };
-    catch(|| Ok(answer())).unwrap_or(found)
+    counted(catch(|| Ok(answer())).unwrap_or(found), found)
+}
+
+/// The answer, where without us it would have been `found`.
+fn counted(answer: *mut c_void, found: *mut c_void) -> *mut c_void {
+    if answer != found {
+        ANSWERED.fetch_add(1, Ordering::Relaxed);
+    }
+    answer
 }
 
 /// Whether look-ups of this process reach us at driver level. Not a matter of environment variables: the process' own `dlsym` is
@@ -179,7 +190,7 @@ unsafe fn answered(
                 answer = replace(&Question::Exported(name), found, true);
             }
             // SAFETY: the driver has just written there.
-            unsafe { out.write_unaligned(answer) };
+            unsafe { out.write_unaligned(counted(answer, found)) };
         }
         Ok(())
     });

@@ -66,21 +66,36 @@ originals! {
     malloc = c"cudaMalloc" (out: *mut *mut c_void, bytes: usize);
     free = c"cudaFree" (ptr: *mut c_void);
     malloc_async = c"cudaMallocAsync" (out: *mut *mut c_void, bytes: usize, stream: *mut c_void);
+    malloc_async_per_thread = c"cudaMallocAsync_ptsz" (out: *mut *mut c_void, bytes: usize, stream: *mut c_void);
+    malloc_from_pool = c"cudaMallocFromPoolAsync" (out: *mut *mut c_void, bytes: usize, pool: *mut c_void, stream: *mut c_void);
+    malloc_from_pool_per_thread = c"cudaMallocFromPoolAsync_ptsz" (out: *mut *mut c_void, bytes: usize, pool: *mut c_void,
+        stream: *mut c_void);
     free_async = c"cudaFreeAsync" (ptr: *mut c_void, stream: *mut c_void);
+    free_async_per_thread = c"cudaFreeAsync_ptsz" (ptr: *mut c_void, stream: *mut c_void);
     mem_get_info = c"cudaMemGetInfo" (free: *mut usize, total: *mut usize);
     enable_peer_access = c"cudaDeviceEnablePeerAccess" (peer: c_int, flags: c_uint);
     disable_peer_access = c"cudaDeviceDisablePeerAccess" (peer: c_int);
+    create_pool = c"cudaMemPoolCreate" (out: *mut *mut c_void, properties: *const c_void);
+    destroy_pool = c"cudaMemPoolDestroy" (pool: *mut c_void);
     set_pool_access = c"cudaMemPoolSetAccess" (pool: *mut c_void, access: *const c_void, count: usize);
     get_pool = c"cudaDeviceGetMemPool" (pool: *mut *mut c_void, device: c_int);
     get_default_pool = c"cudaDeviceGetDefaultMemPool" (pool: *mut *mut c_void, device: c_int);
     get_device_count = c"cudaGetDeviceCount" (count: *mut c_int);
     begin_capture = c"cudaStreamBeginCapture" (stream: *mut c_void, mode: c_int);
+    begin_capture_per_thread = c"cudaStreamBeginCapture_ptsz" (stream: *mut c_void, mode: c_int);
     begin_capture_to_graph = c"cudaStreamBeginCaptureToGraph" (stream: *mut c_void, graph: *mut c_void,
         dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
+    begin_capture_to_graph_per_thread = c"cudaStreamBeginCaptureToGraph_ptsz" (stream: *mut c_void, graph: *mut c_void,
+        dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
     end_capture = c"cudaStreamEndCapture" (stream: *mut c_void, graph: *mut *mut c_void);
+    end_capture_per_thread = c"cudaStreamEndCapture_ptsz" (stream: *mut c_void, graph: *mut *mut c_void);
     stream_destroy = c"cudaStreamDestroy" (stream: *mut c_void);
     driver_entry_point = c"cudaGetDriverEntryPoint" (symbol: *const c_char, out: *mut *mut c_void, flags: c_ulonglong,
         status: *mut c_int);
+    driver_entry_point_per_thread = c"cudaGetDriverEntryPoint_ptsz" (symbol: *const c_char, out: *mut *mut c_void, flags: c_ulonglong,
+        status: *mut c_int);
+    driver_entry_point_by_version_per_thread = c"cudaGetDriverEntryPointByVersion_ptsz" (symbol: *const c_char, out: *mut *mut c_void,
+        version: c_uint, flags: c_ulonglong, status: *mut c_int);
     driver_entry_point_by_version = c"cudaGetDriverEntryPointByVersion" (symbol: *const c_char, out: *mut *mut c_void,
         version: c_uint, flags: c_ulonglong, status: *mut c_int);
     ipc_get_mem_handle = c"cudaIpcGetMemHandle" (out: *mut c_void, ptr: *mut c_void);

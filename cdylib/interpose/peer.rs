@@ -1,17 +1,13 @@
 //! Peers that the program enabled: remembered, so that memory of ours that comes later is accessible too; and forgotten, when it takes that back.
 //! A device may have been given access in several ways at once: it has it until the last of them is taken back.
 
-use super::cudaError;
 use super::entry::AccessDescription;
-use super::guard::Guard;
-use super::original::{self, Runtime};
 use crate::log;
 use crate::process::{self, Process};
 use sire_core::driver::Device;
 use sire_core::error::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_void};
-use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
@@ -100,42 +96,6 @@ fn tell(process: &Process, owner: u32, accessor: u32) -> Result<()> {
         }
         told = !told;
     }
-}
-
-/// The runtime's `cudaMemPoolSetAccess`: access to the pool of a device's `cudaMallocAsync` is access to what Sire gives in its place.
-pub(super) unsafe extern "C" fn set_pool_access(
-    pool: *mut c_void,
-    access: *const c_void,
-    count: usize,
-    caller: usize,
-) -> cudaError {
-    let runtime = original::runtime(caller);
-    // SAFETY: the program's own arguments, as it passed them.
-    let code = unsafe { runtime.set_pool_access(pool, access, count) };
-    if code == 0
-        && let Some(_guard) = Guard::enter()
-        && let Some(owner) = device_of_pool(runtime, pool)
-    {
-        // SAFETY: the runtime has just read so many descriptions there.
-        unsafe { follow_described(owner, pool, access.cast(), count) };
-    }
-    code
-}
-
-/// The device that allocates from the pool, by default or by the program's wish.
-fn device_of_pool(runtime: &Runtime, pool: *mut c_void) -> Option<c_int> {
-    let mut count = 0;
-    // SAFETY: writes one int.
-    let known = unsafe { runtime.get_device_count(&raw mut count) };
-    let is_its = |device: &c_int| {
-        let (mut current, mut default) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: each writes one pointer.
-        let found = unsafe {
-            (runtime.get_pool(&raw mut current, *device), runtime.get_default_pool(&raw mut default, *device))
-        };
-        (found.0 == 0 && current == pool) || (found.1 == 0 && default == pool)
-    };
-    (0..if known == 0 { count } else { 0 }).find(is_its)
 }
 
 /// Devices that may read or write a pool of `owner`'s were given access to memory there, or it was taken back. (The engine gives no peer reading alone;

@@ -5,6 +5,7 @@
 
 use super::context;
 use super::guard::Guard;
+use super::linear::per_thread;
 use super::original::{self, Runtime};
 use super::peer::{self, Way};
 use super::{cudaError, probe};
@@ -16,7 +17,7 @@ use crate::log;
 use crate::process::{self, Process};
 use crate::region;
 use crate::reservation;
-use sire_core::driver::Device;
+use sire_core::driver::{Device, Driver, ProgramStream};
 use sire_core::engine::RegionId;
 use sire_core::error::{Error, Result, Status};
 use std::cell::Cell;
@@ -28,7 +29,6 @@ const SUCCESS: cudaError = 0;
 const MEMORY_ALLOCATION: cudaError = 2;
 pub(super) const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
 pub(super) const PEER_ACCESS_NOT_ENABLED: cudaError = 705;
-const CAPTURE_WRONG_THREAD: cudaError = 908;
 
 /// Calls that went to the original.
 pub(crate) static FORWARDED_ALLOCATE: AtomicU64 = AtomicU64::new(0);
@@ -60,7 +60,7 @@ unsafe fn forward(out: *mut *mut c_void, bytes: usize, runtime: &Runtime) -> cud
     let first = guard.as_ref().and_then(|_| reservation::spend(|| known(current_device(runtime)?), bytes));
     drop(guard);
     // SAFETY: the caller's promise.
-    let (code, later) = ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime);
+    let (code, later) = ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime, None);
     if first.is_some() || !later.is_empty() {
         // SAFETY: the runtime has just written it.
         let place = if code == SUCCESS { unsafe { out.read_unaligned() } } else { ptr::null_mut() };
@@ -71,12 +71,17 @@ unsafe fn forward(out: *mut *mut c_void, bytes: usize, runtime: &Runtime) -> cud
 }
 
 /// [`ask_until_served`], of a runtime.
-fn ask_runtime_again(ask: impl Fn() -> cudaError, bytes: usize, runtime: &Runtime) -> (cudaError, Spent) {
+fn ask_runtime_again(
+    ask: impl Fn() -> cudaError,
+    bytes: usize,
+    runtime: &Runtime,
+    device: Option<c_int>,
+) -> (cudaError, Spent) {
     let forget = || {
         // SAFETY: takes nothing. The program is not to hear of the failure, in case the next attempt succeeds.
         let _ = unsafe { runtime.get_last_error() };
     };
-    ask_until_served(ask, bytes, || current_device(runtime), forget)
+    ask_until_served(ask, bytes, || device.map_or_else(|| current_device(runtime), Ok), forget)
 }
 
 /// What of the reservation was made free for an allocation.
@@ -144,15 +149,48 @@ pub(super) unsafe extern "C" fn malloc_async(
     stream: *mut c_void,
     caller: usize,
 ) -> cudaError {
-    // SAFETY: the program's own arguments.
+    // SAFETY: the program's own arguments, as it passed them.
+    unsafe { in_order(out, bytes, stream, caller, |runtime| runtime.malloc_async(out, bytes, stream)) }
+}
+
+pub(super) unsafe extern "C" fn malloc_async_per_thread(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    let ask = |runtime: &Runtime| unsafe { runtime.malloc_async_per_thread(out, bytes, stream) };
+    // SAFETY: the program's own place for the result.
+    unsafe { in_order(out, bytes, per_thread(stream), caller, ask) }
+}
+
+/// Serves an allocation in the order of a stream inside a region, else passes it on.
+///
+/// # Safety
+/// `out` is NULL or the program's place for the result.
+unsafe fn in_order(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+    caller: usize,
+    ask: impl Fn(&Runtime) -> cudaError,
+) -> cudaError {
+    // SAFETY: the caller's promise.
     let served = unsafe { serve(out, bytes, |region| allocate_in(region, bytes, stream, caller)) };
-    served.unwrap_or_else(|| {
-        FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
-        let runtime = original::runtime(caller);
-        // SAFETY: the program's own arguments, as it passed them.
-        let (code, spent) = ask_runtime_again(|| unsafe { runtime.malloc_async(out, bytes, stream) }, bytes, runtime);
-        give_back_unless_taken(code, spent)
-    })
+    served.unwrap_or_else(|| pass_in_order(bytes, original::runtime(caller), None, ask))
+}
+
+/// Passes an allocation in the order of a stream on; `device`: None is the current one.
+pub(super) fn pass_in_order(
+    bytes: usize,
+    runtime: &Runtime,
+    device: Option<c_int>,
+    ask: impl Fn(&Runtime) -> cudaError,
+) -> cudaError {
+    FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+    let (code, spent) = ask_runtime_again(|| ask(runtime), bytes, runtime, device);
+    give_back_unless_taken(code, spent)
 }
 
 /// Serves an allocation inside a region with `make`; None: it is to be passed through.
@@ -196,10 +234,38 @@ pub(super) fn wanted() -> Result<Option<RegionId>> {
 
 fn allocate_in(region: RegionId, bytes: usize, stream: *mut c_void, caller: usize) -> Result<Option<*mut c_void>> {
     let runtime = original::runtime(caller);
+    allocate_on(current_device(runtime)?, region, bytes, stream, runtime)
+}
+
+/// Memory of a region on a device that the runtime knows; None: it is not for us to serve.
+pub(super) fn allocate_on(
+    device: c_int,
+    region: RegionId,
+    bytes: usize,
+    stream: *mut c_void,
+    runtime: &Runtime,
+) -> Result<Option<*mut c_void>> {
     let process = process::get_with(&|name, version| runtime.driver_function(name, version))?;
-    let device = current_device(runtime)?;
-    start_runtime(runtime, device);
+    if is_recorded(process, device, stream) {
+        return Ok(None);
+    }
+    if current_device(runtime)? == device {
+        start_runtime(runtime, device);
+    }
+    if !context::is_waited_for(process) {
+        return Ok(None);
+    }
     allocate::in_region(process, region, device, bytes, stream).map(Some)
+}
+
+/// Whether an allocation in the order of `stream` is recorded there instead of made: a graph's own memory, which CUDA makes and frees with each
+/// replay. What we gave would be freed when the program frees it, and the graph would go on writing there. The legacy default stream (NULL, or 1)
+/// never captures; the per-thread one is the current device's.
+pub(super) fn is_recorded(process: &Process, device: c_int, stream: *mut c_void) -> bool {
+    const LEGACY: usize = 1;
+    let device = context::device().unwrap_or(device);
+    let asked = || process.driver.is_capturing(known(device).ok()?, ProgramStream(stream as u64)).ok();
+    stream as usize > LEGACY && capture::in_progress() && asked().unwrap_or(true)
 }
 
 fn current_device(runtime: &Runtime) -> Result<c_int> {
@@ -244,6 +310,18 @@ pub(super) unsafe extern "C" fn free_async(ptr: *mut c_void, stream: *mut c_void
         FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the program's own arguments, as it passed them.
         unsafe { original::runtime(caller).free_async(ptr, stream) }
+    })
+}
+
+pub(super) unsafe extern "C" fn free_async_per_thread(
+    ptr: *mut c_void,
+    stream: *mut c_void,
+    caller: usize,
+) -> cudaError {
+    take_back(ptr).unwrap_or_else(|| {
+        FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the program's own arguments, as it passed them.
+        unsafe { original::runtime(caller).free_async_per_thread(ptr, stream) }
     })
 }
 
@@ -328,76 +406,6 @@ fn of_this_device(runtime: &Runtime, owner: c_int, note: impl FnOnce(u32, u32)) 
     if let Err(error) = told {
         log::warning!("peer access to regions on device {owner} is unknown: {error}");
     }
-}
-
-pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int, caller: usize) -> cudaError {
-    // SAFETY: the program's own arguments, as it passed them.
-    counted(stream, || unsafe { original::runtime(caller).begin_capture(stream, mode) })
-}
-
-#[allow(clippy::too_many_arguments, reason = "CUDA's six and the caller")]
-pub(super) unsafe extern "C" fn begin_capture_to_graph(
-    stream: *mut c_void,
-    graph: *mut c_void,
-    dependencies: *const *mut c_void,
-    edges: *const c_void,
-    count: usize,
-    mode: c_int,
-    caller: usize,
-) -> cudaError {
-    // SAFETY: the program's own arguments, as it passed them.
-    counted(stream, || unsafe {
-        original::runtime(caller).begin_capture_to_graph(stream, graph, dependencies, edges, count, mode)
-    })
-}
-
-/// Counts a capture from before it begins, so that no synchronisation of ours slips in between. A runtime's call of the driver inside of
-/// `begin` is not counted again.
-pub(super) fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) -> cudaError {
-    let Some(_guard) = Guard::enter() else { return begin() };
-    capture::begin();
-    let code = begin();
-    if code == SUCCESS {
-        capture::remember(stream as usize);
-    } else {
-        capture::end();
-    }
-    code
-}
-
-pub(super) unsafe extern "C" fn stream_destroy(stream: *mut c_void, caller: usize) -> cudaError {
-    // SAFETY: the program's own argument, as it passed it.
-    destroyed(stream, || unsafe { original::runtime(caller).stream_destroy(stream) })
-}
-
-/// Destroying a stream voids what it captures, and nobody will end that.
-pub(super) fn destroyed(stream: *mut c_void, destroy: impl FnOnce() -> cudaError) -> cudaError {
-    let Some(_guard) = Guard::enter() else { return destroy() };
-    // Asked before: afterwards the same name may be another stream's.
-    let captures = capture::in_progress() && capture::forget(stream as usize);
-    let code = destroy();
-    if captures && code == SUCCESS {
-        capture::end();
-    } else if captures {
-        capture::remember(stream as usize);
-    }
-    code
-}
-
-pub(super) unsafe extern "C" fn end_capture(stream: *mut c_void, graph: *mut *mut c_void, caller: usize) -> cudaError {
-    // SAFETY: the program's own arguments, as it passed them.
-    ended(stream, || unsafe { original::runtime(caller).end_capture(stream, graph) })
-}
-
-/// Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not.
-pub(super) fn ended(stream: *mut c_void, end: impl FnOnce() -> cudaError) -> cudaError {
-    let Some(_guard) = Guard::enter() else { return end() };
-    let code = end();
-    if !matches!(code, CAPTURE_WRONG_THREAD | 1 | 400 | 401) {
-        capture::forget(stream as usize);
-        capture::end();
-    }
-    code
 }
 
 // ---- errors ---------------------------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@
 //!
 //! Of these functions only `create` fails for Sire's reasons, and then as out of memory: anything else would break PyTorch's cache for good.
 
+use super::context;
 use super::entry::{AccessDescription, Code, Location, MemoryProperties, original};
 use super::guard::Guard;
 use super::runtime::{ask_again, report, wanted};
 use crate::boundary::{catch, invalid};
-use crate::capture::{self, Relaxed};
+use crate::capture;
 use crate::log;
 use crate::process::{self, Process};
 use sire_core::driver::{Access, Addr, Device, Physical, Properties, Rights};
@@ -42,10 +43,7 @@ fn with_segments<T>(
     call: impl FnOnce(&Process, &Segments) -> Result<T>,
 ) -> Option<std::result::Result<T, Code>> {
     let process = process::started()?;
-    let done = catch(|| {
-        let _relaxed = Relaxed::enter(process);
-        call(process, process.engine.segments())
-    });
+    let done = catch(|| call(process, process.engine.segments()));
     Some(done.map_err(|error| report(what, &error)))
 }
 
@@ -147,7 +145,9 @@ fn create_ours(device: Device, size: u64, properties: Properties) -> Option<std:
         let region = wanted()?;
         let process = if region.is_some() { Some(process::get()?) } else { process::started() };
         let Some(process) = process else { return Ok(None) };
-        let _relaxed = Relaxed::enter(process);
+        if region.is_some() && !context::is_waited_for(process) {
+            return Ok(None);
+        }
         let capturing = capture::in_progress();
         process.engine.segments().create(NewMemory { region, device, size, properties, capturing })
     });

@@ -1,12 +1,13 @@
-//! What the driver says of captures and of peers to who calls it without a runtime: passed on and remembered, as [`super::runtime`] does. A
+//! What the driver says of captures and of peers to who calls it without a runtime: passed on and remembered, as [`super::captures`] and [`super::runtime`] do. A
 //! runtime's own call that arrives here inside of that one is not counted again.
 
+use super::captures::{counted, destroyed, ended};
 use super::context;
 use super::entry::{Code, original};
 use super::guard::Guard;
 use super::linear::per_thread;
 use super::peer::{self, Way};
-use super::runtime::{PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED, counted, destroyed, ended};
+use super::runtime::{PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED};
 use std::ffi::{c_int, c_uint, c_void};
 
 pub(super) unsafe extern "C" fn begin_capture(stream: *mut c_void, mode: c_int) -> Code {

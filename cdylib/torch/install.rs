@@ -12,6 +12,7 @@ use super::{
 };
 use crate::log;
 use std::ffi::{CStr, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 /// Whether PyTorch tells us which streams use a block, so that stream order alone says when it can be given out again.
@@ -92,12 +93,15 @@ impl Library {
         /// `std::shared_ptr`: the object, and who counts.
         #[repr(C)]
         struct Shared(*mut *mut c_void, *mut c_void);
-        type Get = unsafe extern "C-unwind" fn(*mut Shared);
+        /// Returned as C++ returns a shared_ptr, which has a destructor: to memory of the caller's, whose address is where the ABI passes that of a
+        /// large result (x86-64: the hidden first argument; AArch64: x8). So it is declared larger than what registers return.
+        #[repr(C)]
+        struct Returned(Shared, MaybeUninit<[usize; 2]>);
+        type Get = unsafe extern "C-unwind" fn() -> Returned;
         let get = self.mangled(in_namespace!("19getCurrentAllocatorEv"))?;
-        let mut shared = Shared(std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: a shared_ptr has a destructor, so the function writes it where the hidden first argument points. The reference is
-        // never given back: the allocator lives as long as the process.
-        unsafe { std::mem::transmute::<*mut c_void, Get>(get)(&raw mut shared) };
+        // SAFETY: the function writes the shared_ptr to the start of the result, and nothing behind it, which nobody reads. The reference is never
+        // given back: the allocator lives as long as the process.
+        let Returned(shared, _) = unsafe { std::mem::transmute::<*mut c_void, Get>(get)() };
         let table = self.mangled("_ZTVN5torch4cuda22CUDAPluggableAllocator22CUDAPluggableAllocatorE\0")?;
         // SAFETY: an object with virtual functions begins with a pointer behind the two-word head of its class's table.
         let is_pluggable =

@@ -1,4 +1,5 @@
-"""One side of the allocator figures, in a process of its own with PyTorch: ``allocator_child.py native|sire COMMAND ARGUMENTS...``.
+"""One side of the allocator figures, in a process of its own with PyTorch: ``allocator_child.py native|sire``. It does what each line of standard
+input says, and begins each with an empty cache.
 
 Commands: ``pairs CALLS SIZE...`` (an allocation and its free), ``empty CALLS SIZE...`` (torch.empty, and the same on the meta
 device), ``threads COUNT CALLS SIZE``, ``blocks COUNT`` (so many live ones), ``record NAME FILE`` (a workload's allocations; native
@@ -23,7 +24,7 @@ import torch
 MIB = 1 << 20
 
 
-def best(work: Callable[[], None], calls: int, rounds: int = 7) -> float:
+def best(work: Callable[[], None], calls: int, rounds: int = 3) -> float:
     """Nanoseconds of this thread's processor time per call, of the fastest round: what disturbs only ever adds, and nothing here waits."""
     found = []
     for _ in range(rounds):
@@ -187,7 +188,7 @@ def replay(file: Path, scale: int = 16) -> dict[str, float]:
     take, give = torch._C._cuda_cudaCachingAllocator_raw_alloc, torch._C._cuda_cudaCachingAllocator_raw_delete
     steps = [(words[0], int(words[1]), int(words[2]) * scale if len(words) > 2 else 0) for words in map(str.split, file.read_text().splitlines())]
     seconds = []
-    for _ in range(6):
+    for _ in range(4):
         alive: dict[int, int] = {}
         started = time.perf_counter()
         for what, number, size in steps:
@@ -203,26 +204,31 @@ def replay(file: Path, scale: int = 16) -> dict[str, float]:
     return {"first": seconds[0], "later": min(seconds[1:]), **peaks, "calls": len(steps)}
 
 
+def run(command: str, *rest: str) -> dict[str, float]:
+    """One line of standard input."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    if command == "pairs":
+        return pairs(int(rest[0]), [int(size) for size in rest[1:]])
+    if command == "empty":
+        return empty(int(rest[0]), [int(size) for size in rest[1:]])
+    if command == "threads":
+        return threads(*(int(each) for each in rest))
+    if command == "blocks":
+        return blocks(int(rest[0]))
+    if command == "record":
+        return record(rest[0], Path(rest[1]))
+    return replay(Path(rest[0]))
+
+
 def main() -> None:
-    side, command, *rest = sys.argv[1:]
-    if side == "sire":
+    if sys.argv[1] == "sire":
         import sire
 
         sire.use_allocator()
     torch.empty(1, device="cuda")
-    if command == "pairs":
-        answer = pairs(int(rest[0]), [int(size) for size in rest[1:]])
-    elif command == "empty":
-        answer = empty(int(rest[0]), [int(size) for size in rest[1:]])
-    elif command == "threads":
-        answer = threads(*(int(each) for each in rest))
-    elif command == "blocks":
-        answer = blocks(int(rest[0]))
-    elif command == "record":
-        answer = record(rest[0], Path(rest[1]))
-    else:
-        answer = replay(Path(rest[0]))
-    print(json.dumps(answer))
+    for line in sys.stdin:
+        print(json.dumps(run(*line.split())), flush=True)
 
 
 if __name__ == "__main__":

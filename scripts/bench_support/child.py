@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,16 +102,53 @@ def cycles(shop: Workshop, saver: Place, setup: Setup, program: str = "cycle", *
     try:
         yield Cycles(process, f"{saver.name}, {program} {' '.join(words)}")
     finally:
-        if process.stdin:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """It has no more to do, and is gone afterwards."""
+    if process.stdin:
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream:
+            stream.close()
+
+
+Ask = Callable[[str], dict[str, Any]]
+
+
+@contextmanager
+def answering(command: Sequence[str], environment: Mapping[str, str], what: str) -> Iterator[Ask]:
+    """A process that answers each line with one line of JSON, so that what it takes to start is paid once and not per repetition."""
+    with tempfile.TemporaryFile("w+") as complaints:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(list(command), env=dict(environment), stdin=pipe, stdout=pipe, stderr=complaints, text=True)
+
+        def ask(line: str) -> dict[str, Any]:
+            assert process.stdin and process.stdout
             try:
-                process.stdin.close()
+                process.stdin.write(f"{line}\n")
+                process.stdin.flush()
             except BrokenPipeError:
                 pass
+            answer = process.stdout.readline()
+            if not answer.startswith("{"):
+                process.kill()
+                status = process.wait()
+                complaints.seek(0)
+                raise failed(f"{what} {line}", status, complaints.read())
+            result: dict[str, Any] = json.loads(answer)
+            return result
+
         try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()
+            yield ask
+        finally:
+            end(process)

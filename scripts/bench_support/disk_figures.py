@@ -5,6 +5,8 @@ A write counts until the bytes are on the disk (pause and flush), a read starts 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -20,26 +22,28 @@ CACHED = 0.05
 ATTACH = "sire_attach_file"
 
 
-def raw(shop: Workshop, folder: Path, sizes: Sizes, depth: int) -> Sample:
-    """Seconds that O_DIRECT takes."""
-    answer: Sample = call(shop, "raw", "disk", str(folder), str(sizes.disk), str(depth))[0]
-    return answer
+def raw(shop: Workshop, folder: Path, sizes: Sizes, depths: Iterable[int]) -> dict[int, Sample]:
+    """Seconds that O_DIRECT takes at each depth, all in one file."""
+    answers = call(shop, "raw", "disk", str(folder), str(sizes.disk), *map(str, depths))
+    return {int(answer["depth"]): answer for answer in answers}
 
 
-def best_depth(shop: Workshop, folder: Path, sizes: Sizes, way: str) -> int:
-    """The depth at which the disk is fastest."""
-    return min(sizes.depths, key=lambda depth: min(raw(shop, folder, sizes, depth)[way] for _ in range(2)))
+@cache
+def best_depths(shop: Workshop, folder: Path, sizes: Sizes) -> dict[str, int]:
+    """The depths at which the disk is fastest, each way; found once per run."""
+    tries = [raw(shop, folder, sizes, sizes.depths) for _ in range(2)]
+    return {way: min(sizes.depths, key=lambda depth: min(found[depth][way] for found in tries)) for way in ("write", "read")}
 
 
 def disk(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     """Write and read, paired with raw runs."""
-    depths = {way: best_depth(shop, folder, sizes, way) for way in ("write", "read")}
+    depths = best_depths(shop, folder, sizes)
     setup = Setup(sizes.disk, max(1, sizes.disk // (64 * MIB)), "disk", directory=folder)
     ours: list[Sample] = []
     limits: dict[str, list[float]] = {"write": [], "read": []}
 
     def measure_raw() -> None:
-        found = {depth: raw(shop, folder, sizes, depth) for depth in set(depths.values())}
+        found = raw(shop, folder, sizes, sorted(set(depths.values())))
         for way, depth in depths.items():
             limits[way].append(found[depth][way])
 
@@ -72,7 +76,7 @@ def file(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     """A resume whose backup is a file that already holds the bytes, paired with raw reads."""
     if ATTACH.encode() not in shop.sire.library.read_bytes():
         raise Unmeasurable(f"not built in this library: {ATTACH}")
-    depth = best_depth(shop, folder, sizes, "read")
+    depth = best_depths(shop, folder, sizes)["read"]
     setup = Setup(sizes.disk, max(1, sizes.disk // (64 * MIB)))
     ours: list[Sample] = []
     limits: list[float] = []
@@ -80,10 +84,10 @@ def file(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
         first = program.cycle(False)
         for swapped in ways(sizes.repeats):
             if swapped:
-                limits.append(raw(shop, folder, sizes, depth)["read"])
+                limits.append(raw(shop, folder, sizes, [depth])[depth]["read"])
             ours.append(program.cycle(False))
             if not swapped:
-                limits.append(raw(shop, folder, sizes, depth)["read"])
+                limits.append(raw(shop, folder, sizes, [depth])[depth]["read"])
     took = [sample["resume"] for sample in ours]
     goal = Target("ratio", at_least=0.9)
     figure = Figure("file.read", "GiB/s", rates(took, sizes.disk), rates(limits, sizes.disk), target=goal)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .figures import MIB, Figure, Target, Wrong
+from .child import answering
+from .figures import MIB, Figure, Target, Wrong, ways
 from .plan import Sizes
 from .serve_figures import accelerate, python
 from .workshop import ROOT, Workshop
@@ -16,32 +18,46 @@ from .workshop import ROOT, Workshop
 STRATEGIES = ("none", "active_only", "limit_gpu")
 
 
-def one(shop: Workshop, interpreter: Path, device_mib: int, more: Path | None, *arguments: object, program: str = "layers.py") -> dict[str, Any]:
-    """One process, one measurement."""
+def setting(shop: Workshop, device_mib: int, more: Path | None) -> dict[str, str]:
+    """The environment of a program with PyTorch."""
     environment = shop.environment(None, device_mib * MIB)
     environment.pop("LD_LIBRARY_PATH", None)
     folders = [str(ROOT / "python-shim" / "src"), *([] if more is None else [str(more)])]
-    environment |= {"PYTHONPATH": os.pathsep.join(folders), "SIRE_LIBRARY": str(shop.sire.library), "SIRE_HOOK_MODE": "torch", "OMP_NUM_THREADS": "1"}
-    command = [str(interpreter), str(ROOT / "benches" / program), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Wrong(f"{program} {' '.join(map(str, arguments))}: {done.stderr.strip()[-600:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return environment | {"PYTHONPATH": os.pathsep.join(folders), "SIRE_LIBRARY": str(shop.sire.library), "SIRE_HOOK_MODE": "torch", "OMP_NUM_THREADS": "1"}
+
+
+def right(result: dict[str, Any], what: str) -> dict[str, Any]:
+    """The result, if no answer was wrong."""
     if result["wrong"]:
-        raise Wrong(f"{program} {' '.join(map(str, arguments))}: {result['wrong']} answers were wrong")
+        raise Wrong(f"{what}: {result['wrong']} answers were wrong")
     return result
 
 
+def one(shop: Workshop, interpreter: Path, device_mib: int, more: Path | None, *arguments: object, program: str = "layers.py") -> dict[str, Any]:
+    """One process, one measurement."""
+    what = f"{program} {' '.join(map(str, arguments))}"
+    command = [str(interpreter), str(ROOT / "benches" / program), *map(str, arguments)]
+    done = subprocess.run(command, env=setting(shop, device_mib, more), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Wrong(f"{what}: {done.stderr.strip()[-600:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return right(result, what)
+
+
 def oversized(shop: Workshop, sizes: Sizes, offline: bool) -> list[Figure]:
-    """Both ways in turns."""
+    """Both ways in turns, a process each."""
     interpreter = python()
-    more = accelerate(interpreter, offline)
-    count, mib = 16, max(4, sizes.served_mib // 4)
+    environment = setting(shop, 8 * (mib := max(4, sizes.served_mib // 4)), accelerate(interpreter, offline))
     seconds: dict[str, list[float]] = {"sire": [], "accelerate": []}
-    for number in range(max(2, min(sizes.repeats, 5))):
-        for way in ("sire", "accelerate") if number % 2 == 0 else ("accelerate", "sire"):
-            seconds[way].append(one(shop, interpreter, count * mib // 2, more, "oversized", way, count, mib, 3)["seconds"])
-    notes = [f"{count} layers of {mib} MiB on a device for half of them; less is better"]
+    with ExitStack() as stack:
+        asks = {}
+        for way in seconds:
+            command = [str(interpreter), str(ROOT / "benches" / "layers.py"), "oversized", way, "16", str(mib), "3"]
+            asks[way] = stack.enter_context(answering(command, environment, f"layers.py oversized {way}"))
+        for other_first in ways(sizes.repeats):
+            for way in ("accelerate", "sire") if other_first else ("sire", "accelerate"):
+                seconds[way].append(right(asks[way](""), f"layers.py oversized {way}")["seconds"])
+    notes = [f"16 layers of {mib} MiB on a device for half of them; less is better"]
     return [Figure("oversized.time_vs_sequential_offload", "s", seconds["sire"], seconds["accelerate"], target=Target("ratio", at_most=1.0), notes=notes)]
 
 

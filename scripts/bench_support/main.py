@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import (
@@ -17,6 +18,7 @@ from . import (
     disk_figures,
     hook_figures,
     layer_figures,
+    limits,
     other_figures,
     pause_figures,
     peer,
@@ -33,6 +35,20 @@ from .plan import SMOKE, Sizes
 from .workshop import Place, Workshop, has_gpu, read, real_runtime
 
 Measure = Callable[[], list[Figure]]
+# A whole run takes no longer: what would begin later is left out, and said to be.
+MINUTES = 15.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are measured together, by the starts of their names; the seconds that they may take."""
+
+    names: tuple[str, ...]
+    seconds: float
+    measure: Measure
+
+    def __str__(self) -> str:
+        return " ".join(self.names)
 
 
 def arguments() -> argparse.Namespace:
@@ -42,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="figures whose name starts so, such as pause.warm.32; may be repeated")
     parser.add_argument("--device", choices=["auto", "cuda", "software"], default="auto")
     parser.add_argument("--repeats", type=int, help="repetitions (default 7)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"begin no figure later than this, and end it then (default {MINUTES:g})")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that everything works, and nothing else")
     parser.add_argument("--peer", type=Path, help="torch_memory_saver's preload library (default: found, or fetched with pip)")
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
@@ -61,52 +78,67 @@ class Bench:
         self.missing: dict[str, str] = {}
         self.wrong: list[str] = []
         self.busy = ""
+        self.took: dict[str, float] = {}
+        self.started = time.monotonic()
 
-    def plan(self) -> list[tuple[tuple[str, ...], Measure]]:
-        """Groups of figures that are measured together, by the starts of their names."""
+    def plan(self) -> list[Group]:
+        """Everything, the most important first. A group's limit is about three times what it takes on two cores with nothing beside it."""
         shop, sizes, offline = self.shop, self.sizes, self.options.offline
 
         def other() -> Place:
             return peer.find(self.options.peer, offline)
 
         return [
-            (("pause.cold",), lambda: pause_figures.cold(shop, sizes)),
-            (("pause.warm.32", "resume.warm.32"), lambda: pause_figures.warm(shop, sizes, 32)),
-            (("pause.warm.1024", "resume.warm.1024"), lambda: pause_figures.warm(shop, sizes, 1024)),
-            (("tms.default",), lambda: pause_figures.tms_default(shop, sizes, other())),
-            (("tms.retained",), lambda: pause_figures.tms_retained(shop, sizes, other())),
-            (("stall",), lambda: other_figures.stall(shop, sizes)),
-            (("disk",), lambda: disk_figures.disk(shop, sizes, self.disk_folder())),
-            (("pause.clean",), lambda: clean_figures.clean(shop, sizes)),
-            (("pause.verified",), lambda: clean_figures.verified(shop, sizes)),
-            (("shared_backup",), lambda: clean_figures.shared(shop, sizes, self.scratch)),
-            (("file",), lambda: disk_figures.file(shop, sizes, self.disk_folder())),
-            (("scale",), lambda: other_figures.scale(shop, sizes)),
-            (("trace",), lambda: other_figures.trace(shop, sizes, self.scratch)),
-            (("hook",), lambda: hook_figures.hooks(shop, sizes)),
-            (("reserve", "ledger"), lambda: reserve_figures.reserve(sizes)),
-            (("serve",), lambda: serve_figures.serve(shop, sizes, offline)),
-            (("oversized",), lambda: layer_figures.oversized(shop, sizes, offline)),
-            (("host",), lambda: layer_figures.overhead(shop, sizes)),
-            (("slyce",), lambda: layer_figures.slices(shop, sizes)),
-            (("commits", "memory"), lambda: layer_figures.patches(shop, sizes)),
+            Group(("pause.cold",), 180, lambda: pause_figures.cold(shop, sizes)),
+            Group(("pause.warm.32", "resume.warm.32"), 100, lambda: pause_figures.warm(shop, sizes, 32)),
+            Group(("pause.warm.1024", "resume.warm.1024"), 100, lambda: pause_figures.warm(shop, sizes, 1024)),
+            Group(("tms.default",), 240, lambda: pause_figures.tms_default(shop, sizes, other())),
+            Group(("tms.retained",), 240, lambda: pause_figures.tms_retained(shop, sizes, other())),
+            Group(("pause.clean",), 60, lambda: clean_figures.clean(shop, sizes)),
+            Group(("pause.verified",), 60, lambda: clean_figures.verified(shop, sizes)),
+            Group(("stall",), 180, lambda: other_figures.stall(shop, sizes)),
+            Group(("disk",), 180, lambda: disk_figures.disk(shop, sizes, self.disk_folder())),
+            Group(("file",), 120, lambda: disk_figures.file(shop, sizes, self.disk_folder())),
+            Group(("shared_backup",), 60, lambda: clean_figures.shared(shop, sizes, self.scratch)),
+            Group(("sim",), 120, lambda: simulated_figures.simulated(sizes, self.scratch)),
+            Group(("scale",), 180, lambda: other_figures.scale(shop, sizes)),
+            Group(("trace",), 60, lambda: other_figures.trace(shop, sizes, self.scratch)),
+            Group(("hook",), 60, lambda: hook_figures.hooks(shop, sizes)),
+            Group(("serve",), 180, lambda: serve_figures.serve(shop, sizes, offline)),
+            Group(("oversized",), 100, lambda: layer_figures.oversized(shop, sizes, offline)),
+            Group(("host",), 120, lambda: layer_figures.overhead(shop, sizes)),
+            Group(("slyce",), 60, lambda: layer_figures.slices(shop, sizes)),
+            Group(("commits", "memory"), 60, lambda: layer_figures.patches(shop, sizes)),
             *self.allocator(),
-            (("sim",), lambda: simulated_figures.simulated(sizes, self.scratch)),
+            Group(("reserve", "ledger"), 180, lambda: reserve_figures.reserve(sizes)),
         ]
 
-    def allocator(self) -> list[tuple[tuple[str, ...], Measure]]:
-        """Against PyTorch's own allocator, and time slices. Each is a dozen processes with PyTorch: too many to show that everything works."""
+    def allocator(self) -> list[Group]:
+        """Against PyTorch's own allocator, and time slices. Each is several processes with PyTorch: too many to show that everything works."""
         if self.options.smoke and not self.options.only:
             return []
         shop, sizes = self.shop, self.sizes
         workloads = tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS)
         return [
-            (("alloc",), lambda: allocator_figures.calls(shop, sizes)),
-            (("threads8",), lambda: allocator_figures.threads(shop, sizes)),
-            (("blocks",), lambda: allocator_figures.blocks(shop, sizes)),
-            (workloads, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
-            (("timeslice",), lambda: slice_figures.slices(shop, sizes)),
+            Group(("alloc",), 120, lambda: allocator_figures.calls(shop, sizes)),
+            Group(("threads8",), 60, lambda: allocator_figures.threads(shop, sizes)),
+            Group(("blocks",), 180, lambda: allocator_figures.blocks(shop, sizes)),
+            Group(workloads, 180, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
+            Group(("timeslice",), 240, lambda: slice_figures.slices(shop, sizes)),
         ]
+
+    def build(self) -> None:
+        """What is built once is not part of any figure's time."""
+        if self.wants("sim"):
+            try:
+                simulated_figures.program()
+            except (Wrong, Unmeasurable):
+                return  # Its figure says so.
+        if self.wants("reserve") or self.wants("ledger"):
+            reserve_figures.build()
+
+    def wants(self, name: str) -> bool:
+        return self.wanted((name,))
 
     def disk_folder(self) -> Path:
         """On a disk, in a folder of this run's own making."""
@@ -147,36 +179,64 @@ class Bench:
         self.figures.append(figure)
 
     def run(self) -> None:
+        """All that is wanted, one after the other; what was found so far is on the disk after each."""
         self.look_around()
+        self.build()
         self.warm_machine()
+        self.started = time.monotonic()
         if not self.options.only:
             self.machine()
-        for group, measure in self.plan():
-            if self.wanted(group):
-                self.measure(" ".join(group), measure)
+        groups = [group for group in self.plan() if self.wanted(group.names)]
+        for number, group in enumerate(groups, 1):
+            left = self.options.minutes * 60 - (time.monotonic() - self.started)
+            if left <= 0:
+                self.missing[str(group)] = f"the run's {self.options.minutes:g} minutes were over; --only {group.names[0]} measures it alone"
+                continue
+            say(f"[{number}/{len(groups)}] {group} ...")
+            self.measure(group, min(left, group.seconds))
+            self.write()
 
-    def measure(self, name: str, measure: Measure) -> None:
-        """One group. What goes wrong in it is told at the end, and gives no figure."""
-        started = time.monotonic()
+    def measure(self, group: Group, seconds: float) -> None:
+        """One group. What goes wrong in it is told at the end, and gives no figure; the others go on."""
+        name, started = str(group), time.monotonic()
+        found: list[Figure] = []
         try:
-            found = [figure for figure in measure() if self.chosen(figure)]
+            with limits.at_most(seconds):
+                found = [figure for figure in group.measure() if self.chosen(figure)]
+            told = ", ".join(f"{f.name} {report.number(f.ratio if f.ratio else f.value)}" for f in found)
         except Unmeasurable as error:
-            self.missing[name] = str(error)
-            return
+            self.missing[name] = told = str(error)
+        except limits.OutOfTime:
+            self.missing[name] = told = f"it did not end within {seconds:.0f} s"
         except Wrong as error:
             self.wrong.append(f"{name}: {error}")
-            say(f"{name}: WRONG")
-            return
+            told = "WRONG"
+        except Exception as error:
+            self.wrong.append(f"{name}: it failed: {type(error).__name__}: {error}")
+            told = "FAILED"
         self.figures += found
-        say(f"{name}: {', '.join(f'{f.name} {report.number(f.ratio if f.ratio else f.value)}' for f in found)} ({time.monotonic() - started:.0f} s)")
+        self.took[name] = time.monotonic() - started
+        say(f"{name}: {told} ({self.took[name]:.0f} s, {(time.monotonic() - self.started) / 60:.1f} min in all)")
+
+    def described(self) -> str:
+        return self.shop.described + ("; smoke sizes, which mean nothing" if self.options.smoke else "") + self.busy
+
+    def write(self) -> None:
+        """The figures so far, whole or not at all."""
+        if self.options.json:
+            target: Path = self.options.json
+            beside = target.with_name(f".{target.name}.{os.getpid()}")
+            beside.write_text(json.dumps([figure.as_json(self.described()) for figure in self.figures], indent=1) + "\n")
+            beside.replace(target)
 
     def finish(self) -> int:
         """Table, JSON, picture; 1 if anything was wrong."""
-        device = self.shop.described + ("; smoke sizes, which mean nothing" if self.options.smoke else "") + self.busy
+        device = self.described()
         print(f"\n{device}\n\n{report.table(self.figures, self.missing)}")
-        if self.options.json:
-            self.options.json.write_text(json.dumps([figure.as_json(device) for figure in self.figures], indent=1) + "\n")
+        self.write()
         self.draw(device)
+        slowest = sorted(self.took.items(), key=lambda item: -item[1])[:5]
+        say(f"{(time.monotonic() - self.started) / 60:.1f} min; longest: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in slowest)}")
         for text in self.wrong:
             print(f"WRONG: {text}", file=sys.stderr)
         return 1 if self.wrong or not self.figures else 0
@@ -206,8 +266,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sire-bench-") as folder:
         try:
             bench = Bench(options, Workshop(Path(folder), software, options.sabotage), Path(folder))
-            bench.run()
         except (Wrong, Unmeasurable) as error:
             print(f"scripts/bench: {error}", file=sys.stderr)
             return 1
+        limits.watch()
+        try:
+            bench.run()
+        except (Wrong, Unmeasurable) as error:
+            bench.wrong.append(str(error))
+        except limits.Ended:
+            bench.missing["the rest"] = "the run was ended from outside"
+            bench.finish()
+            return 130
         return bench.finish()

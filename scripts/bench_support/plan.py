@@ -28,8 +28,9 @@ class Sizes:
     served_mib: int = 32
     requests: int = 60
     rounds: int = 60
-    sliced_mib: int = 256
-    sliced_steps: int = 150
+    sliced_mib: int = 96
+    sliced_steps: int = 12
+    sliced_quantum: float = 0.4
 
 
 SMOKE = Sizes(
@@ -49,6 +50,7 @@ SMOKE = Sizes(
     served_mib=4,
     requests=10,
     rounds=3,
-    sliced_mib=96,
-    sliced_steps=12,
+    sliced_mib=64,
+    sliced_steps=8,
+    sliced_quantum=0.1,
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+from .child import Ask, answering
 from .figures import MIB, Figure, Target, Unmeasurable, Wrong
 from .plan import Sizes
 from .workshop import ROOT, Workshop
@@ -39,9 +40,9 @@ def accelerate(interpreter: Path, offline: bool) -> Path:
     return KEPT
 
 
-def one(shop: Workshop, interpreter: Path, way: str, sizes: Sizes, seed: int, more: Path) -> dict[str, Any]:
-    """One process, one trace."""
-    arguments = [str(each) for each in (sizes.served, 3, sizes.served_mib, sizes.requests, seed)]
+def process(shop: Workshop, interpreter: Path, way: str, sizes: Sizes, more: Path) -> AbstractContextManager[Ask]:
+    """A process that serves the trace of each number that it is told."""
+    arguments = [str(each) for each in (sizes.served, 3, sizes.served_mib, sizes.requests)]
     environment = shop.environment(None, (3 * (sizes.served_mib + 1) + 64) * MIB)
     # An environment of the software device finds its own libraries.
     environment.pop("LD_LIBRARY_PATH", None)
@@ -51,11 +52,7 @@ def one(shop: Workshop, interpreter: Path, way: str, sizes: Sizes, seed: int, mo
         "SIRE_HOOK_MODE": "torch",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run([str(interpreter), str(ROOT / "benches" / "serve.py"), way, *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Wrong(f"serve.py {way}: {done.stderr.strip()[-600:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return answering([str(interpreter), str(ROOT / "benches" / "serve.py"), way, *arguments], environment, f"serve.py {way}")
 
 
 def serve(shop: Workshop, sizes: Sizes, offline: bool) -> list[Figure]:
@@ -63,9 +60,11 @@ def serve(shop: Workshop, sizes: Sizes, offline: bool) -> list[Figure]:
     interpreter = python()
     more = accelerate(interpreter, offline)
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    for number in range(max(2, min(sizes.repeats, 5))):
-        for way in WAYS if number % 2 == 0 else reversed(WAYS):
-            runs[way].append(one(shop, interpreter, way, sizes, number, more))
+    with ExitStack() as stack:
+        asks = {way: stack.enter_context(process(shop, interpreter, way, sizes, more)) for way in WAYS}
+        for number in range(sizes.repeats):
+            for way in WAYS if number % 2 == 0 else reversed(WAYS):
+                runs[way].append(asks[way](str(number)))
     wrong = [run["wrong"] for way in WAYS for run in runs[way]]
     if any(wrong):
         raise Wrong(f"serve: {sum(wrong)} answers were wrong")

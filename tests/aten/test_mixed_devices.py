@@ -72,7 +72,7 @@ def test_generated_wrappers(name: str) -> None:
     """The text of operations that check every argument, with its name and the method's."""
     run, (argument, place, common, method) = _STRICT[name]
     text = _GOT.format(argument, place, common, method)
-    with pytest.raises(RuntimeError, match=text if torch.__version__ >= "2.12" else "same device"):
+    with pytest.raises(RuntimeError, match=text if torch.__version__ >= (2, 12) else "same device"):
         run(*_pair())
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, clean_environment
 from running import line, running, until
-from watching import Dashboard, Terminal, in_a_browser
+from watching import Dashboard, Multiplexer, Screen, Terminal, in_a_browser
 
 MIB = 1 << 20
 PROGRAM = """
@@ -124,6 +124,8 @@ def test_exit_codes_tell_failures_apart(outside: Outside) -> None:
     assert outside.run("pause", outside.pid, "--timeout", "-1").returncode == 2
     outside.process.send_signal(signal.SIGSTOP)
     try:
+        # All of its threads: until then it may answer.
+        os.waitid(os.P_PID, outside.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         assert outside.run("resume", outside.pid).returncode == 5
         shown = outside.run("ps", "--timeout", "0.1")
         assert "silent" in shown.stdout
@@ -257,7 +259,25 @@ def test_top_shows_and_does_on_a_terminal(outside: Outside, columns: int) -> Non
         assert terminal.ended() == 0
 
 
-def look_and_press(terminal: Terminal, outside: Outside, columns: int) -> None:
+@pytest.mark.parametrize("columns", [80, 40])
+def test_top_is_at_home_in_a_terminal_multiplexer(outside: Outside, columns: int, tmp_path: Path) -> None:
+    command = [str(outside.command), "top", "--interval", "0.1"]
+    with Multiplexer(command, outside.environment, tmp_path, columns) as terminal:
+        look_and_press(terminal, outside, columns)
+        # A window that is dragged, a phone that is turned: what fits is there at once, and nothing is left of what was there before.
+        other = 120 - columns
+        terminal.resize(other)
+        is_wide = other == 80
+        until("it fills the window", lambda: any("BACKUPS" in line for line in terminal.lines()) == is_wide)
+        terminal.shows("sire top  1 process", f"{outside.pid} running", "model/weights", "q quit" if is_wide else "p r e q")
+        assert all(len(line) <= other for line in terminal.lines())
+        terminal.resize(other, 8)
+        until("the keys are on the last of 8 lines", lambda: len(found := terminal.lines()) == 8 and "q" in found[-1])
+        terminal.press("q")
+        assert terminal.ended() == 0
+
+
+def look_and_press(terminal: Screen, outside: Outside, columns: int) -> None:
     terminal.shows("sire top  1 process", f"{outside.pid} running", "DEVICE", "model/weights", "safe points", "EVENTS")
     until("the device's bar is drawn", lambda: any("of 256 MiB" in line and "[#" in line for line in terminal.lines()))
     assert all(len(line) <= columns for line in terminal.lines())

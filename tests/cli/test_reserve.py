@@ -78,6 +78,22 @@ def test_who_holds_is_waited_for_and_who_is_killed_is_not(start: Start) -> None:
     assert ended(waiting)[0] == 0
 
 
+def test_a_gpu_that_is_divided_is_reserved_by_its_parts(start: Start, environment: dict[str, str], tmp_path: Path) -> None:
+    environment["SIRE_SIM_MIG"] = "2"
+    holder = start("reserve", "--json", "--gpu", "0:1", "--bytes", "200MiB", "--", "sh", "-c", "echo $SIRE_RESERVED; exec sleep 100")
+    part, _, size = line(holder).partition(":")
+    assert (part[:4], size) == ("MIG-", str(200 * MIB))
+    # The same part, by its name; the other one; and the whole, which nobody can use.
+    assert ended(start("reserve", "--gpu", part, "--bytes", "200MiB", "--timeout", "0", "--", "true"))[0] == 75
+    code, out, _ = ended(start("reserve", "--gpu", "0:0", "--bytes", "200MiB", "--timeout", "0", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"))
+    assert (code, out[:4], out.strip() == part) == (0, "MIG-", False)
+    code, _, err = ended(start("reserve", "--gpu", "0", "--bytes", "200MiB", "--timeout", "0", "--", "true"))
+    assert code == 2
+    assert "there is no GPU '0'" in err
+    assert f"0:0 ({out.strip()}), 0:1 ({part})" in err
+    assert {path.name for path in tmp_path.glob("sire-ledger-*")} == {f"sire-ledger-{name}" for name in (part, out.strip())}
+
+
 OWNER = """
 import time
 import sire

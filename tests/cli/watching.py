@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import termios
 import threading
 import time
@@ -23,8 +26,27 @@ import pytest
 from running import LIMIT, line, running
 
 
-class Terminal:
-    """A program on a terminal of its own, and what its screen shows."""
+class Screen:
+    """What a program shows on a screen, and the keys that it gets."""
+
+    def lines(self) -> list[str]:
+        """The screen now."""
+        raise NotImplementedError
+
+    def press(self, keys: str) -> None:
+        raise NotImplementedError
+
+    def shows(self, *texts: str) -> None:
+        """Waits until all of them are there."""
+        end = time.monotonic() + 60
+        while not all(any(text in line for line in self.lines()) for text in texts):
+            assert time.monotonic() < end, "\n".join([f"not shown: {texts}", *self.lines()])
+            # To look may be to start a process.
+            time.sleep(0.05)
+
+
+class Terminal(Screen):
+    """A program on a terminal of its own."""
 
     def __init__(self, command: list[str], environment: dict[str, str], columns: int, lines: int = 30) -> None:
         pyte = pytest.importorskip("pyte")
@@ -63,12 +85,6 @@ class Terminal:
             self._stream.feed(said)
         return [line.rstrip() for line in self._screen.display]
 
-    def shows(self, *texts: str) -> None:
-        """Waits until all of them are there."""
-        end = time.monotonic() + 60
-        while not all(any(text in line for line in self.lines()) for text in texts):
-            assert time.monotonic() < end, "\n".join([f"not shown: {texts}", *self.lines()])
-
     def press(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
@@ -81,6 +97,61 @@ class Terminal:
                 self._timer.cancel()
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status
+
+
+class Multiplexer(Screen):
+    """A program in a session of tmux that nobody is attached to. The server is of its own, and ends with the block."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path, columns: int, lines: int = 30) -> None:
+        tmux = shutil.which("tmux")
+        if tmux is None:
+            pytest.skip("tmux is not installed (apt-get install tmux)")
+        self._tmux, self._environment = tmux, environment
+        # Short, whatever the test's folder is called: a socket's path has an end. The server keeps its socket there as long as it lives.
+        self._folder = tempfile.TemporaryDirectory(prefix="sire-tmux-")
+        self._status = folder / "status"
+        session = ["new-session", "-d", "-x", str(columns), "-y", str(lines)]
+        # The shell says how it ended when the program is gone, and the session with it; whoever is killed here leaves nothing that stays.
+        told = f"timeout --foreground {LIMIT:.0f} {shlex.join(command)}; echo $? > {shlex.quote(str(self._status))}"
+        try:
+            self._tell("-f", os.devnull, *session, told)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _tell(self, *arguments: str) -> str:
+        command = [self._tmux, "-S", f"{self._folder.name}/socket", *arguments]
+        environment = {name: value for name, value in self._environment.items() if name != "TMUX"}
+        done = subprocess.run(command, env={**environment, "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def __enter__(self) -> Multiplexer:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        # Where the program has ended, the server has, too.
+        with contextlib.suppress(AssertionError):
+            self._tell("kill-server")
+        self._folder.cleanup()
+
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self._tell("capture-pane", "-p").splitlines()]
+
+    def press(self, keys: str) -> None:
+        self._tell("send-keys", "-l", keys)
+
+    def resize(self, columns: int, lines: int = 30) -> None:
+        """The window's size from now on."""
+        self._tell("resize-window", "-x", str(columns), "-y", str(lines))
+
+    def ended(self) -> int:
+        """How it ended."""
+        end = time.monotonic() + 60
+        while not (self._status.exists() and (said := self._status.read_text().strip())):
+            assert time.monotonic() < end, "it does not end"
+            time.sleep(0.01)
+        return int(said)
 
 
 class Dashboard:

@@ -1,4 +1,4 @@
-"""Tests of the tests: whoever skips a test with PyTorch says why in one of the lists, where it can be counted."""
+"""Tests of the tests: whoever skips one with PyTorch, or of the command, says why in a list, which can be counted."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 
-DEVICE = Path(__file__).resolve().parents[1] / "python" / "device"
+TESTS = Path(__file__).resolve().parents[1]
+DEVICE = TESTS / "python" / "device"
+# Of each folder of tests: its list, and the kinds of reasons in it.
+LISTS = {DEVICE / "other_skips.txt": {"machine", "elsewhere"}, TESTS / "cli" / "skips.txt": {"machine", "build"}}
 REASONS = DEVICE / "other_skips.txt"
 # The marker that conftest.py makes of the lists by name.
 BY_NAME = ("conftest.py", "*")
 
+each_list = pytest.mark.parametrize("file", LISTS, ids=lambda file: file.parent.name)
 
-def listed() -> dict[str, str]:
+
+def listed(file: Path) -> dict[str, str]:
     """Reason to kind."""
-    lines = [line for line in REASONS.read_text().splitlines() if line and line[0] != "#"]
+    lines = [line for line in file.read_text().splitlines() if line and line[0] != "#"]
     return {reason: kind for kind, _, reason in (line.partition(":  ") for line in lines)}
 
 
@@ -43,23 +48,25 @@ def skips(text: str) -> Iterator[str]:
                 yield pattern(reasons[0]) if reasons else "not installed: *"
 
 
-def given() -> list[tuple[str, str]]:
-    files = sorted(DEVICE.glob("*.py"))
+def given(folder: Path) -> list[tuple[str, str]]:
+    files = sorted(folder.glob("*.py"))
     return [(file.name, reason) for file in files for reason in skips(file.read_text())]
 
 
-def test_every_skip_gives_a_listed_reason() -> None:
-    found = given()
+@each_list
+def test_every_skip_gives_a_listed_reason(file: Path) -> None:
+    found = given(file.parent)
     assert len(found) > 15
-    unknown = [each for each in found if each[1] not in listed() and each != BY_NAME]
+    unknown = [each for each in found if each[1] not in listed(file) and each != BY_NAME]
     names = "put tests that PyTorch forbids in a configuration into its list, by name"
-    assert not unknown, f"{names}, or the reason into {REASONS.name}: {unknown}"
+    assert not unknown, f"{names}, or the reason into {file.name}: {unknown}"
 
 
-def test_every_listed_reason_is_given() -> None:
-    stale = set(listed()) - {reason for _, reason in given()}
+@each_list
+def test_every_listed_reason_is_given(file: Path) -> None:
+    stale = set(listed(file)) - {reason for _, reason in given(file.parent)}
     assert not stale, f"no test gives {stale}"
-    assert set(listed().values()) == {"machine", "elsewhere"}
+    assert set(listed(file).values()) == LISTS[file]
 
 
 @pytest.mark.parametrize("file", sorted(DEVICE.glob("*_skips.txt")), ids=lambda file: file.name)

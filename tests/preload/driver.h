@@ -43,6 +43,8 @@ typedef int (*GetProc11)(const char *, void **, int, unsigned long long);
     X(cuMemSetAccess, cuMemSetAccess, 10020, (Ptr, size_t, const Access *, size_t))                                    \
     X(cuMemGetAddressRange, cuMemGetAddressRange_v2, 3020, (Ptr *, size_t *, Ptr))                                     \
     X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, (void **, int))                                        \
+    X(cuCtxCreate, cuCtxCreate_v2, 3020, (void **, unsigned, int))                                                     \
+    X(cuCtxDestroy, cuCtxDestroy_v2, 4000, (void *))                                                                   \
     X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                                                \
     X(cuCtxGetCurrent, cuCtxGetCurrent, 4000, (void **))                                                               \
     X(cuCtxEnablePeerAccess, cuCtxEnablePeerAccess, 4000, (void *, unsigned))                                          \
@@ -78,22 +80,6 @@ static inline int in_file(void *address, const char *file) { return strncmp(file
 
 /* Whether calls through this address are Sire's: its function, or the one that leads there. */
 static inline int is_ours(void *address) { return in_file(address, "libsire_alloc") || in_file(address, "libsire_driver"); }
-
-/* A number out of the statistics: the n-th "name": of the JSON, behind `after`. */
-static inline long statistic(const char *after, const char *name) {
-    size_t length = 0;
-    OK(sire_stats_json(NULL, 0, &length));
-    char *text = malloc(length + 1), key[64];
-    OK(sire_stats_json(text, length + 1, &length));
-    char *at = strstr(text, after);
-    CHECK(at != NULL);
-    snprintf(key, sizeof key, "\"%s\":", name);
-    at = strstr(at, key);
-    CHECK(at != NULL);
-    long value = strtol(at + strlen(key), NULL, 10);
-    free(text);
-    return value;
-}
 
 /* No test hangs: the process ends by a signal instead. */
 static inline void watchdog(void) { alarm(60); }

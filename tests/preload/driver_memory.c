@@ -85,6 +85,24 @@ static void linear(uint32_t region, int heard) {
     with_context(0);
 }
 
+/* A pause waits for the primary context only: what another context may use is not ours. */
+static void in_a_context_of_its_own(uint32_t region) {
+    void *own = NULL;
+    Ptr ptr = 0;
+    CUDA(0, D.cuCtxCreate(&own, 0, 0));
+    OK(sire_region_enter(region, 0));
+    long passed = statistic("driver_hooks", "allocate");
+    CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
+    CHECK(!sire_owns(at(ptr)) && statistic("driver_hooks", "allocate") == passed + 1);
+    CUDA(0, D.cuMemFree(ptr));
+    CUDA(0, D.cuCtxDestroy(own));
+    with_context(0);
+    CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
+    CHECK(sire_owns(at(ptr)));
+    CUDA(0, D.cuMemFree(ptr));
+    OK(sire_region_leave(region));
+}
+
 static void in_stream_order(uint32_t region) {
     void *stream = NULL, *pool = NULL, *own = NULL, *shared = NULL;
     Ptr ptr = 0;
@@ -287,6 +305,7 @@ int main(int argc, char **argv) {
     with_context(0);
     linear(region, heard);
     if (heard) {
+        in_a_context_of_its_own(region);
         in_stream_order(region);
         mapped(region);
         captures(region);

@@ -41,10 +41,11 @@ int main(void) {
     access.flags = 3;
     device_fault("cudaMemPoolSetAccess=error:999");
     CHECK(cudaMemPoolSetAccess(pool, &access, 1) == 999);
-    device_fault("cudaDeviceGetMemPool=error:999; cudaDeviceGetDefaultMemPool=error:999");
+    CHECK(cudaGetLastError() == 999);
+    device_fault("cudaDeviceGetMemPool=error:801; cudaDeviceGetDefaultMemPool=error:801");
     CUDA(0, cudaMemPoolSetAccess(other_pool, &own, 1)); /* whose pool it is cannot be found out: nobody's */
     device_fault("");
-    cudaGetLastError();
+    CHECK(cudaGetLastError() == 0); /* what Sire asked is no error of the program's */
     CUDA(0, accessible((uint64_t)early, 4 * MiB, 1, 1, &yes));
     CHECK(yes == 0);
     CUDA(0, cudaMemPoolSetAccess(pool, &access, 1));

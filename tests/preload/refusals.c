@@ -10,6 +10,8 @@ static void allocator(uint32_t region) {
     REFUSED("nothing is allocated to pool (77, 78)", sire_torch_end_allocate_to_pool(0, nobodys));
     REFUSED("there is no private pool (77, 78)", sire_torch_release_pool(0, nobodys));
     REFUSED("-5 bytes were asked for", CHECK(sire_torch_pool_malloc(-5, 0, NULL) == NULL));
+    /* A C program: nobody could raise what C++ would get. */
+    REFUSED("-7 bytes were asked for", CHECK(sire_torch_malloc(-7, 0, NULL) == NULL));
     REFUSED("device -1 does not exist", CHECK(sire_torch_pool_malloc(5, -1, NULL) == NULL));
     REFUSED("is not an allocation of Sire's", sire_torch_free(&outside, 0, 0, NULL));
     REFUSED("does not exist", sire_torch_set_memory_fraction(0.5, -1));

@@ -29,7 +29,10 @@ cudaError cudaIpcGetMemHandle(void *out, void *ptr);
 cudaError cudaIpcOpenMemHandle(void **out, cudaIpcMemHandle handle, unsigned flags);
 cudaError cudaIpcCloseMemHandle(void *ptr);
 cudaError cudaDeviceGetDefaultMemPool(void **pool, int device);
+cudaError cudaDeviceSetMemPool(int device, void *pool);
+cudaError cudaMemPoolCreate(void **pool, const void *properties), cudaMemPoolDestroy(void *pool);
 cudaError cudaMemPoolSetAccess(void *pool, const void *descriptions, size_t count);
+cudaError cudaMallocFromPoolAsync(void **out, size_t bytes, void *pool, void *stream);
 cudaError cudaStreamCreate(void **stream);
 cudaError cudaStreamSynchronize(void *stream);
 cudaError cudaStreamDestroy(void *stream);
@@ -39,6 +42,17 @@ cudaError cudaStreamEndCapture(void *stream, void **graph);
 cudaError cudaGraphDestroy(void *graph);
 cudaError cudaGetDriverEntryPoint(const char *symbol, void **out, unsigned long long flags, int *status);
 cudaError cudaGetDriverEntryPointByVersion(const char *symbol, void **out, unsigned version, unsigned long long flags, int *status);
+
+/* What programs call that were compiled with --default-stream per-thread. */
+cudaError cudaMallocAsync_ptsz(void **out, size_t bytes, void *stream), cudaFreeAsync_ptsz(void *ptr, void *stream);
+cudaError cudaMallocFromPoolAsync_ptsz(void **out, size_t bytes, void *pool, void *stream);
+cudaError cudaMemcpyAsync_ptsz(void *to, const void *from, size_t bytes, int kind, void *stream);
+cudaError cudaMemsetAsync_ptsz(void *to, int value, size_t bytes, void *stream), cudaStreamSynchronize_ptsz(void *stream);
+cudaError cudaMemcpy_ptds(void *to, const void *from, size_t bytes, int kind), cudaMemset_ptds(void *to, int value, size_t bytes);
+cudaError cudaStreamBeginCapture_ptsz(void *stream, int mode), cudaStreamEndCapture_ptsz(void *stream, void **graph);
+cudaError cudaStreamBeginCaptureToGraph_ptsz(void *stream, void *graph, void *const *dependencies, const void *edges, size_t count, int mode);
+cudaError cudaGetDriverEntryPoint_ptsz(const char *symbol, void **out, unsigned long long flags, int *status);
+cudaError cudaGetDriverEntryPointByVersion_ptsz(const char *symbol, void **out, unsigned version, unsigned long long flags, int *status);
 
 enum { TO_DEVICE = 1, TO_HOST = 2 };
 enum { KiB = 1 << 10, MiB = 1 << 20 };
@@ -159,6 +173,22 @@ static inline void device_fault(const char *plan) {
     int (*fault)(const char *) = (int (*)(const char *))dlsym(RTLD_DEFAULT, "sire_sim_fault");
     CHECK(fault != NULL);
     CUDA(0, fault(plan));
+}
+
+/* A number out of the statistics: the n-th "name": of the JSON, behind `after`. */
+static inline long statistic(const char *after, const char *name) {
+    size_t length = 0;
+    OK(sire_stats_json(NULL, 0, &length));
+    char *text = malloc(length + 1), key[64];
+    OK(sire_stats_json(text, length + 1, &length));
+    char *at = strstr(text, after);
+    CHECK(at != NULL);
+    snprintf(key, sizeof key, "\"%s\":", name);
+    at = strstr(at, key);
+    CHECK(at != NULL);
+    long value = strtol(at + strlen(key), NULL, 10);
+    free(text);
+    return value;
 }
 
 #endif

@@ -31,6 +31,16 @@ def test_capture(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("capture.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB"))
 
 
+def test_what_a_capture_records_is_left_to_cuda(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("recorded.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB"))
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_a_capture_beside(workshop: Workshop, sim_dir: Path, strict: str) -> None:
+    settings = {"SIRE_SIM_MEMORY": "512MiB", "SIRE_HOST_RESERVE": "256MiB", "SIRE_SIM_STRICT_CAPTURE": strict}
+    check(workshop.run(workshop.program("capture_beside.c"), folders=(sim_dir,), **settings))
+
+
 def test_forked_child(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("fork_child.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 
@@ -77,12 +87,18 @@ def test_what_is_refused_is_said(workshop: Workshop, sim_dir: Path) -> None:
         "nothing is allocated to pool (77, 78)",
         "there is no private pool (77, 78)",
         "an allocation failed: -5 bytes were asked for",
+        "-7 bytes were asked for (no C++ runtime is loaded that could raise it)",
         "a free failed: ",
         "the CUDA runtime does not know it either",
         "peer access to regions on device 0 is unknown",
         "what device 1 may do with regions on device 0 could not be set",
     ]
     assert [words for words in said if words not in done.stderr] == [], done.stderr
+
+
+def test_wrong_use(workshop: Workshop, sim_dir: Path, tmp_path: Path) -> None:
+    settings = {"SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off", "XDG_RUNTIME_DIR": str(tmp_path)}
+    check(workshop.run(workshop.program("said.c", "-lm"), str(tmp_path), folders=(sim_dir,), extra=settings))
 
 
 def test_progress(workshop: Workshop, sim_dir: Path) -> None:
@@ -105,6 +121,16 @@ def test_peers_of_pools_and_mappings(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("pool_peers.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+def test_pools_of_the_program(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("pools.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2", SIRE_LOG="off"))
+
+
+def test_per_thread_default_streams(workshop: Workshop, sim_dir: Path) -> None:
+    program = workshop.program("per_thread.c")
+    check(workshop.run(program, "device", folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_LOG="off"))
+    check(workshop.run(program, "arguments", folders=(workshop.link_runtime.parent,)))
+
+
 @pytest.mark.parametrize("end", ["leaves", "is killed"])
 def test_memory_of_another_process(workshop: Workshop, sim_dir: Path, tmp_path: Path, end: str) -> None:
     settings = {"SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off"}
@@ -114,6 +140,7 @@ def test_memory_of_another_process(workshop: Workshop, sim_dir: Path, tmp_path: 
 def test_memory_that_is_handed_out(workshop: Workshop, sim_dir: Path) -> None:
     done = check(workshop.run(workshop.program("handed_out.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
     assert "stay on the device: a handle of it was retained" in done.stderr
+    assert "stay on the device: it is bound to a multicast object" in done.stderr
     assert "cudaIpcGetMemHandle cannot hand such memory to another process" in done.stderr
 
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::control::who::Who;
+
 /// GPU memory that a program can put down and pick up again.
 #[derive(Debug, Parser)]
 #[command(name = "sire", version, propagate_version = true)]
@@ -332,8 +334,9 @@ pub struct TopOptions {
 /// A process, and how the answer is printed.
 #[derive(Debug, Args)]
 pub struct AskOptions {
-    /// The process's number, as `sire ps` shows it
-    pub pid: u32,
+    /// The process's number, as `sire ps` shows it; `PID-N` where several containers have one of that number
+    #[arg(value_name = "PID")]
+    pub who: Who,
     /// The answer as JSON
     #[arg(long)]
     pub json: bool,

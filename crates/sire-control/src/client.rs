@@ -2,8 +2,8 @@
 
 use crate::line::Lines;
 use crate::message::{Answer, LONGEST_REPLY, Request, Verb, parse_reply};
+use crate::peer::{self, Peer};
 use crate::place::{Found, Place, knock};
-use crate::server::peer_is_ours;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -72,7 +72,7 @@ impl Client {
             ErrorKind::WouldBlock => Failure::Silent(patience),
             _ => error.into(),
         })?;
-        if !peer_is_ours(stream.as_fd()) {
+        if !peer::is_ours(stream.as_fd()) {
             return Err(Failure::Strange(format!("{} belongs to another user's process", path.display())));
         }
         Ok(Client { stream: Arc::new(stream), lines: Lines::new(LONGEST_REPLY), pending: VecDeque::new(), asked: 0 })
@@ -82,6 +82,12 @@ impl Client {
     #[must_use]
     pub fn stream(&self) -> Arc<UnixStream> {
         Arc::clone(&self.stream)
+    }
+
+    /// The number that whoever listens there has here; None: none, because it is in another PID namespace.
+    #[must_use]
+    pub fn peer(&self) -> Option<u32> {
+        Peer::of(self.stream.as_fd()).and_then(|peer| peer.pid)
     }
 
     /// Asks, and waits for the answer at most `patience`.

@@ -485,7 +485,7 @@ impl Desk {
             |known: &Known| json!({"thread": known.name, "waiting": known.inside, "seconds_ago": self.ago(known)});
         json!({
             "paused": inner.paused(),
-            "loans": inner.loans.iter().map(Loan::shown).collect::<Vec<_>>(),
+            "loans": inner.loans.iter().map(|loan| inner.shown(loan)).collect::<Vec<_>>(),
             "asked": inner.asked.len() + usize::from(inner.running.is_some()),
             "safe_points": inner.members.values().map(member).collect::<Vec<_>>(),
         })

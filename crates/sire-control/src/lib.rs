@@ -2,14 +2,17 @@
 //!
 //! [`place`] is the private directory in which sockets lie, [`message`] what is said there (one JSON object per line), [`server`] answers many
 //! clients on one thread and lets none of them hold it up, [`client`] asks. [`desk`] is where requests that change memory wait for a safe point
-//! of the program, [`preempt`] how a process that needs memory asks others for theirs, [`board`] where figures wait that only the program can tell. Who may connect: the same user, nobody else, root included.
+//! of the program, [`preempt`] how a process that needs memory asks others for theirs, [`instance`] which
+//! process is which, [`board`] where figures wait that only the program can tell. Who may connect: the same user, nobody else, root included.
 
 pub mod board;
 pub mod client;
 pub mod desk;
+pub mod instance;
 pub mod journal;
 pub mod line;
 pub mod message;
+mod peer;
 pub mod place;
 pub mod preempt;
 pub mod server;

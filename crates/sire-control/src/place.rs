@@ -1,4 +1,5 @@
-//! The private directory in which the sockets of a user's processes lie, one `PID.sock` each.
+//! The private directory in which the sockets of a user's processes lie, one `PID.sock` each; where PID namespaces (containers) share it, several processes
+//! may have one number, and the later ones listen at `PID-1.sock` and so on.
 //!
 //! It is `sire` in `XDG_RUNTIME_DIR`, or else `sire-control-UID` in the temporary directory, where anybody may have put something of that name: it is
 //! opened without following links, and used only if it is a directory, this user's, and closed to all others.
@@ -12,6 +13,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use serde::{Serialize, Serializer};
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,7 +24,7 @@ use std::time::{Duration, Instant};
 /// Bytes of the longest path of a socket, by the kernel's rule, its NUL included.
 const LONGEST_PATH: usize = 108;
 /// Sockets of one process number: more than one in a directory that several PID namespaces share.
-const NAMESAKES: u32 = 16;
+const NAMESAKES: u32 = 64;
 /// How long to try for the lock of the directory, which others hold for a few system calls, unless they are stopped meanwhile.
 const TURN: Duration = Duration::from_millis(500);
 
@@ -32,11 +35,53 @@ pub struct Place {
     directory: OwnedFd,
 }
 
+/// What a process is called in the directory: nobody else who lives there is called so.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Name {
+    /// Its number, as it counts itself.
+    pub pid: u32,
+    /// Which one of those with that number; the first is 0.
+    pub namesake: u32,
+}
+
+impl Name {
+    /// `12.sock` is of the first process 12, `12-3.sock` of another one.
+    fn of_socket(name: &str) -> Option<Name> {
+        let stem = name.strip_suffix(".sock")?;
+        let (pid, namesake) = match stem.split_once('-') {
+            Some((pid, namesake)) => (pid, number(namesake)?),
+            None => (stem, 0),
+        };
+        Some(Name { pid: number(pid)?, namesake })
+    }
+}
+
+/// A number above 0: digits and nothing else.
+fn number(text: &str) -> Option<u32> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| is_plain && *number > 0)
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namesake {
+            0 => f.pad(&self.pid.to_string()),
+            namesake => f.pad(&format!("{}-{namesake}", self.pid)),
+        }
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// A socket that somebody may listen on.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Found {
-    /// The number in its name: the process's, as that process counts.
-    pub pid: u32,
+    /// Whose it is.
+    pub name: Name,
     /// Where it is.
     pub path: PathBuf,
 }
@@ -89,8 +134,8 @@ impl Place {
     /// The system's; `AddrInUse` if as many live ones have that number as are allowed.
     pub fn listen(&self, pid: u32) -> io::Result<(UnixListener, PathBuf)> {
         let turn = self.turn(TURN);
-        for number in 0..NAMESAKES {
-            let name = if number == 0 { format!("{pid}.sock") } else { format!("{pid}-{number}.sock") };
+        for namesake in 0..NAMESAKES {
+            let name = format!("{}.sock", Name { pid, namesake });
             let path = self.path.join(&name);
             refuse_long(&path)?;
             if let Some(listener) = self.listen_at(turn.as_ref(), &name, &path)? {
@@ -156,11 +201,11 @@ impl Place {
         let mut found: Vec<Found> = std::fs::read_dir(&self.path)?
             .flatten()
             .filter_map(|entry| {
-                let name = entry.file_name();
-                let pid = pid_of(name.to_str()?)?;
-                let status = statat(&self.directory, name.to_str()?, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+                let file = entry.file_name();
+                let name = Name::of_socket(file.to_str()?)?;
+                let status = statat(&self.directory, file.to_str()?, AtFlags::SYMLINK_NOFOLLOW).ok()?;
                 let is_socket = FileType::from_raw_mode(status.st_mode) == FileType::Socket;
-                is_socket.then(|| Found { pid, path: entry.path() })
+                is_socket.then(|| Found { name, path: entry.path() })
             })
             .collect();
         found.sort();
@@ -204,14 +249,6 @@ fn is_dead(path: &Path) -> bool {
     knock(path, Duration::ZERO).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-/// `12.sock` and `12-3.sock` are of process 12.
-fn pid_of(name: &str) -> Option<u32> {
-    let stem = name.strip_suffix(".sock")?;
-    let (pid, number) = stem.split_once('-').unwrap_or((stem, "0"));
-    number.parse::<u32>().ok()?;
-    pid.parse().ok().filter(|pid| *pid > 0)
-}
-
 fn is_ours_alone(directory: &Path) -> bool {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let found = open(directory, flags, Mode::empty()).and_then(|directory| fstat(&directory));
@@ -238,7 +275,7 @@ pub fn user() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Found, Place, TURN, is_dead, knock, pid_of};
+    use super::{Found, Name, Place, TURN, is_dead, knock};
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     use std::fs::{self, Permissions};
     use std::io::ErrorKind;
@@ -299,13 +336,14 @@ mod tests {
         let (_second, other) = place.listen(7)?;
         assert!(other.ends_with("7-1.sock"));
         fs::write(place.path().join("9.sock"), "no socket")?;
-        let found = [Found { pid: 7, path: other }, Found { pid: 7, path }];
+        let name = |namesake| Name { pid: 7, namesake };
+        let found = [Found { name: name(0), path }, Found { name: name(1), path: other }];
         assert_eq!(place.sockets()?, found);
-        place.forget_if_dead(&found[1]);
+        place.forget_if_dead(&found[0]);
         assert_eq!(place.sockets()?, found, "it lives");
         drop(first);
-        place.forget_if_dead(&found[1]);
-        assert_eq!(place.sockets()?, found[..1]);
+        place.forget_if_dead(&found[0]);
+        assert_eq!(place.sockets()?, found[1..]);
         Ok(())
     }
 
@@ -314,7 +352,7 @@ mod tests {
         let root = tempfile::tempdir()?;
         let place = Place::at(&root.path().join("sire"))?;
         let path = place.path().join("7.sock");
-        let found = Found { pid: 7, path: path.clone() };
+        let found = Found { name: Name { pid: 7, namesake: 0 }, path: path.clone() };
         // What `listen` does, stopped half-way.
         let turn = place.turn(TURN).ok_or("nobody else is here")?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -358,10 +396,23 @@ mod tests {
 
     #[test]
     fn names_are_read_strictly() {
-        assert_eq!(pid_of("12.sock"), Some(12));
-        assert_eq!(pid_of("12-3.sock"), Some(12));
-        for name in ["0.sock", ".sock", "-1.sock", "12.sock.old", "x.sock", "12-x.sock", "99999999999.sock"] {
-            assert_eq!(pid_of(name), None, "{name}");
+        for (text, namesake) in [("12.sock", 0), ("12-3.sock", 3)] {
+            let name = Name { pid: 12, namesake };
+            assert_eq!((Name::of_socket(text), format!("{name}.sock")), (Some(name), text.to_owned()));
+        }
+        for name in [
+            "+1.sock",
+            "1-+1.sock",
+            "0.sock",
+            ".sock",
+            "-1.sock",
+            "12.sock.old",
+            "x.sock",
+            "12-x.sock",
+            "12-0.sock",
+            "99999999999.sock",
+        ] {
+            assert_eq!(Name::of_socket(name), None, "{name}");
         }
     }
 }

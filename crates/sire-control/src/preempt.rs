@@ -10,9 +10,10 @@
 pub mod plan;
 
 use crate::client::{Client, ask_all};
+use crate::instance;
 use crate::lock;
 use crate::message::Verb;
-use crate::place::{Found, Place};
+use crate::place::{Found, Name, Place};
 use crate::server::Descriptors;
 use plan::{Mark, Need, Offer};
 use serde::Deserialize;
@@ -53,7 +54,8 @@ struct Shared {
     spawn: Spawn,
     /// What a forked child has to close, so that this process's end is the end of its loans.
     descriptors: Option<&'static Descriptors>,
-    pid: u32,
+    /// This process's.
+    instance: u64,
     state: Mutex<State>,
 }
 
@@ -67,7 +69,7 @@ struct State {
     settled: Instant,
     rest_until: Instant,
     tries: u32,
-    refused: HashMap<(u32, u64), (Instant, String)>,
+    refused: HashMap<(Name, u64), (Instant, String)>,
     why: String,
     /// What was needed is there: nobody else is asked.
     is_met: bool,
@@ -92,13 +94,14 @@ impl State {
 struct Loan {
     stream: Arc<UnixStream>,
     descriptors: Option<&'static Descriptors>,
-    pid: u32,
+    /// The process that made it.
+    instance: u64,
     bytes: u64,
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        if std::process::id() != self.pid {
+        if !instance::is_own(self.instance) {
             return;
         }
         if let Some(descriptors) = self.descriptors {
@@ -112,7 +115,17 @@ impl Drop for Loan {
 /// What an owner says that it offers.
 #[derive(Deserialize)]
 struct Offered {
+    /// Which process that is ([`instance::spoken`]); empty: one that does not say so.
+    #[serde(default)]
+    instance: String,
     marks: Vec<Mark>,
+}
+
+/// Somebody who offers something.
+#[derive(Debug)]
+struct Owner {
+    found: Found,
+    instance: String,
 }
 
 impl Borrower {
@@ -138,8 +151,8 @@ impl Borrower {
             is_met: false,
             ended: false,
         };
-        let (gpu, pid) = (gpu.to_owned(), std::process::id());
-        Borrower(Arc::new(Shared { place, gpu, priority, spawn, descriptors, pid, state: Mutex::new(state) }))
+        let (gpu, instance) = (gpu.to_owned(), instance::own());
+        Borrower(Arc::new(Shared { place, gpu, priority, spawn, descriptors, instance, state: Mutex::new(state) }))
     }
 
     /// It is our turn, and at `seen` so many bytes were missing. Begins a round of asking, unless one is under way or was just in vain; returns at once.
@@ -180,7 +193,7 @@ impl Borrower {
 
 impl Drop for Borrower {
     fn drop(&mut self) {
-        if std::process::id() != self.0.pid {
+        if !instance::is_own(self.0.instance) {
             // A forked child: the lock may be held by a thread that it does not have, and descriptors with these numbers are not ours.
             std::mem::forget(Arc::clone(&self.0));
             return;
@@ -236,8 +249,8 @@ impl Shared {
             if lock(&self.state).is_over() || got.len() >= MOST {
                 return Err(why);
             }
-            offers.retain(|each| (each.pid, each.mark.mark) != (first.pid, first.mark.mark));
-            let owner = found.iter().find(|(found, _)| found.pid == first.pid).map(|(found, _)| found);
+            offers.retain(|each| (each.owner, each.mark.mark) != (first.owner, first.mark.mark));
+            let owner = found.iter().map(|(owner, _)| owner).find(|owner| owner.found.name == first.owner);
             match owner.map(|owner| self.ask(owner, &first)) {
                 Some(Ok(loan)) => got.push(loan),
                 Some(Err(why)) => self.note_refusal(first, why, &mut offers),
@@ -248,7 +261,7 @@ impl Shared {
 
     /// It is spoken of, and not asked again for a while.
     fn note_refusal(&self, offer: Offer, why: String, offers: &mut Vec<Offer>) {
-        let key = (offer.pid, offer.mark.mark);
+        let key = (offer.owner, offer.mark.mark);
         lock(&self.state).refused.insert(key, (Instant::now(), why));
         offers.push(offer);
     }
@@ -256,33 +269,52 @@ impl Shared {
     fn without_refused(&self, offers: &[Offer]) -> Vec<Offer> {
         let mut state = lock(&self.state);
         state.refused.retain(|_, (when, _)| when.elapsed() < REFUSED);
-        offers.iter().filter(|each| !state.refused.contains_key(&(each.pid, each.mark.mark))).cloned().collect()
+        offers.iter().filter(|each| !state.refused.contains_key(&(each.owner, each.mark.mark))).cloned().collect()
     }
 
-    /// What everybody else offers.
-    fn look(&self) -> io::Result<Vec<(Found, Vec<Offer>)>> {
+    /// What everybody else offers. This process itself is not known by its number, which somebody else in the directory may have, too.
+    fn look(&self) -> io::Result<Vec<(Owner, Vec<Offer>)>> {
         let answers = ask_all(&self.place, &Verb::Marks, LOOK)?;
         let offers = |(found, answer): (Found, Result<crate::message::Answer, _>)| {
-            let marks = answer.ok()?.ok().and_then(|value| serde_json::from_value::<Offered>(value).ok())?.marks;
-            let pid = found.pid;
-            Some((found, marks.into_iter().map(|mark| Offer { pid, mark }).collect()))
+            let offered: Offered = serde_json::from_value(answer.ok()?.ok()?).ok()?;
+            let owner = Owner { found, instance: offered.instance };
+            let offer = |mark| Offer { owner: owner.found.name, mark };
+            let offers = offered.marks.into_iter().map(offer).collect();
+            (!self.is_this(&owner)).then_some((owner, offers))
         };
-        Ok(answers.into_iter().filter(|(found, _)| found.pid != self.pid).filter_map(offers).collect())
+        Ok(answers.into_iter().filter_map(offers).collect())
     }
 
-    fn ask(&self, owner: &Found, offer: &Offer) -> Result<Loan, String> {
-        let mut client = Client::connect(&owner.path, LOOK).map_err(|failure| failure.to_string())?;
+    fn is_this(&self, owner: &Owner) -> bool {
+        if owner.instance.is_empty() {
+            owner.found.name.pid == std::process::id()
+        } else {
+            owner.instance == instance::spoken(self.instance)
+        }
+    }
+
+    fn ask(&self, owner: &Owner, offer: &Offer) -> Result<Loan, String> {
+        let mut client = Client::connect(&owner.found.path, LOOK).map_err(|failure| failure.to_string())?;
         let stream = client.stream();
         if let Some(descriptors) = self.descriptors {
             descriptors.add(stream.as_raw_fd());
         }
-        let mut loan = Loan { stream: Arc::clone(&stream), descriptors: self.descriptors, pid: self.pid, bytes: 0 };
+        let mut loan =
+            Loan { stream: Arc::clone(&stream), descriptors: self.descriptors, instance: self.instance, bytes: 0 };
         {
             let mut state = lock(&self.state);
             if state.is_over() {
                 return Err("the need is over".to_owned());
             }
             state.asking = Some(stream);
+        }
+        // Its name may be another one's by now, whose marks have the same numbers and mean something else.
+        let hello = client.ask(Verb::Hello, LOOK);
+        let is_another = |hello: &serde_json::Value| hello["instance"].as_str().unwrap_or_default() != owner.instance;
+        if !hello.as_ref().is_ok_and(|hello| !hello.as_ref().is_ok_and(is_another)) {
+            lock(&self.state).asking = None;
+            let failure = hello.err().map(|failure| failure.to_string());
+            return Err(failure.unwrap_or_else(|| "it has ended, and another process has its name".to_owned()));
         }
         let verb = Verb::Reclaim { mark: offer.mark.mark, priority: self.priority, timeout: PATIENCE.as_secs_f64() };
         let answer = client.ask_alive(verb, PATIENCE + LOOK, COPYING);
@@ -300,9 +332,9 @@ impl Shared {
         let mut said: Vec<String> = Vec::new();
         let mut bytes = 0_u64;
         for each in here {
-            let refused = state.refused.get(&(each.pid, each.mark.mark)).map(|(_, why)| why.clone());
+            let refused = state.refused.get(&(each.owner, each.mark.mark)).map(|(_, why)| why.clone());
             match each.mark.objection(self.priority).or(refused) {
-                Some(why) => said.push(format!("{}'s '{}': {why}", each.pid, each.mark.tag)),
+                Some(why) => said.push(format!("{}'s '{}': {why}", each.owner, each.mark.tag)),
                 None => bytes = bytes.saturating_add(each.mark.bytes_on(&self.gpu)),
             }
         }

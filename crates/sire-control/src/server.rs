@@ -7,12 +7,11 @@
 use crate::line::Lines;
 use crate::lock;
 use crate::message::{Answer, Code, LONGEST_REQUEST, Refusal, Request, Verb, reply};
-use crate::place;
+use crate::peer;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -222,7 +221,7 @@ impl<S: Service> Server<S> {
     }
 
     fn refusal_of(&self, stream: &UnixStream) -> Option<Refusal> {
-        if !is_same_user(socket_peercred(stream).ok().map(|peer| peer.uid.as_raw()), place::user()) {
+        if !peer::is_ours(stream.as_fd()) {
             return Some(Refusal::new(Code::Refused, "this socket answers the user of its process only"));
         }
         let full = self.connections.len() >= PLACES;
@@ -430,17 +429,6 @@ impl Connection {
     fn is_over(&self) -> bool {
         self.gone || (self.ending && self.out.is_empty() && self.open.is_empty())
     }
-}
-
-/// Root is nobody special: it can become the user if it wants to.
-fn is_same_user(peer: Option<u32>, own: u32) -> bool {
-    peer == Some(own)
-}
-
-/// Whether the process at the other end of a connection belongs to this user.
-#[must_use]
-pub fn peer_is_ours(stream: BorrowedFd<'_>) -> bool {
-    is_same_user(socket_peercred(stream).ok().map(|peer| peer.uid.as_raw()), place::user())
 }
 
 #[cfg(test)]

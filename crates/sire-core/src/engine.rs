@@ -6,7 +6,6 @@ use crate::extent::{self, Extent};
 use crate::heap::{Heap, LARGEST};
 use crate::pages::Pages;
 use crate::progress::Progress;
-use crate::ranges::Ranges;
 use crate::raw::front::Counted;
 use crate::region::{Region, Regions};
 use crate::segments::Segments;
@@ -24,12 +23,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod caching;
+mod remarks;
 
 pub use crate::terms::{
     Backup, BackupView, Clean, Compress, Config, DeadRanges, OnPaused, PauseOptions, Policy, RegionId, Report, Request,
     ResumeOptions, Retention, Reuse, Selection, State, SwitchOptions, Tended,
 };
 pub use caching::PoolNumber;
+use remarks::Part;
 
 mod outside;
 
@@ -356,133 +357,6 @@ impl Engine {
         self.machine.cancels.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Backs up `[addr, addr + len)` whatever the region's policy.
-    ///
-    /// # Errors
-    /// `UnknownAddress` unless the range lies inside one allocation.
-    pub fn keep(&self, addr: Addr, len: u64) -> Result<()> {
-        self.set_override(addr, len, true)
-    }
-
-    /// Throws `[addr, addr + len)` away in a pause, whatever the region's policy.
-    ///
-    /// # Errors
-    /// `UnknownAddress` unless the range lies inside one allocation.
-    pub fn discard(&self, addr: Addr, len: u64) -> Result<()> {
-        self.set_override(addr, len, false)
-    }
-
-    /// Says that the program has written to `[addr, addr + len)` of a region whose content is declared not to change: the
-    /// next pause copies it again.
-    ///
-    /// # Errors
-    /// `UnknownAddress` unless the range lies inside one allocation.
-    pub fn changed(&self, addr: Addr, len: u64) -> Result<()> {
-        let note =
-            |parts: Vec<Part>| parts.into_iter().for_each(|part| part.extent.note_changed(&Ranges::of(part.range)));
-        let outcome = self.parts(addr, len).map(note);
-        self.trace.record(|| Event::Changed { addr: addr.0, len, status: trace::status(&outcome) });
-        outcome
-    }
-
-    /// From now on no pause takes the memory of the allocation that holds `addr`, until it is freed: it stays on the device, at the cost
-    /// of its bytes, while the rest of its region goes. A small allocation takes its neighbours in the same slab with it, memory that the program
-    /// maps itself takes what is mapped side by side with it. Returns the allocation's bytes; saying it again changes nothing.
-    ///
-    /// # Errors
-    /// `UnknownAddress` if no live allocation holds it; `Paused` or `Busy` if its region is not resident.
-    pub fn keep_resident(&self, addr: Addr) -> Result<u64> {
-        let outcome = self.hold(addr);
-        self.trace.record(|| Event::KeepResident { addr: addr.0, status: trace::status(&outcome) });
-        outcome
-    }
-
-    fn hold(&self, addr: Addr) -> Result<u64> {
-        let mut bytes = self.hold_one(addr)?;
-        let Some((first, size)) = self.segments.mapping(addr) else { return Ok(bytes) };
-        // A tensor knows no borders between the program's mappings: what lies beside, without a gap, stays too.
-        let mut above = first.offset(size);
-        while let Some((base, size)) = self.segments.mapping(above) {
-            bytes += self.hold_one(base)?;
-            above = base.offset(size);
-        }
-        let mut below = first;
-        while let Some((base, _)) = below.0.checked_sub(1).and_then(|at| self.segments.mapping(Addr(at))) {
-            bytes += self.hold_one(base)?;
-            below = base;
-        }
-        Ok(bytes)
-    }
-
-    fn hold_one(&self, addr: Addr) -> Result<u64> {
-        let (extent, base, size) = self.find(addr).ok_or_else(|| outside(addr, 1))?;
-        if extent.cached.is_some() {
-            return self.hold_cached(&extent, base, size);
-        }
-        let whole = base.0 - extent.base.0..base.0 - extent.base.0 + size;
-        if extent.stays_resident(&whole) {
-            return Ok(size);
-        }
-        let region = self.machine.regions.get(extent.region)?;
-        // A pause that was waiting for this finds the extent marked.
-        let _admission = region.admit("keep memory resident in")?;
-        extent.keep_resident(whole.clone());
-        if extent.allocation(addr) != Some((base, size)) {
-            extent.clear_override(&whole);
-            return Err(outside(addr, 1));
-        }
-        self.machine.drop_backups(&extent);
-        Ok(size)
-    }
-
-    /// The pieces of a cache in which the block lies stay.
-    fn hold_cached(&self, extent: &Arc<Extent>, base: Addr, size: u64) -> Result<u64> {
-        let region = self.machine.regions.get(extent.region)?;
-        let _admission = region.admit("keep memory resident in")?;
-        for part in self.parts_remarked(base, size)? {
-            part.extent.keep_resident(part.range);
-            self.machine.drop_backups(&part.extent);
-        }
-        Ok(size)
-    }
-
-    fn set_override(&self, addr: Addr, len: u64, keep: bool) -> Result<()> {
-        let set = |parts: Vec<Part>| parts.into_iter().for_each(|part| part.extent.set_override(&part.range, keep));
-        let outcome = self.parts_remarked(addr, len).map(set);
-        self.trace.record(|| Event::Override { addr: addr.0, len, keep, status: trace::status(&outcome) });
-        outcome
-    }
-
-    /// `[addr, addr + len)` as offsets of its extent; of several that lie side by side, where the program maps memory itself.
-    fn parts(&self, addr: Addr, len: u64) -> Result<Vec<Part>> {
-        let outside = || outside(addr, len);
-        let end = addr.0.checked_add(len).ok_or_else(outside)?;
-        let mut parts: Vec<Part> = Vec::new();
-        let mut at = addr.0;
-        loop {
-            let (extent, base, size) = self.find(Addr(at)).ok_or_else(outside)?;
-            let reached = end.min(base.0 + size);
-            let (start, whole) = (extent.base.0, base.0 + size);
-            // A block of a cache may lie in several pieces, but nothing lies in several blocks.
-            let reached = reached.min(extent.addresses().end);
-            let may_go_on = extent.mapping.is_some() || (extent.cached.is_some() && reached < whole);
-            parts.push(Part { extent, range: at - start..reached - start });
-            match reached == end {
-                true => return Ok(parts),
-                false if may_go_on => at = reached,
-                false => return Err(outside()),
-            }
-        }
-    }
-
-    /// The same, of which something is about to be said: the free of a cached block takes it back.
-    fn parts_remarked(&self, addr: Addr, len: u64) -> Result<Vec<Part>> {
-        if let Some(depot) = self.machine.heap.cache_of(addr) {
-            depot.note_remarks();
-        }
-        self.parts(addr, len)
-    }
-
     /// The host backup of `[addr, addr + len)`, inside one allocation; `None` if there is none in host memory. Where it is not contiguous
     /// (pages that are constant, or shared with other backups) this is a copy that lives as long as the view.
     ///
@@ -546,20 +420,28 @@ impl Engine {
     /// `UnknownAddress` unless the range lies inside one allocation; `InvalidArgument` for another backup or bytes that the file
     /// does not have; `BackupIo` if it cannot be opened.
     pub fn attach_file(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<()> {
+        let outcome = self.attach(addr, len, path, at);
+        self.trace.record(|| trace::attachment(addr, len, path, at, &outcome));
+        outcome.map(drop)
+    }
+
+    /// Returns the file's length, if it had to be looked at.
+    fn attach(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<u64> {
         let parts = self.parts_remarked(addr, len)?;
         for part in &parts {
             self.require_files(part.extent.region)?;
         }
-        if len > 0 {
-            let bytes = self.machine.tiers.files.bytes(path, at, len)?;
-            let mut at = at;
-            for Part { extent, range } in parts {
-                let len = range.end - range.start;
-                extent.attach(Attached::new(range, at, Arc::clone(&bytes)));
-                at += len;
-            }
+        if len == 0 {
+            return Ok(0);
         }
-        Ok(())
+        let bytes = self.machine.tiers.files.bytes(path, at, len)?;
+        let mut at = at;
+        for Part { extent, range } in parts {
+            let len = range.end - range.start;
+            extent.attach(Attached::new(range, at, Arc::clone(&bytes)));
+            at += len;
+        }
+        Ok(bytes.room.size())
     }
 
     fn require_files(&self, region: RegionId) -> Result<()> {
@@ -626,17 +508,6 @@ impl Engine {
         notices.extend(self.trace.notices.take());
         notices
     }
-}
-
-fn outside(addr: Addr, len: u64) -> Error {
-    let message = format!("{len} bytes at {addr:?} do not lie inside one live allocation of Sire's");
-    Error::new(Status::UnknownAddress, message)
-}
-
-/// A part of a range of addresses: offsets of one extent.
-struct Part {
-    extent: Arc<Extent>,
-    range: std::ops::Range<u64>,
 }
 
 fn refuse_capture(capturing: bool, what: &str) -> Result<()> {

@@ -6,6 +6,8 @@
 //! lives, so no lock is held while the driver works; what arrives meanwhile (a free, a new peer) is
 //! noted and handed to the claimant when it puts the chunks back.
 
+mod chunk;
+mod claim;
 mod reading;
 mod slab;
 
@@ -13,62 +15,16 @@ use crate::cache::Depot;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::mapping::Mapping;
 use crate::ranges::Ranges;
-use crate::raw::Span;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use crate::terms::RegionId;
+use crate::tier::Segment;
 use crate::tier::file::Attached;
-use crate::tier::{Place, Segment};
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use chunk::{Chunk, Held, Truth, addresses, contiguous, held};
+pub(crate) use claim::{Claim, Unfinished};
 pub(crate) use slab::Slab;
-
-/// Where a chunk's bytes are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Truth {
-    /// On the device: the chunk is mapped.
-    Device,
-    /// In its segments; what no segment covers was thrown away.
-    Backup,
-}
-
-/// A part of an extent with physical memory of its own.
-#[derive(Debug)]
-pub(crate) struct Chunk {
-    pub(crate) offset: u64,
-    pub(crate) size: u64,
-    pub(crate) physical: Option<Physical>,
-    /// What the program asked of its memory; `None`: nothing, it is the driver's choice.
-    pub(crate) properties: Option<Properties>,
-    pub(crate) mapped: bool,
-    /// Bytes, from the start, behind which a dummy lies: see [`crate::heap::veils`].
-    pub(crate) veiled: u64,
-    pub(crate) truth: Truth,
-    /// The backup, in the order of offsets. With `Truth::Device`: a retained, perhaps outdated one.
-    pub(crate) segments: Vec<Segment>,
-}
-
-impl Chunk {
-    fn new(offset: u64, size: u64) -> Chunk {
-        let (physical, properties, segments) = (None, None, Vec::new());
-        Chunk { offset, size, physical, properties, mapped: false, veiled: 0, truth: Truth::Device, segments }
-    }
-
-    /// The offsets it covers in its extent.
-    pub(crate) fn range(&self) -> Range<u64> {
-        self.offset..self.offset + self.size
-    }
-
-    /// Whether there is a backup, and nothing has to be copied for it.
-    pub(crate) fn is_saved(&self) -> bool {
-        self.segments.iter().all(|segment| segment.filled)
-    }
-
-    /// Whether it holds memory though its bytes are in a backup.
-    pub(crate) fn is_leftover(&self) -> bool {
-        self.truth == Truth::Backup && (self.physical.is_some() || self.mapped)
-    }
-}
 
 /// Overrides of the region's policy, as offsets.
 #[derive(Debug, Default)]
@@ -129,15 +85,6 @@ pub(crate) enum Freed {
     Deferred,
     /// It was freed before.
     Already,
-}
-
-/// Why chunks were not put back: there is more to do first.
-#[derive(Debug)]
-pub(crate) enum Unfinished {
-    /// It was freed meanwhile.
-    Freed(Claim),
-    /// Access rights changed meanwhile.
-    AccessStale(Claim),
 }
 
 impl Extent {
@@ -489,161 +436,6 @@ pub(crate) struct Figures {
     pub(crate) backed_up: u64,
     /// Of what is backed up, the bytes that are in a tier behind the trait.
     pub(crate) stored: u64,
-}
-
-/// The right to change an extent's chunks, and the chunks.
-#[derive(Debug)]
-pub(crate) struct Claim {
-    pub(crate) extent: Arc<Extent>,
-    pub(crate) chunks: Vec<Chunk>,
-    /// Offsets that hold nothing, for as long as this claim lives.
-    pub(crate) dead: Ranges,
-    held: bool,
-}
-
-impl Claim {
-    /// Puts the chunks back, unless something arrived that must be done first.
-    pub(crate) fn put_back(mut self) -> Result<(), Unfinished> {
-        let extent = Arc::clone(&self.extent);
-        let mut inner = lock(&extent.inner);
-        // Whoever reads a freed extent last gives it back.
-        if inner.freed && inner.readers == 0 {
-            return Err(Unfinished::Freed(self));
-        }
-        if std::mem::take(&mut inner.access_stale) && !inner.freed {
-            return Err(Unfinished::AccessStale(self));
-        }
-        self.store(&mut inner);
-        Ok(())
-    }
-
-    /// Puts the chunks of a freed extent back: somebody will claim it again.
-    pub(crate) fn bury(mut self) {
-        let extent = Arc::clone(&self.extent);
-        self.store(&mut lock(&extent.inner));
-    }
-
-    /// Takes the free back: the extent lives on.
-    pub(crate) fn unfree(self) -> Result<(), Unfinished> {
-        lock(&self.extent.inner).freed = false;
-        self.put_back()
-    }
-
-    fn store(&mut self, inner: &mut Inner) {
-        self.extent.note(&self.chunks);
-        inner.chunks = std::mem::take(&mut self.chunks);
-        inner.claimed = false;
-        self.held = false;
-    }
-
-    /// Whether this is a claim indeed, and not a shadow for a reader.
-    pub(crate) fn is_held(&self) -> bool {
-        self.held
-    }
-
-    /// Notes which of `addresses` hold nothing; holes below `gap` bytes count as live: one longer copy is cheaper than two.
-    /// Returns how many bytes of allocations are dead.
-    pub(crate) fn mark_dead(&mut self, addresses: &Ranges, gap: u64) -> u64 {
-        let base = self.extent.base.0;
-        let live = self.extent.live_ranges();
-        for range in addresses.clip(&(base..base + self.extent.size)).iter() {
-            if range.end - range.start >= gap {
-                live.clip(&(range.start - base..range.end - base)).iter().for_each(|part| self.dead.add(part.clone()));
-            }
-        }
-        self.dead.total()
-    }
-
-    /// The addresses of one of its chunks.
-    pub(crate) fn addresses(&self, chunk: &Chunk) -> Range<u64> {
-        addresses(self.extent.base, chunk)
-    }
-
-    /// Offsets that hold allocations with something in them.
-    pub(crate) fn live_ranges(&self) -> Ranges {
-        let mut live = self.extent.live_ranges();
-        self.dead.iter().for_each(|dead| live.remove(dead));
-        live
-    }
-
-    /// Bytes of physical memory that the chunks hold.
-    pub(crate) fn physical_bytes(&self) -> u64 {
-        self.chunks.iter().filter(|chunk| chunk.physical.is_some()).map(|chunk| chunk.size).sum()
-    }
-
-    /// Whether any chunk is mapped: something may be using it.
-    pub(crate) fn may_be_in_use(&self) -> bool {
-        self.chunks.iter().any(|chunk| chunk.mapped || chunk.veiled > 0)
-    }
-
-    /// Whether a chunk of a live extent holds memory, with its bytes where `wanted` says.
-    pub(crate) fn holds_memory(&self, wanted: impl Fn(Truth) -> bool) -> bool {
-        let holds = |chunk: &Chunk| wanted(chunk.truth) && (chunk.mapped || chunk.physical.is_some());
-        !self.extent.is_freed() && self.chunks.iter().any(holds)
-    }
-
-    /// Physical bytes of chunks whose bytes are on the device.
-    pub(crate) fn resident_bytes(&self) -> u64 {
-        let resident = |chunk: &&Chunk| chunk.truth == Truth::Device && chunk.physical.is_some();
-        self.chunks.iter().filter(resident).map(|chunk| chunk.size).sum()
-    }
-}
-
-impl Drop for Claim {
-    /// Only a panic comes here with chunks in hand: they are kept, so that nothing is lost.
-    fn drop(&mut self) {
-        if self.held {
-            let extent = Arc::clone(&self.extent);
-            self.store(&mut lock(&extent.inner));
-        }
-    }
-}
-
-/// The addresses of a chunk of the extent at `base`.
-pub(crate) fn addresses(base: Addr, chunk: &Chunk) -> Range<u64> {
-    base.0 + chunk.offset..base.0 + chunk.offset + chunk.size
-}
-
-/// Bytes of a backup that can be read at once.
-#[derive(Debug)]
-pub(crate) enum Held {
-    /// They are in host memory.
-    Span(Span),
-    /// They are a word again and again: so many bytes of it.
-    Repeated(u64, u64),
-}
-
-/// What holds `[range.start, range.end)`, in order, lent from now on; `None` if some of it has no backup, or is outside host memory.
-pub(crate) fn held(chunks: &[Chunk], range: &Range<u64>) -> Option<Vec<Held>> {
-    let mut parts = Vec::new();
-    let mut reached = range.start;
-    let segments = chunks.iter().flat_map(|chunk| &chunk.segments);
-    for segment in segments.filter(|s| s.offset < range.end && range.start < s.end()) {
-        let (from, to) = (segment.offset.max(range.start), segment.end().min(range.end));
-        if from != reached {
-            return None;
-        }
-        let at = from - segment.offset;
-        parts.push(match &segment.place {
-            Place::Host(span) => Held::Span(span.part(at, to - from)?),
-            Place::Constant(word) => Held::Repeated(word.rotate_right(8 * (at % 8) as u32), to - from),
-            Place::Stored { .. } => return None,
-        });
-        reached = to;
-    }
-    let spans = parts.iter().filter_map(|part| if let Held::Span(span) = part { Some(span) } else { None });
-    spans.for_each(|span| span.keeper().lend());
-    (reached == range.end && !parts.is_empty()).then_some(parts)
-}
-
-/// One piece of host memory that is all of it, if there is one.
-pub(crate) fn contiguous(parts: &[Held]) -> Option<Span> {
-    let (first, rest) = parts.split_first()?;
-    let Held::Span(first) = first else { return None };
-    rest.iter().try_fold(first.clone(), |whole, part| match part {
-        Held::Span(span) => whole.joined(span),
-        Held::Repeated(..) => None,
-    })
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]

@@ -41,13 +41,21 @@ impl Mapping {
         lock(&self.terms).asked.extend(more);
     }
 
-    /// From now on those may touch it. To be called by whoever has claimed the extent and gives them access, at once or when there is memory.
-    pub(crate) fn take_over(&self) {
+    /// From now on those may touch it. To be called by whoever has claimed the extent and gives them access, at once or when there is memory. Returns
+    /// what was before, for [`Mapping::put_back`].
+    pub(crate) fn take_over(&self) -> Vec<Access> {
         let Terms { access, asked, .. } = &mut *lock(&self.terms);
+        let before = access.clone();
         for new in asked.drain(..) {
             access.retain(|old| old.device != new.device);
             access.push(new);
         }
+        before
+    }
+
+    /// The driver has refused what was taken over: nobody is to be given it at the next resume.
+    pub(crate) fn put_back(&self, before: Vec<Access>) {
+        lock(&self.terms).access = before;
     }
 
     /// Whether work on `device` may read and write it.

@@ -59,7 +59,27 @@ impl Pages {
         let skip = map.as_mut_ptr().align_offset(HUGE).min(HUGE);
         // A wish: small pages do as well, more slowly.
         let _ = map.advise_range(Advice::HugePage, skip, len);
+        // A child of fork(2) has no use for backups. With them, the system would copy every page that is pinned for a device at the fork itself
+        // (Linux since 5.9), or, before that, might leave the device with pages that are no longer this process's.
+        let _ = map.advise_range(Advice::DontFork, 0, whole);
         Ok(Pages { map: Some(map), skip, len, seam, registered: Mutex::default() })
+    }
+
+    /// Children of fork(2) get a copy of `part` from now on, as they do of any other memory.
+    pub(crate) fn share_with_children(&self, part: Range<u64>) {
+        let (Some(map), part) = (&self.map, self.clip(part)) else { return };
+        // Huge pages consist of whole pages, whatever their size here.
+        let (start, end) = (part.start / HUGE * HUGE, part.end.next_multiple_of(HUGE).min(self.len));
+        let _ = map.advise_range(Advice::DoFork, self.skip + start, end - start);
+    }
+
+    /// Takes that back, as far as huge pages have nothing else in them.
+    pub(crate) fn keep_from_children(&self, part: Range<u64>) {
+        let (Some(map), part) = (&self.map, self.clip(part)) else { return };
+        let (start, end) = (part.start.next_multiple_of(HUGE), part.end / HUGE * HUGE);
+        if start < end {
+            let _ = map.advise_range(Advice::DontFork, self.skip + start, end - start);
+        }
     }
 
     /// Wishes that what is brought in from now on lies on the host's NUMA node `node`. Where that is full, or the system knows no such node, memory
@@ -160,6 +180,10 @@ pub(crate) trait Keeper: Send + Sync + std::fmt::Debug + 'static {
     fn lend(&self);
     /// Whether that was noted.
     fn is_lent(&self) -> bool;
+    /// As [`Keeper::lend`], to the program: its children of fork(2) may read the memory, too.
+    fn show(&self) {
+        self.lend();
+    }
     /// Makes sure that a part of the pages is there, so that no write to it can fail. Blocks.
     ///
     /// # Errors
@@ -504,6 +528,35 @@ mod tests {
         assert!(span.keeper().pages().bring_in(0..3 << 20).is_ok());
         span.keeper().pages().touch(0..3 << 20);
         assert!(span.read(|bytes| bytes.iter().all(|&byte| byte == 7)));
+    }
+
+    /// Whether a child of fork(2) would not get the page at `ptr` ("dc" in its VmFlags).
+    fn is_kept_from_children(ptr: *const u8) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        let mut inside = false;
+        for line in maps.lines() {
+            let bounds = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let bound = |hex| usize::from_str_radix(hex, 16).ok();
+            if let Some((Some(start), Some(end))) = bounds.map(|(start, end)| (bound(start), bound(end))) {
+                inside = (start..end).contains(&(ptr as usize));
+            } else if inside && line.starts_with("VmFlags:") {
+                return line.split_whitespace().any(|flag| flag == "dc");
+            }
+        }
+        unreachable!("the system does not know the page")
+    }
+
+    #[test]
+    fn a_fork_copies_only_what_the_program_was_lent() {
+        let pages = pages(8 << 20, 1 << 20);
+        assert!(pages.bring_in(0..8 << 20).is_ok());
+        let at = |offset: usize| pages.ptr().wrapping_add(offset).cast_const();
+        assert!(is_kept_from_children(at(0)) && is_kept_from_children(at(7 << 20)));
+        pages.share_with_children((4 << 20) + 100..(4 << 20) + 200);
+        assert!(!is_kept_from_children(at(4 << 20)) && !is_kept_from_children(at((6 << 20) - 1)));
+        assert!(is_kept_from_children(at(0)) && is_kept_from_children(at(6 << 20)));
+        pages.keep_from_children(4 << 20..6 << 20);
+        assert!(is_kept_from_children(at(4 << 20)) && is_kept_from_children(at((6 << 20) - 1)));
     }
 
     #[test]

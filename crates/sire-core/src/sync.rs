@@ -120,6 +120,11 @@ pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Option<
     }
 }
 
+/// Bytes of stack for a thread that calls the driver: it may make a context there, the C library keeps thread-local data of every loaded library on it, and
+/// profilers' callbacks run on it. Only addresses, until they are touched.
+#[cfg(not(feature = "shuttle"))]
+const STACK: usize = 2 << 20;
+
 /// Starts a thread of ours, which nobody waits for. Signals of the program do not reach it.
 ///
 /// # Errors
@@ -137,7 +142,7 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io
             crate::raw::block_signals();
             work();
         };
-        std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(quiet).map(drop)
+        std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(quiet).map(drop)
     }
 }
 

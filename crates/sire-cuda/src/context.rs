@@ -5,7 +5,7 @@
 
 use crate::result::SUCCESS;
 use crate::table::{DeviceHandle, EntryPoints, Opaque};
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -51,6 +51,11 @@ impl PrimaryContext {
         code == SUCCESS && active != 0
     }
 
+    /// Whether `context` is this one. It is not made for the question.
+    pub(crate) fn is(&self, context: Opaque, table: &EntryPoints) -> bool {
+        self.is_active(table) && self.retain(table) == Ok(context)
+    }
+
     /// Gives the reference back.
     pub(crate) fn release(&mut self, table: &EntryPoints) {
         if !self.context.get_mut().is_null() {
@@ -82,4 +87,42 @@ impl Drop for Current<'_> {
         // SAFETY: pops what `push` pushed on this thread; `Current` is not Send, so it is this thread's.
         unsafe { (self.table.ctx_pop_current)(&raw mut popped) };
     }
+}
+
+/// The calling thread's stream-capture mode is relaxed for as long as this value lives.
+///
+/// A thread is in the global mode unless it says otherwise, and in that mode a potentially unsafe call (mapping memory, registering host memory, asking
+/// an event) fails while *any* thread captures globally, as PyTorch does, and voids that capture (CUDA driver manual,
+/// `cuThreadExchangeStreamCaptureMode`). What is called here is never to be part of a capture, and a capture may begin at any moment: so the mode is
+/// changed around every call, which costs two calls that only touch the thread's own state.
+pub(crate) struct Relaxed<'a> {
+    table: &'a EntryPoints,
+    before: Option<c_int>,
+    /// The mode belongs to a thread: this value must not leave it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl<'a> Relaxed<'a> {
+    pub(crate) fn enter(table: &'a EntryPoints) -> Relaxed<'a> {
+        Relaxed { table, before: exchange(table, RELAXED), _thread: PhantomData }
+    }
+}
+
+impl Drop for Relaxed<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before {
+            exchange(self.table, before);
+        }
+    }
+}
+
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+const RELAXED: c_int = 2;
+
+/// Sets the thread's mode; returns what it was, or nothing if the driver refuses even this (it is shut down, or the context is lost).
+fn exchange(table: &EntryPoints, mode: c_int) -> Option<c_int> {
+    let mut mode = mode;
+    // SAFETY: the call reads and writes one integer, and concerns only this thread.
+    let code = unsafe { (table.exchange_capture_mode)(&raw mut mode) };
+    (code == SUCCESS).then_some(mode)
 }

@@ -1,6 +1,6 @@
 //! The verbs: each is one or two driver calls, a sentence for when they fail, and nothing else.
 
-use crate::context::{Current, PrimaryContext};
+use crate::context::{Current, PrimaryContext, Relaxed};
 use crate::hash::Hashing;
 use crate::library::{self, Loaded, Resolver};
 use crate::result::{NOT_READY, STREAM_CAPTURE_IMPLICIT, SUCCESS, failure, invalid, unavailable};
@@ -21,7 +21,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 /// How a driver is opened.
 #[derive(Clone, Debug, Default)]
@@ -55,8 +55,8 @@ pub struct CudaDriver {
     /// The streams and events that are open, and their devices: the driver does not check stale handles.
     streams: RwLock<HashMap<u64, Device>>,
     events: RwLock<HashMap<u64, Device>>,
-    /// The device in whose context host memory is registered, chosen at the first registration.
-    host_device: OnceLock<Device>,
+    /// The device in whose context host memory is registered, chosen at the first registration, and anew when it is lost.
+    host_device: Mutex<Option<Device>>,
     hashing: Hashing,
     calls: AtomicU64,
 }
@@ -94,7 +94,7 @@ impl CudaDriver {
             devices: Vec::new(),
             streams: RwLock::default(),
             events: RwLock::default(),
-            host_device: OnceLock::new(),
+            host_device: Mutex::default(),
             hashing: Hashing::default(),
             calls: AtomicU64::new(0),
         };
@@ -108,34 +108,35 @@ impl CudaDriver {
         format!("CUDA {}.{} from {}", self.version / 1000, self.version % 1000 / 10, self.loaded.origin)
     }
 
-    /// The UUID of the physical device (or of its MIG instance), the same in every process whatever ordinal it has there: `GPU-` and five groups
-    /// of hexadecimal digits.
+    /// The UUID of the device as NVML spells it, the same in every process whatever ordinal it has there: `GPU-` and five groups of hexadecimal
+    /// digits, or `MIG-` and those of the MIG device.
     ///
     /// # Errors
     /// `Invalid` for a device that does not exist; the driver's own.
     pub fn uuid(&self, device: Device) -> DriverResult<String> {
         let handle = self.device("uuid", device)?.handle;
-        let mut bytes = [0u8; 16];
-        call!(self, "uuid", device_get_uuid(&raw mut bytes, handle), "asking the UUID of {device}")?;
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+        let (mut own, mut of_gpu) = ([0u8; 16], [0u8; 16]);
+        call!(self, "uuid", device_get_uuid(&raw mut own, handle), "asking the UUID of {device}")?;
+        call!(self, "uuid", device_get_uuid_of_gpu(&raw mut of_gpu, handle), "asking the UUID of {device}'s GPU")?;
+        // The older question is answered with the GPU's also for a part of it: that is how the two can be told apart.
+        let kind = if own == of_gpu { "GPU" } else { "MIG" };
+        let hex: String = own.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("{kind}-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+    }
+
+    /// Whether `context` is the primary context of `device`, in which all that this value waits for runs. So is any of a device that cannot be used:
+    /// whoever then asks for its memory is told why.
+    #[must_use]
+    pub fn is_primary_context(&self, device: Device, context: *mut c_void) -> bool {
+        let table = &self.loaded.table;
+        let _relaxed = Relaxed::enter(table);
+        self.device("is_primary_context", device).map_or(true, |facts| facts.context.is(context, table))
     }
 
     /// How many driver calls this value has made.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
-    }
-
-    /// Puts the calling thread's stream-capture mode to `mode` (2: relaxed) and returns what it was.
-    /// Virtual-memory calls during somebody's capture need the relaxed mode.
-    ///
-    /// # Errors
-    /// The driver's own.
-    pub fn exchange_capture_mode(&self, mode: i32) -> DriverResult<i32> {
-        let mut mode = mode;
-        call!(self, "exchange_capture_mode", exchange_capture_mode(&raw mut mode), "changing the capture mode")?;
-        Ok(mode)
     }
 
     pub(crate) fn table(&self) -> &EntryPoints {
@@ -146,9 +147,12 @@ impl CudaDriver {
         &self.hashing
     }
 
+    /// Makes a call that no capture in the program can forbid, and that voids none.
     pub(crate) fn raw(&self, call: impl FnOnce(&EntryPoints) -> Code) -> Code {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        call(&self.loaded.table)
+        let table = &self.loaded.table;
+        let _relaxed = Relaxed::enter(table);
+        call(table)
     }
 
     fn initialise(&mut self) -> DriverResult<()> {
@@ -259,6 +263,7 @@ impl CudaDriver {
         let facts = self.device(verb, device)?;
         let table = &self.loaded.table;
         self.calls.fetch_add(2, Ordering::Relaxed);
+        let _relaxed = Relaxed::enter(table);
         facts
             .context
             .retain(table)
@@ -266,17 +271,40 @@ impl CudaDriver {
             .map_err(|code| failure(table, verb, code, &format!("making the context of {device} current")))
     }
 
-    /// Makes a context current in which host memory can be registered. Registrations are portable, so any will do; one that
-    /// exists is taken, because a context costs hundreds of megabytes of its device.
-    fn enter_for_host(&self, verb: &'static str) -> DriverResult<Current<'_>> {
-        let device = self.host_device.get_or_init(|| {
-            let usable =
-                || self.devices.iter().enumerate().filter_map(|(ordinal, facts)| Some((ordinal, facts.as_ref().ok()?)));
-            let active = usable().find(|(_, facts)| facts.context.is_active(&self.loaded.table));
-            let found = active.or_else(|| usable().next()).and_then(|(ordinal, _)| u32::try_from(ordinal).ok());
-            Device(found.unwrap_or(0))
-        });
-        self.enter(verb, *device)
+    /// Does `call` in a context in which host memory can be registered. Registrations are portable, so any will do, and a lost device's is replaced by
+    /// another's.
+    fn in_host_context(&self, verb: &'static str, call: impl Fn() -> DriverResult<()>) -> DriverResult<()> {
+        let within = |device| self.enter(verb, device).and_then(|_current| call());
+        let device = self.host_device(None);
+        match within(device) {
+            Err(error) if error.kind == DriverErrorKind::Lost => {
+                let other = self.host_device(Some(device));
+                if other == device { Err(error) } else { within(other) }
+            }
+            done => done,
+        }
+    }
+
+    /// The device for registrations, which is not the `lost` one if there is another. One whose context exists is taken, because a context costs hundreds
+    /// of megabytes of its device.
+    fn host_device(&self, lost: Option<Device>) -> Device {
+        let mut chosen = self.host_device.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = *chosen
+            && lost != Some(device)
+        {
+            return device;
+        }
+        let usable = || {
+            let devices = (0u32..)
+                .zip(&self.devices)
+                .filter_map(|(ordinal, facts)| Some((Device(ordinal), facts.as_ref().ok()?)));
+            devices.filter(|(device, _)| lost != Some(*device))
+        };
+        let active = usable().find(|(_, facts)| facts.context.is_active(&self.loaded.table));
+        let found = active.or_else(|| usable().next().filter(|_| lost.is_none()));
+        let device = found.map(|(device, _)| device).or(lost).unwrap_or(Device(0));
+        *chosen = Some(device);
+        device
     }
 
     fn device_of(&self, verb: &'static str, open: &RwLock<HashMap<u64, Device>>, handle: u64) -> DriverResult<Device> {
@@ -563,27 +591,30 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {
-        let _current = self.enter_for_host("register_host")?;
-        call!(
-            self,
-            "register_host",
-            mem_host_register(ptr.cast::<c_void>(), len as usize, CU_MEMHOSTREGISTER_PORTABLE),
-            "registering {len} bytes of host memory"
-        )
+        let ptr = ptr.cast::<c_void>();
+        self.in_host_context("register_host", || {
+            call!(
+                self,
+                "register_host",
+                mem_host_register(ptr, len as usize, CU_MEMHOSTREGISTER_PORTABLE),
+                "registering {len} bytes of host memory"
+            )
+        })
     }
 
     fn unregister_host(&self, ptr: *mut u8) -> DriverResult<()> {
-        let _current = self.enter_for_host("unregister_host")?;
-        let code = self.raw(|table| {
-            // SAFETY: the driver checks the pointer against its own list of registrations.
-            unsafe { (table.mem_host_unregister)(ptr.cast::<c_void>()) }
-        });
-        match code {
-            SUCCESS => Ok(()),
-            // "not registered" has its own number.
-            713 => Err(invalid("unregister_host", format!("{ptr:p} is not the start of a registered range"))),
-            _ => Err(failure(&self.loaded.table, "unregister_host", code, "unregistering host memory")),
-        }
+        self.in_host_context("unregister_host", || {
+            let code = self.raw(|table| {
+                // SAFETY: the driver checks the pointer against its own list of registrations.
+                unsafe { (table.mem_host_unregister)(ptr.cast::<c_void>()) }
+            });
+            match code {
+                SUCCESS => Ok(()),
+                // "not registered" has its own number.
+                713 => Err(invalid("unregister_host", format!("{ptr:p} is not the start of a registered range"))),
+                _ => Err(failure(&self.loaded.table, "unregister_host", code, "unregistering host memory")),
+            }
+        })
     }
 }
 

@@ -68,6 +68,7 @@ entry_points! {
     device_get_count: c"cuDeviceGetCount" = c"cuDeviceGetCount" @ 2000 (*mut c_int);
     device_get: c"cuDeviceGet" = c"cuDeviceGet" @ 2000 (*mut DeviceHandle, c_int);
     device_get_attribute: c"cuDeviceGetAttribute" = c"cuDeviceGetAttribute" @ 2000 (*mut c_int, c_int, DeviceHandle);
+    device_get_uuid_of_gpu: c"cuDeviceGetUuid" = c"cuDeviceGetUuid" @ 9020 (*mut [u8; 16], DeviceHandle);
     device_get_uuid: c"cuDeviceGetUuid_v2" = c"cuDeviceGetUuid" @ 11040 (*mut [u8; 16], DeviceHandle);
     device_can_access_peer: c"cuDeviceCanAccessPeer" = c"cuDeviceCanAccessPeer" @ 4000 (*mut c_int, DeviceHandle, DeviceHandle);
 

@@ -68,8 +68,6 @@ fn facts_about_the_driver() {
     let before = driver.calls();
     driver.memory_info(sire_core::driver::Device(0)).unwrap();
     assert_eq!(driver.calls() - before, 3, "push, ask, pop");
-    let mode = driver.exchange_capture_mode(2).unwrap();
-    assert_eq!(driver.exchange_capture_mode(mode).unwrap(), 2);
 }
 
 #[test]

@@ -171,21 +171,14 @@ fn signal(child: &Child, signal: i32) {
     unsafe { libc::kill(child.id() as i32, signal) };
 }
 
-#[test]
-fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
-    let dir = tempfile::tempdir()?;
-    std::fs::create_dir(dir.path().join("device"))?;
-    let machine = device(dir.path())?;
-    let rounds = std::env::var("SIRE_TEST_LEDGER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    let mut racers = (0..RACERS).map(|number| racer(dir.path(), number, rounds)).collect::<Result<Vec<_>, _>>()?;
+/// Kills and stops racers until all have done their rounds; how many of each.
+fn disturb(dir: &Path, racers: &mut [Child], rounds: usize) -> Result<(usize, usize), Box<dyn std::error::Error>> {
     let mut dice = Dice(0x5eed);
     let (mut killed, mut stopped) = (0, 0);
     let begun = Instant::now();
+    let patience = Duration::from_secs(120 + rounds as u64);
     while racers.iter_mut().any(|child| child.try_wait().is_ok_and(|status| status.is_none())) {
-        assert!(
-            begun.elapsed() < Duration::from_secs(120 + rounds as u64),
-            "the race does not end: somebody waits for ever"
-        );
+        assert!(begun.elapsed() < patience, "the race does not end: somebody waits for ever");
         std::thread::sleep(Duration::from_millis(3 + dice.roll(20)));
         let number = dice.roll(RACERS as u64) as usize;
         let Some(victim) = racers.get_mut(number) else { continue };
@@ -196,7 +189,7 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
             signal(victim, libc::SIGKILL);
             victim.wait()?;
             killed += 1;
-            *victim = racer(dir.path(), number, rounds)?;
+            *victim = racer(dir, number, rounds)?;
         } else {
             signal(victim, libc::SIGSTOP);
             std::thread::sleep(Duration::from_millis(dice.roll(15)));
@@ -204,39 +197,51 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
             stopped += 1;
         }
     }
+    Ok((killed, stopped))
+}
+
+/// Bytes of the devices that nobody can reserve any more.
+fn lost(dir: &Path, machine: &Machine) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut lost = 0;
+    for device in 0..DEVICES {
+        let ledger = ledger(dir, device)?;
+        assert!(ledger.entries()?.is_empty(), "the dead hold nothing: {:?}", ledger.entries()?);
+        let rest = Want::Rest { margin: 0 };
+        lost += DEVICE - ledger.join()?.reserve(rest, &|| memory(machine, device), patient(Duration::ZERO))?;
+    }
+    Ok(lost)
+}
+
+#[test]
+fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    std::fs::create_dir(dir.path().join("device"))?;
+    let machine = device(dir.path())?;
+    let rounds = std::env::var("SIRE_TEST_LEDGER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let mut racers = (0..RACERS).map(|number| racer(dir.path(), number, rounds)).collect::<Result<Vec<_>, _>>()?;
+    let (killed, stopped) = disturb(dir.path(), &mut racers, rounds)?;
     for mut racer in racers {
         assert!(racer.wait()?.success(), "a racer met an error");
     }
     assert!(killed > 0 && stopped > 0, "nobody was disturbed: {killed} killed, {stopped} stopped");
-    let mut lost = 0;
-    for device in 0..DEVICES {
-        let ledger = ledger(dir.path(), device)?;
-        assert!(ledger.entries()?.is_empty(), "the dead hold nothing: {:?}", ledger.entries()?);
-        let member = ledger.join()?;
-        lost +=
-            DEVICE - member.reserve(Want::Rest { margin: 0 }, &|| memory(&machine, device), patient(Duration::ZERO))?;
-    }
+    let lost = lost(dir.path(), &machine)?;
     let (waits, jumps, full) = rounds_of(dir.path())?;
-    assert_eq!(waits.len(), RACERS * rounds, "a round was lost, or done twice");
-    let at = |share: usize| waits[(waits.len() * share / 100).min(waits.len() - 1)];
-    assert_eq!(jumps, waits.len() as u64, "the racers read the wall clock once a round; somebody else did, too");
+    let count = waits.len();
+    assert_eq!(count, RACERS * rounds, "a round was lost, or done twice");
+    assert_eq!(jumps, count as u64, "the racers read the wall clock once a round; somebody else did, too");
     assert!(full > 0, "the weather was fine");
     println!(
-        "{} rounds, {killed} killed, {stopped} stopped, {jumps} jumps of a wall clock, {full} times a full disk",
-        waits.len()
+        "{count} rounds, {killed} killed, {stopped} stopped, {jumps} jumps of a wall clock, {full} times a full disk"
     );
     let starts_so = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("overcommit-");
     let overcommits = std::fs::read_dir(dir.path())?.flatten().filter(starts_so).count();
+    let at = |share: usize| waits[(count * share / 100).min(count - 1)] as f64 / 1e3;
     println!("figure: reserve.overcommits {overcommits}\nfigure: reserve.lost {lost}");
-    println!(
-        "figure: reserve.wait_p50_ms {}\nfigure: reserve.wait_p99_ms {}",
-        at(50) as f64 / 1e3,
-        at(99) as f64 / 1e3
-    );
+    println!("figure: reserve.wait_p50_ms {}\nfigure: reserve.wait_p99_ms {}", at(50), at(99));
     assert_eq!(
         (overcommits, lost),
         (0, 0),
-        "what was granted was not there; bytes of the devices that nobody can reserve any more"
+        "what was granted was not there; or bytes that nobody can reserve any more"
     );
     Ok(())
 }
@@ -248,7 +253,8 @@ fn child_of_a_user() -> Outcome {
     let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
     let dir = Path::new(&dir);
     let user = own_user();
-    let member = ledger(dir, 0)?.join()?;
+    let ledger = || Ledger::open(&sire_ledger::directory(), "GPU-race-0");
+    let member = ledger()?.join()?;
     let full = || Some(Memory { free: DEVICE, total: DEVICE });
     let mut dice = Dice(u64::from(user) * 0x9e37_79b9 + 1);
     let mut log = String::new();
@@ -266,7 +272,7 @@ fn child_of_a_user() -> Outcome {
     }
     member.reserve(Want::Bytes(2 * MIB), &full, patient(Duration::from_secs(60)))?;
     // What another user may know of this one.
-    assert!(ledger(dir, 0)?.entries()?.iter().any(|entry| entry.uid == user && entry.bytes == 2 * MIB));
+    assert!(ledger()?.entries()?.iter().any(|entry| entry.uid == user && entry.bytes == 2 * MIB));
     std::fs::write(dir.join(format!("log-{user}")), log)?;
     Ok(())
 }
@@ -306,27 +312,63 @@ fn wait_at_most(child: &mut Child, limit: Duration) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// Only root can be other users, and they must be able to get to the directory; elsewhere the test says so.
+/// Of a user whom the directory is closed to.
 #[test]
-fn five_users_share_one_device_through_one_ledger() -> Outcome {
+#[ignore = "run by another test as another user"]
+fn child_of_a_stranger() -> Outcome {
+    if std::env::var_os("SIRE_LEDGER_TEST_DIR").is_none() {
+        return Ok(());
+    }
+    let refused = Ledger::open(&sire_ledger::directory(), "GPU-race-0");
+    let Err(Error::Io { error, .. }) = &refused else { return Err(format!("it was let in: {refused:?}").into()) };
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    Ok(())
+}
+
+/// The directory of the ledgers, as whoever sets it up for several users makes it.
+struct Shared {
+    mode: u32,
+    /// The group of all who use it; None: each has its own.
+    group: Option<u32>,
+}
+
+/// As the system's temporary directory is.
+const FOR_ALL: Shared = Shared { mode: 0o1777, group: None };
+const FOR_A_GROUP: Shared = Shared { mode: 0o2770, group: Some(20_100) };
+
+/// This test binary again, as another user who says where the ledgers are.
+fn as_user(test: &str, dir: &Path, user: u32, group: u32) -> std::io::Result<Child> {
+    // Not by its path, which may lead through directories that are closed to others.
+    Command::new("/proc/self/exe")
+        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .env("SIRE_LEDGER_TEST_DIR", dir)
+        .env("TORCHTOOLS_LOCK_DIR", dir.join("locks"))
+        // Another one's, of which the ledgers know nothing.
+        .env("SIRE_SHARED_DIR", dir.join("shared"))
+        .stdout(Stdio::null())
+        .uid(user)
+        .gid(group)
+        .spawn()
+}
+
+/// Only root can be other users, and they must be able to get to the directory; elsewhere the test says so.
+fn users_race(shared: &Shared) -> Outcome {
     let dir = tempfile::tempdir()?;
     let above = dir.path().ancestors().skip(1).map(std::fs::metadata).collect::<Result<Vec<_>, _>>()?;
     if own_user() != 0 || above.iter().any(|info| info.permissions().mode() & 1 == 0) {
         eprintln!("left out: only root, with a temporary directory for all, can let other users race");
         return Ok(());
     }
-    // As the system's temporary directory is.
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777))?;
-    let start = |user| {
-        // Not by its path, which may lead through directories that are closed to others.
-        Command::new("/proc/self/exe")
-            .args(["--exact", "child_of_a_user", "--ignored", "--nocapture", "--test-threads=1"])
-            .env("SIRE_LEDGER_TEST_DIR", dir.path())
-            .stdout(Stdio::null())
-            .uid(user)
-            .gid(user)
-            .spawn()
-    };
+    let open_to = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    open_to(dir.path(), 0o1777)?;
+    let [locks, other] = ["locks", "shared"].map(|name| dir.path().join(name));
+    for path in [&locks, &other] {
+        std::fs::create_dir(path)?;
+    }
+    open_to(&other, 0o1777)?;
+    std::os::unix::fs::chown(&locks, None, shared.group)?;
+    open_to(&locks, shared.mode)?;
+    let start = |user| as_user("child_of_a_user", dir.path(), user, shared.group.unwrap_or(user));
     let mut users = match USERS.map(start).collect::<Result<Vec<_>, _>>() {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             eprintln!("left out: this root may not be other users ({error})");
@@ -350,10 +392,29 @@ fn five_users_share_one_device_through_one_ledger() -> Outcome {
     let most = most_at_once(&held);
     println!("at most {most} of {DEVICE} bytes at once");
     assert!(most <= DEVICE, "{most} bytes were granted at once, of {DEVICE}");
-    let names = std::fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
-    assert_eq!(names.len(), 2 * USERS.len() + 1, "besides what they wrote there is one ledger: {names:?}");
-    assert!(ledger(dir.path(), 0)?.entries()?.is_empty());
+    let names = |path: &Path| {
+        Ok::<_, std::io::Error>(std::fs::read_dir(path)?.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>())
+    };
+    assert_eq!(names(&locks)?.len(), 1, "there is one ledger: {:?}", names(&locks)?);
+    assert_eq!(names(&other)?.len(), 0, "it was used for the ledger: {:?}", names(&other)?);
+    assert!(Ledger::open(&locks, "GPU-race-0")?.entries()?.is_empty());
+    if shared.group.is_some() {
+        let mut stranger = as_user("child_of_a_stranger", dir.path(), USERS.end, USERS.end)?;
+        let outcome = wait_at_most(&mut stranger, Duration::from_secs(120));
+        drop(stranger.kill());
+        assert!(outcome?, "a stranger was let in");
+    }
     Ok(())
+}
+
+#[test]
+fn five_users_share_one_device_through_one_ledger() -> Outcome {
+    users_race(&FOR_ALL)
+}
+
+#[test]
+fn five_users_of_a_group_share_one_and_nobody_else_gets_in() -> Outcome {
+    users_race(&FOR_A_GROUP)
 }
 
 /// Where no file may grow.

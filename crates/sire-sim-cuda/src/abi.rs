@@ -1,5 +1,5 @@
-//! CUDA's structs as the machine lays them out (CUDA 13, x86-64 and aarch64 alike), written by hand; `abi12` has those that CUDA 12 lays
-//! out otherwise.
+//! CUDA's structs as the machine lays them out (CUDA 13, x86-64 and aarch64 alike), written by hand; `device_prop` has the one
+//! that CUDA 12 lays out otherwise.
 //! Only what crosses the boundary belongs here; every size is asserted, and offsets where a
 //! mistake could hide.
 
@@ -12,103 +12,6 @@ pub type Handle = *mut c_void;
 pub type HostFn = Option<unsafe extern "C" fn(*mut c_void)>;
 /// `cudaStreamCallback_t`.
 pub type StreamCallback = Option<unsafe extern "C" fn(Handle, c_int, *mut c_void)>;
-
-/// `struct cudaDeviceProp`. Fields that only textures and surfaces use are arrays of numbers.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct DeviceProp {
-    pub name: [c_char; 256],
-    pub uuid: [u8; 16],
-    pub luid: [c_char; 8],
-    pub luid_device_node_mask: c_uint,
-    pub total_global_mem: usize,
-    pub shared_mem_per_block: usize,
-    pub regs_per_block: c_int,
-    pub warp_size: c_int,
-    pub mem_pitch: usize,
-    pub max_threads_per_block: c_int,
-    pub max_threads_dim: [c_int; 3],
-    pub max_grid_size: [c_int; 3],
-    pub total_const_mem: usize,
-    pub major: c_int,
-    pub minor: c_int,
-    pub texture_alignment: usize,
-    pub texture_pitch_alignment: usize,
-    pub multi_processor_count: c_int,
-    pub integrated: c_int,
-    pub can_map_host_memory: c_int,
-    /// From `maxTexture1D` to `maxSurfaceCubemapLayered`.
-    pub texture_limits: [c_int; 39],
-    pub surface_alignment: usize,
-    pub concurrent_kernels: c_int,
-    pub ecc_enabled: c_int,
-    pub pci_bus_id: c_int,
-    pub pci_device_id: c_int,
-    pub pci_domain_id: c_int,
-    pub tcc_driver: c_int,
-    pub async_engine_count: c_int,
-    pub unified_addressing: c_int,
-    pub memory_bus_width: c_int,
-    pub l2_cache_size: c_int,
-    pub persisting_l2_cache_max_size: c_int,
-    pub max_threads_per_multi_processor: c_int,
-    pub stream_priorities_supported: c_int,
-    pub global_l1_cache_supported: c_int,
-    pub local_l1_cache_supported: c_int,
-    pub shared_mem_per_multiprocessor: usize,
-    pub regs_per_multiprocessor: c_int,
-    pub managed_memory: c_int,
-    pub is_multi_gpu_board: c_int,
-    pub multi_gpu_board_group_id: c_int,
-    pub host_native_atomic_supported: c_int,
-    pub pageable_memory_access: c_int,
-    pub concurrent_managed_access: c_int,
-    pub compute_preemption_supported: c_int,
-    pub can_use_host_pointer_for_registered_mem: c_int,
-    pub cooperative_launch: c_int,
-    pub shared_mem_per_block_optin: usize,
-    pub pageable_memory_access_uses_host_page_tables: c_int,
-    pub direct_managed_mem_access_from_host: c_int,
-    pub max_blocks_per_multi_processor: c_int,
-    pub access_policy_max_window_size: c_int,
-    pub reserved_shared_mem_per_block: usize,
-    pub host_register_supported: c_int,
-    pub sparse_cuda_array_supported: c_int,
-    pub host_register_read_only_supported: c_int,
-    pub timeline_semaphore_interop_supported: c_int,
-    pub memory_pools_supported: c_int,
-    pub gpu_direct_rdma_supported: c_int,
-    pub gpu_direct_rdma_flush_writes_options: c_uint,
-    pub gpu_direct_rdma_writes_ordering: c_int,
-    pub memory_pool_supported_handle_types: c_uint,
-    pub deferred_mapping_cuda_array_supported: c_int,
-    pub ipc_event_supported: c_int,
-    pub cluster_launch: c_int,
-    pub unified_function_pointers: c_int,
-    pub device_numa_config: c_int,
-    pub device_numa_id: c_int,
-    pub mps_enabled: c_int,
-    pub host_numa_id: c_int,
-    pub gpu_pci_device_id: c_uint,
-    pub gpu_pci_subsystem_id: c_uint,
-    pub host_numa_multinode_ipc_supported: c_int,
-    pub reserved: [c_int; 56],
-}
-
-const _: () = {
-    assert!(size_of::<DeviceProp>() == 1008);
-    assert!(offset_of!(DeviceProp, total_global_mem) == 288);
-    assert!(offset_of!(DeviceProp, major) == 360);
-    assert!(offset_of!(DeviceProp, multi_processor_count) == 384);
-    assert!(offset_of!(DeviceProp, surface_alignment) == 552);
-    assert!(offset_of!(DeviceProp, pci_bus_id) == 568);
-    assert!(offset_of!(DeviceProp, max_threads_per_multi_processor) == 604);
-    assert!(offset_of!(DeviceProp, shared_mem_per_multiprocessor) == 624);
-    assert!(offset_of!(DeviceProp, shared_mem_per_block_optin) == 672);
-    assert!(offset_of!(DeviceProp, reserved_shared_mem_per_block) == 696);
-    assert!(offset_of!(DeviceProp, memory_pools_supported) == 720);
-    assert!(offset_of!(DeviceProp, reserved) == 784);
-};
 
 /// The start of `struct cudaPointerAttributes`: the part that CUDA 12 and 13 share. CUDA 13's reserved
 /// tail is never written, because a caller built for CUDA 12 has no room for it.

@@ -1,9 +1,11 @@
 //! The few questions of NVIDIA's other libraries that have a harmless answer: versions (those that the
-//! PyTorch wheels were built with, or later) and names of errors. Everything else of theirs is a stub.
+//! PyTorch wheels were built with, or later) and names of errors; and cuBLAS's handles, for which PyTorch allocates
+//! workspaces. Everything else of theirs is a stub.
 
 use crate::boundary::{Out, write_text};
 use crate::release;
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NOT_SIMULATED: *const c_char = c"not simulated by the software device".as_ptr();
 
@@ -25,7 +27,7 @@ texts! {
 
 /// NCCL's last message of a communicator.
 #[unsafe(no_mangle)]
-pub extern "C" fn ncclGetLastError(_communicator: *mut std::ffi::c_void) -> *const c_char {
+pub extern "C" fn ncclGetLastError(_communicator: *mut c_void) -> *const c_char {
     NOT_SIMULATED
 }
 
@@ -105,4 +107,50 @@ pub extern "C" fn cuptiGetCallbackName(_domain: c_int, _id: u32, out: Out<*const
 pub extern "C" fn nvshmem_info_get_version(major: Out<c_int>, minor: Out<c_int>) {
     major.set_if(3);
     minor.set_if(4);
+}
+
+/// A handle of cuBLAS: a name, of which nobody asks anything. No two are the same.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasCreate_v2(handle: Out<*mut c_void>) -> c_int {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    answer(handle, std::ptr::without_provenance_mut(NEXT.fetch_add(1, Ordering::Relaxed) << 4))
+}
+
+/// Forgets nothing.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasDestroy_v2(_handle: *mut c_void) -> c_int {
+    0
+}
+
+/// The stream of a handle whose products are not simulated.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasSetStream_v2(_handle: *mut c_void, _stream: *mut c_void) -> c_int {
+    0
+}
+
+/// Its workspace, which nothing is written to.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasSetWorkspace_v2(_handle: *mut c_void, _workspace: *mut c_void, _bytes: usize) -> c_int {
+    0
+}
+
+macro_rules! modes {
+    ($($set:ident $get:ident)*) => {$(
+        /// A mode of a handle.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $set(_handle: *mut c_void, _mode: c_int) -> c_int {
+            0
+        }
+
+        /// The mode that a handle begins with.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $get(_handle: *mut c_void, mode: Out<c_int>) -> c_int {
+            answer(mode, 0)
+        }
+    )*};
+}
+
+modes! {
+    cublasSetMathMode cublasGetMathMode
+    cublasSetPointerMode_v2 cublasGetPointerMode_v2
 }

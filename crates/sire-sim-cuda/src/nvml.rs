@@ -1,13 +1,18 @@
 //! NVML (libnvidia-ml): what tools and PyTorch ask about memory, processes and links. Its memory figures are
-//! the machine's, all processes together. It has its own error numbers.
+//! the machine's, all processes together. It has its own error numbers. Of GPUs that are divided (MIG) it knows the whole and
+//! the parts.
 
 use crate::abi::{Handle, NvmlFabric, NvmlMemory, NvmlMemoryV2, NvmlPci, NvmlProcess, NvmlProcessV1, NvmlUtilization};
 use crate::boundary::{Out, Text, export, write_text};
 use crate::{properties, state};
 use sire_sim::{Code, Machine, Result};
 use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ops::Range;
 
-const DEVICES: u64 = 0x5156_0000_0000;
+/// Handles of GPUs, by their numbers.
+const GPUS: u64 = 0x5156_0000_0000;
+/// Handles of MIG devices, by their numbers among all of the machine.
+const PARTS: u64 = 0x5158_0000_0000;
 
 /// Numbers of NVML that CUDA has no equal of, kept apart until they are returned.
 const OWN: i32 = 1_000_000;
@@ -29,13 +34,53 @@ pub fn number(code: c_int) -> c_int {
     }
 }
 
-fn handle(device: u32) -> Handle {
-    (DEVICES + u64::from(device) * state::STRIDE) as Handle
+fn handle(family: u64, number: u32) -> Handle {
+    (family + u64::from(number) * state::STRIDE) as Handle
 }
 
+/// What a handle names.
+struct Named {
+    gpu: u32,
+    /// All of it, or the one part that is meant.
+    devices: Range<u32>,
+    is_part: bool,
+}
+
+fn named(machine: &Machine, device: Handle) -> Result<Named> {
+    let part = state::device_of_family(machine, PARTS, device as u64).filter(|_| properties::parts() > 0);
+    if let Some(part) = part {
+        return Ok(Named { gpu: properties::gpu_of(part), devices: part..part + 1, is_part: true });
+    }
+    let gpu = state::device_of_family(machine, GPUS, device as u64).filter(|gpu| *gpu < properties::gpus(machine));
+    let gpu = gpu.ok_or_else(|| Code::INVALID_VALUE.because(format!("{device:?} is not a device handle")))?;
+    Ok(Named { gpu, devices: properties::devices_of(gpu), is_part: false })
+}
+
+/// One device of what a handle names.
 fn device_of(machine: &Machine, device: Handle) -> Result<u32> {
-    let found = state::device_of_family(machine, DEVICES, device as u64);
-    found.ok_or_else(|| Code::INVALID_VALUE.because(format!("{device:?} is not a device handle")))
+    Ok(named(machine, device)?.devices.start)
+}
+
+/// The number of a MIG device among its GPU's.
+fn number_of_part(machine: &Machine, device: Handle) -> Result<c_uint> {
+    let named = named(machine, device)?;
+    if !named.is_part {
+        return Err(Code::INVALID_VALUE.because(format!("{device:?} is not a MIG device")));
+    }
+    Ok(named.devices.start - properties::devices_of(named.gpu).start)
+}
+
+fn uuid(machine: &Machine, device: Handle) -> Result<String> {
+    let named = named(machine, device)?;
+    Ok(if named.is_part { properties::uuid_text(named.devices.start) } else { properties::gpu_uuid_text(named.gpu) })
+}
+
+/// Free and total bytes of all that a handle names.
+fn memory(machine: &Machine, device: Handle) -> Result<(u64, u64)> {
+    named(machine, device)?.devices.try_fold((0, 0), |(free, total), device| {
+        let each = machine.memory_info(device)?;
+        Ok((free + each.0, total + each.1))
+    })
 }
 
 fn text(out: Out<c_char>, capacity: c_uint, value: &str) -> Result<()> {
@@ -46,9 +91,18 @@ fn text(out: Out<c_char>, capacity: c_uint, value: &str) -> Result<()> {
     Ok(())
 }
 
-fn found(machine: &Machine, out: Out<Handle>, device: Option<u32>) -> Result<()> {
-    let device = device.filter(|device| *device < machine.device_count());
-    out.set(handle(device.ok_or_else(|| NOT_FOUND.because("no such device"))?))
+fn found(out: Out<Handle>, device: Option<Handle>) -> Result<()> {
+    out.set(device.ok_or_else(|| NOT_FOUND.because("no such device"))?)
+}
+
+fn at_address(machine: &Machine, address: Text, out: Out<Handle>) -> Result<()> {
+    found(out, properties::gpu_at(machine, address.get()?).map(|gpu| handle(GPUS, gpu)))
+}
+
+fn by_uuid(machine: &Machine, uuid: &str) -> Option<Handle> {
+    let gpu = (0..properties::gpus(machine)).find(|gpu| properties::gpu_uuid_text(*gpu) == uuid);
+    let part = || (0..machine.device_count()).find(|device| properties::uuid_text(*device) == uuid);
+    gpu.map(|gpu| handle(GPUS, gpu)).or_else(|| part().map(|device| handle(PARTS, device)))
 }
 
 /// Lists processes in NVML's manner: a count that is room on the way in and need on the way out.
@@ -59,7 +113,10 @@ fn processes<T: Copy>(
     out: Out<T>,
     make: impl Fn(u32, u64) -> T,
 ) -> Result<()> {
-    let list = machine.processes(device_of(machine, device)?)?;
+    let mut list = Vec::new();
+    for each in named(machine, device)?.devices {
+        list.append(&mut machine.processes(each)?);
+    }
     let room = count.get()? as usize;
     count.set(list.len() as c_uint)?;
     if list.len() > room {
@@ -76,17 +133,17 @@ fn process(pid: u32, used: u64) -> NvmlProcess {
     NvmlProcess { pid, used_gpu_memory: used, gpu_instance_id: c_uint::MAX, compute_instance_id: c_uint::MAX }
 }
 
-fn pci(device: u32) -> NvmlPci {
+fn pci(gpu: u32) -> NvmlPci {
     // SAFETY: `NvmlPci` consists of integers, for which all zeros is a value.
     let mut info: NvmlPci = unsafe { std::mem::zeroed() };
-    let short = properties::pci_address(device);
+    let short = properties::pci_address(gpu);
     for (to, from) in info.bus_id_legacy.iter_mut().zip(short.bytes()) {
         *to = from as c_char;
     }
     for (to, from) in info.bus_id.iter_mut().zip(format!("0000{short}").bytes()) {
         *to = from as c_char;
     }
-    info.bus = properties::attribute(33, device) as c_uint;
+    info.bus = properties::attribute(33, properties::devices_of(gpu).start) as c_uint;
     info.pci_device_id = 0x5152_10DE;
     info
 }
@@ -122,30 +179,25 @@ export! { Nvml:
         text(out, capacity, &name.to_string_lossy())
     }
 
-    fn nvmlDeviceGetCount(count: Out<c_uint>) |machine| { count.set(machine.device_count()) }
-    fn nvmlDeviceGetCount_v2(count: Out<c_uint>) |machine| { count.set(machine.device_count()) }
+    fn nvmlDeviceGetCount(count: Out<c_uint>) |machine| { count.set(properties::gpus(machine)) }
+    fn nvmlDeviceGetCount_v2(count: Out<c_uint>) |machine| { count.set(properties::gpus(machine)) }
     fn nvmlDeviceGetHandleByIndex(index: c_uint, out: Out<Handle>) |machine| { by_index(machine, index, out) }
     fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, out: Out<Handle>) |machine| { by_index(machine, index, out) }
-    fn nvmlDeviceGetHandleByPciBusId(address: Text, out: Out<Handle>) |machine| {
-        found(machine, out, properties::device_at(machine, address.get()?))
-    }
-    fn nvmlDeviceGetHandleByPciBusId_v2(address: Text, out: Out<Handle>) |machine| {
-        found(machine, out, properties::device_at(machine, address.get()?))
-    }
+    fn nvmlDeviceGetHandleByPciBusId(address: Text, out: Out<Handle>) |machine| { at_address(machine, address, out) }
+    fn nvmlDeviceGetHandleByPciBusId_v2(address: Text, out: Out<Handle>) |machine| { at_address(machine, address, out) }
     fn nvmlDeviceGetHandleByUUID(uuid: Text, out: Out<Handle>) |machine| {
-        let uuid = uuid.get()?;
-        found(machine, out, (0..machine.device_count()).find(|device| properties::uuid_text(*device) == uuid))
+        found(out, by_uuid(machine, uuid.get()?))
     }
-    fn nvmlDeviceGetIndex(device: Handle, index: Out<c_uint>) |machine| { index.set(device_of(machine, device)?) }
-    fn nvmlDeviceGetMinorNumber(device: Handle, minor: Out<c_uint>) |machine| { minor.set(device_of(machine, device)?) }
+    fn nvmlDeviceGetIndex(device: Handle, index: Out<c_uint>) |machine| { index.set(named(machine, device)?.gpu) }
+    fn nvmlDeviceGetMinorNumber(device: Handle, minor: Out<c_uint>) |machine| { minor.set(named(machine, device)?.gpu) }
     fn nvmlDeviceGetName(device: Handle, out: Out<c_char>, capacity: c_uint) |machine| {
-        device_of(machine, device)?;
-        text(out, capacity, properties::NAME)
+        let is_part = named(machine, device)?.is_part;
+        text(out, capacity, if is_part { properties::name() } else { properties::NAME })
     }
     fn nvmlDeviceGetUUID(device: Handle, out: Out<c_char>, capacity: c_uint) |machine| {
-        text(out, capacity, &properties::uuid_text(device_of(machine, device)?))
+        text(out, capacity, &uuid(machine, device)?)
     }
-    fn nvmlDeviceGetPciInfo_v3(device: Handle, out: Out<NvmlPci>) |machine| { out.set(pci(device_of(machine, device)?)) }
+    fn nvmlDeviceGetPciInfo_v3(device: Handle, out: Out<NvmlPci>) |machine| { out.set(pci(named(machine, device)?.gpu)) }
     fn nvmlDeviceGetCudaComputeCapability(device: Handle, major: Out<c_int>, minor: Out<c_int>) |machine| {
         let device = device_of(machine, device)?;
         major.set(properties::attribute(75, device))?;
@@ -153,11 +205,11 @@ export! { Nvml:
     }
 
     fn nvmlDeviceGetMemoryInfo(device: Handle, out: Out<NvmlMemory>) |machine| {
-        let (free, total) = machine.memory_info(device_of(machine, device)?)?;
+        let (free, total) = memory(machine, device)?;
         out.set(NvmlMemory { total, free, used: total - free })
     }
     fn nvmlDeviceGetMemoryInfo_v2(device: Handle, out: Out<NvmlMemoryV2>) |machine| {
-        let (free, total) = machine.memory_info(device_of(machine, device)?)?;
+        let (free, total) = memory(machine, device)?;
         let version = Out::<c_uint>::get(out.cast())?;
         let expected = std::mem::size_of::<NvmlMemoryV2>() as c_uint | 2 << 24;
         if version != expected {
@@ -183,7 +235,34 @@ export! { Nvml:
         device_of(machine, device)?;
         out.set(NvmlUtilization { gpu: 0, memory: 0 })
     }
-    fn nvmlDeviceGetMigMode(device: Handle, _current: Out<c_uint>, _pending: Out<c_uint>) |machine| { absent(machine, device, "MIG") }
+
+    fn nvmlDeviceGetMigMode(device: Handle, current: Out<c_uint>, pending: Out<c_uint>) |machine| {
+        if properties::parts() == 0 {
+            return absent(machine, device, "MIG");
+        }
+        device_of(machine, device)?;
+        current.set(1)?;
+        pending.set(1)
+    }
+    fn nvmlDeviceGetMaxMigDeviceCount(device: Handle, count: Out<c_uint>) |machine| {
+        device_of(machine, device)?;
+        count.set(properties::parts())
+    }
+    fn nvmlDeviceGetMigDeviceHandleByIndex(device: Handle, index: c_uint, out: Out<Handle>) |machine| {
+        let named = named(machine, device)?;
+        let part = named.devices.start.checked_add(index).filter(|part| !named.is_part && named.devices.contains(part));
+        found(out, part.filter(|_| properties::parts() > 0).map(|part| handle(PARTS, part)))
+    }
+    fn nvmlDeviceIsMigDeviceHandle(device: Handle, out: Out<c_uint>) |machine| { out.set(named(machine, device)?.is_part.into()) }
+    fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device: Handle, out: Out<Handle>) |machine| {
+        number_of_part(machine, device)?;
+        out.set(handle(GPUS, named(machine, device)?.gpu))
+    }
+    fn nvmlDeviceGetGpuInstanceId(device: Handle, out: Out<c_uint>) |machine| { out.set(number_of_part(machine, device)? + 1) }
+    fn nvmlDeviceGetComputeInstanceId(device: Handle, out: Out<c_uint>) |machine| {
+        number_of_part(machine, device)?;
+        out.set(0)
+    }
     fn nvmlDeviceGetNvLinkState(device: Handle, _link: c_uint, _active: Out<c_uint>) |machine| { absent(machine, device, "NVLink") }
     fn nvmlDeviceGetNvLinkRemoteDeviceType(device: Handle, _link: c_uint, _kind: Out<c_uint>) |machine| { absent(machine, device, "NVLink") }
     fn nvmlDeviceGetNvLinkRemotePciInfo_v2(device: Handle, _link: c_uint, _pci: Out<NvmlPci>) |machine| { absent(machine, device, "NVLink") }
@@ -197,10 +276,10 @@ export! { Nvml:
 }
 
 fn by_index(machine: &Machine, index: c_uint, out: Out<Handle>) -> Result<()> {
-    if index >= machine.device_count() {
-        return Err(Code::INVALID_VALUE.because(format!("device {index} of {}", machine.device_count())));
+    if index >= properties::gpus(machine) {
+        return Err(Code::INVALID_VALUE.because(format!("device {index} of {}", properties::gpus(machine))));
     }
-    out.set(handle(index))
+    out.set(handle(GPUS, index))
 }
 
 fn absent(machine: &Machine, device: Handle, what: &str) -> Result<()> {

@@ -1,10 +1,11 @@
 //! What the device says of itself: attributes by number, the property struct, its name, UUID and PCI address.
 //! The figures describe a compute-capability 9.0 device; memory is the machine's own.
 
-use crate::abi::DeviceProp;
-use crate::abi12::Dropped;
+use crate::device_prop::{DeviceProp, Dropped};
+use crate::state;
 use sire_sim::{Machine, Result};
 use std::ffi::{c_char, c_int};
+use std::ops::Range;
 
 /// What `cudaDeviceProp::name` and NVML call the device.
 pub const NAME: &str = "Sire software device";
@@ -12,6 +13,9 @@ pub const NAME: &str = "Sire software device";
 pub const CUDA_VERSION: c_int = 13020;
 /// NVML's driver version.
 pub const DRIVER_VERSION: &str = "595.00 (software)";
+
+/// What it calls a MIG device.
+const MIG_NAME: &str = "Sire software device MIG";
 
 const MULTIPROCESSORS: c_int = 16;
 const L2_BYTES: c_int = 50 << 20;
@@ -34,12 +38,11 @@ const ATTRIBUTES: &[(c_int, c_int)] = &[
     (13, 1_755_000),   // clock, kHz
     (14, 512),         // texture alignment
     (15, 1),           // copies overlap with kernels
-    (16, MULTIPROCESSORS),
-    (19, 1),         // host memory can be mapped
-    (30, 512),       // surface alignment
-    (31, 1),         // concurrent kernels
-    (36, 2_619_000), // memory clock, kHz
-    (37, 5120),      // memory bus, bits
+    (19, 1),           // host memory can be mapped
+    (30, 512),         // surface alignment
+    (31, 1),           // concurrent kernels
+    (36, 2_619_000),   // memory clock, kHz
+    (37, 5120),        // memory bus, bits
     (38, L2_BYTES),
     (39, 2048),    // threads per multiprocessor
     (40, 3),       // copy engines
@@ -70,13 +73,41 @@ const ATTRIBUTES: &[(c_int, c_int)] = &[
     (123, 1),      // wait-value NOR
 ];
 
+/// How many MIG devices a GPU is divided into; 0: it is not.
+pub fn parts() -> u32 {
+    state::existing_machine().map_or(0, |machine| machine.options().mig)
+}
+
+/// The GPU of which a device is all, or a part.
+pub fn gpu_of(device: u32) -> u32 {
+    device / parts().max(1)
+}
+
+/// The devices that a GPU is, or is divided into.
+pub fn devices_of(gpu: u32) -> Range<u32> {
+    let each = parts().max(1);
+    gpu * each..(gpu + 1) * each
+}
+
+/// How many GPUs there are.
+pub fn gpus(machine: &Machine) -> u32 {
+    machine.device_count() / parts().max(1)
+}
+
+/// What the device is called.
+pub fn name() -> &'static str {
+    if parts() == 0 { NAME } else { MIG_NAME }
+}
+
+const MULTIPROCESSOR_COUNT: c_int = 16;
 const PCI_BUS: c_int = 33;
 const HOST_NUMA: c_int = 134;
 
 /// The attribute `number` of `device`.
 pub fn attribute(number: c_int, device: u32) -> c_int {
     match number {
-        PCI_BUS => pci_bus(device),
+        PCI_BUS => pci_bus(gpu_of(device)),
+        MULTIPROCESSOR_COUNT => MULTIPROCESSORS / parts().max(1).cast_signed(),
         HOST_NUMA => -1,
         _ => ATTRIBUTES.iter().find(|(known, _)| *known == number).map_or(0, |(_, value)| *value),
     }
@@ -87,35 +118,51 @@ pub fn is_attribute(number: c_int) -> bool {
     (1..=160).contains(&number)
 }
 
-fn pci_bus(device: u32) -> c_int {
-    device as c_int + 1
+fn pci_bus(gpu: u32) -> c_int {
+    gpu as c_int + 1
 }
 
 /// `0000:01:00.0`.
-pub fn pci_address(device: u32) -> String {
-    format!("0000:{:02X}:00.0", pci_bus(device))
+pub fn pci_address(gpu: u32) -> String {
+    format!("0000:{:02X}:00.0", pci_bus(gpu))
 }
 
-/// The device of a PCI address in any of the usual spellings (`0000:01:00.0`, `00000000:01:00.0`, `01:00`).
-pub fn device_at(machine: &Machine, address: &str) -> Option<u32> {
+/// The GPU of a PCI address in any of the usual spellings (`0000:01:00.0`, `00000000:01:00.0`, `01:00`).
+pub fn gpu_at(machine: &Machine, address: &str) -> Option<u32> {
     let mut parts = address.rsplit(':');
     parts.next()?;
     let bus = u32::from_str_radix(parts.next()?, 16).ok()?;
-    bus.checked_sub(1).filter(|device| *device < machine.device_count())
+    bus.checked_sub(1).filter(|gpu| *gpu < gpus(machine))
 }
 
-/// The device's UUID: the same in every process of an environment.
-pub fn uuid(device: u32) -> [u8; 16] {
-    let mut bytes = *b"sire-software-\0\0";
-    bytes[14] = (device >> 8) as u8;
-    bytes[15] = device as u8;
+fn numbered(mut bytes: [u8; 16], number: u32) -> [u8; 16] {
+    bytes[14] = (number >> 8) as u8;
+    bytes[15] = number as u8;
     bytes
 }
 
-/// NVML's spelling of the UUID.
+/// The GPU's UUID: the same in every process of an environment.
+pub fn gpu_uuid(gpu: u32) -> [u8; 16] {
+    numbered(*b"sire-software-\0\0", gpu)
+}
+
+/// The device's UUID: its GPU's, if that is not divided.
+pub fn uuid(device: u32) -> [u8; 16] {
+    if parts() == 0 { gpu_uuid(device) } else { numbered(*b"sire-MIG-parts\0\0", device) }
+}
+
+/// NVML's spelling of the GPU's UUID.
+pub fn gpu_uuid_text(gpu: u32) -> String {
+    spelled("GPU-", gpu_uuid(gpu))
+}
+
+/// NVML's spelling of the device's UUID.
 pub fn uuid_text(device: u32) -> String {
-    let bytes = uuid(device);
-    let mut text = String::from("GPU-");
+    spelled(if parts() == 0 { "GPU-" } else { "MIG-" }, uuid(device))
+}
+
+fn spelled(kind: &str, bytes: [u8; 16]) -> String {
+    let mut text = String::from(kind);
     for (at, byte) in bytes.iter().enumerate() {
         if [4, 6, 8, 10].contains(&at) {
             text.push('-');
@@ -132,7 +179,7 @@ pub fn properties(machine: &Machine, device: u32) -> Result<DeviceProp> {
     let mut prop: DeviceProp = unsafe { std::mem::zeroed() };
     let get = |number| attribute(number, device);
     let size = |number| attribute(number, device) as usize;
-    for (to, from) in prop.name.iter_mut().zip(NAME.bytes()) {
+    for (to, from) in prop.name.iter_mut().zip(name().bytes()) {
         *to = from as c_char;
     }
     prop.uuid = uuid(device);
@@ -169,10 +216,10 @@ pub fn properties(machine: &Machine, device: u32) -> Result<DeviceProp> {
     prop.shared_mem_per_block_optin = size(97);
     prop.max_blocks_per_multi_processor = get(106);
     prop.reserved_shared_mem_per_block = size(111);
-    prop.host_register_supported = get(99);
-    prop.memory_pools_supported = get(115);
-    prop.gpu_direct_rdma_supported = get(116);
-    prop.memory_pool_supported_handle_types = get(119) as u32;
+    prop.since_12.host_register_supported = get(99);
+    prop.since_12.memory_pools_supported = get(115);
+    prop.since_12.gpu_direct_rdma_supported = get(116);
+    prop.since_12.memory_pool_supported_handle_types = get(119) as u32;
     prop.host_numa_id = get(HOST_NUMA);
     Ok(prop)
 }

@@ -74,7 +74,7 @@ fn it_loads_without_anything_else_of_nvidias() {
     // SAFETY: the library's initialisers do nothing.
     let library = unsafe { libloading::Library::new(common::library()) }.expect("dlopen");
     // SAFETY: the signature is the library's.
-    let stub = unsafe { library.get::<unsafe extern "C" fn() -> i64>(b"cublasCreate_v2\0") }.expect("a stub");
+    let stub = unsafe { library.get::<unsafe extern "C" fn() -> i64>(b"cublasSgemm_v2\0") }.expect("a stub");
     // SAFETY: a stub looks at no argument.
     assert_eq!(unsafe { stub() }, 15, "CUBLAS_STATUS_NOT_SUPPORTED");
 }

@@ -126,6 +126,30 @@ fn visible_devices() {
 }
 
 #[test]
+fn parts_of_gpus() {
+    let program = Program::compile("mig");
+    let run = |visible: Option<&str>, what: &str| {
+        let mut command = program.command();
+        command.env("SIRE_SIM_DEVICES", "2").env("SIRE_SIM_MIG", "3").arg(what);
+        command.envs(visible.map(|visible| ("CUDA_VISIBLE_DEVICES", visible)));
+        passes(&mut command)
+    };
+    let printed = String::from_utf8(run(None, "print").stdout).unwrap();
+    let names: Vec<&str> = printed.lines().collect();
+    let [parts @ .., first, second, "ok"] = names.as_slice() else { panic!("{printed}") };
+    assert_eq!(parts.len(), 6);
+    for (number, part) in parts.iter().enumerate() {
+        run(Some(part), &number.to_string());
+    }
+    // One part at most is seen: the first of what is named.
+    run(None, "0");
+    run(Some("1,0"), "3");
+    run(Some(second), "3");
+    run(Some(first), "0");
+    run(Some(&format!("{},{}", parts[5], parts[1])), "5");
+}
+
+#[test]
 fn bad_variables_are_named() {
     let program = Program::compile("layout");
     let output = program.command().env("SIRE_SIM_MEMORY", "lots").output().unwrap();

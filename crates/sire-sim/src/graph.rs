@@ -233,6 +233,11 @@ impl Machine {
         if self.spoil(forbids) { Err(capturing("this call")) } else { Ok(()) }
     }
 
+    /// The same for functions of which CUDA's manual does not say whether they are potentially unsafe.
+    pub(crate) fn maybe_unsafe_call(&self) -> Result<()> {
+        if self.core().options.strict_capture { self.unsafe_call() } else { Ok(()) }
+    }
+
     /// The capture that a stream takes part in, and the nodes that an event recorded there stands for.
     pub(crate) fn captured_frontier(&self, stream: StreamId) -> Result<Option<(u64, Vec<NodeId>)>> {
         if self.none_capture() {

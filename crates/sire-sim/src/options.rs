@@ -38,6 +38,8 @@ pub struct Options {
     pub devices: u32,
     /// Memory of each device, in bytes.
     pub memory: u64,
+    /// How many devices in a row are the MIG devices of one GPU; 0: each device is a GPU.
+    pub mig: u32,
     /// Frame size and virtual-memory granularity: a power of two, at least the page size.
     pub granularity: u64,
     /// Directory through which processes share the devices; `None`: private to this machine.
@@ -50,6 +52,8 @@ pub struct Options {
     pub timing: bool,
     /// Unmap waits for the device, as some drivers do.
     pub unmap_syncs: bool,
+    /// Captures forbid mapping memory and waiting for events, too, where they forbid unsafe calls.
+    pub strict_capture: bool,
     /// What fresh memory contains.
     pub poison: Poison,
     /// Who runs the work of streams.
@@ -72,12 +76,14 @@ impl Default for Options {
         Options {
             devices: 1,
             memory: 64 << 20,
+            mig: 0,
             granularity: DEFAULT_GRANULARITY,
             dir: None,
             faults: String::new(),
             delay: Duration::ZERO,
             timing: false,
             unmap_syncs: false,
+            strict_capture: false,
             poison: Poison::Full,
             executor: Executor::Threads,
             census: None,
@@ -123,18 +129,25 @@ impl Options {
             Some(text) => parse_size(&text)
                 .ok_or_else(|| format!("SIRE_SIM_MEMORY={text}: expected bytes, or a size such as 8GiB"))?,
         };
-        let devices = number("SIRE_SIM_DEVICES", 1)?;
+        let (gpus, mig) = (number("SIRE_SIM_DEVICES", 1)?, number("SIRE_SIM_MIG", 0)?);
+        if mig > MOST_PARTS {
+            return Err(format!("SIRE_SIM_MIG={mig}: a GPU has at most {MOST_PARTS} MIG devices"));
+        }
+        let devices = gpus.saturating_mul(mig.max(1));
         if devices > u64::from(MAX_DEVICES) {
-            return Err(format!("SIRE_SIM_DEVICES={devices}: at most {MAX_DEVICES} devices"));
+            let parts = if mig == 0 { String::new() } else { format!(" with SIRE_SIM_MIG={mig}") };
+            return Err(format!("SIRE_SIM_DEVICES={gpus}{parts}: at most {MAX_DEVICES} devices"));
         }
         Ok(Options {
             devices: devices as u32,
-            memory,
+            memory: memory / mig.max(1),
+            mig: mig as u32,
             dir: lookup("SIRE_SIM_DIR").map(PathBuf::from),
             faults: lookup("SIRE_SIM_FAULTS").unwrap_or_default(),
             delay: Duration::from_micros(number("SIRE_SIM_DELAY_US", 0)?),
             timing: flag("SIRE_SIM_TIMING")?,
             unmap_syncs: flag("SIRE_SIM_UNMAP_SYNCS")?,
+            strict_capture: flag("SIRE_SIM_STRICT_CAPTURE")?,
             poison,
             census: lookup("SIRE_SIM_CENSUS").map(PathBuf::from),
             log: flag("SIRE_SIM_LOG")?,
@@ -151,6 +164,9 @@ impl Options {
         Options { memory, granularity: 4096, ..Options::default() }
     }
 }
+
+/// Most MIG devices of one GPU, as of NVIDIA's.
+const MOST_PARTS: u64 = 7;
 
 /// Most devices of one machine.
 pub const MAX_DEVICES: u32 = 64;
@@ -199,6 +215,22 @@ mod tests {
         let wrong = Options::from_lookup(|name| (name == "SIRE_SIM_LOG").then(|| "maybe".to_string()));
         assert!(wrong.is_err_and(|message| message.contains("SIRE_SIM_LOG=maybe")));
         assert!(options.profile.is_none());
+    }
+
+    #[test]
+    fn divided_devices() {
+        let divided = |parts: &'static str| {
+            Options::from_lookup(move |name| match name {
+                "SIRE_SIM_DEVICES" => Some("2".to_string()),
+                "SIRE_SIM_MEMORY" => Some("1GiB".to_string()),
+                "SIRE_SIM_MIG" => Some(parts.to_string()),
+                _ => None,
+            })
+        };
+        let options = divided("4").unwrap_or_default();
+        assert_eq!((options.devices, options.memory, options.mig), (8, 256 << 20, 4));
+        assert_eq!(divided("0").unwrap_or_default().devices, 2);
+        assert!(divided("8").is_err_and(|message| message.contains("SIRE_SIM_MIG=8: a GPU has at most 7")));
     }
 
     #[test]

@@ -5,249 +5,30 @@
 //! So the whole of ordering is "wait until stream S has completed N".
 //!
 //! Who takes operations off the queue is the [`Executor`]'s choice: a worker thread per
-//! stream, the submitting thread, or whoever waits. All three take the same step ([`StreamInner::step`]).
+//! stream, the submitting thread, or whoever waits. All three take the same step.
 //!
 //! With a profile, every operation also has a mark on the model clock, made as it is submitted.
 //!
 //! The legacy default stream of a device waits for all its blocking streams, and they for it.
 
-use crate::clock::{Clock, Mark, Step, profile, seconds};
+mod event;
+mod queue;
+
+use crate::clock::{Mark, profile};
 use crate::core::{Core, Work, locked};
 use crate::error::{Code, Result};
-use crate::ipc::SharedEvent;
 use crate::machine::Machine;
 use crate::options::Executor;
 use crate::types::{EventId, StreamId};
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use event::Event;
+use queue::Item;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+pub use queue::{Point, StreamInner};
 
 /// Ids below this are CUDA's special values.
 const FIRST_ID: u64 = 0x1000;
-
-/// A point in a stream.
-#[derive(Clone, Debug)]
-pub struct Point {
-    stream: Arc<StreamInner>,
-    number: u64,
-    mark: Option<Mark>,
-}
-
-#[derive(Debug)]
-struct Item {
-    after: Vec<Point>,
-    work: Work,
-    stamp: Option<Arc<OnceLock<Instant>>>,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    items: VecDeque<Item>,
-    submitted: u64,
-    completed: u64,
-    /// The mark of the last operation.
-    mark: Option<Mark>,
-    running: bool,
-    closing: bool,
-    worker: Option<JoinHandle<()>>,
-}
-
-/// One stream. See the module's documentation.
-#[derive(Debug)]
-pub struct StreamInner {
-    /// Its handle.
-    pub id: StreamId,
-    /// Its device.
-    pub device: u32,
-    /// Whether it is ordered with the legacy stream.
-    pub blocking: bool,
-    /// Whether it is the legacy stream.
-    pub legacy: bool,
-    priority: i32,
-    queue: Mutex<Queue>,
-    changed: Condvar,
-}
-
-impl StreamInner {
-    fn new(id: StreamId, device: u32, blocking: bool, legacy: bool, priority: i32) -> StreamInner {
-        StreamInner { id, device, blocking, legacy, priority, queue: Mutex::default(), changed: Condvar::new() }
-    }
-
-    fn submitted(&self) -> u64 {
-        locked(&self.queue).submitted
-    }
-
-    /// The point behind all that was submitted.
-    fn end(self: &Arc<Self>) -> Point {
-        let queue = locked(&self.queue);
-        Point { stream: Arc::clone(self), number: queue.submitted, mark: queue.mark.clone() }
-    }
-
-    /// Whether nobody can wait for anything here any more, in real or virtual time.
-    fn is_over(&self) -> bool {
-        let queue = locked(&self.queue);
-        queue.completed >= queue.submitted && queue.mark.as_ref().is_none_or(|mark| mark.settled().is_some())
-    }
-
-    fn is_done(&self, number: u64) -> bool {
-        locked(&self.queue).completed >= number
-    }
-
-    fn push(self: &Arc<Self>, core: &Arc<Core>, item: Item) -> Point {
-        let steps = core.steps(self.device, &item.work);
-        let marker =
-            matches!(item.work, Work::Empty) && item.after.iter().all(|point| point.stream.is_done(point.number));
-        let mut queue = locked(&self.queue);
-        queue.mark = core.clock.as_ref().map(|clock| mark(clock, queue.mark.take(), &item, &steps));
-        let point =
-            |queue: &Queue| Point { stream: Arc::clone(self), number: queue.submitted, mark: queue.mark.clone() };
-        if marker && queue.completed == queue.submitted {
-            // An event behind nothing has passed at once; no worker is woken for it.
-            (queue.submitted, queue.completed) = (queue.submitted + 1, queue.completed + 1);
-            if let Some(stamp) = &item.stamp {
-                let _ = stamp.set(Instant::now());
-            }
-            return point(&queue);
-        }
-        queue.items.push_back(item);
-        queue.submitted += 1;
-        let point = point(&queue);
-        if core.options.executor == Executor::Threads && queue.worker.is_none() {
-            queue.worker = self.start_worker(core);
-        }
-        drop(queue);
-        self.changed.notify_all();
-        if core.options.executor == Executor::Inline {
-            self.wait(core, point.number);
-        }
-        point
-    }
-
-    fn start_worker(self: &Arc<Self>, core: &Arc<Core>) -> Option<JoinHandle<()>> {
-        let (stream, core) = (Arc::clone(self), Arc::clone(core));
-        let name = format!("sim-stream-{:x}", self.id.0);
-        // Without a thread (limits), waiters run the queue themselves.
-        std::thread::Builder::new().name(name).spawn(move || stream.work(&core)).ok()
-    }
-
-    fn work(&self, core: &Core) {
-        loop {
-            let mut queue = locked(&self.queue);
-            while queue.items.is_empty() || queue.running {
-                if queue.closing && queue.items.is_empty() {
-                    return;
-                }
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            }
-            drop(queue);
-            self.step(core);
-        }
-    }
-
-    /// Takes and carries out the first operation, if there is one and nobody else is at it.
-    fn step(&self, core: &Core) {
-        let mut queue = locked(&self.queue);
-        if queue.running {
-            return;
-        }
-        let Some(item) = queue.items.pop_front() else { return };
-        queue.running = true;
-        drop(queue);
-        item.after.iter().for_each(|point| point.stream.wait(core, point.number));
-        self.carry_out(core, &item);
-        drop(item);
-        let mut queue = locked(&self.queue);
-        queue.running = false;
-        queue.completed += 1;
-        drop(queue);
-        self.changed.notify_all();
-    }
-
-    fn carry_out(&self, core: &Core, item: &Item) {
-        if core.lost(self.device) == Code::SUCCESS {
-            let run = std::panic::AssertUnwindSafe(|| core.run(self.device, &item.work));
-            match std::panic::catch_unwind(run) {
-                Ok(Ok(())) => {}
-                Ok(Err(code)) => core.lose(self.device, code),
-                Err(_) => core.lose(self.device, Code::LAUNCH_FAILED),
-            }
-        }
-        if let Some(stamp) = &item.stamp {
-            let _ = stamp.set(Instant::now());
-        }
-    }
-
-    /// Waits until operation `number` is completed. While nobody is at the queue, the waiter works on it
-    /// itself: that saves two changes of thread where a worker exists, and is the only way where none does.
-    fn wait(&self, core: &Core, number: u64) {
-        loop {
-            let queue = locked(&self.queue);
-            if queue.completed >= number || queue.submitted < number {
-                return;
-            }
-            if queue.running {
-                drop(self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner));
-            } else {
-                drop(queue);
-                self.step(core);
-            }
-        }
-    }
-
-    fn wait_all(&self, core: &Core) {
-        self.wait(core, self.submitted());
-    }
-
-    /// Whether `number` is completed. A deferred queue takes one step, so that polling gets there.
-    fn poll(&self, core: &Core, number: u64) -> bool {
-        if core.options.executor == Executor::Deferred && !self.is_done(number) {
-            let first = locked(&self.queue).items.front().map(|item| item.after.clone());
-            match first.into_iter().flatten().find(|point| !point.stream.is_done(point.number)) {
-                Some(point) => drop(point.stream.poll(core, point.number)),
-                None => self.step(core),
-            }
-        }
-        self.is_done(number)
-    }
-
-    fn close(&self) -> Option<JoinHandle<()>> {
-        let mut queue = locked(&self.queue);
-        queue.closing = true;
-        let worker = queue.worker.take();
-        drop(queue);
-        self.changed.notify_all();
-        worker
-    }
-}
-
-/// The mark of an operation that is about to be pushed behind `before`.
-fn mark(clock: &Clock, before: Option<Mark>, item: &Item, steps: &[Step]) -> Mark {
-    let after = item.after.iter().filter_map(|point| point.mark.clone()).chain(before).collect();
-    let calls = &clock.profile.calls;
-    let cost = if matches!(item.work, Work::Empty) { calls.record_us } else { calls.submit_us };
-    clock.submit(steps, after, cost)
-}
-
-/// What an event knows.
-#[derive(Clone, Debug)]
-pub enum Recorded {
-    /// Never recorded: counts as passed.
-    Never,
-    /// Behind a point, with the time when it was passed.
-    At(Point, Arc<OnceLock<Instant>>),
-    /// Recorded in a capture: the nodes it stands for.
-    Captured(u64, Vec<crate::types::NodeId>),
-}
-
-#[derive(Debug)]
-struct Event {
-    timing: bool,
-    device: u32,
-    recorded: Recorded,
-    /// If other processes can know of it: all that happens to it happens there.
-    shared: Option<Arc<SharedEvent>>,
-}
 
 /// All streams and events of a machine.
 #[derive(Debug, Default)]
@@ -310,7 +91,6 @@ impl Streams {
     }
 }
 
-/// Streams.
 impl Machine {
     /// The stream behind a handle.
     pub(crate) fn stream(&self, stream: StreamId) -> Result<Arc<StreamInner>> {
@@ -393,9 +173,7 @@ impl Machine {
             tables.destroyed.push(Arc::clone(&found));
         }
         drop(tables);
-        // The worker sees `closing`, finishes its queue and ends by itself.
-        locked(&found.queue).closing = true;
-        found.changed.notify_all();
+        found.end_worker();
         Ok(())
     }
 
@@ -521,184 +299,4 @@ impl Machine {
         }
         done && passed
     }
-}
-
-/// Events.
-impl Machine {
-    /// Makes an event. `timing`: whether [`Machine::event_elapsed`] may use it.
-    ///
-    /// # Errors
-    /// `INVALID_DEVICE`, the device's sticky error.
-    pub fn event_create(&self, device: u32, timing: bool) -> Result<EventId> {
-        self.core().check_alive(device)?;
-        let mut tables = locked(&self.streams().tables);
-        let id = EventId(tables.next_id());
-        tables.events.insert(id, Event { timing, device, recorded: Recorded::Never, shared: None });
-        Ok(id)
-    }
-
-    /// An event that lives in the ledger.
-    pub(crate) fn insert_shared(&self, device: u32, shared: SharedEvent) -> Result<EventId> {
-        let mut tables = locked(&self.streams().tables);
-        let id = EventId(tables.next_id());
-        let shared = Some(Arc::new(shared));
-        tables.events.insert(id, Event { timing: false, device, recorded: Recorded::Never, shared });
-        Ok(id)
-    }
-
-    /// What other processes know of the event, if they can.
-    pub(crate) fn shared_event(&self, event: EventId) -> Result<Option<Arc<SharedEvent>>> {
-        self.core().check_open()?;
-        let tables = locked(&self.streams().tables);
-        tables.events.get(&event).map(|event| event.shared.clone()).ok_or_else(|| no_event(event))
-    }
-
-    /// Gives the event up; who waits for it still does.
-    ///
-    /// # Errors
-    /// `INVALID_HANDLE`.
-    pub fn event_destroy(&self, event: EventId) -> Result<()> {
-        self.core().check_open()?;
-        let removed = locked(&self.streams().tables).events.remove(&event);
-        removed.map(drop).ok_or_else(|| no_event(event))
-    }
-
-    /// The device that the event was made for.
-    ///
-    /// # Errors
-    /// `INVALID_HANDLE`.
-    pub fn event_device(&self, event: EventId) -> Result<u32> {
-        locked(&self.streams().tables).events.get(&event).map(|event| event.device).ok_or_else(|| no_event(event))
-    }
-
-    fn recorded(&self, event: EventId) -> Result<(Recorded, bool)> {
-        self.core().check_open()?;
-        let tables = locked(&self.streams().tables);
-        let found = tables.events.get(&event).ok_or_else(|| no_event(event))?;
-        let (recorded, timing, device) = (found.recorded.clone(), found.timing, found.device);
-        drop(tables);
-        self.core().check_alive(device)?;
-        Ok((recorded, timing))
-    }
-
-    /// Moves the event behind what the stream holds now.
-    ///
-    /// # Errors
-    /// `INVALID_HANDLE`; capture prohibitions; the device's sticky error.
-    pub fn event_record(&self, event: EventId, stream: StreamId) -> Result<()> {
-        let target = self.live_stream(stream)?;
-        self.recorded(event)?;
-        if let Some(shared) = self.shared_event(event)? {
-            return self.record_shared(shared, stream);
-        }
-        let recorded = match self.captured_frontier(stream)? {
-            Some((capture, nodes)) => Recorded::Captured(capture, nodes),
-            None => {
-                self.refuse_legacy(&target)?;
-                let stamp = Arc::new(OnceLock::new());
-                let item = Item { after: Vec::new(), work: Work::Empty, stamp: Some(Arc::clone(&stamp)) };
-                Recorded::At(self.enqueue_item(&target, item)?, stamp)
-            }
-        };
-        match locked(&self.streams().tables).events.get_mut(&event) {
-            Some(found) => found.recorded = recorded,
-            None => return Err(no_event(event)),
-        }
-        Ok(())
-    }
-
-    /// Makes what is put on the stream from now on wait for the event.
-    ///
-    /// # Errors
-    /// `INVALID_HANDLE`; capture prohibitions; the device's sticky error.
-    pub fn stream_wait_event(&self, stream: StreamId, event: EventId) -> Result<()> {
-        let target = self.live_stream(stream)?;
-        if let Some(shared) = self.shared_event(event)? {
-            return self.wait_shared_on(shared, stream);
-        }
-        match self.recorded(event)?.0 {
-            Recorded::Never => Ok(()),
-            Recorded::Captured(capture, nodes) => self.join_capture(&target, capture, &nodes),
-            Recorded::At(point, _) => {
-                self.refuse_isolation(stream)?;
-                self.refuse_legacy(&target)?;
-                self.enqueue_item(&target, Item { after: vec![point], work: Work::Empty, stamp: None }).map(drop)
-            }
-        }
-    }
-
-    /// Whether the event has passed.
-    ///
-    /// # Errors
-    /// `CAPTURED_EVENT` if it was recorded in a capture; capture prohibitions; the device's sticky error.
-    pub fn event_query(&self, event: EventId) -> Result<bool> {
-        let (recorded, _) = self.recorded(event)?;
-        if let Some(shared) = self.shared_event(event)? {
-            return self.query_shared(&shared);
-        }
-        if let Recorded::Captured(capture, _) = recorded {
-            return Err(self.refuse_captured_event(capture));
-        }
-        self.unsafe_call()?;
-        let Recorded::At(point, _) = recorded else { return Ok(true) };
-        let done = self.poll_point(&point);
-        self.core().check_alive(point.stream.device)?;
-        Ok(done)
-    }
-
-    /// Waits until the event has passed.
-    ///
-    /// # Errors
-    /// `CAPTURED_EVENT` if it was recorded in a capture; the device's sticky error.
-    pub fn event_synchronize(&self, event: EventId) -> Result<()> {
-        if let Some(shared) = self.shared_event(event)? {
-            return self.wait_shared(&shared);
-        }
-        match self.recorded(event)?.0 {
-            Recorded::Never => Ok(()),
-            Recorded::Captured(capture, _) => Err(self.refuse_captured_event(capture)),
-            Recorded::At(point, _) => self.wait_point(&point),
-        }
-    }
-
-    /// Milliseconds from one event to another: virtual ones with a profile.
-    ///
-    /// # Errors
-    /// `INVALID_HANDLE` if one was never recorded or has no timing; `NOT_READY` if one has not passed.
-    pub fn event_elapsed(&self, start: EventId, end: EventId) -> Result<f32> {
-        let (first, second) = (self.stamp(start)?, self.stamp(end)?);
-        if let (Some(first), Some(second)) = (self.virtual_stamp(start)?, self.virtual_stamp(end)?) {
-            return Ok(((second - first) * 1e3) as f32);
-        }
-        let seconds = match second.checked_duration_since(first) {
-            Some(forward) => forward.as_secs_f64(),
-            None => -first.duration_since(second).as_secs_f64(),
-        };
-        Ok((seconds * 1e3) as f32)
-    }
-
-    /// The event's virtual time in seconds, if there is a clock.
-    fn virtual_stamp(&self, event: EventId) -> Result<Option<f64>> {
-        let (Some(clock), (Recorded::At(point, _), _)) = (&self.core().clock, self.recorded(event)?) else {
-            return Ok(None);
-        };
-        match point.mark {
-            Some(mark) if !clock.has_passed(&mark) => Err(Code::NOT_READY.because("the event has not passed")),
-            mark => Ok(mark.map(|mark| seconds(clock.end_of(&mark)))),
-        }
-    }
-
-    fn stamp(&self, event: EventId) -> Result<Instant> {
-        match self.recorded(event)? {
-            (Recorded::At(_, stamp), true) => {
-                stamp.get().copied().ok_or_else(|| Code::NOT_READY.because("the event has not passed"))
-            }
-            (Recorded::Captured(capture, _), _) => Err(self.refuse_captured_event(capture)),
-            _ => Err(Code::INVALID_HANDLE.because("the event was never recorded, or was made without timing")),
-        }
-    }
-}
-
-fn no_event(event: EventId) -> crate::error::SimError {
-    Code::INVALID_HANDLE.because(format!("there is no event {:#x}", event.0))
 }

@@ -152,6 +152,7 @@ impl Machine {
         if offset != 0 {
             return Err(Code::INVALID_VALUE.because(format!("map with offset {offset}: only 0 is allowed")));
         }
+        self.maybe_unsafe_call()?;
         let (id, physical) = (physical, self.physical(physical)?);
         self.core().check_alive(physical.memory.device)?;
         self.core().space_mut().map(addr, size, &physical, Maker::Vmm)?;
@@ -165,6 +166,7 @@ impl Machine {
     /// `INVALID_VALUE` if the range is not one mapping.
     pub fn unmap(&self, addr: u64, size: u64) -> Result<()> {
         self.core().check_open()?;
+        self.maybe_unsafe_call()?;
         let home = self.core().space().mapping(addr).map(|(_, mapping)| mapping.physical.memory.device);
         if let Some(device) = home {
             self.core().check_alive(device)?;
@@ -185,6 +187,7 @@ impl Machine {
     /// `INVALID_VALUE` if it is not mapped throughout; `INVALID_DEVICE`.
     pub fn set_access(&self, addr: u64, size: u64, access: &[AccessDesc]) -> Result<()> {
         self.core().check_open()?;
+        self.maybe_unsafe_call()?;
         if access.is_empty() {
             return Err(Code::INVALID_VALUE.because("access for no device"));
         }

@@ -95,81 +95,122 @@ impl Twin {
         self.physicals.iter().filter(|(id, (.., live))| kept(id, *live)).map(|(_, (size, ..))| size).sum()
     }
 
+    /// Those with a handle.
+    fn live(&self) -> Vec<u64> {
+        self.physicals.iter().filter(|(_, (.., live))| *live).map(|(id, _)| *id).collect()
+    }
+
     fn is_free(&self, at: u64, size: u64) -> bool {
         self.mappings.iter().all(|(base, id)| base + self.physicals[id].0 <= at || at + size <= *base)
     }
 }
 
-#[test]
-fn random_virtual_memory_agrees_with_a_naive_twin() -> Outcome {
-    const SPACE: u64 = 64 * PAGE;
-    const BUDGET: u64 = 48 * PAGE;
-    for seed in 1..=20 {
+/// A machine with one reservation, and the twin of what is there.
+struct Pair {
+    machine: Machine,
+    base: u64,
+    twin: Twin,
+    random: Random,
+}
+
+const SPACE: u64 = 64 * PAGE;
+const BUDGET: u64 = 48 * PAGE;
+
+impl Pair {
+    fn new(seed: u64) -> sire_sim::Result<Pair> {
         let machine = Machine::new(Options { executor: Executor::Inline, ..Options::tiny(BUDGET) })?;
-        let (base, mut twin, mut random) = (machine.reserve(SPACE, 0, 0)?, Twin::default(), Random(seed));
-        for _ in 0..400 {
-            let at = random.next(64) * PAGE;
-            match random.next(5) {
-                0 => {
-                    let size = (1 + random.next(8)) * PAGE;
-                    match machine.create(0, size, 0) {
-                        Ok(id) => drop(twin.physicals.insert(id.0, (size, None, true))),
-                        Err(error) => {
-                            assert!(error.code == Code::OUT_OF_MEMORY && twin.used() + size > BUDGET, "{error}")
-                        }
-                    }
-                }
-                1 => {
-                    let live: Vec<u64> =
-                        twin.physicals.iter().filter(|(_, found)| found.2).map(|(id, _)| *id).collect();
-                    if live.is_empty() {
-                        continue;
-                    }
-                    let id = live[random.next(live.len() as u64) as usize];
-                    let size = twin.physicals[&id].0;
-                    let fits = at + size <= SPACE && twin.is_free(at, size);
-                    let result = machine.map(base + at, size, 0, PhysicalId(id));
-                    assert_eq!(result.is_ok(), fits, "map {size} at {at}");
-                    if fits {
-                        machine.set_access(base + at, size, &RW)?;
-                        twin.mappings.insert(at, id);
-                    }
-                }
-                2 => {
-                    let known = twin.mappings.remove(&at);
-                    let size = known.map_or(PAGE, |id| twin.physicals[&id].0);
-                    assert_eq!(machine.unmap(base + at, size).is_ok(), known.is_some());
-                }
-                3 => {
-                    let live = twin.physicals.iter().filter(|(_, found)| found.2).map(|(id, _)| *id).next();
-                    if let Some(id) = live {
-                        machine.release(PhysicalId(id))?;
-                        if let Some(found) = twin.physicals.get_mut(&id) {
-                            found.2 = false;
-                        }
-                    }
-                }
-                _ => {
-                    if let Some((at, id)) = twin.mappings.iter().next_back().map(|(at, id)| (*at, *id)) {
-                        let byte = random.next(255) as u8;
-                        let Some(found) = twin.physicals.get_mut(&id) else { continue };
-                        found.1 = Some(byte);
-                        machine.memset(0, base + at, Pattern::U8(byte), found.0)?;
-                    }
-                }
-            }
-            assert_eq!(machine.memory_info(0)?.0, BUDGET - twin.used());
+        let base = machine.reserve(SPACE, 0, 0)?;
+        Ok(Pair { machine, base, twin: Twin::default(), random: Random(seed) })
+    }
+
+    fn step(&mut self) -> Outcome {
+        let at = self.random.next(64) * PAGE;
+        match self.random.next(5) {
+            0 => self.create(),
+            1 => self.map(at)?,
+            2 => self.unmap(at),
+            3 => self.release()?,
+            _ => self.write()?,
         }
-        for (at, id) in &twin.mappings {
-            let (size, byte, _) = twin.physicals[id];
+        assert_eq!(self.machine.memory_info(0)?.0, BUDGET - self.twin.used());
+        Ok(())
+    }
+
+    fn create(&mut self) {
+        let size = (1 + self.random.next(8)) * PAGE;
+        match self.machine.create(0, size, 0) {
+            Ok(id) => drop(self.twin.physicals.insert(id.0, (size, None, true))),
+            Err(error) => assert!(error.code == Code::OUT_OF_MEMORY && self.twin.used() + size > BUDGET, "{error}"),
+        }
+    }
+
+    /// Any of those with a handle, whether it fits there or not.
+    fn map(&mut self, at: u64) -> Outcome {
+        let live = self.twin.live();
+        if live.is_empty() {
+            return Ok(());
+        }
+        let id = live[self.random.next(live.len() as u64) as usize];
+        let size = self.twin.physicals[&id].0;
+        let fits = at + size <= SPACE && self.twin.is_free(at, size);
+        let result = self.machine.map(self.base + at, size, 0, PhysicalId(id));
+        assert_eq!(result.is_ok(), fits, "map {size} at {at}");
+        if fits {
+            self.machine.set_access(self.base + at, size, &RW)?;
+            self.twin.mappings.insert(at, id);
+        }
+        Ok(())
+    }
+
+    fn unmap(&mut self, at: u64) {
+        let known = self.twin.mappings.remove(&at);
+        let size = known.map_or(PAGE, |id| self.twin.physicals[&id].0);
+        assert_eq!(self.machine.unmap(self.base + at, size).is_ok(), known.is_some());
+    }
+
+    fn release(&mut self) -> Outcome {
+        let Some(id) = self.twin.live().first().copied() else { return Ok(()) };
+        self.machine.release(PhysicalId(id))?;
+        if let Some(found) = self.twin.physicals.get_mut(&id) {
+            found.2 = false;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Outcome {
+        let Some((at, id)) = self.twin.mappings.iter().next_back().map(|(at, id)| (*at, *id)) else { return Ok(()) };
+        let byte = self.random.next(255) as u8;
+        let Some(found) = self.twin.physicals.get_mut(&id) else { return Ok(()) };
+        found.1 = Some(byte);
+        Ok(self.machine.memset(0, self.base + at, Pattern::U8(byte), found.0)?)
+    }
+
+    /// What the device has is what the twin says.
+    fn compare(&self) -> Outcome {
+        for (at, id) in &self.twin.mappings {
+            let (size, byte, _) = self.twin.physicals[id];
             let mut out = vec![0u8; size as usize];
             // SAFETY: `out` is valid during the call, which waits.
-            unsafe { machine.memcpy(0, out.as_mut_ptr() as u64, base + at, size, CopyKind::DeviceToHost) }?;
-            let expected =
-                byte.map_or_else(|| sire_sim::POISON.repeat(size as usize / 4), |byte| vec![byte; size as usize]);
-            assert!(out == expected, "seed {seed}: what is at {at} is not what was written last");
+            unsafe { self.machine.memcpy(0, out.as_mut_ptr() as u64, self.base + at, size, CopyKind::DeviceToHost) }?;
+            let poison = || sire_sim::POISON.repeat(size as usize / 4);
+            assert!(
+                out == byte.map_or_else(poison, |byte| vec![byte; size as usize]),
+                "not what was written last at {at}"
+            );
         }
-        assert_eq!(machine.census()["devices"][0]["committed_bytes"], twin.used());
+        assert_eq!(self.machine.census()["devices"][0]["committed_bytes"], self.twin.used());
+        Ok(())
+    }
+}
+
+#[test]
+fn random_virtual_memory_agrees_with_a_naive_twin() -> Outcome {
+    for seed in 1..=20 {
+        let mut pair = Pair::new(seed)?;
+        for _ in 0..400 {
+            pair.step().map_err(|error| format!("seed {seed}: {error}"))?;
+        }
+        pair.compare()?;
     }
     Ok(())
 }

@@ -19,22 +19,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
-from . import _interrupt, _library, _owners, _requests, _subclasses, _tensors, _torch
+from . import _library, _owners, _requests, _subclasses, _tensors
 from ._arrivals import Arrival, copy_stream
 from ._errors import InvalidArgumentError
 from ._files import Path
-from ._packed import HostBlock, aligned, give_freed_memory_back
-from ._pieces import Block, Piece, Shown, laid_out, plainly
+from ._moving import Moving
+from ._packing import Terms, pack
+from ._pieces import Block, Piece, Shown, plainly, shown_in
 from ._placing import device_index, refuse_capture, with_room
-from ._regions import Policy, make_policy
 from ._sources import Source
 from ._tags import encode_tag
-from ._tensors import Found, Group
+from ._tensors import Found
 
 Backup = Literal["auto", "cpu", "disk"]
 Mode = Literal["auto", "view", "paused"]
@@ -85,7 +84,7 @@ def adopt(
         if known is not None:
             raise InvalidArgumentError(f"this {type(module).__name__} is adopted already, with the tag {known.tag!r}")
         name = _owners.free_tag(tag, module)
-        adopted = Adopted(torch, module, index, name, (backup, mode, bool(mutable)), int(priority))
+        adopted = Adopted(torch, module, index, name, Terms(backup, mode, bool(mutable)), int(priority))
         with plainly(torch):
             adopted._take(_tensors.find(module), None if source is None else Source(source))
         _owners.enter(adopted, module)
@@ -98,30 +97,18 @@ def adopted_by(module: Any) -> Adopted | None:
     return _owners.of_module(module)
 
 
-class Adopted:
+class Adopted(Moving):
     """A module whose tensors come and go together. Methods may be called from any thread; one is served at a time."""
 
-    def __init__(
-        self, torch: Any, module: Any, index: int | None, tag: str, terms: tuple[str, str, bool], priority: int
-    ) -> None:
-        self._torch = torch
+    def __init__(self, torch: Any, module: Any, index: int | None, tag: str, terms: Terms, priority: int) -> None:
+        super().__init__(torch, index, encode_tag(tag), terms)
         self._module = weakref.ref(module)
-        self._index = index
         self._tag = tag
-        self._encoded = encode_tag(tag)
-        self._backup, self._mode, self._mutable = terms
         self.priority = priority
-        self._blocks: list[Block] = []
         self._places: dict[int, tuple[Block, Piece, Shown]] = {}
-        self._loaded = False
-        self._lazy = False
-        self._arrival: Arrival | None = None
         self._released = False
         self._lock = threading.RLock()
         self._shares: list[Adopted] = []
-        self._others: list[_subclasses.Wrapped] = []
-        self.bytes_copied = 0
-        """Bytes that loads and offloads have copied between host and device, without those that the library copied."""
 
     # --- what can be asked ----------------------------------------------------------------------------------
 
@@ -140,11 +127,6 @@ class Adopted:
     def loaded(self) -> bool:
         """Whether the module can run on `device` now."""
         return self._loaded
-
-    @property
-    def arriving(self) -> bool:
-        """Whether its bytes are on their way (`begin`), while its tensors still show the host."""
-        return self._arrival is not None and not self._loaded
 
     @property
     def nbytes(self) -> int:
@@ -346,7 +328,7 @@ class Adopted:
 
     def _take(self, found: list[Found], source: Source | None) -> None:
         """Takes tensors over that hang in the module and are nobody's yet; they show host memory afterwards."""
-        torch = self._torch
+        torch, terms = self._torch, self._terms
         mine = [each for each in found if not self._is_shared(each.tensor)]
         if source is not None:
             source.check(self._module(), mine)
@@ -357,16 +339,16 @@ class Adopted:
         plain = [each for each in mine if _tensors.is_plain(torch, each.tensor)]
         if len(plain) < len(mine):
             self._others += _subclasses.unwrap([each for each in mine if not _tensors.is_plain(torch, each.tensor)])
-        views = [each for each in plain if self._shows_views(each)]
-        paused = [each for each in plain if not self._shows_views(each)]
+        views = [each for each in plain if terms.shows_views(torch, each)]
+        paused = [each for each in plain if not terms.shows_views(torch, each)]
         paused += [inner for other in self._others for inner in other.fresh()]
         blocks = [
-            *self._block(views, source, views=True),
-            *self._block(paused, source, views=False),
+            *pack(torch, self._encoded, terms, views, source, views=True),
+            *pack(torch, self._encoded, terms, paused, source, views=False),
         ]
         self._blocks += blocks
         self._note_places()
-        for shown in _shown(blocks):
+        for shown in shown_in(blocks):
             _owners.claim(self, shown.tensor)
 
     def _is_shared(self, tensor: Any) -> bool:
@@ -376,241 +358,6 @@ class Adopted:
         if owner not in self._shares:
             self._shares.append(owner)
         return True
-
-    def _shows_views(self, found: Found) -> bool:
-        if self._mode == "auto":
-            return not _tensors.keeps_graph(self._torch, found.tensor)
-        return self._mode == "view"
-
-    def _block(self, found: list[Found], source: Source | None, *, views: bool) -> list[Block]:
-        groups = _tensors.group(found)
-        if not groups:
-            return []
-        pieces, size = laid_out(groups)
-        if source is not None:
-            source.give(pieces)
-        region = _library.load().region_open(self._encoded, *self._policy(views, source is not None).fields())
-        block = Block(pieces, size, views, region)
-        need = [piece for piece in pieces if piece.host is None and (views or self._must_move(piece))]
-        if need:
-            block.host = HostBlock(sum(aligned(piece.size) for piece in need), on_disk=self._on_disk)
-        self._move_to_host(block, need, groups)
-        return [block]
-
-    def _must_move(self, piece: Piece) -> bool:
-        """Whether bytes on the device go to the host, so that they are not there twice at the first load.
-
-        Not where somebody else holds the place in autograd's graph: that does not survive another device.
-        """
-        tensors = [shown.tensor for shown in piece.shown]
-        on_device = bool(tensors[0].device.type == "cuda")
-        return on_device and not any(_tensors.keeps_graph(self._torch, each) for each in tensors)
-
-    def _move_to_host(self, block: Block, need: list[Piece], groups: list[Group]) -> None:
-        """Piece by piece, so that what the module had before can go; memory on the device, when all is copied."""
-        torch = self._torch
-        for device in {each.device for each in _tensors_of(need) if each.is_cuda}:
-            torch.cuda.synchronize(device)  # other streams may work on them
-        wanted, before, at, freed = {id(piece) for piece in need}, [], 0, 0
-        for piece, group in zip(block.pieces, groups, strict=True):
-            original = _bytes(torch, piece.shown[0].tensor, group)
-            if id(piece) in wanted and block.host is not None:
-                piece.host, piece.packed = block.host.piece(at, piece.size), at == piece.offset
-                at += aligned(piece.size)
-                if original is not None:
-                    piece.source(torch).copy_(original)
-                    before.append(original if original.is_cuda else None)
-            if piece.host is None:
-                piece.origin = original
-            else:
-                piece.show_host(torch)
-                freed += piece.size if original is not None and not original.is_cuda else 0
-            del original
-        if block.host is not None:
-            block.host.tidy()
-        give_freed_memory_back(freed)
-
-    @property
-    def _on_disk(self) -> bool:
-        return self._backup == "disk"
-
-    def _policy(self, views: bool, in_files: bool) -> Policy:
-        if views:
-            # For pauses that are not ours: they must not throw anything away.
-            return make_policy("cpu", zero_fill=False, retain=False)
-        # Hashes tell what has changed, also where PyTorch does not, and also to pauses that are not ours.
-        verify = None if in_files else "hash"
-        return make_policy("file" if in_files else self._backup, zero_fill=False, retain=False, verify=verify)
-
-    # --- steps, with the lock held --------------------------------------------------------------------------
-
-    def _come(self, torch: Any, non_blocking: bool) -> None:
-        library = _library.load()
-        stale = not self._has_arrived(library) and self._stale_after(library)
-        made = self._bring(torch, stale, non_blocking, show=True)
-        self._loaded, self._lazy = True, False
-        if non_blocking:
-            stream = torch.cuda.current_stream(self._index)
-            self._arrival = Arrival(torch, self._index or 0, self._host_memory(), stream)
-        for block in made:
-            self._hand_over(library, block)
-
-    def _bring(
-        self, torch: Any, stale: bool, non_blocking: bool, *, show: bool = False, early: bool = False
-    ) -> list[Block]:
-        """Memory, bytes, and if that is asked for the tensors, all or nothing; the blocks whose memory is new.
-
-        ``early``: while others may write to the tensors. What is written once a copy has begun is found later.
-        """
-        library = _library.load()
-        with self._all_or_nothing(torch) as made:
-            for block in self._blocks:
-                if block.device is None:
-                    with_room(torch, partial(block.allocate, torch, library, self._index or 0))
-                    made.append(block)
-            for block in self._blocks:
-                self._fill(torch, block, stale or block in made, non_blocking, early)
-            if show:
-                self._show(torch, Block.show_device)
-        return made
-
-    @contextmanager
-    def _all_or_nothing(self, torch: Any) -> Iterator[list[Block]]:
-        """If what is done inside fails, the module is offloaded again; blocks that are named have no memory then."""
-        made: list[Block] = []
-        before = [(shown, shown.tensor.data) for block in self._blocks if not block.views for shown in _shown([block])]
-        try:
-            yield made
-        except BaseException:
-            self._arrival = None
-            self._show(torch, Block.show_host)
-            for shown, data in before:
-                shown.point(torch, data)
-            for block in made:
-                block.drop()
-            if len(made) < len(self._blocks):
-                self._pause(lazy=False)
-                self._lazy = False
-            raise
-
-    def _has_arrived(self, library: _library.Library) -> bool:
-        """Whether the device has the bytes as soon as the caller's stream gets there."""
-        if self._arrival is None:
-            return False
-        if any(library.region_paused(block.region) for block in self._blocks):
-            # Whoever paused the tag meanwhile has a backup, which comes back as ever.
-            self._arrival = None
-            return False
-        self._arrival.order()
-        return True
-
-    def _join(self) -> None:
-        # Not in a capture: an event that is asked there makes it void.
-        if self._loaded and self._arrival is not None and not _torch.capturing():
-            if self._arrival.over:
-                self._arrival = None
-            else:
-                self._arrival.order()
-
-    def _turn_back(self, lazy: bool) -> None:
-        """What was begun is given up."""
-        if self._await_arrival():
-            self._pause(lazy, idle=True)
-            self._lazy = lazy
-
-    def _await_arrival(self) -> bool:
-        """No copy reads the host's memory or writes the device's any more; whether one could have."""
-        arrival, self._arrival = self._arrival, None
-        if arrival is not None and not _torch.capturing():
-            arrival.synchronize()
-        return arrival is not None
-
-    def _host_memory(self) -> list[Any]:
-        """What copies read from."""
-        return [piece.host for block in self._blocks for piece in block.pieces if piece.host is not None]
-
-    def _fill(self, torch: Any, block: Block, stale: bool, non_blocking: bool, early: bool) -> None:
-        """Copies what the device does not have (any more)."""
-        if block.views:
-            pieces = [piece for piece in block.pieces if stale or piece.dirty]
-        else:
-            pieces = [piece for piece in block.pieces if piece.host is not None or piece.origin is not None]
-        if early:
-            for piece in pieces:
-                piece.settle()
-        self.bytes_copied += block.fill(torch, pieces, non_blocking)
-
-    def _hand_over(self, library: Any, block: Block) -> None:
-        """What the library keeps from now on needs no copy of ours."""
-        if block.views or block.device is None:
-            return
-        for piece in block.pieces:
-            if piece.file is not None:
-                path, start = piece.file
-                library.attach_file(block.device.pointer + piece.offset, piece.size, path.encode(), start)
-            piece.host = piece.origin = None
-        block.host = None
-        for other in self._others:
-            other.show()
-
-    def _go(self, torch: Any, lazy: bool, after: list[Any] | None) -> None:
-        library = _library.load()
-        if any(library.region_paused(block.region) for block in self._blocks):
-            self._wake()
-        if after is None:
-            torch.cuda.synchronize(self._index)
-        else:
-            for each in (*after, *([] if self._arrival is None else [self._arrival])):
-                each.synchronize()
-        for block in self._blocks:
-            if block.views:
-                self.bytes_copied += block.fetch(torch, self._mutable)
-                if block.host is not None:
-                    block.host.tidy()
-        self._arrival = None
-        self._show(torch, Block.show_host)
-        try:
-            self._pause(lazy, idle=after is not None)
-        except BaseException:
-            self._show(torch, Block.show_device)
-            raise
-        self._loaded, self._lazy = False, lazy
-
-    def _show(self, torch: Any, how: Any) -> None:
-        for block in self._blocks:
-            if block.views or (how is Block.show_device and block.device is not None):
-                how(block, torch)
-
-    def _stale_after(self, library: _library.Library) -> bool:
-        """Brings the memory back; whether the content of views is undefined now."""
-        held = [block for block in self._blocks if block.device is not None]
-        if not held:
-            # What was there is gone, but the tag may still be paused.
-            if any(library.region_paused(block.region) for block in self._blocks):
-                self._resume(library)
-            return True
-        untouched = self._lazy and all(library.region_paused(block.region) for block in held)
-        report = self._resume(library)
-        return not untouched or report["bytes_moved"] > 0
-
-    def _wake(self) -> None:
-        """Whoever paused the tag beside us made a backup."""
-        if any(block.device is not None for block in self._blocks):
-            self._resume(_library.load())
-
-    def _resume(self, library: _library.Library) -> dict[str, Any]:
-        def resume() -> dict[str, Any]:
-            return _interrupt.run(lambda: library.resume(self._encoded, 0.0), library.cancel)
-
-        return with_room(self._torch, resume)
-
-    def _pause(self, lazy: bool, idle: bool = False) -> None:
-        if all(block.device is None for block in self._blocks):
-            return
-        library = _library.load()
-        # The host has these bytes, so that the library need not copy them.
-        dead = [each for block in self._blocks if block.views for each in block.ranges()]
-        _interrupt.run(lambda: library.pause(self._encoded, lambda _: dead, lazy=lazy, idle=idle), library.cancel)
 
     def _sync(self) -> None:
         """Takes over what was hung into the module, or pointed elsewhere, since the last time."""
@@ -642,7 +389,7 @@ class Adopted:
         for block in self._blocks:
             block.forget(gone)
         hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
-        strangers = [Found(each.tensor, each.slots) for each in _shown(hollow)] + strangers
+        strangers = [Found(each.tensor, each.slots) for each in shown_in(hollow)] + strangers
         self._blocks = [block for block in self._blocks if block not in hollow]
         self._note_places()
         if not strangers:
@@ -660,7 +407,7 @@ class Adopted:
     # --- looking things up ----------------------------------------------------------------------------------
 
     def _all_shown(self) -> list[Shown]:
-        return _shown(self._blocks)
+        return shown_in(self._blocks)
 
     def _note_places(self) -> None:
         self._places = {
@@ -681,22 +428,6 @@ class Adopted:
     def _require_adopted(self, doing: str) -> None:
         if self._released:
             raise InvalidArgumentError(f"cannot {doing} {self._tag!r}: it was released; adopt the module again")
-
-
-def _shown(blocks: list[Block]) -> list[Shown]:
-    return [shown for block in blocks for piece in block.pieces for shown in piece.shown]
-
-
-def _tensors_of(pieces: list[Piece]) -> list[Any]:
-    return [shown.tensor for piece in pieces for shown in piece.shown]
-
-
-def _bytes(torch: Any, tensor: Any, group: Group) -> Any | None:
-    """The bytes of a group, in the storage of one of its tensors; None of a tensor that has none (meta)."""
-    if tensor.device.type == "meta":
-        return None
-    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return whole.set_(tensor.untyped_storage(), group.start, (group.size,), (1,))
 
 
 def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from . import _check, _library, _torch
+from . import _check, _library, _torch, _workspaces
 from ._errors import PausedError, UnknownAddressError, UnsupportedError
 from ._regions import Backup, Region, make_policy
 from ._tags import encode_tag, is_within
@@ -52,16 +52,31 @@ def cuda_graph(
     capture = torch.cuda.graph(
         graph, pool=pool_id, stream=stream, capture_error_mode=capture_error_mode, **capture_options
     )
+    _workspaces.make_for_capture(torch, capture.capture_stream)
+    with region.entered_for_capture(), _captured(torch, capture), _check.seen(used.note):
+        yield
+    used.all_of(tags, region.id)
+    _guard_replay(graph, used)
+
+
+@contextmanager
+def _captured(torch: Any, capture: Any) -> Iterator[None]:
+    """The capture, of which the library is told; what begins it is the program's, not the region's.
+
+    PyTorch frees its cache first thing, and what it frees during a capture the library keeps. So that is done before.
+    """
     library = _library.load()
-    with region.entered_for_capture():
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    with _workspaces.room_outside(torch, capture.capture_stream):
         library.capture_begin()
         try:
-            with capture, _check.seen(used.note):
+            with ExitStack() as stack:
+                with _workspaces.suspended():
+                    stack.enter_context(capture)
                 yield
         finally:
             library.capture_end()
-    used.all_of(tags, region.id)
-    _guard_replay(graph, used)
 
 
 class _Used:

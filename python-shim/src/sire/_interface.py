@@ -1,6 +1,6 @@
 """The C interface as ctypes knows it: the structs, and the arguments of every function, as in ``include/sire.h``.
 
-Only declarations: what calls them is `_library`. Functions return a status unless `_library` says otherwise.
+Only declarations: what calls them is `_calls`. Functions return a status unless `_calls.loaded` says otherwise.
 """
 
 from __future__ import annotations

@@ -31,6 +31,11 @@ def is_before_2_11(torch: Any) -> bool:
     return _is_before(torch, (2, 11))
 
 
+def is_before_2_13(torch: Any) -> bool:
+    """Whether a generator has one set of tensors for all graphs; later each graph has its own."""
+    return _is_before(torch, (2, 13))
+
+
 def is_before_2_15(torch: Any) -> bool:
     """Whether no pool of this PyTorch may be dropped while another one is current."""
     return _is_before(torch, (2, 15))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import _library
+from . import _library, _torch
 from ._errors import OutOfBackupSpaceError
 
 ALIGNMENT = 512
@@ -98,6 +98,8 @@ class HostBlock:
         address = host_bytes(torch, self._view).data_ptr()
         if int(runtime.cudaHostRegister(address, self.size, 0)) == 0:
             self._map.unregister = partial(runtime.cudaHostUnregister, address)
+        else:
+            _forget_error(torch)
 
     def tidy(self) -> None:
         """On the disk: what was written goes there, and leaves host memory."""
@@ -125,6 +127,13 @@ class _Map(mmap.mmap):
             _Map.taken -= self._counted
         if self.unregister is not None:
             self.unregister()
+
+
+def _forget_error(torch: Any) -> None:
+    """The runtime keeps a refusal for whoever asks next: PyTorch, after a kernel that is fine, would raise it."""
+    runtime = _torch.runtime(torch)
+    if runtime is not None:
+        runtime.cudaGetLastError()
 
 
 def give_freed_memory_back(freed: int) -> None:

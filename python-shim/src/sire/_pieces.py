@@ -267,3 +267,8 @@ def laid_out(groups: list[Group]) -> tuple[list[Piece], int]:
         pieces.append(Piece(group.size, at, shown))
         at += aligned(group.size)
     return pieces, at
+
+
+def shown_in(blocks: list[Block]) -> list[Shown]:
+    """All tensors that blocks hold."""
+    return [shown for block in blocks for piece in block.pieces for shown in piece.shown]

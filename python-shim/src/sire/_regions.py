@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from . import _hooks, _library, _torch, control
+from . import _hooks, _library, _peers, _torch, _workspaces, control
 from ._errors import InvalidArgumentError, UnsupportedError
 from ._tags import encode_tag
 
@@ -156,6 +156,11 @@ class Region:
         _hooks.hook_mode()
         torch = _torch.ready_torch()
         control.torch_is_there()
+        if torch is not None:
+            device = self._device_of(torch)
+            _peers.introduce(torch, device)
+            if routed:
+                _workspaces.make_for_region(torch, device)
         with ExitStack() as stack:
             stack.enter_context(self._entered())
             if torch is None:

@@ -11,12 +11,13 @@ PyTorch is used only if the program has imported it: a region without PyTorch is
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,14 @@ def capturing() -> bool:
     """Whether the calling thread's current stream is capturing a graph."""
     torch = cuda_in_use()
     return torch is not None and bool(torch.cuda.is_current_stream_capturing())
+
+
+def runtime(torch: Any) -> Any | None:
+    """The CUDA runtime that PyTorch has loaded, with its C functions; None where it is linked in."""
+    name = f"libcudart.so.{str(torch.version.cuda).partition('.')[0]}"
+    with suppress(OSError):
+        return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    return None
 
 
 # --- what cannot be served -------------------------------------------------------------------------------
@@ -135,6 +144,11 @@ def _active_keys() -> list[PoolKey]:
     if keys is None:
         keys = _active.keys = []
     return keys
+
+
+def is_routed() -> bool:
+    """Whether a region's pool is current for the calling thread."""
+    return bool(_active_keys())
 
 
 @contextmanager

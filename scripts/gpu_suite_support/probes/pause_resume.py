@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from .content import Content
@@ -56,8 +57,8 @@ def freed(cuda: Cuda, before: int, wanted: int) -> int:
     return found
 
 
-def main() -> int:
-    """Runs one combination of size, number of allocations and backup."""
+def arguments() -> argparse.Namespace:
+    """One combination of size, number of allocations and backup."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--driver", required=True)
     parser.add_argument("--runtime", default="")
@@ -68,65 +69,73 @@ def main() -> int:
     parser.add_argument("--retain", action="store_true")
     parser.add_argument("--cycles", type=int, default=5)
     parser.add_argument("--label", required=True)
-    options = parser.parse_args()
+    return parser.parse_args()
 
-    cuda, sire = Cuda(options.driver), Sire(options.library)
-    ceiling = plain_copy(cuda, options.bytes)
-    content = Content(cuda)
+
+@dataclass
+class Found:
+    """What the cycles showed: seconds of each pause and resume, the last reports, blocks with other bytes, and bytes given back."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"pause": [], "resume": []})
+    reports: dict[str, Any] = field(default_factory=dict)
+    wrong: list[int] = field(default_factory=list)
+    given_back: list[int] = field(default_factory=list)
+
+
+def cycles(options: argparse.Namespace, cuda: Cuda, sire: Sire) -> Found:
+    """Pauses and resumes a region that is full."""
+    found, content = Found(), Content(cuda)
     region = sire.region("suite", options.backup, retain=options.retain)
     size = options.bytes // options.allocations
     addresses = sire.allocate(region, [size] * options.allocations)
     content.write(addresses, size)
     resident = cuda.free_memory()
-
-    wrong: list[int] = []
-    times: dict[str, list[float]] = {"pause": [], "resume": []}
-    reports: dict[str, Any] = {}
-    given_back: list[int] = []
     for _ in range(options.cycles):
-        seconds, reports["pause"] = timed(sire.pause, "suite")
-        times["pause"].append(seconds)
-        given_back.append(freed(cuda, resident, options.bytes))
-        seconds, reports["resume"] = timed(sire.resume, "suite")
-        times["resume"].append(seconds)
+        seconds, found.reports["pause"] = timed(sire.pause, "suite")
+        found.seconds["pause"].append(seconds)
+        found.given_back.append(freed(cuda, resident, options.bytes))
+        seconds, found.reports["resume"] = timed(sire.resume, "suite")
+        found.seconds["resume"].append(seconds)
         if options.backup != "none":
-            wrong += content.wrong_blocks(addresses, size)
+            found.wrong += content.wrong_blocks(addresses, size)
     for address in addresses:
         sire.free(address)
-    # Before and after, because a machine is not as fast all the time.
-    ceiling = {way: max(rate, again) for (way, rate), again in zip(ceiling.items(), plain_copy(cuda, options.bytes).values(), strict=True)}
+    return found
 
-    figures = []
-    for verb, direction in (("pause", "to_host"), ("resume", "to_device")):
-        for phase, found in (("cold", times[verb][:1]), ("warm", times[verb][1:])):
-            if not found:
-                continue
-            seconds = statistics.median(found)
-            figure: dict[str, Any] = {
-                "name": f"{verb}.{options.label}.{phase}",
-                "samples": len(found),
-                "seconds": seconds,
-                "minimum": min(found),
-                "maximum": max(found),
-                "bytes": options.bytes,
-            }
-            if options.backup == "none":
-                figures.append(figure | {"value": seconds * 1000, "unit": "ms"})
-            else:
-                figures.append(figure | {"value": options.bytes / seconds / 1e9, "unit": "GB/s", "ceiling": ceiling[direction]})
-    print(
-        json.dumps(
-            {
-                "figures": figures,
-                "wrong": wrong,
-                "given_back": given_back,
-                "bytes": options.bytes,
-                "reports": reports,
-                "ceiling": ceiling,
-            }
-        ),
-        flush=True,
-    )
+
+def figure(options: argparse.Namespace, name: str, times: list[float], ceiling: float) -> dict[str, Any]:
+    """Of several times: milliseconds where nothing is copied, else the rate, beside that of a plain copy."""
+    seconds = statistics.median(times)
+    told = {"name": name, "samples": len(times), "seconds": seconds, "minimum": min(times), "maximum": max(times), "bytes": options.bytes}
+    if options.backup == "none":
+        return told | {"value": seconds * 1000, "unit": "ms"}
+    return told | {"value": options.bytes / seconds / 1e9, "unit": "GB/s", "ceiling": ceiling}
+
+
+def main() -> int:
+    """Runs one combination, and prints what it found as JSON."""
+    options = arguments()
+    cuda, sire = Cuda(options.driver), Sire(options.library)
+    before = plain_copy(cuda, options.bytes)
+    found = cycles(options, cuda, sire)
+    # Before and after, because a machine is not as fast all the time.
+    after = plain_copy(cuda, options.bytes)
+    ceiling = {way: max(rate, after[way]) for way, rate in before.items()}
+    figures = [
+        figure(options, f"{verb}.{options.label}.{phase}", times, ceiling[direction])
+        for verb, direction in (("pause", "to_host"), ("resume", "to_device"))
+        for phase, times in (("cold", found.seconds[verb][:1]), ("warm", found.seconds[verb][1:]))
+        if times
+    ]
+    told = {
+        "figures": figures,
+        "wrong": found.wrong,
+        "given_back": found.given_back,
+        "bytes": options.bytes,
+        "reports": found.reports,
+        "ceiling": ceiling,
+    }
+    print(json.dumps(told), flush=True)
     return 0
 
 

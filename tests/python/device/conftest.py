@@ -16,6 +16,9 @@ import sire
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
+# Before 2.15, PyTorch keeps a workspace per thread and stream: a small one, as the devices of the tests are small.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+
 import torch
 
 MODE = os.environ.get("SIRE_TEST_MODE", "torch")

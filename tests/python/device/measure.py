@@ -14,7 +14,7 @@ import torch
 
 MIB = 1 << 20
 # PyTorch before 2.10 reads only the older name, and does not say so (pytorch#183387).
-_ONE_NAME = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
+_ONE_NAME = torch.__version__ < (2, 10)
 ALLOC_CONF = "PYTORCH_CUDA_ALLOC_CONF" if _ONE_NAME else "PYTORCH_ALLOC_CONF"
 
 

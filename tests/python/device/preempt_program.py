@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import sire
@@ -25,12 +28,15 @@ class Agent:
         self.tensors: dict[str, torch.Tensor] = {}
         self.marks: dict[str, sire.Reclaimable] = {}
         self.need = contextlib.ExitStack()
+        self.slice = contextlib.ExitStack()
         self.taken: list[torch.Tensor] = []
         self.stays_away = False
 
-    def fill(self, tag: str, mib: int, backup: str | None = "cpu") -> str:
-        with sire.region(tag, backup=backup):
-            self.tensors[tag] = torch.arange(mib * MIB // 8, dtype=torch.int64).mul_(len(tag)).cuda()
+    def fill(self, tag: str, mib: int, backup: str | None = "cpu", device: int = 0) -> str:
+        content = torch.arange(mib * MIB // 8, dtype=torch.int64).mul_(len(tag))
+        # In hook mode torch a region is about the current device.
+        with torch.cuda.device(device), sire.region(tag, backup=backup):
+            self.tensors[tag] = content.cuda()
         return "filled"
 
     def mark(self, tag: str, **terms: Any) -> str:
@@ -74,14 +80,41 @@ class Agent:
         sire.resume(tag)
         return "resumed"
 
-    def wants(self, mib: int, priority: int = 0, timeout: float = 60.0) -> str:
+    def wants(self, mib: int, priority: int = 0, timeout: float = 60.0, device: int = 0) -> str:
         """Waits for memory, and takes it from the driver."""
         try:
-            self.need.enter_context(sire.wait_for_memory(mib * MIB, timeout=timeout, priority=priority))
+            need = sire.wait_for_memory(mib * MIB, device=device, timeout=timeout, priority=priority)
+            self.need.enter_context(need)
         except sire.ReservationTimeoutError as error:
             return str(error)
-        self.taken.append(torch.full((mib * MIB,), 7, dtype=torch.uint8, device="cuda"))
+        self.taken.append(torch.full((mib * MIB,), 7, dtype=torch.uint8, device=f"cuda:{device}"))
         return "has" if bool((self.taken[-1].cpu() == 7).all()) else "wrong"
+
+    def number(self) -> int:
+        return os.getpid()
+
+    def turns(self, quantum: float) -> str:
+        """From now on it takes turns with whoever else does."""
+        self.slice.enter_context(sire.time_slice(quantum=quantum))
+        return "turn"
+
+    def no_turns(self) -> str:
+        self.slice.close()
+        return "left"
+
+    def fork(self, closed: str, until: str) -> int:
+        """A child that closes its copy of the need, which is none of its business, and ends when there is a file."""
+        child = os.fork()
+        if child == 0:
+            try:
+                self.need.close()
+                Path(closed).touch()
+                end = time.monotonic() + 200
+                while not Path(until).exists() and time.monotonic() < end:
+                    time.sleep(0.01)
+            finally:
+                os._exit(0)
+        return child
 
     def meet(self) -> str:
         """Passes no safe point before it has done what it is told next."""
@@ -98,9 +131,19 @@ class Agent:
 
 def main() -> None:
     orders: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: [orders.put(line) for line in sys.stdin], daemon=True).start()
-    torch.zeros(1, device="cuda")
     agent = Agent()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            order = json.loads(line)
+            if order.get("at_once"):
+                # While the other thread waits for memory, say.
+                print(json.dumps(getattr(agent, order["at_once"])(**order["arguments"])), flush=True)
+            else:
+                orders.put(line)
+
+    threading.Thread(target=listen, daemon=True).start()
+    torch.zeros(1, device="cuda")
     print(json.dumps("ready"), flush=True)
     while True:
         if not agent.stays_away:

@@ -216,8 +216,7 @@ def test_a_capture_that_nobody_told_of_refuses_a_pause_by_name(tag: str) -> None
 def test_a_region_that_begins_inside_a_capture_holds_its_tensors_or_refuses(tag: str, mode: str) -> None:
     graph = torch.cuda.CUDAGraph()
     source = torch.ones(MIB, device="cuda")
-    old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11)
-    if old and mode != "allocator":
+    if torch.__version__ < (2, 11) and mode != "allocator":
         with torch.cuda.graph(graph):
             with pytest.raises(sire.UnsupportedError, match="takes all memory of a graph capture"), sire.region(tag):
                 pytest.fail("entered")

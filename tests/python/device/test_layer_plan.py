@@ -11,6 +11,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from sire._arrivals import Arrival, copy_stream
 from sire._packed import HostBlock
 from sire._pieces import Block
 from sire._units.holding import Holding
+from sire._units.residency import Residency
+from sire._units.unit import Unit
 from sire.models.commits import InferenceOptimizerHook
 from torch import nn
 
@@ -206,32 +209,39 @@ def test_what_is_written_while_a_layer_is_on_its_way_is_what_arrives(gate: Gate)
         hook.detach()
 
 
+@contextmanager
+def one_on_its_way(gate: Gate, model: nn.Sequential) -> Iterator[tuple[Residency, Unit]]:
+    """The only layer of a model is on its way, behind the gate."""
+    hook = InferenceOptimizerHook(num_prefetch_streams=0)
+    hook.attach(model)
+    model.to("cuda")
+    assert hook.manager is not None
+    residency = hook.manager.residency
+    unit = residency.units["0"]
+    gate.close()
+    assert residency.prefetch(unit).result(PATIENCE)
+    yield residency, unit
+    hook.detach()
+
+
 def test_another_stream_sees_what_one_has_waited_for(gate: Gate) -> None:
     model, x = stack(1), torch.randn(2, WIDTH)
-    hook = InferenceOptimizerHook(num_prefetch_streams=0)
+    given = x.cuda()
     with torch.no_grad():
         expected = model(x)
-        hook.attach(model)
-        model.to("cuda")
-        given = x.cuda()
-        assert hook.manager is not None
-        residency = hook.manager.residency
-        gate.close()
-        assert residency.prefetch(residency.units["0"]).result(PATIENCE)
-        first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.no_grad(), one_on_its_way(gate, model) as (residency, unit):
+        first, second, seen = torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.Event()
         for each in (first, second):
             each.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(first):
-            residency.acquire(residency.units["0"])  # its stream waits, its thread does not
-        seen = torch.cuda.Event()
-        with torch.cuda.stream(second), residency.lease(residency.units["0"]):
+            residency.acquire(unit)  # its stream waits, its thread does not
+        with torch.cuda.stream(second), residency.lease(unit):
             seen.record()
         assert not seen.query(), "the second stream waits, too"
         gate.open()
-        residency.release(residency.units["0"], threading.get_ident())
+        residency.release(unit, threading.get_ident())
         with torch.cuda.stream(second):
             assert same(model(given).cpu(), expected)
-        hook.detach()
 
 
 def unmapped(block: HostBlock) -> list[str]:
@@ -302,25 +312,16 @@ def test_what_is_written_while_copies_are_begun_arrives(monkeypatch: pytest.Monk
 
 
 def test_a_backward_pass_that_asks_from_another_stream_waits_there_too(gate: Gate) -> None:
-    hook = InferenceOptimizerHook(num_prefetch_streams=0)
-    model = stack(1)
-    hook.attach(model)
-    model.to("cuda")
-    assert hook.manager is not None
-    residency = hook.manager.residency
-    unit = residency.units["0"]
-    gate.close()
-    assert residency.prefetch(unit).result(PATIENCE)
-    first, second, seen = torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.Event()
-    with torch.cuda.stream(first):
-        residency.hold_for_backward(unit)
-    with torch.cuda.stream(second):
-        residency.hold_for_backward(unit)
-        seen.record()
-    assert not seen.query(), "the second stream waits, too"
-    gate.open()
-    residency._backward_ended(-1)
-    hook.detach()
+    with one_on_its_way(gate, stack(1)) as (residency, unit):
+        first, second, seen = torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.Event()
+        with torch.cuda.stream(first):
+            residency.hold_for_backward(unit)
+        with torch.cuda.stream(second):
+            residency.hold_for_backward(unit)
+            seen.record()
+        assert not seen.query(), "the second stream waits, too"
+        gate.open()
+        residency._backward_ended(-1)
 
 
 def test_after_an_exception_the_device_is_waited_for() -> None:

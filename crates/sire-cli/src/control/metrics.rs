@@ -63,17 +63,17 @@ impl Page {
     fn processes(&mut self, processes: &[Process]) {
         self.family("sire_process_up", "gauge", "1 if the process answers.");
         for process in processes {
-            let (pid, up) = (process.pid.to_string(), u64::from(process.silence.is_none()));
+            let (pid, up) = (process.name.to_string(), u64::from(process.silence.is_none()));
             self.sample("sire_process_up", &[("pid", &pid), ("command", &process.command)], up);
         }
         self.family("sire_process_paused", "gauge", "1 if everything, or a part, is paused from outside.");
         for process in processes {
             let paused = u64::from(!process.control.paused.is_empty());
-            self.sample("sire_process_paused", &[("pid", &process.pid.to_string())], paused);
+            self.sample("sire_process_paused", &[("pid", &process.name.to_string())], paused);
         }
         self.family("sire_tier_used_bytes", "gauge", "Bytes of backups in the tier.");
         for process in processes {
-            let pid = process.pid.to_string();
+            let pid = process.name.to_string();
             for tier in &process.stats.tiers {
                 self.sample("sire_tier_used_bytes", &[("pid", &pid), ("tier", &tier.tier)], tier.used_bytes);
             }
@@ -81,7 +81,7 @@ impl Page {
         for (name, kind, help, value) in REGION {
             self.family(name, kind, help);
             for process in processes {
-                let pid = process.pid.to_string();
+                let pid = process.name.to_string();
                 for region in &process.stats.regions {
                     let labels = [("pid", pid.as_str()), ("tag", &region.tag), ("backup", &region.backup)];
                     self.sample(name, &labels, value(region));
@@ -100,15 +100,16 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::super::view::{Gpu, Process, Region, View};
     use super::text;
+    use sire_control::place::Name;
 
     #[test]
     fn each_family_is_in_one_piece_and_labels_are_escaped() {
         let region = |tag: &str| Region { tag: tag.to_owned(), resident_bytes: 7, ..Region::default() };
-        let mut process = Process { pid: 4, ..Process::default() };
+        let mut process = Process { name: Name { pid: 4, namesake: 1 }, ..Process::default() };
         process.stats.regions = vec![region("a\"b\\c\nd"), region("plain")];
         let view = View { time: 0.0, devices: vec![Gpu::default(), Gpu::default()], processes: vec![process] };
         let page = text(&view);
-        assert!(page.contains(r#"sire_tag_resident_bytes{pid="4",tag="a\"b\\c\nd",backup=""} 7"#), "{page}");
+        assert!(page.contains(r#"sire_tag_resident_bytes{pid="4-1",tag="a\"b\\c\nd",backup=""} 7"#), "{page}");
         let names: Vec<&str> = page
             .lines()
             .filter(|line| !line.starts_with('#'))

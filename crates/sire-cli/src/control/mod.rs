@@ -4,6 +4,7 @@ pub mod act;
 pub mod metrics;
 pub mod ps;
 pub mod view;
+pub mod who;
 
 use std::process::ExitCode;
 

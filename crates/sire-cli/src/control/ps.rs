@@ -48,5 +48,5 @@ fn table(view: &View, tags: bool) -> Vec<String> {
 fn row(process: &Process) -> String {
     let said = process.silence.as_deref().unwrap_or(&process.command);
     let (device, away, backups) = (size(process.resident()), size(process.away()), size(process.backups()));
-    format!("{:>8}  {:<8} {device:>8} {away:>8} {backups:>8}  {said}", process.pid, process.state())
+    format!("{:>8}  {:<8} {device:>8} {away:>8} {backups:>8}  {said}", process.name, process.state())
 }

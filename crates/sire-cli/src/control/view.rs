@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sire_control::client::{self, Failure as Silence};
 use sire_control::message::Verb;
-use sire_control::place::Place;
+use sire_control::place::{Name, Place};
 use sire_control::preempt::plan::Mark;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -40,6 +40,9 @@ pub struct Gpu {
 #[serde(default)]
 pub struct Process {
     pub pid: u32,
+    /// Its number, unless others in the same directory have that, too.
+    #[serde(skip_deserializing)]
+    pub name: Name,
     pub command: String,
     pub version: String,
     pub time: f64,
@@ -184,30 +187,31 @@ impl View {
         let answers = client::ask_all(place, &Verb::List, patience)
             .while_(|| format!("list the processes in {}", place.path().display()))?;
         let mut processes: Vec<Process> =
-            answers.into_iter().map(|(found, answer)| Process::of(found.pid, answer)).collect();
-        processes.sort_by_key(|process| process.pid);
+            answers.into_iter().map(|(found, answer)| Process::of(found.name, answer)).collect();
+        processes.sort_by_key(|process| process.name);
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         Ok(View { time, devices: gpus(&processes), processes })
     }
 }
 
-/// Those that take turns on a device, by its UUID and the group's name: number, and where each is.
-pub fn turns(processes: &[Process]) -> BTreeMap<(&str, &str), Vec<(u32, &TimeSlice)>> {
+/// Those that take turns on a device, by its UUID and the group's name: who, and where each is.
+pub fn turns(processes: &[Process]) -> BTreeMap<(&str, &str), Vec<(Name, &TimeSlice)>> {
     let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for process in processes {
         if let Some(slice) = &process.stats.time_slice {
-            found.entry((slice.gpu.as_str(), slice.group.as_str())).or_default().push((process.pid, slice));
+            found.entry((slice.gpu.as_str(), slice.group.as_str())).or_default().push((process.name, slice));
         }
     }
     found
 }
 
 impl Process {
-    fn of(pid: u32, answer: Result<sire_control::message::Answer, Silence>) -> Process {
-        let silent = |why: String| Process { pid, silence: Some(why), ..Process::default() };
+    fn of(name: Name, answer: Result<sire_control::message::Answer, Silence>) -> Process {
+        let pid = name.pid;
+        let silent = |why: String| Process { pid, name, silence: Some(why), ..Process::default() };
         match answer {
             Ok(Ok(value)) => serde_json::from_value(value)
-                .map(|process| Process { pid, ..process })
+                .map(|process| Process { pid, name, ..process })
                 .unwrap_or_else(|error| silent(format!("its figures cannot be read: {error}"))),
             Ok(Err(refusal)) => silent(refusal.message),
             Err(silence) => silent(silence.to_string()),

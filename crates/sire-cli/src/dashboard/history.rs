@@ -32,7 +32,7 @@ impl History {
         let mut moment = Moment { time: view.time, ..Moment::default() };
         for process in &view.processes {
             for region in process.stats.regions.iter().filter(|region| region.resident_bytes > 0) {
-                *moment.tags.entry(format!("{} {}", process.pid, region.tag)).or_default() += region.resident_bytes;
+                *moment.tags.entry(format!("{} {}", process.name, region.tag)).or_default() += region.resident_bytes;
             }
             for tier in process.stats.tiers.iter().filter(|tier| tier.used_bytes > 0) {
                 *moment.tiers.entry(tier.tier.clone()).or_default() += tier.used_bytes;

@@ -30,6 +30,7 @@ use tokio::runtime::{self, Runtime};
 use crate::arguments::DashboardOptions;
 use crate::control::act;
 use crate::control::view::View;
+use crate::control::who::Who;
 use crate::control::{metrics, place};
 use crate::failure::Failure;
 use crate::output;
@@ -117,8 +118,8 @@ impl Dashboard {
         }
     }
 
-    fn carry_out(&self, pid: u32, verb: Verb) -> Answer {
-        let mut client = act::connect(&self.place, pid).map_err(|unreached| unreached.as_refusal(pid))?;
+    fn carry_out(&self, who: Who, verb: Verb) -> Answer {
+        let mut client = act::connect(&self.place, who).map_err(|unreached| unreached.as_refusal(who))?;
         client
             .ask(verb, Duration::from_secs(120))
             .unwrap_or_else(|silence| Err(Refusal::new(Code::Failed, silence.to_string())))
@@ -129,7 +130,7 @@ impl Dashboard {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Order {
-    pid: u32,
+    pid: Who,
     verb: String,
     tag: Option<String>,
 }
@@ -201,11 +202,11 @@ async fn order(State(dashboard): State<Arc<Dashboard>>, headers: HeaderMap, body
         Err(refusal) => return refusal,
     };
     let order = serde_json::from_slice::<Order>(&body).map_err(|error| error.to_string());
-    let (pid, verb) = match order.and_then(|order| Ok((order.pid, order.verb()?))) {
+    let (who, verb) = match order.and_then(|order| Ok((order.pid, order.verb()?))) {
         Ok(order) => order,
         Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
     };
-    let done = tokio::task::spawn_blocking(move || dashboard.carry_out(pid, verb)).await;
+    let done = tokio::task::spawn_blocking(move || dashboard.carry_out(who, verb)).await;
     match done.unwrap_or_else(|error| Err(Refusal::new(Code::Failed, error.to_string()))) {
         Ok(answer) => respond(StatusCode::OK, "application/json", json!({"ok": answer}).to_string()),
         Err(refusal) => {

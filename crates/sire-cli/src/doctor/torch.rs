@@ -74,9 +74,14 @@ fn look(python: &OsString, changes: &Changes) -> Result<Seen, String> {
 }
 
 fn seen_findings(seen: &Seen, python: &OsString) -> Vec<Finding> {
-    let shown = format!("Python {} ({})", seen.python, python.to_string_lossy());
-    let mut findings = Vec::new();
-    findings.push(match (&seen.torch, &seen.cuda) {
+    vec![
+        pytorch_finding(seen, &format!("Python {} ({})", seen.python, python.to_string_lossy())),
+        package_finding(seen),
+    ]
+}
+
+fn pytorch_finding(seen: &Seen, shown: &str) -> Finding {
+    match (&seen.torch, &seen.cuda) {
         (None, _) => Finding::note("torch", format!("not installed in {shown}"))
             .advice("Name another Python with --python PROGRAM. C programs need no PyTorch."),
         (Some(version), None) => Finding::refused(
@@ -92,8 +97,11 @@ fn seen_findings(seen: &Seen, python: &OsString) -> Vec<Finding> {
             format!("{version} for CUDA {cuda} in {shown}: Sire is tested with 2.9 to 2.15 only"),
         )
         .advice("It may work; if not, install one of these."),
-    });
-    findings.push(match (&seen.package, &seen.sire) {
+    }
+}
+
+fn package_finding(seen: &Seen) -> Finding {
+    match (&seen.package, &seen.sire) {
         (Some(version), _) if version == env!("CARGO_PKG_VERSION") => {
             Finding::served("package", format!("sire-alloc {version}"))
         }
@@ -108,8 +116,7 @@ fn seen_findings(seen: &Seen, python: &OsString) -> Vec<Finding> {
         }
         (None, None) => Finding::note("package", "the Python package sire-alloc is not installed")
             .advice("pip install sire-alloc (or ./python-shim from a checkout)"),
-    });
-    findings
+    }
 }
 
 fn is_tested(version: &str) -> bool {

@@ -29,7 +29,7 @@ struct Figures {
 
 type Handle = *mut c_void;
 
-/// One GPU.
+/// One GPU, or one MIG device of a GPU that is divided.
 pub struct Gpu {
     library: Library,
     handle: Handle,
@@ -50,7 +50,7 @@ fn missing(error: impl std::fmt::Display) -> Failure {
         .advice("Install NVIDIA's driver, or name the software device's environment: --env DIR.")
 }
 
-/// The GPU of this number, or whose UUID begins so.
+/// The GPU of this number, or whose UUID begins so; of a GPU that is divided, the MIG device: `0:1` is the second of the first GPU.
 pub fn find(wanted: &str) -> Result<Gpu, Failure> {
     // SAFETY: loading runs the initialisers of NVIDIA's library (or of the software device's), which may be loaded at any time.
     let library = unsafe { Library::new("libnvidia-ml.so.1") }.map_err(missing)?;
@@ -63,20 +63,49 @@ pub fn find(wanted: &str) -> Result<Gpu, Failure> {
     if code != 0 {
         return Err(missing(format!("it answers {code}")));
     }
-    let mut uuids = Vec::new();
+    let mut found = Vec::new();
     for index in 0..devices {
-        let mut handle = std::ptr::null_mut();
+        let mut gpu = std::ptr::null_mut();
         // SAFETY: the output is a valid pointer.
-        if unsafe { by_index(index, &raw mut handle) } != 0 {
+        if unsafe { by_index(index, &raw mut gpu) } != 0 {
             continue;
         }
-        let uuid = uuid_of(&library, handle)?;
-        if wanted == index.to_string() || (wanted.len() >= 4 && uuid.starts_with(wanted)) {
-            return Ok(Gpu { library, handle, uuid });
+        let parts = parts_of(&library, gpu);
+        // A GPU that is divided can be used by its parts only.
+        if parts.is_empty() {
+            found.push((index.to_string(), gpu, uuid_of(&library, gpu)?));
         }
-        uuids.push(format!("{index} ({uuid})"));
+        for (part, handle) in parts {
+            found.push((format!("{index}:{part}"), handle, uuid_of(&library, handle)?));
+        }
     }
-    Err(Failure::usage(format!("there is no GPU '{wanted}'")).advice(format!("There are: {}.", uuids.join(", "))))
+    let is_wanted = |(number, _, uuid): &&(String, Handle, String)| {
+        wanted == number || (wanted.len() >= 4 && uuid.starts_with(wanted))
+    };
+    if let Some((_, handle, uuid)) = found.iter().find(is_wanted) {
+        let (handle, uuid) = (*handle, uuid.clone());
+        return Ok(Gpu { library, handle, uuid });
+    }
+    let there: Vec<String> = found.iter().map(|(number, _, uuid)| format!("{number} ({uuid})")).collect();
+    Err(Failure::usage(format!("there is no GPU '{wanted}'")).advice(format!("There are: {}.", there.join(", "))))
+}
+
+/// The MIG devices of a GPU, by number; none where it is not divided, or NVML knows nothing of that.
+fn parts_of(library: &Library, gpu: Handle) -> Vec<(c_uint, Handle)> {
+    let most = function!(library, "nvmlDeviceGetMaxMigDeviceCount", fn(Handle, *mut c_uint));
+    let by_index = function!(library, "nvmlDeviceGetMigDeviceHandleByIndex", fn(Handle, c_uint, *mut Handle));
+    let (Ok(most), Ok(by_index)) = (most, by_index) else { return Vec::new() };
+    let mut count = 0;
+    // SAFETY: the handle is NVML's own; the output is a valid unsigned int.
+    if unsafe { most(gpu, &raw mut count) } != 0 {
+        return Vec::new();
+    }
+    let part = |index| {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the handle is NVML's own; the output is a valid pointer. Numbers may be missing in between.
+        (unsafe { by_index(gpu, index, &raw mut handle) } == 0).then_some((index, handle))
+    };
+    (0..count).filter_map(part).collect()
 }
 
 fn uuid_of(library: &Library, handle: Handle) -> Result<String, Failure> {

@@ -78,4 +78,8 @@ pub fn describe(trace: &Trace, needs: &Needs) {
         needs.peak as f64 / GIB,
         needs.virtual_bytes as f64 / GIB
     ));
+    for ((name, size), used) in super::files::uses(trace) {
+        let bytes: u64 = used.iter().map(|range| range.end - range.start).fold(0, u64::saturating_add);
+        output::line(&format!("backup file {name} ({size} bytes), {bytes} bytes of it attached"));
+    }
 }

@@ -3,11 +3,12 @@
 //! One thread makes them, in the order in which they were recorded; calls that failed then are left out. As a benchmark it says how
 //! long each kind of call took; with `--check` it is a test: every byte that a pause promised to keep is compared after each resume.
 //! `needs` finds out what a trace takes, `device` opens one, `player` makes the calls (`views` those about memory that the program
-//! mapped itself), `content` knows the bytes, `figures` tells.
+//! mapped itself), `files` stands for the files that were backups, `content` knows the bytes, `figures` tells.
 
 mod content;
 mod device;
 mod figures;
+mod files;
 mod needs;
 mod player;
 #[cfg(test)]
@@ -44,9 +45,10 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let device = device::open(options, &needs)?;
+    let files = if device.is_simulated() { files::Files::default() } else { files::Files::of(&trace)? };
     let mut played = player::Played::default();
     for _ in 0..options.repeats.max(1) {
-        played.add(player::play(&trace, &device, options.check)?);
+        played.add(player::play(&trace, &device, &files, options.check)?);
     }
     let list = figures::list(&played, &device);
     let text = serde_json::to_string_pretty(&list).unwrap_or_default();
@@ -54,7 +56,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ExitCode, Failure> {
         Some(path) => std::fs::write(path, text + "\n").while_(|| format!("write {}", path.display()))?,
         None => output::line(&text),
     }
-    figures::summary(&played).iter().for_each(|line| output::progress(line));
+    figures::summary(&played).iter().chain(&files.describe()).for_each(|line| output::progress(line));
     match played.trouble() {
         None => Ok(ExitCode::SUCCESS),
         Some(what) => Err(Failure::new(what)),

@@ -1,6 +1,7 @@
 //! What a trace takes: devices, and the most device memory that was there at once.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use sire_core::trace::{Event, SegmentCall, Verb, means};
 
@@ -46,6 +47,17 @@ struct Memory {
     size: u64,
     references: u64,
     mapped: u64,
+    /// No pause takes it.
+    stays: bool,
+}
+
+impl Memory {
+    /// From now on it is memory of no region.
+    fn stay(&mut self, regions: &mut Regions) {
+        self.stays = true;
+        let before = std::mem::replace(&mut self.region, NONE);
+        transfer(regions, before, self.device, self.size);
+    }
 }
 
 /// Memory that the program maps itself, by its names.
@@ -56,6 +68,8 @@ struct Views {
     mapped: BTreeMap<u64, u64>,
     /// The region of reserved addresses.
     reserved: BTreeMap<u64, u32>,
+    /// What the program mapped that is not followed: bytes on the first device.
+    strangers: BTreeMap<u64, u64>,
 }
 
 impl Views {
@@ -68,22 +82,41 @@ impl Views {
             SegmentCall::Create { handle, region, device, size, status: 0, .. } => {
                 let region = region.filter(|region| regions.contains_key(region)).unwrap_or(NONE);
                 add(regions.entry(region).or_default().bytes.entry(device).or_default(), size);
-                self.memory.insert(handle, Memory { region, device, size, references: 1, mapped: 0 });
+                self.memory.insert(handle, Memory { region, device, size, references: 1, mapped: 0, stays: false });
             }
             SegmentCall::Map { handle, addr, status: 0, .. } => {
                 let Some(memory) = self.memory.get_mut(&handle) else { return };
                 memory.mapped += 1;
                 self.mapped.insert(addr, handle);
                 let joined = self.reserved.range(..=addr).next_back().map(|(_, region)| *region);
-                if let (NONE, Some(region)) = (memory.region, joined) {
+                if memory.mapped > 1 {
+                    memory.stay(regions);
+                } else if let (NONE, Some(region), false) = (memory.region, joined, memory.stays) {
                     // Memory of no region joins that of the addresses.
                     subtract(regions, NONE, memory.device, memory.size);
                     add(regions.entry(region).or_default().bytes.entry(memory.device).or_default(), memory.size);
                     memory.region = region;
                 }
             }
+            SegmentCall::Mapped { addr, size }
+                if !self.mapped.contains_key(&addr) && self.strangers.insert(addr, size).is_none() =>
+            {
+                add(regions.entry(NONE).or_default().bytes.entry(0).or_default(), size);
+            }
+            SegmentCall::Lend { handle, status: 0 } => {
+                self.memory.get_mut(&handle).into_iter().for_each(|memory| memory.stay(regions));
+            }
+            SegmentCall::LendRange { addr, size, status: 0 } => {
+                for handle in self.mapped.range(addr..addr.saturating_add(size)).map(|(_, handle)| handle) {
+                    self.memory.get_mut(handle).into_iter().for_each(|memory| memory.stay(regions));
+                }
+            }
             SegmentCall::Unmap { addr, size } => {
-                let there: Vec<_> = self.mapped.range(addr..addr.saturating_add(size)).map(|(at, _)| *at).collect();
+                let there = addr..addr.saturating_add(size);
+                for (_, size) in taken(&mut self.strangers, there.clone()) {
+                    subtract(regions, NONE, 0, size);
+                }
+                let there: Vec<_> = self.mapped.range(there).map(|(at, _)| *at).collect();
                 for at in there {
                     let Some(handle) = self.mapped.remove(&at) else { continue };
                     self.drop_one(handle, regions, |memory| &mut memory.mapped);
@@ -113,11 +146,17 @@ impl Views {
     }
 }
 
+/// Takes what lies in a range out of a map.
+pub(super) fn taken<T>(map: &mut BTreeMap<u64, T>, there: Range<u64>) -> Vec<(u64, T)> {
+    let names: Vec<u64> = if there.is_empty() { Vec::new() } else { map.range(there).map(|(at, _)| *at).collect() };
+    names.into_iter().filter_map(|at| map.remove_entry(&at)).collect()
+}
+
 /// Goes through the trace without a device.
 pub fn of(trace: &Trace) -> Needs {
     let mut regions = Regions::new();
     let mut views = Views::default();
-    let mut alive: HashMap<u64, (u32, u32, u64)> = HashMap::new();
+    let mut alive: BTreeMap<u64, (u32, u32, u64)> = BTreeMap::new();
     let mut needs = Needs { devices: 1, ..Needs::default() };
     for record in &trace.records {
         match &record.event {
@@ -136,9 +175,12 @@ pub fn of(trace: &Trace) -> Needs {
                 let Some((region, device, bytes)) = alive.remove(addr) else { continue };
                 subtract(&mut regions, region, device, bytes);
             }
+            Event::KeepResident { addr, status: 0 } => stay(&mut alive, &mut regions, *addr),
             Event::Segment(call) => {
-                if let SegmentCall::Create { device, .. } = call {
-                    needs.devices = needs.devices.max(device.saturating_add(1));
+                match call {
+                    SegmentCall::Create { device, .. } => needs.devices = needs.devices.max(device.saturating_add(1)),
+                    SegmentCall::LendRange { addr, status: 0, .. } => stay(&mut alive, &mut regions, *addr),
+                    _ => {}
                 }
                 views.follow(call, &mut regions);
             }
@@ -172,6 +214,21 @@ pub fn of(trace: &Trace) -> Needs {
         measure(&mut needs, &regions);
     }
     needs
+}
+
+/// The allocation that holds an address is taken by no pause from now on.
+fn stay(alive: &mut BTreeMap<u64, (u32, u32, u64)>, regions: &mut Regions, addr: u64) {
+    if let Some((start, (region, device, bytes))) = alive.range_mut(..=addr).next_back()
+        && addr - start < *bytes
+    {
+        transfer(regions, std::mem::replace(region, NONE), *device, *bytes);
+    }
+}
+
+/// Bytes of a region become bytes of none.
+fn transfer(regions: &mut Regions, from: u32, device: u32, bytes: u64) {
+    subtract(regions, from, device, bytes);
+    add(regions.entry(NONE).or_default().bytes.entry(device).or_default(), bytes);
 }
 
 fn subtract(regions: &mut Regions, region: u32, device: u32, bytes: u64) {

@@ -2,20 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use sire_core::driver::{Addr, Device as Ordinal, ProgramStream};
 use sire_core::engine::{
-    Backup, Config, Engine, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, Selection,
+    Backup, Config, Engine, OnPaused, PauseOptions, Policy, RegionId, Report, Request, ResumeOptions, Selection, State,
     SwitchOptions,
 };
 use sire_core::error::{Error, Result, Status};
-use sire_core::trace::{Event, Record, Transition, Verb, means, selection_of};
+use sire_core::trace::{Attachment, Event, Record, Transition, Verb, means, selection_of};
 
 use crate::failure::Failure;
 
 use super::Trace;
-use super::content::Content;
+use super::content::{Content, Meaning};
 use super::device::Device;
+use super::files::Files;
 use super::views::Views;
 
 /// How often one kind of call was made, and how long it took.
@@ -94,8 +96,26 @@ pub(super) struct Allocation {
     pub(super) key: u64,
     /// What a pause keeps.
     pub(super) kept: Vec<Range<u64>>,
+    /// What files hold, the last of several that say so of a byte. The rest is what `key` means.
+    pub(super) attached: Vec<(Range<u64>, Meaning)>,
     /// The program mapped it itself.
     pub(super) mapped: bool,
+}
+
+impl Allocation {
+    /// A range in parts of one meaning each.
+    fn meanings(&self, range: &Range<u64>) -> Vec<(Range<u64>, Meaning)> {
+        let edges = self.attached.iter().flat_map(|(part, _)| [part.start, part.end]);
+        let mut cuts: Vec<u64> = edges.filter(|at| range.start < *at && *at < range.end).collect();
+        cuts.extend([range.start, range.end]);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let meaning = |part: &Range<u64>| {
+            let found = self.attached.iter().rev().find(|(file, _)| file.start <= part.start && part.end <= file.end);
+            found.map_or(Meaning::Key(self.key), |(_, meaning)| meaning.clone())
+        };
+        cuts.windows(2).map(|pair| pair[0]..pair[1]).map(|part| (part.clone(), meaning(&part))).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -109,6 +129,7 @@ pub(super) struct Region {
 pub(super) struct Player<'a> {
     pub(super) engine: Engine,
     pub(super) device: &'a Device,
+    files: &'a Files,
     check: bool,
     pub(super) regions: HashMap<u32, Region>,
     pub(super) allocations: BTreeMap<u64, Allocation>,
@@ -118,7 +139,7 @@ pub(super) struct Player<'a> {
 }
 
 /// Plays the whole trace on a fresh engine. Fails only if bytes cannot even be written or read.
-pub fn play(trace: &Trace, device: &Device, check: bool) -> std::result::Result<Played, Failure> {
+pub fn play(trace: &Trace, device: &Device, files: &Files, check: bool) -> std::result::Result<Played, Failure> {
     let config = Config {
         chunk: trace.header.chunk.max(1),
         small: trace.header.small,
@@ -128,6 +149,7 @@ pub fn play(trace: &Trace, device: &Device, check: bool) -> std::result::Result<
     let mut player = Player {
         engine: Engine::new(device.driver.clone(), config),
         device,
+        files,
         check,
         regions: HashMap::new(),
         allocations: BTreeMap::new(),
@@ -160,6 +182,7 @@ impl Player<'_> {
             Event::Free { addr } => self.free(*addr),
             Event::Override { addr, len, keep, status: 0 } => self.set_override(*addr, *len, *keep),
             Event::Changed { addr, len, status: 0 } => self.changed(*addr, *len),
+            Event::Attach(attached) if attached.status == 0 && attached.len > 0 => return self.attach(attached),
             Event::KeepResident { addr, status: 0 } => self.keep_resident(*addr),
             Event::Peer { device, peer, status: 0 } => self.allow_peer(*device, *peer),
             Event::Segment(call) => return self.segment(call),
@@ -225,7 +248,8 @@ impl Player<'_> {
         let Some(addr) = self.timed("allocate", |engine| engine.allocate(request)) else { return Ok(()) };
         let all = 0..size;
         let kept = if backup == Backup::None { Vec::new() } else { vec![all] };
-        let allocation = Allocation { addr, size, device: ordinal.0, region, key: name, kept, mapped: false };
+        let allocation =
+            Allocation { addr, size, device: ordinal.0, region, key: name, kept, attached: Vec::new(), mapped: false };
         // A name that is alive still was freed without a record.
         if let Some(old) = self.allocations.insert(name, allocation).filter(|old| !old.mapped) {
             let _ = self.engine.free(old.addr, false);
@@ -244,7 +268,7 @@ impl Player<'_> {
     }
 
     /// The allocation that a recorded address lies in, and how far inside.
-    fn find(&mut self, name: u64) -> Option<(&mut Allocation, u64)> {
+    pub(super) fn find(&mut self, name: u64) -> Option<(&mut Allocation, u64)> {
         let (start, found) = self.allocations.range_mut(..=name).next_back()?;
         let offset = name - start;
         (offset < found.size).then_some((found, offset))
@@ -265,6 +289,48 @@ impl Player<'_> {
     fn changed(&mut self, name: u64, len: u64) {
         let Some(addr) = self.find(name).map(|(allocation, offset)| allocation.addr.offset(offset)) else { return };
         self.timed("changed", |engine| engine.changed(addr, len));
+    }
+
+    /// What is attached has the file's bytes, as it had when that was recorded. A model clock moves no bytes: nothing can be proven there.
+    fn attach(&mut self, attached: &Attachment) -> Result<()> {
+        let standing = self.files.get(attached).filter(|_| !self.device.is_simulated());
+        let parts = self.parts(attached.addr, attached.len);
+        let (Some(standing), Some(&(first, offset, _))) = (standing, parts.first()) else {
+            self.played.left_out += 1;
+            return Ok(());
+        };
+        for &(name, offset, len) in &parts {
+            let shift = i128::from(attached.at) + i128::from(name + offset - attached.addr) - i128::from(offset);
+            self.give_meaning(name, offset..offset + len, Meaning::File(Arc::clone(&standing.file), shift))?;
+        }
+        let addr = self.allocations[&first].addr.offset(offset);
+        self.timed("attach_file", |engine| engine.attach_file(addr, attached.len, &standing.path, attached.at));
+        Ok(())
+    }
+
+    /// Recorded addresses as parts of allocations: (name, offset, bytes). Empty unless all of them are there.
+    fn parts(&mut self, name: u64, len: u64) -> Vec<(u64, u64, u64)> {
+        let (mut parts, mut at, Some(end)) = (Vec::new(), name, name.checked_add(len)) else { return Vec::new() };
+        while at < end {
+            let Some((found, offset)) = self.find(at) else { return Vec::new() };
+            let len = (found.size - offset).min(end - at);
+            parts.push((at - offset, offset, len));
+            at += len;
+        }
+        parts
+    }
+
+    /// Writes what a range means from now on, unless its memory is away: then it keeps its bytes.
+    fn give_meaning(&mut self, name: u64, range: Range<u64>, meaning: Meaning) -> Result<()> {
+        let found = &self.allocations[&name];
+        let (addr, device) = (found.addr, found.device);
+        let region = self.regions.get(&found.region).map(|region| self.engine.state(region.id));
+        if !matches!(region, Some(Ok(State::Resident))) {
+            return Ok(());
+        }
+        self.content(device)?.write(addr, &range, &meaning)?;
+        self.allocations.entry(name).and_modify(|found| found.attached.push((range, meaning)));
+        Ok(())
     }
 
     fn keep_resident(&mut self, name: u64) {
@@ -342,7 +408,7 @@ impl Player<'_> {
     pub(super) fn write(&mut self, name: u64) -> Result<()> {
         let Some(found) = self.allocations.get(&name).filter(|_| self.check) else { return Ok(()) };
         let (addr, size, device, key) = (found.addr, found.size, found.device, found.key);
-        Ok(self.content(device)?.write(addr, 0..size, key)?)
+        self.content(device)?.write(addr, &(0..size), &Meaning::Key(key))
     }
 
     /// Compares what was kept of everything under the tag.
@@ -352,14 +418,16 @@ impl Player<'_> {
         }
         let under = |region: &u32| self.regions.get(region).is_some_and(|found| means(tag, *region, &found.tag));
         let meant = self.allocations.iter().filter(|(_, found)| under(&found.region));
+        let parts = |name: &u64, found: &Allocation, range: &Range<u64>| {
+            let one = |(range, meaning)| (*name, found.device, found.addr, range, meaning);
+            found.meanings(range).into_iter().map(one).collect::<Vec<_>>()
+        };
         let ranges: Vec<_> = meant
-            .flat_map(|(name, found)| {
-                found.kept.iter().map(|range| (*name, found.device, found.addr, found.key, range.clone()))
-            })
+            .flat_map(|(name, found)| found.kept.iter().flat_map(move |range| parts(name, found, range)))
             .collect();
-        for (name, device, addr, key, range) in ranges {
+        for (name, device, addr, range, meaning) in ranges {
             self.played.compared += range.end - range.start;
-            if let Some(at) = self.content(device)?.wrong(addr, range, key)? {
+            if let Some(at) = self.content(device)?.wrong(addr, &range, &meaning)? {
                 self.played.wrong.push(format!("byte {at} of the allocation recorded at {name:#x}, after a resume"));
             }
         }

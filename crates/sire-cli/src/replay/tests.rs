@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use sire_core::driver::{Access, Addr, Device as Ordinal, Driver as _, ProgramStream, Properties, Rights};
+use sire_core::driver::{Access, Addr, Device as Ordinal, Driver, ProgramStream, Properties, Rights};
 use sire_core::engine::*;
 use sire_core::segments::NewMemory;
-use sire_core::trace::{Event, Record, SegmentCall, Transition, Verb};
+use sire_core::trace::{Attachment, Event, Record, SegmentCall, Transition, Verb};
 use sire_sim::{Machine, Options, Profile, SimDriver};
 
-use super::content::Content;
+use super::content::{Content, Meaning, pattern};
+use super::files::Files;
 use super::{Trace, device, needs, parse, player};
 
 const MIB: u64 = 1 << 20;
@@ -65,7 +66,7 @@ fn a_replay_makes_the_same_calls_and_keeps_every_byte() {
     assert_eq!((needs.devices, needs.allocations), (1, 86));
     assert!(needs.peak < 40 * MIB && needs.virtual_bytes > 20 * MIB, "{needs:?}");
     let device = device::software(needs.peak, needs.devices, None).unwrap();
-    let played = player::play(&trace, &device, true).unwrap();
+    let played = player::play(&trace, &device, &Files::default(), true).unwrap();
     assert_eq!(played.trouble(), None);
     assert!(played.compared > 4 * 5 * MIB, "{} bytes were compared", played.compared);
     let count = |name: &str| played.timings[name].seconds.len();
@@ -82,7 +83,7 @@ fn a_replay_makes_the_same_calls_and_keeps_every_byte() {
     assert_eq!(played.timings["pause"].copied, copied(Verb::Pause));
     assert_eq!(played.timings["resume"].copied, copied(Verb::Resume));
     // A second replay finds the device empty again.
-    assert_eq!(player::play(&trace, &device, true).unwrap().trouble(), None);
+    assert_eq!(player::play(&trace, &device, &Files::default(), true).unwrap().trouble(), None);
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn lazy_pauses_and_pre_copies_are_played_as_what_they_were() {
     std::fs::remove_file(path).unwrap();
 
     let device = device::software(24 * MIB, 1, None).unwrap();
-    let played = player::play(&trace, &device, true).unwrap();
+    let played = player::play(&trace, &device, &Files::default(), true).unwrap();
     assert_eq!((played.trouble(), played.left_out), (None, 0));
     assert!(played.timings["pre_copy"].copied >= 6 * MIB, "the backup was made beforehand");
     let pause = &played.timings["pause_lazily"];
@@ -160,7 +161,7 @@ fn memory_that_the_program_maps_itself_is_replayed_with_every_byte() {
     assert_eq!((needs.devices, needs.allocations, needs.virtual_bytes), (1, 4, 8 * MIB));
     let device = device::software(needs.peak, needs.devices, None).unwrap();
     for _ in 0..2 {
-        let played = player::play(&trace, &device, true).unwrap();
+        let played = player::play(&trace, &device, &Files::default(), true).unwrap();
         assert_eq!(played.trouble(), None);
         assert_eq!(played.left_out, 1, "the create that was refused while the region was paused");
         // The chunk that went while it was paused is not compared after the first resume, its successor after the second.
@@ -173,6 +174,163 @@ fn memory_that_the_program_maps_itself_is_replayed_with_every_byte() {
     }
 }
 
+/// Weights in two files, one of which is gone when the trace is replayed; nothing of either is backed up anywhere else.
+fn record_files(dir: &std::path::Path) -> Trace {
+    const SIZE: u64 = 5 * MIB + 100;
+    let driver: Arc<dyn Driver> =
+        Arc::new(SimDriver::on(Machine::new(Options { memory: 32 * MIB, ..Options::default() }).unwrap()));
+    let engine = Engine::new(Arc::clone(&driver), config());
+    let path = engine.trace(&dir.join("trace")).unwrap();
+    let region = engine.region("weights", Policy { backup: Backup::File, ..Policy::default() }).unwrap();
+    let mut content = Content::new(&driver, Ordinal(0)).unwrap();
+    for (name, at) in [("stays", 1237), ("goes", 24)] {
+        let mut bytes = vec![0; SIZE as usize];
+        pattern(&mut bytes, at, 0);
+        std::fs::write(dir.join(name), [vec![0xAA; at as usize], bytes, vec![0xBB; 5]].concat()).unwrap();
+        let file = Arc::new(std::fs::File::open(dir.join(name)).unwrap());
+        let request = Request { region, device: Ordinal(0), size: SIZE, stream: ProgramStream(0), capturing: false };
+        let addr = engine.allocate(request).unwrap();
+        content.write(addr, &(0..SIZE), &Meaning::File(file, at.into())).unwrap();
+        engine.attach_file(addr, SIZE, &dir.join(name), at).unwrap();
+        assert!(engine.attach_file(addr, SIZE, &dir.join("never"), 0).is_err());
+    }
+    for _ in 0..2 {
+        engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+        engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+    }
+    std::fs::remove_file(dir.join("goes")).unwrap();
+    parse(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn files_stand_for_content_whether_or_not_they_are_still_there() {
+    let dir = Folder::new("files");
+    let trace = record_files(&dir.0);
+    let files = Files::of(&trace).unwrap();
+    let told = files.describe().join("\n");
+    assert!(told.contains("stays (5244222 bytes): the recorded file itself") && !told.contains("never"), "{told}");
+    assert!(told.contains("goes (5243009 bytes): made here, content generated"), "{told}");
+    let needs = needs::of(&trace);
+    let device = device::software(needs.peak, needs.devices, None).unwrap();
+    for check in [true, false] {
+        let played = player::play(&trace, &device, &files, check).unwrap();
+        assert_eq!((played.trouble(), played.left_out), (None, 2), "two attachments had failed");
+        assert_eq!(played.timings["attach_file"].seconds.len(), 2);
+        assert_eq!(played.timings["pause"].copied, 0, "all of it is in the files");
+        let whole = 2 * 2 * (5 * MIB + 100);
+        assert_eq!(played.compared, if check { whole } else { 0 });
+        assert_eq!(played.timings["resume"].copied, whole);
+    }
+    // Where no bytes move, nothing can be proven.
+    let profile = Profile::find("h100-pcie5-kvcached").unwrap();
+    let device = device::software(64 * MIB, 1, Some(profile)).unwrap();
+    let played = player::play(&trace, &device, &files, false).unwrap();
+    assert_eq!((played.trouble(), played.left_out), (None, 4));
+}
+
+#[test]
+fn a_file_of_the_same_name_and_another_length_is_another_file() {
+    let dir = Folder::new("length");
+    let trace = record_files(&dir.0);
+    std::fs::write(dir.0.join("goes"), "something else").unwrap();
+    let told = Files::of(&trace).unwrap().describe().join("\n");
+    assert!(told.contains("goes (5243009 bytes): made here"), "{told}");
+}
+
+/// What other processes see: memory that was exported, that was imported, and that is mapped twice. It stays on the device, the rest goes.
+fn record_shared() -> Trace {
+    const CHUNK: u64 = 2 * MIB;
+    let file = Folder::new("shared");
+    let driver = Arc::new(SimDriver::on(Machine::new(Options { memory: 32 * MIB, ..Options::default() }).unwrap()));
+    let engine = Engine::new(driver.clone(), config());
+    let path = engine.trace(&file.0.join("trace")).unwrap();
+    let region = engine.region("cache", Policy { backup: Backup::None, ..Policy::default() }).unwrap();
+    let request = Request { region, device: Ordinal(0), size: CHUNK, stream: ProgramStream(0), capturing: false };
+    let lent = engine.allocate(request).unwrap();
+    let segments = engine.segments();
+    let (base, foreign) = (driver.reserve(8 * CHUNK, 0).unwrap(), driver.reserve(8 * CHUNK, 0).unwrap());
+    segments.reserved(base, 8 * CHUNK, Some(region));
+    segments.reserved(foreign, 8 * CHUNK, None);
+    let properties = Properties { shareable: 1, ..Properties::default() };
+    let memory = NewMemory { region: Some(region), device: Ordinal(0), size: CHUNK, properties, capturing: false };
+    let handles = [0, 1, 2, 3].map(|place| {
+        let handle = segments.create(memory).unwrap().unwrap();
+        assert_eq!(segments.map(base.offset(place * CHUNK), CHUNK, 0, handle, false).unwrap(), None);
+        handle
+    });
+    segments.grant(base, 4 * CHUNK, &[Access { device: Ordinal(0), rights: Rights::ReadWrite }]).unwrap();
+    segments.lend(handles[0], "it was exported").unwrap();
+    segments.lend_range(base.offset(CHUNK), 1, "it is bound").unwrap();
+    segments.lend_range(lent, CHUNK, "it was retained").unwrap();
+    // A second mapping of our own memory, and one of memory that another process has made.
+    let twice = segments.map(foreign, CHUNK, 0, handles[2], false).unwrap().unwrap();
+    driver.map(foreign, CHUNK, twice).unwrap();
+    segments.mapped(foreign, CHUNK);
+    let imported = driver.create(Ordinal(0), 2 * CHUNK).unwrap();
+    driver.map(foreign.offset(CHUNK), 2 * CHUNK, imported).unwrap();
+    segments.mapped(foreign.offset(CHUNK), 2 * CHUNK);
+    for _ in 0..2 {
+        let report = engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+        assert_eq!(report.bytes_moved, CHUNK, "all the others stay");
+        assert!(segments.lend(handles[3], "it was exported").is_err());
+        engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+    }
+    for (addr, size) in segments.unmap(foreign, 3 * CHUNK).unwrap() {
+        assert_eq!((addr, size), (foreign, 3 * CHUNK));
+    }
+    driver.unmap(foreign, CHUNK).unwrap();
+    driver.unmap(foreign.offset(CHUNK), 2 * CHUNK).unwrap();
+    segments.unmap(base, 4 * CHUNK).unwrap();
+    handles.into_iter().for_each(|handle| segments.release(handle).unwrap());
+    parse(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn what_was_handed_out_or_came_from_elsewhere_stays_on_the_device_in_a_replay_too() {
+    let trace = record_shared();
+    let needs = needs::of(&trace);
+    // Four chunks, one of them mapped twice, the allocation, and two chunks from elsewhere.
+    assert_eq!(needs.virtual_bytes, (4 + 1 + 2) * 2 * MIB);
+    let device = device::software(needs.peak, needs.devices, None).unwrap();
+    for _ in 0..2 {
+        let played = player::play(&trace, &device, &Files::default(), true).unwrap();
+        assert_eq!(
+            (played.trouble(), played.left_out),
+            (None, 2),
+            "two exports were refused while the memory was away"
+        );
+        let count = |name: &str| played.timings[name].seconds.len();
+        assert_eq!((count("lend"), count("map"), count("unmap")), (3, 4 + 1 + 2, 2));
+        assert_eq!(played.timings["pause"].moved, 2 * 2 * MIB, "the one chunk that nobody else has, twice");
+        assert_eq!(
+            played.compared,
+            2 * 2 * MIB,
+            "the exported chunk has its bytes, though its region throws them away"
+        );
+    }
+}
+
+/// A directory that goes with the test.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let dir = std::env::temp_dir().join(format!(
+            "sire-replay-test-{name}-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::create_dir_all(&dir).unwrap();
+        Folder(dir)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 #[test]
 fn one_wrong_byte_is_found_where_it_is() {
     let device = device::software(16 * MIB, 1, None).unwrap();
@@ -182,18 +340,18 @@ fn one_wrong_byte_is_found_where_it_is() {
     let request = Request { region, device: Ordinal(0), size, stream: ProgramStream(0), capturing: false };
     let addr = engine.allocate(request).unwrap();
     let mut content = Content::new(&device.driver, Ordinal(0)).unwrap();
-    content.write(addr, 0..size, 77).unwrap();
-    assert_eq!(content.wrong(addr, 0..size, 77).unwrap(), None);
-    assert_eq!(content.wrong(addr, 4096..size, 78).unwrap(), Some(4096));
+    content.write(addr, &(0..size), &Meaning::Key(77)).unwrap();
+    assert_eq!(content.wrong(addr, &(0..size), &Meaning::Key(77)).unwrap(), None);
+    assert_eq!(content.wrong(addr, &(4096..size), &Meaning::Key(78)).unwrap(), Some(4096));
     // A word in the second piece that belongs to another allocation.
-    content.write(addr, 5 * MIB..5 * MIB + 8, 78).unwrap();
-    assert_eq!(content.wrong(addr, 0..size, 77).unwrap(), Some(5 * MIB));
+    content.write(addr, &(5 * MIB..5 * MIB + 8), &Meaning::Key(78)).unwrap();
+    assert_eq!(content.wrong(addr, &(0..size), &Meaning::Key(77)).unwrap(), Some(5 * MIB));
 }
 
 #[test]
 fn too_small_a_device_fails_calls_and_says_so() {
     let device = device::software(4 * MIB, 1, None).unwrap();
-    let played = player::play(&record(), &device, true).unwrap();
+    let played = player::play(&record(), &device, &Files::default(), true).unwrap();
     assert!(played.trouble().unwrap().contains("failed"));
 }
 
@@ -202,9 +360,9 @@ fn the_model_clock_gives_simulated_figures() {
     let trace = record();
     let profile = Profile::find("h100-pcie5-kvcached").unwrap();
     let device = device::software(64 * MIB, 1, Some(profile)).unwrap();
-    let played = player::play(&trace, &device, false).unwrap();
+    let played = player::play(&trace, &device, &Files::default(), false).unwrap();
     assert_eq!(played.trouble(), None);
-    let again = player::play(&trace, &device, false).unwrap();
+    let again = player::play(&trace, &device, &Files::default(), false).unwrap();
     assert_eq!(played.timings["resume"].seconds.len(), again.timings["resume"].seconds.len());
     let list = super::figures::list(&played, &device);
     let pause = list.iter().find(|figure| figure["name"] == "replay.pause").unwrap();
@@ -220,6 +378,9 @@ fn nonsense_is_played_without_harm() {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         let none = std::time::Duration::ZERO;
         Event::Transition(Transition { verb, tags, wait: none, took: none, status: 0, moved: huge, copied: huge })
+    };
+    let attach = |addr, len, at, size| {
+        Event::Attach(Attachment { addr, len, at, size, status: 0, name: "/dev/null".to_owned() })
     };
     let create = |handle, size| {
         let (region, device, shareable, rdma, status) = (Some(8), 1, u32::MAX, true, 0);
@@ -247,6 +408,18 @@ fn nonsense_is_played_without_harm() {
         Event::Segment(SegmentCall::Map { handle: 2, addr: 64 * MIB, size: 2 * MIB, offset: 0, status: 0 }),
         Event::Segment(SegmentCall::Map { handle: 7, addr: 64 * MIB, size: 2 * MIB, offset: 0, status: 0 }),
         Event::Segment(SegmentCall::Retain { addr: 3 }),
+        Event::Segment(SegmentCall::Mapped { addr: 66 * MIB, size: 2 * MIB }),
+        Event::Segment(SegmentCall::Mapped { addr: 66 * MIB, size: huge }),
+        Event::Segment(SegmentCall::Mapped { addr: huge, size: huge }),
+        Event::Segment(SegmentCall::Lend { handle: 2, status: 0 }),
+        Event::Segment(SegmentCall::Lend { handle: huge, status: 0 }),
+        Event::Segment(SegmentCall::LendRange { addr: huge, size: huge, status: 0 }),
+        Event::Segment(SegmentCall::LendRange { addr: 64 * MIB, size: huge, status: 0 }),
+        attach(7, 100, 0, 100),
+        attach(7, huge, huge, huge),
+        attach(7, 99, 1, huge),
+        attach(64 * MIB, 3 * MIB, 5, 4 * MIB),
+        attach(huge, huge, 0, huge),
         Event::Segment(SegmentCall::Grant {
             addr: 64 * MIB,
             size: 2 * MIB,
@@ -274,5 +447,15 @@ fn nonsense_is_played_without_harm() {
     let trace = Trace { header, records: events.into_iter().map(record).collect(), ending: None };
     let needs = needs::of(&trace);
     let device = device::software(16 * MIB, needs.devices.min(2), None).unwrap();
-    assert!(player::play(&trace, &device, true).unwrap().failed > 0);
+    assert!(player::play(&trace, &device, &Files::default(), true).unwrap().failed > 0);
+    // With files, too: no file system has one that is as long as this asks for.
+    let few =
+        Trace { records: trace.records.iter().filter(|record| !asks_for_much(record)).cloned().collect(), ..trace };
+    assert!(player::play(&few, &device, &Files::of(&few).unwrap(), true).unwrap().failed > 0);
+    let much = Trace { records: vec![record(attach(7, 99, 1, huge))], ..few };
+    assert!(Files::of(&much).unwrap_err().to_string().contains("cannot make a file of 18446744073709551615 bytes"));
+}
+
+fn asks_for_much(record: &Record) -> bool {
+    matches!(&record.event, Event::Attach(attached) if attached.size == u64::MAX)
 }

@@ -2,13 +2,15 @@
 //! mean. What of it has bytes is an allocation of the player's like any other.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use sire_core::driver::{Access, Addr, Device as Ordinal, Properties, Rights};
+use sire_core::driver::{Access, Addr, Device as Ordinal, Driver, Physical, Properties, Rights};
 use sire_core::engine::{Backup, RegionId, State};
 use sire_core::error::Result;
 use sire_core::segments::{Handle, NewMemory};
 use sire_core::trace::SegmentCall;
 
+use super::needs::taken;
 use super::player::{Allocation, Player};
 
 /// Addresses of the trace, here.
@@ -23,6 +25,7 @@ struct Reservation {
 #[derive(Debug)]
 struct Memory {
     handle: Handle,
+    size: u64,
     region: Option<u32>,
     device: u32,
     references: u64,
@@ -35,15 +38,41 @@ struct View {
     size: u64,
 }
 
+/// What the engine does not follow: memory that was imported, or mapped for a second time or in part.
+#[derive(Debug)]
+struct Stranger {
+    here: Addr,
+    size: u64,
+    /// Made here, in place of what nobody but the recorded program has.
+    made: Option<Physical>,
+}
+
+/// Why memory stays on the device, in what the engine reports.
+const HANDED_OUT: &str = "it was handed out when this was recorded";
+
 /// See the [module documentation](self). By recorded names.
 #[derive(Debug, Default)]
 pub struct Views {
     reservations: BTreeMap<u64, Reservation>,
     memory: HashMap<u64, Memory>,
     mapped: BTreeMap<u64, View>,
+    strangers: BTreeMap<u64, Stranger>,
+    /// What the engine has asked its caller to map, by the address.
+    pending: HashMap<u64, (Physical, u64)>,
+}
+
+impl Stranger {
+    fn drop_from(&self, driver: &dyn Driver) -> Result<()> {
+        driver.unmap(self.here, self.size)?;
+        Ok(self.made.map_or(Ok(()), |physical| driver.release(physical))?)
+    }
 }
 
 impl Views {
+    fn memory_of(&self, handle: u64) -> Option<&Memory> {
+        self.memory.get(&handle)
+    }
+
     /// Where recorded addresses are here, if they lie in one reservation.
     fn here(&self, name: u64, size: u64) -> Option<Addr> {
         let (offset, found) = self.reservation(name)?;
@@ -72,6 +101,9 @@ impl Player<'_> {
             SegmentCall::Unmap { addr, size } => self.unmap(addr, size),
             SegmentCall::Grant { addr, size, ref access, status: 0 } => return self.grant(addr, size, access),
             SegmentCall::Retain { addr } => self.retain(addr),
+            SegmentCall::Mapped { addr, size } => self.map_stranger(addr, size),
+            SegmentCall::Lend { handle, status: 0 } => return self.lend(handle),
+            SegmentCall::LendRange { addr, size, status: 0 } => self.lend_range(addr, size),
             _ => self.played.left_out += 1,
         }
         Ok(())
@@ -109,7 +141,7 @@ impl Player<'_> {
         let memory = NewMemory { region: id, device, size, properties, capturing: false };
         match self.timed("create", |engine| engine.segments().create(memory)) {
             Some(Some(handle)) => {
-                self.views.memory.insert(name, Memory { handle, region, device: device.0, references: 1 });
+                self.views.memory.insert(name, Memory { handle, size, region, device: device.0, references: 1 });
             }
             Some(None) => self.played.left_out += 1,
             None => {}
@@ -126,10 +158,9 @@ impl Player<'_> {
         self.timed("release", |engine| engine.segments().release(handle));
     }
 
-    /// What is mapped in a way that nobody follows (twice, or in part) is left out.
     fn map(&mut self, handle: u64, name: u64, size: u64, offset: u64) {
         let places = self.views.memory.get(&handle).map(|memory| memory.handle).zip(self.views.here(name, size));
-        let Some((there, here)) = places.filter(|_| offset == 0) else {
+        let Some((there, here)) = places else {
             self.played.left_out += 1;
             return;
         };
@@ -142,9 +173,70 @@ impl Player<'_> {
                 }
                 self.views.mapped.insert(name, View { handle, size });
             }
-            Some(Some(_)) => self.played.left_out += 1,
+            // Twice, or in part: the record of the caller's own mapping follows.
+            Some(Some(physical)) => {
+                let whole = self.views.memory_of(handle).is_some_and(|memory| offset == 0 && memory.size == size);
+                if whole {
+                    self.views.pending.insert(name, (physical, size));
+                }
+            }
             None => {}
         }
+    }
+
+    /// What the program mapped itself, as it did: the memory that the engine named, or as much of this replay's own.
+    fn map_stranger(&mut self, name: u64, size: u64) {
+        let pending = self.views.pending.remove(&name).filter(|(_, bytes)| *bytes == size);
+        let free = !self.views.mapped.contains_key(&name) && !self.views.strangers.contains_key(&name);
+        let Some(here) = self.views.here(name, size).filter(|_| free) else {
+            self.played.left_out += 1;
+            return;
+        };
+        let driver = Arc::clone(&self.device.driver);
+        let mapped = self.timed("map", |engine| {
+            let made = if pending.is_some() { None } else { Some(driver.create(Ordinal(0), size)?) };
+            let physical = made.or(pending.map(|(physical, _)| physical));
+            if let Err(error) = physical.map_or(Ok(()), |physical| driver.map(here, size, physical)) {
+                made.map_or(Ok(()), |physical| driver.release(physical))?;
+                return Err(error.into());
+            }
+            engine.segments().mapped(here, size);
+            Ok(made)
+        });
+        if let Some(made) = mapped {
+            self.views.strangers.insert(name, Stranger { here, size, made });
+        }
+    }
+
+    /// What was handed out stays where it is, whatever its region's policy: its bytes are compared from now on.
+    fn lend(&mut self, name: u64) -> Result<()> {
+        let Some(memory) = self.views.memory_of(name) else {
+            self.played.left_out += 1;
+            return Ok(());
+        };
+        let handle = memory.handle;
+        if self.timed("lend", |engine| engine.segments().lend(handle, HANDED_OUT)).is_none() {
+            return Ok(());
+        }
+        let at = self.views.mapped.iter().find(|(_, view)| view.handle == name).map(|(at, _)| *at);
+        let Some(at) = at.filter(|at| self.allocations.get(at).is_some_and(|found| found.mapped)) else {
+            return Ok(());
+        };
+        self.allocations.entry(at).and_modify(|found| {
+            found.kept = std::iter::once(0..found.size).collect();
+            found.attached.clear(); // What the file says is overwritten below.
+        });
+        self.write(at)
+    }
+
+    fn lend_range(&mut self, name: u64, size: u64) {
+        let mapped = self.views.here(name, size);
+        let allocated = || self.find(name).map(|(found, offset)| found.addr.offset(offset));
+        let Some(here) = mapped.or_else(allocated) else {
+            self.played.left_out += 1;
+            return;
+        };
+        self.timed("lend", |engine| engine.segments().lend_range(here, size, HANDED_OUT));
     }
 
     fn unmap(&mut self, name: u64, size: u64) {
@@ -155,7 +247,12 @@ impl Player<'_> {
         let there = name..name.saturating_add(size);
         self.views.mapped.retain(|at, _| !there.contains(at));
         self.allocations.retain(|at, found| !(found.mapped && there.contains(at)));
-        self.timed("unmap", |engine| engine.segments().unmap(here, size));
+        let gone = taken(&mut self.views.strangers, there);
+        let driver = Arc::clone(&self.device.driver);
+        self.timed("unmap", |engine| {
+            engine.segments().unmap(here, size)?;
+            gone.iter().try_for_each(|(_, found)| found.drop_from(&*driver))
+        });
     }
 
     fn grant(&mut self, name: u64, size: u64, access: &[(u32, bool)]) -> Result<()> {
@@ -198,7 +295,10 @@ impl Player<'_> {
             let is_kept = !away && backup.is_some_and(|backup| backup != Backup::None);
             let kept = is_kept.then_some(0..size).into_iter().collect();
             let region = region.unwrap_or(u32::MAX);
-            self.allocations.insert(at, Allocation { addr, size, device, region, key: at, kept, mapped: true });
+            self.allocations.insert(
+                at,
+                Allocation { addr, size, device, region, key: at, kept, attached: Vec::new(), mapped: true },
+            );
             if !away {
                 self.write(at)?;
             }
@@ -225,6 +325,10 @@ impl Player<'_> {
             if let Some(here) = views.here(*name, view.size) {
                 let _ = segments.unmap(here, view.size);
             }
+        }
+        for found in views.strangers.values() {
+            let _ = segments.unmap(found.here, found.size);
+            let _ = found.drop_from(&*self.device.driver);
         }
         for memory in views.memory.values() {
             (0..memory.references).for_each(|_| drop(segments.release(memory.handle)));

@@ -128,12 +128,12 @@ fn obey(key: KeyEvent, screen: &mut Screen, news: &Sender<News>) -> bool {
 
 /// In a thread of its own, whose end is told.
 fn ask(screen: &mut Screen, news: &Sender<News>, what: &'static str, verb: impl FnOnce(Option<String>) -> Verb) {
-    let Some((pid, tag)) = screen.chosen() else { return };
-    let whom = tag.as_deref().map_or_else(|| pid.to_string(), |tag| format!("{pid} {tag}"));
+    let Some((name, tag)) = screen.chosen() else { return };
+    let whom = tag.as_deref().map_or_else(|| name.to_string(), |tag| format!("{name} {tag}"));
     screen.say(format!("{what} {whom} …"));
     let (verb, news) = (verb(tag), news.clone());
     std::thread::spawn(move || {
-        let said = match act::ask(pid, verb, TIMEOUT) {
+        let said = match act::ask(name.into(), verb, TIMEOUT) {
             Ok(_) => format!("{what} {whom}: done"),
             Err(failure) => failure.to_string().lines().next().unwrap_or_default().to_owned(),
         };

@@ -8,6 +8,8 @@ use ratatui::style::{Color, Modifier, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
+use sire_control::place::Name;
+
 use super::slices;
 use crate::control::view::{Gpu, Process, Region, View, short_uuid, size};
 
@@ -19,8 +21,8 @@ pub(super) const WIDE: usize = 64;
 pub struct Screen {
     view: View,
     /// Bytes copied per second, by process.
-    rates: BTreeMap<u32, f64>,
-    pid: Option<u32>,
+    rates: BTreeMap<Name, f64>,
+    name: Option<Name>,
     tag: Option<String>,
     said: String,
 }
@@ -31,7 +33,7 @@ impl Screen {
         self.rates = rates(&self.view, &view);
         self.view = view;
         if self.process().is_none() {
-            self.pid = self.view.processes.first().map(|process| process.pid);
+            self.name = self.view.processes.first().map(|process| process.name);
             self.tag = None;
         }
     }
@@ -42,23 +44,23 @@ impl Screen {
     }
 
     /// The process that is chosen, and a tag of it.
-    pub fn chosen(&self) -> Option<(u32, Option<String>)> {
-        self.pid.map(|pid| (pid, self.tag.clone()))
+    pub fn chosen(&self) -> Option<(Name, Option<String>)> {
+        self.name.map(|name| (name, self.tag.clone()))
     }
 
     fn process(&self) -> Option<&Process> {
-        self.view.processes.iter().find(|process| Some(process.pid) == self.pid)
+        self.view.processes.iter().find(|process| Some(process.name) == self.name)
     }
 
     /// The next process, or the one before.
     pub fn choose(&mut self, step: isize) {
-        let pids: Vec<u32> = self.view.processes.iter().map(|process| process.pid).collect();
-        let at = pids.iter().position(|pid| Some(*pid) == self.pid).unwrap_or(0);
-        let next = at.saturating_add_signed(step).min(pids.len().saturating_sub(1));
-        if pids.get(next).copied() != self.pid {
+        let names: Vec<Name> = self.view.processes.iter().map(|process| process.name).collect();
+        let at = names.iter().position(|name| Some(*name) == self.name).unwrap_or(0);
+        let next = at.saturating_add_signed(step).min(names.len().saturating_sub(1));
+        if names.get(next).copied() != self.name {
             self.tag = None;
         }
-        self.pid = pids.get(next).copied();
+        self.name = names.get(next).copied();
     }
 
     /// The next tag of the process, or the one before; before the first one is the process itself.
@@ -100,13 +102,13 @@ impl Screen {
 
     fn process_line(&self, process: &Process, width: usize) -> Line<'static> {
         let (device, away) = (size(process.resident()), size(process.away()));
-        let mut text = format!("{:>8} {:<8}{device:>9}{away:>9}", process.pid, process.state());
+        let mut text = format!("{:>8} {:<8}{device:>9}{away:>9}", process.name, process.state());
         if width >= WIDE {
-            let rate = self.rates.get(&process.pid).copied().unwrap_or(0.0);
+            let rate = self.rates.get(&process.name).copied().unwrap_or(0.0);
             let said = process.silence.as_deref().unwrap_or(&process.command);
             text += &format!("{:>9}{:>11}  {said}", size(process.backups()), format!("{}/s", size(rate as u64)));
         }
-        let is_chosen = Some(process.pid) == self.pid && self.tag.is_none();
+        let is_chosen = Some(process.name) == self.name && self.tag.is_none();
         Line::from(cut(&text, width)).style(emphasis(is_chosen, process.state()))
     }
 
@@ -241,12 +243,12 @@ fn events(process: &Process) -> Vec<String> {
 }
 
 /// Bytes copied per second between two looks.
-fn rates(before: &View, now: &View) -> BTreeMap<u32, f64> {
+fn rates(before: &View, now: &View) -> BTreeMap<Name, f64> {
     let seconds = now.time - before.time;
-    let known: BTreeMap<u32, u64> = before.processes.iter().map(|process| (process.pid, process.copied())).collect();
+    let known: BTreeMap<Name, u64> = before.processes.iter().map(|process| (process.name, process.copied())).collect();
     let rate = |process: &Process| {
-        let more = process.copied().saturating_sub(*known.get(&process.pid)?);
-        Some((process.pid, if seconds > 0.0 { more as f64 / seconds } else { 0.0 }))
+        let more = process.copied().saturating_sub(*known.get(&process.name)?);
+        Some((process.name, if seconds > 0.0 { more as f64 / seconds } else { 0.0 }))
     };
     now.processes.iter().filter_map(rate).collect()
 }
@@ -266,11 +268,13 @@ mod tests {
     use crate::control::view::{Process, Region, View};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
+    use sire_control::place::Name;
 
     fn screen() -> Screen {
         let region = |tag: &str| Region { tag: tag.to_owned(), state: "resident".to_owned(), ..Region::default() };
         let process = |pid: u32, tags: &[&str]| {
-            let mut process = Process { pid, command: format!("python {pid}.py"), ..Process::default() };
+            let name = who(pid);
+            let mut process = Process { pid, name, command: format!("python {pid}.py"), ..Process::default() };
             process.stats.regions = tags.iter().map(|tag| region(tag)).collect();
             process
         };
@@ -282,6 +286,10 @@ mod tests {
         screen
     }
 
+    fn who(pid: u32) -> Name {
+        Name { pid, namesake: 0 }
+    }
+
     fn shown(screen: &Screen, width: u16) -> String {
         let Ok(mut terminal) = Terminal::new(TestBackend::new(width, 24));
         let Ok(_) = terminal.draw(|frame| screen.draw(frame));
@@ -291,18 +299,18 @@ mod tests {
     #[test]
     fn keys_walk_through_processes_and_tags_and_stop_at_the_ends() {
         let mut screen = screen();
-        assert_eq!(screen.chosen(), Some((11, None)));
+        assert_eq!(screen.chosen(), Some((who(11), None)));
         screen.choose_tag(1);
         screen.choose_tag(1);
         screen.choose_tag(1);
-        assert_eq!(screen.chosen(), Some((11, Some("b".to_owned()))));
+        assert_eq!(screen.chosen(), Some((who(11), Some("b".to_owned()))));
         screen.choose_tag(-1);
         screen.choose_tag(-1);
-        assert_eq!(screen.chosen(), Some((11, None)));
+        assert_eq!(screen.chosen(), Some((who(11), None)));
         screen.choose(5);
-        assert_eq!(screen.chosen(), Some((22, None)));
+        assert_eq!(screen.chosen(), Some((who(22), None)));
         screen.choose(-9);
-        assert_eq!(screen.chosen(), Some((11, None)));
+        assert_eq!(screen.chosen(), Some((who(11), None)));
         screen.see(View::default());
         assert_eq!(screen.chosen(), None);
     }

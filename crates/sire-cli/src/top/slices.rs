@@ -1,6 +1,7 @@
 //! The lines of the screen about slices of both kinds: turns on a device that processes take, and slices of models that are on the device by turns.
 
 use ratatui::text::Line;
+use sire_control::place::Name;
 
 use super::screen::{WIDE, cut, emphasis, heading};
 use crate::control::view::{Process, TimeSlice, Unit, short_uuid, size, turns};
@@ -10,8 +11,8 @@ pub fn of_devices(processes: &[Process], width: usize) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for ((gpu, group), members) in turns(processes) {
         lines.push(heading(&cut(&turn_columns(gpu, group, width), width)));
-        for (pid, turn) in members {
-            lines.push(Line::from(cut(&turn_line(pid, turn, width), width)).style(emphasis(false, &turn.state)));
+        for (name, turn) in members {
+            lines.push(Line::from(cut(&turn_line(name, turn, width), width)).style(emphasis(false, &turn.state)));
             let error = turn.last_error.iter().map(|error| Line::from(cut(&format!("{:>8} {error}", ""), width)));
             lines.extend(error);
         }
@@ -27,10 +28,10 @@ fn turn_columns(gpu: &str, group: &str, width: usize) -> String {
     format!("{narrow}{:>7}{:>9}{:>9}  {} {group}", "TURNS", "LASTING", "SWITCH", short_uuid(gpu))
 }
 
-fn turn_line(pid: u32, turn: &TimeSlice, width: usize) -> String {
+fn turn_line(name: Name, turn: &TimeSlice, width: usize) -> String {
     let seconds = |seconds: f64| format!("{seconds:.1} s");
     let (resident, waited) = (seconds(turn.resident_seconds), seconds(turn.waited_seconds));
-    let narrow = format!("{pid:>8} {:<9}{resident:>9}{waited:>9}", turn.state);
+    let narrow = format!("{name:>8} {:<9}{resident:>9}{waited:>9}", turn.state);
     if width < WIDE {
         return narrow;
     }
@@ -58,13 +59,14 @@ mod tests {
     use super::{of_devices, of_models};
     use crate::control::view::{Process, TimeSlice, Unit};
     use ratatui::text::Line;
+    use sire_control::place::Name;
 
     fn texts(lines: &[Line<'_>]) -> Vec<String> {
         lines.iter().map(Line::to_string).collect()
     }
 
     fn process(pid: u32, state: &str, group: &str) -> Process {
-        let mut process = Process { pid, ..Process::default() };
+        let mut process = Process { name: Name { pid, namesake: 0 }, ..Process::default() };
         process.stats.time_slice = Some(TimeSlice {
             gpu: "GPU-0123-89abcdef".to_owned(),
             group: group.to_owned(),
@@ -79,7 +81,7 @@ mod tests {
     #[test]
     fn those_that_share_a_device_stand_together() {
         let mut all = vec![process(11, "resident", ""), process(12, "waiting", "night"), process(13, "waiting", "")];
-        all.push(Process { pid: 14, ..Process::default() });
+        all.push(Process { name: Name { pid: 14, namesake: 0 }, ..Process::default() });
         let lines = texts(&of_devices(&all, 80));
         assert_eq!(lines.len(), 5, "{lines:?}");
         assert!(lines[0].contains("RESIDENT") && lines[0].contains("89abcdef"), "{lines:?}");

@@ -2,7 +2,7 @@
 //!
 //! A loan is made at a safe point, as a pause from outside is, and is over when its needer's connection is: then what it has taken, and nothing else, comes
 //! back at a safe point, as soon as the memory can be had. The program's own resume wins: what it brings back is no part of the loan any more. In
-//! another process's turn on the device nothing is lent, and nothing comes back; nor does what somebody outside has paused meanwhile.
+//! another process's turn on the device nothing is lent, and nothing comes back; nor does what somebody outside has paused meanwhile: of a loan the rest does.
 
 use super::{Action, Asked, Back, Desk, Inner, Outcome, Part, Undo};
 use crate::lock;
@@ -41,9 +41,31 @@ pub(super) struct Loan {
 }
 
 impl Loan {
-    pub(super) fn shown(&self) -> Value {
+    /// That is no part of it any more.
+    pub(super) fn is_back(&mut self, back: &Back) {
+        let before = self.undo.clone();
+        self.undo.retain_mut(|own| own.take_off(back));
+        if self.undo != before {
+            (self.tries, self.why) = (0, None);
+        }
+    }
+
+    /// It could not be brought back, and is tried again later and later.
+    fn rest(&mut self, why: Option<String>) {
+        self.due = Instant::now() + REST.0.saturating_mul(1 << self.tries.min(10)).min(REST.1);
+        self.tries += 1;
+        self.why = why;
+    }
+
+    /// `is_held`: what is left of it is paused from outside.
+    pub(super) fn shown(&self, is_held: bool) -> Value {
         let state = if self.over { "returning" } else { "lent" };
-        json!({"mark": self.mark, "state": state, "waits": self.terms.waits, "obstacle": self.why})
+        let obstacle = if is_held {
+            Some("it was paused from outside meanwhile, and waits for its resume")
+        } else {
+            self.why.as_deref()
+        };
+        json!({"mark": self.mark, "state": state, "waits": self.terms.waits, "obstacle": obstacle})
     }
 }
 
@@ -82,14 +104,14 @@ impl Desk {
         };
         let mut inner = lock(&self.inner);
         (inner.running, inner.runner) = (None, None);
-        if failed.is_none() {
-            inner.loans.retain(|loan| loan.ticket != asked.ticket);
-        }
         if let Some(loan) = inner.loans.iter_mut().find(|loan| loan.ticket == asked.ticket) {
-            loan.due = Instant::now() + REST.0.saturating_mul(1 << loan.tries.min(10)).min(REST.1);
-            loan.tries += 1;
-            loan.why = failed;
+            match (failed, &asked.action) {
+                // What somebody outside has paused is left of it.
+                (None, Action::Recover { undo, .. }) => undo.iter().for_each(|back| loan.is_back(back)),
+                (why, _) => loan.rest(why),
+            }
         }
+        inner.tidy_loans();
         drop(inner);
         self.review();
     }
@@ -119,8 +141,8 @@ impl Desk {
     pub fn recall<E>(&self, mark: u64, resume: impl FnMut(&Back) -> Result<(), E>) -> Result<(), E> {
         self.end_loans(|loan| loan.mark == mark);
         let inner = self.when_nothing_runs();
-        let ours = inner.loans.iter().filter(|loan| loan.mark == mark && !inner.is_held_over(&loan.undo));
-        let undo: Undo = ours.flat_map(|loan| loan.undo.clone()).collect();
+        let ours = inner.loans.iter().filter(|loan| loan.mark == mark);
+        let undo: Undo = ours.flat_map(|loan| inner.not_held(&loan.undo)).collect();
         if undo.is_empty() || inner.is_runner() || inner.away.is_some() {
             return Ok(());
         }
@@ -169,6 +191,11 @@ impl Inner {
         self.loans.retain(|loan| !loan.undo.is_empty());
     }
 
+    /// A loan, for whoever looks.
+    pub(super) fn shown(&self, loan: &Loan) -> Value {
+        loan.shown(loan.over && self.not_held(&loan.undo).is_empty())
+    }
+
     /// Whether members stay in their safe points because of a loan.
     pub(super) fn waits_for_loans(&self) -> bool {
         self.loans.iter().any(|loan| loan.terms.waits)
@@ -190,9 +217,10 @@ impl Inner {
         if self.away.is_some() {
             return None;
         }
-        let mut due = self.loans.iter().filter(|loan| loan.over && loan.due <= now);
-        let loan = due.find(|loan| !self.is_held_over(&loan.undo))?;
-        let action = Action::Recover { mark: loan.mark, undo: loan.undo.clone() };
+        let due = self.loans.iter().filter(|loan| loan.over && loan.due <= now);
+        let mut free = due.map(|loan| (loan, self.not_held(&loan.undo)));
+        let (loan, undo) = free.find(|(_, undo)| !undo.is_empty())?;
+        let action = Action::Recover { mark: loan.mark, undo };
         Some(Asked { ticket: loan.ticket, action, deadline: now, patience: Duration::ZERO, why: None })
     }
 }

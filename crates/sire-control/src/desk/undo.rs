@@ -2,6 +2,7 @@
 
 use super::{Desk, Inner, NOBODYS, is_under};
 use crate::lock;
+use std::collections::BTreeMap;
 use std::sync::{MutexGuard, PoisonError};
 
 /// A region that a pause has taken.
@@ -47,6 +48,34 @@ impl Back {
         }
     }
 
+    /// What is left of it if what lies under `tops` (None: everything) stays away. The program hears of each tag by itself if that is a part only. What
+    /// cannot be parted goes as a whole.
+    fn outside(&self, tops: &[Option<&str>]) -> Undo {
+        let is_covered = |tag: &str| tops.iter().any(|top| top.is_none_or(|top| is_under(Some(tag), top)));
+        let holds_a_part = |tag: &str| tops.iter().flatten().any(|top| is_under(Some(top), tag));
+        let goes = match self {
+            Back::Everything => tops.is_empty(),
+            Back::Under(tag) => !is_covered(tag) && !holds_a_part(tag),
+            Back::Exactly { parts, .. } => !parts.iter().any(|part| is_covered(&part.tag)),
+        };
+        match self {
+            whole if goes => vec![whole.clone()],
+            Back::Exactly { parts, .. } => by_tag(parts.iter().filter(|part| !is_covered(&part.tag))),
+            _ => Undo::new(),
+        }
+    }
+
+    /// Without what `back` has brought back; whether anything is left.
+    pub(super) fn take_off(&mut self, back: &Back) -> bool {
+        match (&mut *self, back) {
+            (Back::Exactly { parts, .. }, Back::Exactly { parts: returned, .. }) => {
+                parts.retain(|part| !returned.contains(part));
+                !parts.is_empty()
+            }
+            (own, back) => own != back,
+        }
+    }
+
     /// The tag of which the program hears; None: everything.
     #[must_use]
     pub fn asked(&self) -> Option<&str> {
@@ -56,6 +85,15 @@ impl Back {
             Back::Exactly { asked, .. } => asked.as_deref(),
         }
     }
+}
+
+/// The same parts, each tag's as if it had been asked for.
+fn by_tag<'a>(parts: impl Iterator<Item = &'a Part>) -> Undo {
+    let mut tags: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
+    for part in parts {
+        tags.entry(&part.tag).or_default().push(part.clone());
+    }
+    tags.into_iter().map(|(tag, parts)| Back::Exactly { asked: Some(tag.to_owned()), parts }).collect()
 }
 
 impl Desk {
@@ -157,16 +195,12 @@ impl Inner {
             hold.undo.retain(|other| other != back);
             !hold.undo.is_empty() || before == 0
         });
-        self.loans.iter_mut().for_each(|loan| loan.undo.retain(|other| other != back));
+        self.loans.iter_mut().for_each(|loan| loan.is_back(back));
     }
 
-    /// Whether somebody outside has paused what `undo` would bring back, or a part of it.
-    pub(super) fn is_held_over(&self, undo: &Undo) -> bool {
-        let covers = |top: Option<&str>, back: &Back| match (top, back) {
-            (None, _) | (_, Back::Everything) => true,
-            (Some(top), Back::Under(tag)) => is_under(Some(tag), top) || is_under(Some(top), tag),
-            (Some(top), Back::Exactly { parts, .. }) => parts.iter().any(|part| is_under(Some(&part.tag), top)),
-        };
-        self.held.iter().any(|hold| undo.iter().any(|back| covers(hold.tag.as_deref(), back)))
+    /// Of what `undo` would bring back, what nobody outside has paused.
+    pub(super) fn not_held(&self, undo: &Undo) -> Undo {
+        let tops: Vec<Option<&str>> = self.held.iter().map(|hold| hold.tag.as_deref()).collect();
+        undo.iter().flat_map(|back| back.outside(&tops)).collect()
     }
 }

@@ -13,6 +13,7 @@
 //! A plan takes no more than needed: of all sets of offers that make enough room, the one whose dearest member is cheapest, then whose second dearest is, and
 //! so on. If all offers together are not enough, nobody is asked: it would help nobody.
 
+use crate::place::Name;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ pub struct Bytes {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Offer {
     /// Whose it is.
-    pub pid: u32,
+    pub owner: Name,
     /// What it offers.
     pub mark: Mark,
 }
@@ -115,7 +116,7 @@ pub fn order(offers: &[Offer], need: &Need) -> Vec<Offer> {
             (is_spared, each.mark.priority)
         };
         let idle = |each: &Offer| each.mark.idle_seconds;
-        let rest = |each: &Offer| (each.mark.bytes_on(&need.gpu), each.pid, each.mark.mark);
+        let rest = |each: &Offer| (each.mark.bytes_on(&need.gpu), each.owner, each.mark.mark);
         key(a).cmp(&key(b)).then(idle(b).total_cmp(&idle(a))).then_with(|| rest(a).cmp(&rest(b)))
     });
     order
@@ -148,7 +149,10 @@ mod tests {
 
     fn offer(number: u64, bytes: u64) -> Offer {
         let gpus = vec![Bytes { gpu: "GPU-a".to_owned(), bytes }];
-        Offer { pid: 1, mark: Mark { mark: number, gpus, idle_seconds: 10.0, ..Mark::default() } }
+        Offer {
+            owner: Name { pid: 1, namesake: 0 },
+            mark: Mark { mark: number, gpus, idle_seconds: 10.0, ..Mark::default() },
+        }
     }
 
     fn need(bytes: u64) -> Need {
@@ -238,7 +242,7 @@ mod tests {
         mark.after_idle = [0.0, 5.0, 15.0][numbers.below(3) as usize];
         mark.back_seconds = [None, Some(1.0), Some(100.0)][numbers.below(3) as usize];
         mark.obstacle = (numbers.below(8) == 0).then(String::new);
-        made.pid = numbers.below(3) as u32;
+        made.owner.namesake = numbers.below(3) as u32;
         made
     }
 

@@ -1,6 +1,7 @@
 //! Needers and owners with real sockets between them: who is asked, what is kept of what was given, and when it ends.
 
 use super::Borrower;
+use crate::instance;
 use crate::message::{Answer, Code, Refusal, Verb};
 use crate::place::Place;
 use crate::server::{Outbox, Server, Service, Ticket};
@@ -16,6 +17,8 @@ type Outcome = Result<(), Box<dyn Error>>;
 struct Owner {
     bytes: u64,
     gives: bool,
+    /// Which process it says to be: with its marks, and to whoever greets it.
+    instances: [String; 2],
     asked: Mutex<Vec<i32>>,
     ended: AtomicUsize,
 }
@@ -24,10 +27,12 @@ impl Service for Arc<Owner> {
     fn answer(&self, _ticket: Ticket, verb: Verb) -> Option<Answer> {
         let there = if self.gives && self.asked().len() > self.ended() { 0 } else { self.bytes };
         let gpus = json!([{"gpu": "GPU-a", "bytes": there}, {"gpu": "GPU-b", "bytes": 1000}]);
+        let [with_marks, greeting] = &self.instances;
         Some(match verb {
-            Verb::Marks => {
-                Ok(json!({"marks": [{"mark": 1, "tag": "m", "gpus": gpus, "idle_seconds": 5.0}], "more": 1}))
-            }
+            Verb::Hello => Ok(json!({"instance": greeting})),
+            Verb::Marks => Ok(
+                json!({"instance": with_marks, "marks": [{"mark": 1, "tag": "m", "gpus": gpus, "idle_seconds": 5.0}], "more": 1}),
+            ),
             Verb::Reclaim { priority, .. } => {
                 self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(priority);
                 let refusal = || Refusal::new(Code::Refused, "not now, I am busy");
@@ -67,11 +72,18 @@ struct Street {
 
 impl Street {
     fn of(owners: &[(u64, bool)]) -> Result<Street, Box<dyn Error>> {
+        let owners = owners.iter().enumerate().map(|(number, &(bytes, gives))| {
+            let instances = [number.to_string(), number.to_string()];
+            Owner { bytes, gives, instances, asked: Mutex::default(), ended: AtomicUsize::new(0) }
+        });
+        Street::with(owners.collect())
+    }
+
+    fn with(owners: Vec<Owner>) -> Result<Street, Box<dyn Error>> {
         let mut street = Street { root: tempfile::tempdir()?, owners: Vec::new(), running: Vec::new() };
-        for (number, &(bytes, gives)) in owners.iter().enumerate() {
-            let owner = Arc::new(Owner { bytes, gives, asked: Mutex::default(), ended: AtomicUsize::new(0) });
-            // Numbers that are not this process's.
-            let (listener, _) = street.place()?.listen(u32::MAX - 9 + u32::try_from(number)?)?;
+        for owner in owners.into_iter().map(Arc::new) {
+            // All of them have one number, and the needer has it, too: as in containers that share a directory.
+            let (listener, _) = street.place()?.listen(std::process::id())?;
             let outbox = Arc::new(Outbox::new()?);
             let server = Server::new(listener, Arc::clone(&owner), Arc::clone(&outbox), Arc::default());
             let stop = server.stop();
@@ -181,5 +193,26 @@ fn who_has_enough_keeps_it_and_asks_nobody_else() -> Outcome {
     std::thread::sleep(Duration::from_millis(20));
     assert!(street.owners[1].asked().is_empty(), "it asked on");
     assert_eq!((borrower.lent(), street.owners[0].ended()), (20, 0));
+    Ok(())
+}
+
+#[test]
+fn a_needer_does_not_ask_itself_nor_whoever_has_taken_over_an_owners_name() -> Outcome {
+    let owner =
+        |bytes, instances| Owner { bytes, gives: true, instances, asked: Mutex::default(), ended: AtomicUsize::new(0) };
+    let own = instance::spoken(instance::own());
+    let street = Street::with(vec![
+        owner(40, [own.clone(), own]),
+        // One that says nothing of the kind is told from this process by its number.
+        owner(30, [String::new(), String::new()]),
+        owner(20, ["gone".to_owned(), "its successor".to_owned()]),
+    ])?;
+    let borrower = street.borrower()?;
+    wait_until("it never says why", || {
+        borrower.missing(8, Instant::now());
+        borrower.why().contains("it has ended, and another process has its name")
+    });
+    assert!(street.owners.iter().all(|owner| owner.asked().is_empty()), "one was asked that must not be");
+    assert!(borrower.why().contains(&format!("{}-2's 'm'", std::process::id())), "{}", borrower.why());
     Ok(())
 }

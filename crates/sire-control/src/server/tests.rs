@@ -1,12 +1,9 @@
 //! A real socket, and clients of every kind: proper, too many, slow, loud, talking nonsense, of another user.
 
-use super::{
-    AGREEMENTS, AT_ONCE, Connection, Descriptors, IDLE, LINE, Lines, Outbox, PLACES, Server, Service, Ticket,
-    is_same_user,
-};
+use super::{AGREEMENTS, AT_ONCE, Connection, Descriptors, IDLE, LINE, Lines, Outbox, PLACES, Server, Service, Ticket};
 use crate::client::{Client, Failure, ask, ask_all};
 use crate::message::{Answer, Code, LONGEST_REQUEST, Refusal, Verb};
-use crate::place::{Found, Place};
+use crate::place::{Found, Name, Place};
 use serde_json::json;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -72,7 +69,15 @@ impl House {
         let server = Server::new(listener, Arc::clone(&teller), Arc::clone(&outbox), Arc::default());
         let stop = server.stop();
         let thread = Some(std::thread::spawn(|| server.run()));
-        Ok(House { _root: root, place, found: Found { pid: 1, path }, teller, outbox, stop, thread })
+        Ok(House {
+            _root: root,
+            place,
+            found: Found { name: Name { pid: 1, namesake: 0 }, path },
+            teller,
+            outbox,
+            stop,
+            thread,
+        })
     }
 
     fn connect(&self) -> Result<UnixStream, Box<dyn Error>> {
@@ -289,20 +294,12 @@ fn a_server_leaves_no_descriptor_behind_whether_it_ran_or_not() -> Outcome {
 }
 
 #[test]
-fn only_the_same_user_is_the_same_user() {
-    assert!(is_same_user(Some(1000), 1000));
-    for stranger in [Some(0), Some(1001), None] {
-        assert!(!is_same_user(stranger, 1000), "{stranger:?}");
-    }
-}
-
-#[test]
 fn everybody_is_asked_and_what_the_dead_left_is_removed() -> Outcome {
     let house = House::open()?;
     drop(house.place.listen(2)?);
     assert_eq!(house.place.sockets()?.len(), 2);
     let answers = ask_all(&house.place, &Verb::List, PATIENCE)?;
-    assert!(matches!(&answers[..], [(found, Ok(Ok(_)))] if found.pid == 1), "{answers:?}");
+    assert!(matches!(&answers[..], [(found, Ok(Ok(_)))] if found.name.pid == 1), "{answers:?}");
     assert_eq!(house.place.sockets()?.len(), 1);
     Ok(())
 }

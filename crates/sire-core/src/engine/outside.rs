@@ -1,6 +1,7 @@
 //! What touches memory from outside of the engine: questions that are asked on behalf of whoever is about to use an address, or has handed it out.
 
-use super::{Engine, outside};
+use super::Engine;
+use super::remarks::in_no_allocation;
 use crate::driver::Addr;
 use crate::error::Result;
 
@@ -11,7 +12,7 @@ impl Engine {
     /// # Errors
     /// `Paused`: its region is paused, or being paused. `UnknownAddress`: no live allocation of the engine's holds it.
     pub fn require_usable(&self, addr: Addr) -> Result<()> {
-        let (extent, ..) = self.find(addr).ok_or_else(|| outside(addr, 1))?;
+        let (extent, ..) = self.find(addr).ok_or_else(|| in_no_allocation(addr, 1))?;
         if extent.stays_because().is_some() {
             return Ok(());
         }

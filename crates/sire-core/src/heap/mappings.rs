@@ -104,11 +104,20 @@ impl Heap {
     /// Gives access to extents that lie side by side, in one call per run of what is mapped. What is claimed gets it from
     /// whoever has claimed it, what is paused when it is resumed.
     pub(crate) fn grant(&self, extents: &[Arc<Extent>], access: &[Access]) -> Result<()> {
-        let mut claims = Vec::new();
+        let count = self.driver.device_count().unwrap_or(u32::MAX);
+        if let Some(one) = access.iter().find(|one| one.device.0 >= count) {
+            return Err(Error::new(
+                Status::InvalidArgument,
+                format!("access for {}: there are {count} devices", one.device),
+            ));
+        }
+        let (mut claims, mut before) = (Vec::new(), Vec::new());
         for extent in extents {
+            self.peers.name(extent.device, access);
             extent.mapping.iter().for_each(|mapping| mapping.allow(access));
             let claim = extent.refresh_access();
-            claim.iter().filter_map(|claim| claim.extent.mapping.as_ref()).for_each(Mapping::take_over);
+            let mapping = claim.as_ref().and_then(|claim| claim.extent.mapping.as_ref());
+            before.push(mapping.map(Mapping::take_over));
             claims.extend(claim);
         }
         let is_mapped = |claim: &Claim| claim.chunks.iter().all(|chunk| chunk.mapped);
@@ -121,6 +130,14 @@ impl Heap {
                 let grant = || self.driver.set_access(addr, size, access);
                 grant().or_else(|_| grant())
             });
+        if granted.is_err() {
+            let mappings = extents.iter().map(|extent| extent.mapping.as_ref());
+            mappings.zip(before).for_each(|both| {
+                if let (Some(mapping), Some(before)) = both {
+                    mapping.put_back(before)
+                }
+            });
+        }
         claims.into_iter().for_each(|claim| self.put_back(claim));
         Ok(granted?)
     }

@@ -13,7 +13,6 @@ use crate::cache::Depot;
 use crate::driver::{Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
-use crate::mapping::Mapping;
 use crate::notices::Notices;
 use crate::region::Region;
 use crate::registry::{PAGE, Pages, Registry};
@@ -269,7 +268,7 @@ impl Heap {
                 Ok(()) => return,
                 Err(Unfinished::Freed(claim)) => return self.finish_free(claim),
                 Err(Unfinished::AccessStale(claim)) => {
-                    claim.extent.mapping.iter().for_each(Mapping::take_over);
+                    claim.extent.mapping.iter().for_each(|mapping| drop(mapping.take_over()));
                     if let Err(e) = self.renew_access(&claim).or_else(|_| self.renew_access(&claim)) {
                         let base = claim.extent.base;
                         self.notices

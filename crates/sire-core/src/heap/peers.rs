@@ -6,27 +6,47 @@ use crate::driver::{Access, Addr, Device, Rights};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Extent};
 use crate::sync::{Mutex, lock};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// For each device its peers, and whether they still may. Who may no more is kept: its work from before may not be done yet.
 #[derive(Debug, Default)]
-pub(super) struct Peers(Mutex<HashMap<Device, BTreeMap<Device, bool>>>);
+pub(super) struct Peers {
+    allowed: Mutex<HashMap<Device, BTreeMap<Device, bool>>>,
+    /// Those that the program has given access to single mappings of the device.
+    named: Mutex<HashMap<Device, BTreeSet<Device>>>,
+}
 
 impl Peers {
     /// The peers of `device`, and whether they may touch its memory now.
     fn of(&self, device: Device) -> Vec<(Device, bool)> {
-        lock(&self.0).get(&device).into_iter().flatten().map(|(peer, may)| (*peer, *may)).collect()
+        lock(&self.allowed).get(&device).into_iter().flatten().map(|(peer, may)| (*peer, *may)).collect()
+    }
+
+    /// Whose work may touch memory on `device` besides its own: never fewer than were given access since the start.
+    fn users(&self, device: Device) -> BTreeSet<Device> {
+        let named = lock(&self.named).get(&device).cloned().unwrap_or_default();
+        self.of(device).into_iter().map(|(peer, _)| peer).chain(named).collect()
     }
 
     fn set(&self, device: Device, peer: Device, may: bool) {
-        lock(&self.0).entry(device).or_default().insert(peer, may);
+        lock(&self.allowed).entry(device).or_default().insert(peer, may);
+    }
+
+    /// The program gives access to a mapping of memory on `device`.
+    pub(super) fn name(&self, device: Device, access: &[Access]) {
+        let named =
+            access.iter().filter(|one| one.rights != Rights::None && one.device != device).map(|one| one.device);
+        let named: Vec<Device> = named.collect();
+        if !named.is_empty() {
+            lock(&self.named).entry(device).or_default().extend(named);
+        }
     }
 }
 
 impl Heap {
     /// The devices whose work may touch memory on `device`: itself, then its peers, those of before included.
     pub(super) fn users(&self, device: Device) -> Vec<Device> {
-        std::iter::once(device).chain(self.peers.of(device).into_iter().map(|(peer, _)| peer)).collect()
+        std::iter::once(device).chain(self.peers.users(device)).collect()
     }
 
     /// Sets access rights on `size` bytes of memory at `addr` that was mapped just now, as in `extent`.

@@ -51,6 +51,11 @@ impl Ledger {
         self.unmap(range);
     }
 
+    /// Whether an address lies in a reservation that was seen.
+    pub(super) fn is_reserved(&self, at: u64) -> bool {
+        self.reservation_at(at).is_some()
+    }
+
     /// Whether any reservation was made in a region.
     pub(super) fn has_regions(&self) -> bool {
         self.reservations.values().any(|reservation| reservation.region.is_some())

@@ -297,7 +297,13 @@ impl Segments {
 
     /// The program has mapped memory of no region of ours.
     pub fn mapped(&self, addr: Addr, size: u64) {
-        lock(&self.table).ledger.map(&range(addr, size), None);
+        let mut table = lock(&self.table);
+        table.ledger.map(&range(addr, size), None);
+        let known = table.ledger.is_reserved(addr.0);
+        drop(table);
+        if known {
+            self.record(|| SegmentCall::Mapped { addr: addr.0, size });
+        }
     }
 
     /// The program unmaps a range, of one mapping or several. Returns what the caller is to unmap.
@@ -306,7 +312,7 @@ impl Segments {
     /// `InvalidArgument` if the range cuts a mapping; then nothing was unmapped.
     pub fn unmap(&self, addr: Addr, size: u64) -> Result<Vec<Addresses>> {
         let (ours, others) = self.parts(addr, size)?;
-        if !ours.is_empty() {
+        if !ours.is_empty() || lock(&self.table).ledger.is_reserved(addr.0) {
             self.record(|| SegmentCall::Unmap { addr: addr.0, size });
         }
         for extent in &ours {
@@ -395,6 +401,12 @@ impl Segments {
     /// # Errors
     /// `Paused` or `Busy` if the memory is not there now; `InvalidArgument` for a handle that is not live.
     pub fn lend(&self, handle: Handle, why: &'static str) -> Result<Physical> {
+        let lent = self.hand_out(handle, why);
+        self.record(|| SegmentCall::Lend { handle: handle.0, status: status(&lent) });
+        lent
+    }
+
+    fn hand_out(&self, handle: Handle, why: &'static str) -> Result<Physical> {
         let (_, state) = self.take_out(handle)?;
         let (state, lent) = match state {
             State::Loose(physical, _) | State::Stray(physical) => (State::Stray(physical), Ok(physical)),
@@ -414,8 +426,12 @@ impl Segments {
     /// As [`Segments::lend`]; some may stay on the device then, too.
     pub fn lend_range(&self, addr: Addr, size: u64, why: &'static str) -> Result<()> {
         let mapped = self.machine.heap.registry.within(range(addr, size));
-        let ours = mapped.iter().filter(|extent| !extent.is_freed());
-        ours.map(|extent| self.machine.heap.hold(extent, why)).try_for_each(|held| held.map(drop))
+        let ours: Vec<_> = mapped.iter().filter(|extent| !extent.is_freed()).collect();
+        let lent = ours.iter().map(|extent| self.machine.heap.hold(extent, why)).try_for_each(|held| held.map(drop));
+        if !ours.is_empty() {
+            self.record(|| SegmentCall::LendRange { addr: addr.0, size, status: status(&lent) });
+        }
+        lent
     }
 
     /// Refuses to pause regions beside whose memory others' lies in one reservation.

@@ -62,7 +62,8 @@ impl FileRoom {
         Ok(FileRoom { path: path.to_path_buf(), file: DirectFile::new(file, false), seen, version: AtomicU64::new(1) })
     }
 
-    fn size(&self) -> u64 {
+    /// Bytes, as they were last seen.
+    pub(crate) fn size(&self) -> u64 {
         lock(&self.seen).size
     }
 

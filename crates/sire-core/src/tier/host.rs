@@ -30,6 +30,7 @@ pub(crate) struct HostRange {
     start: u64,
     len: u64,
     lent: AtomicBool,
+    shown: AtomicBool,
 }
 
 impl HostRange {
@@ -54,6 +55,13 @@ impl Keeper for HostRange {
         self.lent.store(true, Ordering::Relaxed);
     }
 
+    fn show(&self) {
+        self.lend();
+        if !self.shown.swap(true, Ordering::Relaxed) {
+            self.slab.pages().share_with_children(self.start..self.start + self.len);
+        }
+    }
+
     fn is_lent(&self) -> bool {
         self.lent.load(Ordering::Relaxed)
     }
@@ -70,6 +78,9 @@ impl Keeper for HostRange {
 
 impl Drop for HostRange {
     fn drop(&mut self) {
+        if self.shown.load(Ordering::Relaxed) {
+            self.slab.pages().keep_from_children(self.start..self.start + self.len);
+        }
         self.slab.give(self.start..self.start + rounded(self.len));
     }
 }
@@ -359,7 +370,13 @@ impl HostTier {
 
 fn take(slab: &Arc<HostSlab>, len: u64) -> Option<Arc<HostRange>> {
     let start = slab.take(rounded(len))?;
-    Some(Arc::new(HostRange { slab: Arc::clone(slab), start, len, lent: AtomicBool::new(false) }))
+    Some(Arc::new(HostRange {
+        slab: Arc::clone(slab),
+        start,
+        len,
+        lent: AtomicBool::new(false),
+        shown: AtomicBool::new(false),
+    }))
 }
 
 fn over_limit(bytes: u64, limit: u64, committed: u64) -> Error {

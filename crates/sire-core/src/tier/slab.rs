@@ -2,7 +2,7 @@
 //! is brought in by whoever needs it first, or ahead of that by a [`Crew`] of threads behind the first copies. Of several
 //! threads that want the same unit one works and the others wait; no lock is held meanwhile.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverErrorKind};
 use crate::ranges::Ranges;
 use crate::raw::Pages;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering, lock, spawn, wait};
@@ -219,6 +219,9 @@ impl HostSlab {
             return;
         }
         let Err(error) = self.pages.register(&self.common.driver, self.part(index)) else { return };
+        if error.kind == DriverErrorKind::Capturing {
+            return; // The next part will be let in again.
+        }
         self.refused.store(true, Ordering::Relaxed);
         if !self.common.warned.swap(true, Ordering::Relaxed) {
             *lock(&self.common.refused) = Some(error.to_string());

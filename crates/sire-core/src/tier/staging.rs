@@ -1,5 +1,6 @@
 //! Buffers between a device and a tier: host memory of the arena, so that the driver may know it, at addresses that
-//! direct requests to a disk can use. There are enough for what flies on a lane and what a tier has under way.
+//! direct requests to a disk can use. There are enough for what flies on a lane and what a tier has under way. The fewest that a transition can do with
+//! are brought in before it begins; each of the others when it is first used, while the first requests are under way.
 
 use super::host::{HostTier, Kind};
 use super::record::LARGEST_ALIGN;
@@ -32,16 +33,24 @@ impl Buffers {
         let aligned = |span: Span| span.part((span.ptr() as u64).wrapping_neg() % LARGEST_ALIGN, size);
         let all = ranges.iter().filter_map(|range| range.span(0, size + LARGEST_ALIGN).and_then(aligned));
         let all: Vec<Span> = all.collect();
-        all.iter().try_for_each(Span::bring_in)?;
-        Ok(Buffers { free: (0..all.len()).collect(), all })
+        all.iter().take(FEWEST).try_for_each(Span::bring_in)?;
+        // The last is taken first: what is there already, and later what was used last.
+        Ok(Buffers { free: (0..all.len()).rev().collect(), all })
     }
 
-    /// A buffer that nobody uses.
+    /// A buffer that nobody uses. Those that the system has no memory for any more are not used in this transition.
     pub(crate) fn take(&mut self) -> Option<Span> {
-        self.free.pop().map(|index| self.all[index].clone())
+        let taken = self.free.pop().map(|index| self.all[index].clone());
+        // The next is there as long as anything is said to be free.
+        while let Some(&next) = self.free.last()
+            && self.all[next].bring_in().is_err()
+        {
+            self.free.pop();
+        }
+        taken
     }
 
-    /// How many nobody uses.
+    /// How many nobody uses; if that is not 0, at least one is there.
     pub(crate) fn free(&self) -> usize {
         self.free.len()
     }

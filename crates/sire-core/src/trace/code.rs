@@ -4,7 +4,7 @@
 //! The first payload is the header as JSON; every other one is a record: kind (one byte), nanoseconds since the start, thread,
 //! then the fields of that kind. Numbers are LEB128 varints, texts a length and UTF-8.
 
-use super::{Event, Header, Record, SegmentCall, Transition, VERSION, Verb};
+use super::{Attachment, Event, Header, Record, SegmentCall, Transition, VERSION, Verb};
 use crate::terms::Policy;
 use std::fmt;
 use std::time::Duration;
@@ -15,6 +15,8 @@ pub(super) const MAGIC: [u8; 8] = *b"sire-trc";
 const LONGEST: usize = 2048;
 /// The longest text in a record. Longer tags cannot exist.
 const LONGEST_TEXT: usize = 255;
+/// The longest name of a file. One that is longer is left out: such a file is found nowhere.
+const LONGEST_NAME: usize = 1024;
 
 const REGION: u8 = 1;
 const ENTER: u8 = 2;
@@ -37,6 +39,10 @@ const UNMAP: u8 = 18;
 const GRANT: u8 = 19;
 const RETAIN: u8 = 20;
 const PEER_GONE: u8 = 21;
+const ATTACH: u8 = 22;
+const MAPPED: u8 = 23;
+const LEND: u8 = 24;
+const LEND_RANGE: u8 = 25;
 
 /// More devices than any machine has; a record with all of them is no longer than others.
 const MOST_DEVICES: usize = 128;
@@ -82,6 +88,7 @@ fn kind(event: &Event) -> u8 {
         Event::Free { .. } => FREE,
         Event::Override { .. } => OVERRIDE,
         Event::Changed { .. } => CHANGED,
+        Event::Attach(_) => ATTACH,
         Event::KeepResident { .. } => KEEP_RESIDENT,
         Event::Peer { .. } => PEER,
         Event::Segment(call) => segment_kind(call),
@@ -113,6 +120,12 @@ fn fields(out: &mut Vec<u8>, event: &Event) {
         }
         Event::Changed { addr, len, status } => numbers(out, [*addr, *len, outcome(*status)]),
         Event::KeepResident { addr, status } => numbers(out, [*addr, outcome(*status)]),
+        Event::Attach(file) => {
+            numbers(out, [file.addr, file.len, file.at, file.size, outcome(file.status)]);
+            let name = if file.name.len() <= LONGEST_NAME { file.name.as_str() } else { "" };
+            number(out, name.len() as u64);
+            out.extend_from_slice(name.as_bytes());
+        }
         Event::Segment(call) => segment_fields(out, call),
         Event::Peer { device, peer, status } | Event::PeerGone { device, peer, status } => {
             numbers(out, [(*device).into(), (*peer).into(), outcome(*status)]);
@@ -138,13 +151,18 @@ const fn segment_kind(call: &SegmentCall) -> u8 {
         SegmentCall::Unmap { .. } => UNMAP,
         SegmentCall::Grant { .. } => GRANT,
         SegmentCall::Retain { .. } => RETAIN,
+        SegmentCall::Mapped { .. } => MAPPED,
+        SegmentCall::Lend { .. } => LEND,
+        SegmentCall::LendRange { .. } => LEND_RANGE,
     }
 }
 
 fn segment_fields(out: &mut Vec<u8>, call: &SegmentCall) {
     match call {
         SegmentCall::Reserve { addr, size, region } => numbers(out, [*addr, *size, optional(*region)]),
-        SegmentCall::Unreserve { addr, size } | SegmentCall::Unmap { addr, size } => numbers(out, [*addr, *size]),
+        SegmentCall::Unreserve { addr, size }
+        | SegmentCall::Unmap { addr, size }
+        | SegmentCall::Mapped { addr, size } => numbers(out, [*addr, *size]),
         SegmentCall::Create { handle, region, device, size, shareable, rdma, status } => {
             numbers(out, [*handle, optional(*region), (*device).into(), *size, (*shareable).into()]);
             numbers(out, [u64::from(*rdma), outcome(*status)]);
@@ -160,6 +178,8 @@ fn segment_fields(out: &mut Vec<u8>, call: &SegmentCall) {
             number(out, outcome(*status));
         }
         SegmentCall::Retain { addr } => number(out, *addr),
+        SegmentCall::Lend { handle, status } => numbers(out, [*handle, outcome(*status)]),
+        SegmentCall::LendRange { addr, size, status } => numbers(out, [*addr, *size, outcome(*status)]),
     }
 }
 
@@ -333,7 +353,8 @@ impl<'a> Fields<'a> {
             TRANSITION => return self.transition(),
             TRIM => Event::Trim,
             CUT => Event::Cut,
-            RESERVE..=RETAIN => Event::Segment(self.segment(kind)?),
+            ATTACH => Event::Attach(self.attachment()?),
+            RESERVE..=RETAIN | MAPPED..=LEND_RANGE => Event::Segment(self.segment(kind)?),
             other => Event::Unknown(other),
         })
     }
@@ -367,8 +388,18 @@ impl<'a> Fields<'a> {
                 SegmentCall::Grant { addr, size, access, status: self.status()? }
             }
             RETAIN => SegmentCall::Retain { addr: self.number()? },
+            MAPPED => SegmentCall::Mapped { addr: self.number()?, size: self.number()? },
+            LEND => SegmentCall::Lend { handle: self.number()?, status: self.status()? },
+            LEND_RANGE => SegmentCall::LendRange { addr: self.number()?, size: self.number()?, status: self.status()? },
             _ => return None,
         })
+    }
+
+    fn attachment(&mut self) -> Option<Attachment> {
+        let (addr, len, at, size, status) =
+            (self.number()?, self.number()?, self.number()?, self.number()?, self.status()?);
+        let name = self.text_up_to(LONGEST_NAME)?.to_owned();
+        Some(Attachment { addr, len, at, size, status, name })
     }
 
     /// As it was written: None is 0.
@@ -437,7 +468,11 @@ impl<'a> Fields<'a> {
     }
 
     fn text(&mut self) -> Option<&'a str> {
-        let len = self.number().filter(|len| *len <= LONGEST_TEXT as u64)?;
+        self.text_up_to(LONGEST_TEXT)
+    }
+
+    fn text_up_to(&mut self, longest: usize) -> Option<&'a str> {
+        let len = self.number().filter(|len| *len <= longest as u64)?;
         std::str::from_utf8(self.take(len as usize)?).ok()
     }
 

@@ -1,13 +1,15 @@
 //! Traces: what a program asked of the engine, written to a small file while it runs, and read back to ask it again.
 //!
 //! [`Event`] is the vocabulary, `code` the bytes (docs/trace.md describes them), `tracer` the part inside the engine that writes, [`Reader`]
-//! what reads. No content of memory is ever in a trace: addresses, sizes, tags, times and outcomes only.
+//! what reads. No content of memory is ever in a trace: addresses, sizes, tags, names of files, times and outcomes only.
 
 mod code;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
 mod tracer;
 
 pub use code::{Damage, Reader};
-pub(crate) use tracer::{Tracer, allocation, status};
+pub(crate) use tracer::{Tracer, allocation, attachment, status};
 
 use crate::settings::Settings;
 use crate::terms::{Policy, RegionId, Selection};
@@ -127,6 +129,8 @@ pub enum Event {
         /// The outcome.
         status: i32,
     },
+    /// A file was said to hold bytes.
+    Attach(Attachment),
     /// The allocation that holds an address is to stay on the device.
     KeepResident {
         /// The address.
@@ -242,6 +246,47 @@ pub enum SegmentCall {
         /// The address.
         addr: u64,
     },
+    /// The program has mapped there what the engine does not follow: memory of no region, another process's that it imported, or its own
+    /// for a second time or in part.
+    Mapped {
+        /// Where.
+        addr: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// The memory behind a handle was handed out, as to another process (exported): from then on it stays on the device.
+    Lend {
+        /// The handle.
+        handle: u64,
+        /// The outcome.
+        status: i32,
+    },
+    /// The same for all memory of ours in a range, whoever mapped it.
+    LendRange {
+        /// First byte.
+        addr: u64,
+        /// Bytes.
+        size: u64,
+        /// The outcome.
+        status: i32,
+    },
+}
+
+/// Bytes of an allocation that a file was said to hold ([`crate::engine::Engine::attach_file`]).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// First byte of memory.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where they begin in the file.
+    pub at: u64,
+    /// The file's length; 0 if it could not be opened.
+    pub size: u64,
+    /// The outcome.
+    pub status: i32,
+    /// The file's absolute name, for a replay on the same machine. Empty if it is too long for a record.
+    pub name: String,
 }
 
 /// What a transition was asked for and what it did.

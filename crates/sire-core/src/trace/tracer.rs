@@ -3,7 +3,7 @@
 //! The file is bounded; the trace ends when it is full or cannot be written, and never fails the call that it describes.
 
 use super::code::{MAGIC, beginning, encode};
-use super::{Event, Header, Record, Transition, Verb, texts_of};
+use super::{Attachment, Event, Header, Record, Transition, Verb, texts_of};
 use crate::driver::Addr;
 use crate::error::{Error, Result, Status};
 use crate::notices::Notices;
@@ -174,6 +174,14 @@ pub(crate) fn allocation(request: &Request, outcome: &Result<Addr>) -> Event {
         addr: outcome.as_ref().map_or(0, |addr| addr.0),
         status: status(outcome),
     }
+}
+
+/// The record of a file that was attached; `size` is its length.
+pub(crate) fn attachment(addr: Addr, len: u64, path: &Path, at: u64, outcome: &Result<u64>) -> Event {
+    let full = std::path::absolute(path);
+    let name = full.as_deref().unwrap_or(path).to_string_lossy().into_owned();
+    let (size, status) = (outcome.as_ref().map_or(0, |size| *size), status(outcome));
+    Event::Attach(Attachment { addr: addr.0, len, at, size, status, name })
 }
 
 /// Opens and locks an empty file; `%p` is the process's number. One that somebody else is writing is left alone.

@@ -148,7 +148,11 @@ fn map(team: &Team<'_>, job: &Job, made: &mut Made) -> Result<()> {
 }
 
 fn open(team: &Team<'_>, run: &[Job]) -> Result<()> {
-    let Some(first) = run.first() else { return Ok(()) };
-    let size = run.iter().map(|job| job.size).sum();
-    team.machine.heap.open(&first.extent, Addr(first.start()), size)
+    let heap = &team.machine.heap;
+    let open = |part: &[Job]| {
+        let Some(first) = part.first() else { return Ok(()) };
+        heap.open(&first.extent, Addr(first.start()), part.iter().map(|job| job.size).sum())
+    };
+    // The driver's manual does not say whether one call may span several reservations, which can lie side by side.
+    open(run).or_else(|joint| if run.len() == 1 { Err(joint) } else { run.chunks(1).try_for_each(open) })
 }

@@ -347,6 +347,7 @@ impl Machine {
             });
             at += len;
         }
+        whole.keeper().show();
         Ok(whole)
     }
 

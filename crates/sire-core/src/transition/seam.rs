@@ -250,6 +250,9 @@ impl Source {
                 return;
             }
             let Some(buffer) = self.buffers.take() else { return };
+            if self.buffers.free() < self.kept {
+                return self.buffers.put(&buffer);
+            }
             self.queue.read(record.clone(), buffer, Some(*sum), self.requested);
             self.requested += 1;
         }

@@ -63,11 +63,14 @@ struct State {
     log: Vec<&'static str>,
     faults: BTreeMap<u64, DriverErrorKind>,
     fail_verb: Option<(&'static str, DriverErrorKind)>,
+    widest_access: Option<u64>,
     /// After so many calls of a verb, the next waits.
     gate: Option<(&'static str, u64)>,
     registration: bool,
     hashing: bool,
     capturing: bool,
+    /// Where reservations begin.
+    lowest: u64,
 }
 
 /// What is to happen when a verb is called.
@@ -209,7 +212,14 @@ fn invalid<T>(verb: &'static str, message: impl Into<String>) -> DriverResult<T>
 
 impl MemDriver {
     pub fn new(capacity: u64) -> MemDriver {
-        let state = State { capacity, registration: true, hashing: true, next: 16, ..State::default() };
+        let state = State {
+            capacity,
+            registration: true,
+            hashing: true,
+            next: 16,
+            lowest: 0x7000_0000_0000,
+            ..State::default()
+        };
         MemDriver(Mutex::new(state), Mutex::new(None))
     }
 
@@ -292,6 +302,11 @@ impl MemDriver {
         self.peek_state().pass_marks(|at| at == stream.0);
     }
 
+    /// Reservations begin there from now on.
+    pub fn reserve_from(&self, lowest: u64) {
+        self.peek_state().lowest = lowest;
+    }
+
     pub fn set_capturing(&self, capturing: bool) {
         self.peek_state().capturing = capturing;
     }
@@ -320,6 +335,11 @@ impl MemDriver {
     /// Every later call of `verb` fails, until `None`.
     pub fn fail_always(&self, verb: Option<(&'static str, DriverErrorKind)>) {
         self.peek_state().fail_verb = verb;
+    }
+
+    /// Access cannot be given to more than `bytes` in one call.
+    pub fn set_widest_access(&self, bytes: Option<u64>) {
+        self.peek_state().widest_access = bytes;
     }
 
     /// Whether the driver can hash.
@@ -407,8 +427,8 @@ impl Driver for MemDriver {
         aligned("reserve", &[size])?;
         let align = align.max(GRANULARITY);
         // First fit, so that addresses are reused as soon as they can be.
-        let mut at = 0x7000_0000_0000_u64.next_multiple_of(align);
-        for (&start, &len) in &state.reservations {
+        let mut at = state.lowest.next_multiple_of(align);
+        for (&start, &len) in state.reservations.range(at..) {
             if at + size <= start {
                 break;
             }
@@ -481,6 +501,9 @@ impl Driver for MemDriver {
 
     fn set_access(&self, addr: Addr, size: u64, access: &[Access]) -> DriverResult<()> {
         let mut state = self.begin("set_access")?;
+        if state.widest_access.is_some_and(|widest| size > widest) {
+            return invalid("set_access", "spans too much for one call");
+        }
         let mut at = addr.0;
         while at < addr.0 + size {
             let Some(mapping) = state.mappings.get(&at) else { return invalid("set_access", "not mapped throughout") };

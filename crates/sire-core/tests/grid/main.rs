@@ -17,6 +17,7 @@ mod lazy;
 mod live_map;
 mod model;
 mod progress;
+mod refusals;
 mod regressions;
 mod segments;
 mod shared;

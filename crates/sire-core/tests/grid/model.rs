@@ -175,90 +175,111 @@ impl Life {
         self.world.engine.state(region) == Ok(State::Paused)
     }
 
+    /// One that is there.
+    fn pick_present(&self, which: usize) -> Option<Addr> {
+        self.pick(which).filter(|addr| self.is_there(*addr))
+    }
+
+    /// A part of an allocation: where it begins, and how long it is.
+    fn part_of(&self, addr: Addr, from: u64, len: u64) -> (u64, u64) {
+        let size = self.world.twins[&addr].bytes.len() as u64;
+        (from % size, len.min(size - from % size))
+    }
+
     fn take(&mut self, step: Step) {
+        let world = &mut self.world;
         match step {
             Step::Allocate { region, device, stream, size, capturing } => {
-                let region = self.regions[region];
-                let stream = ProgramStream(stream);
-                let outcome =
-                    self.world.allocate_as(Request { region, device: Device(device), size, stream, capturing });
-                match outcome {
-                    Ok(_) => assert!(!self.is_paused(region)),
-                    Err(e) => assert_eq!(e.status == Status::Paused, self.is_paused(region), "{e}"),
-                }
+                let (region, stream) = (self.regions[region], ProgramStream(stream));
+                self.allocate(Request { region, device: Device(device), size, stream, capturing });
             }
-            Step::Write(which) => {
-                if let Some(addr) = self.pick(which).filter(|a| self.is_there(*a)) {
-                    self.world.write(addr);
-                }
-            }
-            Step::WriteAlike(which, constant) => {
-                if let Some(addr) = self.pick(which).filter(|a| self.is_there(*a)) {
-                    let common: Vec<u8> = (0..6007_u32).map(|i| (i / 23) as u8).collect();
-                    self.world.write_repeated(addr, if constant { b"\x00\x3c" } else { &common });
-                }
-            }
-            Step::Hashing(hashing) => self.world.driver.set_hashing(hashing),
-            Step::WritePart { which, from, len } => {
-                if let Some(addr) = self.pick(which).filter(|a| self.is_there(*a)) {
-                    let size = self.world.twins[&addr].bytes.len() as u64;
-                    let from = from % size;
-                    self.world.write_part(addr, from, len.min(size - from));
-                }
-            }
-            Step::Free { which, capturing } => {
-                if let Some(addr) = self.pick(which)
-                    && self.world.engine.free(addr, capturing).is_ok()
-                {
-                    self.world.twins.remove(&addr);
-                    assert_eq!(self.world.engine.free(addr, true).unwrap_err().status, Status::UnknownAddress);
-                }
-            }
+            Step::Write(which) => self.write(which),
+            Step::WriteAlike(which, constant) => self.write_alike(which, constant),
+            Step::WritePart { which, from, len } => self.write_part(which, from, len),
+            Step::Free { which, capturing } => self.free(which, capturing),
             Step::Attach { which, from, len, stale } => self.attach(which, from, len, stale),
             Step::Harm(which) => self.harm(which),
             Step::Override { which, from, len, keep } => self.set_override(which, from, len, keep),
             Step::KeepResident(which) => self.keep_resident(which),
-            Step::Pause(index) => drop(self.world.pause(&selection(index))),
-            Step::PauseWithout { selection: index, which, from, len } => {
-                let Some(addr) = self.pick(which) else { return };
-                let size = self.world.twins[&addr].bytes.len() as u64;
-                let hole = (addr.offset(from % size), len.min(size - from % size));
-                drop(self.world.pause_without(&selection(index), &[hole]));
-            }
-            Step::ResumeBehind(index) => drop(self.world.resume_behind(&selection(index))),
-            Step::Resume(index) => drop(self.world.resume(&selection(index))),
-            Step::Switch { pause, resume } => drop(self.world.switch(&selection(pause), &selection(resume))),
+            Step::Backup(which) => self.read_backup(which),
+            Step::PauseWithout { selection: index, which, from, len } => self.pause_without(index, which, from, len),
+            Step::Enter(index) => self.enter(self.regions[index]),
+            Step::Pause(index) => drop(world.pause(&selection(index))),
+            Step::PauseLazily(index) => drop(world.pause_lazily(&selection(index))),
+            Step::Resume(index) => drop(world.resume(&selection(index))),
+            Step::ResumeBehind(index) => drop(world.resume_behind(&selection(index))),
+            Step::Switch { pause, resume } => drop(world.switch(&selection(pause), &selection(resume))),
+            Step::PreCopy(index) => drop(world.engine.pre_copy(&tag(TAGS[index]), false)),
+            Step::Promote(index) => drop(world.engine.promote(&selection(index))),
+            Step::Tend => drop(world.engine.tend()),
+            Step::Trim => drop(world.engine.trim()),
+            Step::HostLimit(limit) => world.engine.configure(&|config| config.host_limit = limit),
+            Step::Peer(device, true) => drop(world.engine.allow_peer(Device(device), Device(1 - device))),
+            Step::Peer(device, false) => drop(world.engine.refuse_peer(Device(device), Device(1 - device))),
+            Step::Hashing(hashing) => world.driver.set_hashing(hashing),
+            Step::Capacity(bytes) => world.driver.set_capacity(bytes),
             Step::Fault { after, short } => {
                 let kind = if short { DriverErrorKind::OutOfMemory } else { DriverErrorKind::Other };
-                self.world.driver.fail_at(self.world.driver.calls() + after, kind);
+                world.driver.fail_at(world.driver.calls() + after, kind);
             }
-            Step::Capacity(bytes) => self.world.driver.set_capacity(bytes),
-            Step::Trim => drop(self.world.engine.trim()),
-            Step::Backup(which) => self.read_backup(which),
-            Step::Tend => drop(self.world.engine.tend()),
-            Step::Promote(index) => drop(self.world.engine.promote(&selection(index))),
-            Step::PauseLazily(index) => drop(self.world.pause_lazily(&selection(index))),
-            Step::PreCopy(index) => drop(self.world.engine.pre_copy(&tag(TAGS[index]), false)),
-            Step::HostLimit(limit) => self.world.engine.configure(&|config| config.host_limit = limit),
-            Step::Peer(device, true) => drop(self.world.engine.allow_peer(Device(device), Device(1 - device))),
-            Step::Peer(device, false) => drop(self.world.engine.refuse_peer(Device(device), Device(1 - device))),
-            Step::Enter(index) => {
-                let region = self.regions[index];
-                if self.world.engine.enter(region, OnPaused::Resume).is_ok() {
-                    assert!(!self.is_paused(region));
-                    assert_eq!(self.world.pause(&Selection::All).unwrap_err().status, Status::Busy);
-                    self.world.engine.leave(region);
-                }
-            }
+        }
+    }
+
+    fn allocate(&mut self, request: Request) {
+        let region = request.region;
+        match self.world.allocate_as(request) {
+            Ok(_) => assert!(!self.is_paused(region)),
+            Err(e) => assert_eq!(e.status == Status::Paused, self.is_paused(region), "{e}"),
+        }
+    }
+
+    fn write(&mut self, which: usize) {
+        if let Some(addr) = self.pick_present(which) {
+            self.world.write(addr);
+        }
+    }
+
+    fn write_alike(&mut self, which: usize, constant: bool) {
+        if let Some(addr) = self.pick_present(which) {
+            let common: Vec<u8> = (0..6007_u32).map(|i| (i / 23) as u8).collect();
+            self.world.write_repeated(addr, if constant { b"\x00\x3c" } else { &common });
+        }
+    }
+
+    fn write_part(&mut self, which: usize, from: u64, len: u64) {
+        if let Some(addr) = self.pick_present(which) {
+            let (from, len) = self.part_of(addr, from, len);
+            self.world.write_part(addr, from, len);
+        }
+    }
+
+    fn free(&mut self, which: usize, capturing: bool) {
+        if let Some(addr) = self.pick(which)
+            && self.world.engine.free(addr, capturing).is_ok()
+        {
+            self.world.twins.remove(&addr);
+            assert_eq!(self.world.engine.free(addr, true).unwrap_err().status, Status::UnknownAddress);
+        }
+    }
+
+    fn pause_without(&mut self, index: usize, which: usize, from: u64, len: u64) {
+        let Some(addr) = self.pick(which) else { return };
+        let (from, len) = self.part_of(addr, from, len);
+        drop(self.world.pause_without(&selection(index), &[(addr.offset(from), len)]));
+    }
+
+    fn enter(&mut self, region: RegionId) {
+        if self.world.engine.enter(region, OnPaused::Resume).is_ok() {
+            assert!(!self.is_paused(region));
+            assert_eq!(self.world.pause(&Selection::All).unwrap_err().status, Status::Busy);
+            self.world.engine.leave(region);
         }
     }
 
     /// Only while resident: an override of paused bytes changes the next pause, not this one's backup.
     fn set_override(&mut self, which: usize, from: u64, len: u64, keep: bool) {
         let Some(addr) = self.pick(which) else { return };
-        let size = self.world.twins[&addr].bytes.len() as u64;
-        let from = from % size;
-        let len = len.min(size - from);
+        let (from, len) = self.part_of(addr, from, len);
         self.world.set_override(addr, from, len, keep);
         let twin = &self.world.twins[&addr];
         if !keep && self.is_paused(twin.region) {

@@ -4,7 +4,7 @@ use crate::common::GRANULARITY;
 use crate::common::player::{HERE, PEER, Player, STRIDE, WANTED, access};
 use crate::common::world::{policy, tag};
 use proptest::prelude::*;
-use sire_core::driver::{Addr, Driver, DriverErrorKind};
+use sire_core::driver::{Addr, Device, Driver, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 use sire_core::segments::{Handle, Segments};
@@ -38,6 +38,63 @@ fn a_segment_grows_is_paused_and_comes_back_as_it_was() {
     assert_eq!(player.driver.properties(), vec![Some(WANTED); 4]);
     let opened = player.driver.log()[before..].iter().filter(|verb| **verb == "set_access").count();
     assert_eq!(opened, 3, "one piece, so that the copy begins, then runs of two and of what is left");
+    player.check_no_leak();
+}
+
+/// It once waited for the owner alone, and for peers only if they were given access to all of it: work of another device that the program had named in
+/// its own call could still write to what was being copied.
+#[test]
+fn a_pause_waits_for_every_device_that_was_given_access() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let waits = |player: &mut Player| {
+        let before = player.driver.log().len();
+        player.pause(&tag("a")).unwrap();
+        let log = player.driver.log();
+        let waits = log[before..].iter().filter(|verb| **verb == "synchronize").count();
+        player.resume(&tag("a")).unwrap();
+        waits
+    };
+    player.open(segment, &[0, 1], HERE);
+    assert_eq!(waits(&mut player), 1);
+    player.open(segment, &[1], PEER);
+    assert_eq!(waits(&mut player), 2, "the peer's work is not waited for");
+    player.check_no_leak();
+}
+
+/// Reservations can lie side by side, and the manual does not say whether one call may give access to memory in both.
+#[test]
+fn access_that_is_refused_for_several_pieces_is_given_piece_by_piece() {
+    let mut player = Player::new(16 * STRIDE, STRIDE);
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 8);
+    player.grow(segment, &[0, 1, 2, 3], Some(a), a).unwrap();
+    player.open(segment, &[0, 1, 2, 3], PEER);
+    player.pause(&tag("a")).unwrap();
+    player.driver.set_widest_access(Some(STRIDE));
+    assert_eq!(player.resume(&tag("a")).unwrap().bytes_moved, 4 * STRIDE);
+    player.check_no_leak();
+}
+
+/// It once stayed noted, and every later resume asked for it, and failed.
+#[test]
+fn access_that_is_refused_is_not_asked_for_again() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 2);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    player.open(segment, &[0], HERE);
+    let addr = player.addr(segment, 0);
+    let (refused, message) = status(player.calls().grant(addr, SMALL, &access(Device(7))));
+    assert!(refused == Status::InvalidArgument && message.contains("there are 2 devices"), "{message}");
+    player.driver.set_widest_access(Some(1));
+    player.calls().grant(addr, SMALL, &access(PEER)).unwrap_err();
+    player.driver.set_widest_access(None);
+    player.pause(&tag("a")).unwrap();
+    player.resume(&tag("a")).unwrap();
+    assert!(player.driver.peek(PEER, addr, 1).is_err(), "the peer reads what the driver refused to give it");
     player.check_no_leak();
 }
 

@@ -213,7 +213,7 @@ proptest! {
     }
 
     #[test]
-    fn any_payload_with_a_right_sum_is_survived(payloads in proptest::collection::vec((0..13u8, proptest::collection::vec(any::<u8>(), 0..200)), 0..5)) {
+    fn any_payload_with_a_right_sum_is_survived(payloads in proptest::collection::vec((0..32u8, proptest::collection::vec(any::<u8>(), 0..200)), 0..5)) {
         let payloads: Vec<Vec<u8>> = payloads.into_iter().map(|(kind, rest)| [&[kind][..], &rest].concat()).collect();
         let found: Vec<_> = Reader::new(&framed(&payloads)).unwrap().collect();
         prop_assert!(found.len() <= payloads.len());

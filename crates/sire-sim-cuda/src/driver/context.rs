@@ -32,7 +32,7 @@ export! { Driver:
     }
     fn cuDeviceGetName(buffer: Out<c_char>, capacity: c_int, device: c_int) |machine| {
         state::check_device(machine, device)?;
-        write_text(buffer.required()?, usize::try_from(capacity).unwrap_or(0), properties::NAME);
+        write_text(buffer.required()?, usize::try_from(capacity).unwrap_or(0), properties::name());
         Ok(())
     }
     fn cuDeviceTotalMem_v2(bytes: Out<usize>, device: c_int) |machine| {
@@ -46,20 +46,20 @@ export! { Driver:
         value.set(properties::attribute(attribute, device))
     }
     fn cuDeviceGetUuid(out: Out<Uuid>, device: c_int) |machine| {
-        out.set(Uuid { bytes: properties::uuid(state::check_device(machine, device)?) })
+        // The older form says which GPU it is also of a MIG device.
+        out.set(Uuid { bytes: properties::gpu_uuid(properties::gpu_of(state::check_device(machine, device)?)) })
     }
     fn cuDeviceGetUuid_v2(out: Out<Uuid>, device: c_int) |machine| {
         out.set(Uuid { bytes: properties::uuid(state::check_device(machine, device)?) })
     }
     fn cuDeviceGetPCIBusId(buffer: Out<c_char>, capacity: c_int, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
-        write_text(buffer.required()?, usize::try_from(capacity).unwrap_or(0), &properties::pci_address(device));
+        write_text(buffer.required()?, usize::try_from(capacity).unwrap_or(0), &properties::pci_address(properties::gpu_of(device)));
         Ok(())
     }
     fn cuDeviceGetByPCIBusId(out: Out<c_int>, address: Text) |machine| {
         let address = address.get()?;
-        let device = properties::device_at(machine, address).map(|device| visible::to_program(machine, device));
-        let device = device.filter(|ordinal| *ordinal >= 0);
+        let device = properties::gpu_at(machine, address).and_then(|gpu| visible::part_of(machine, gpu));
         out.set(device.ok_or_else(|| Code::INVALID_VALUE.because(format!("no device at {address}")))?)
     }
     fn cuDeviceComputeCapability(major: Out<c_int>, minor: Out<c_int>, device: c_int) |machine| {

@@ -8,6 +8,7 @@ mod launch;
 mod memory;
 mod pool;
 mod queue;
+mod versions;
 mod vmm;
 
 pub use vmm::LABEL_SHIFT;

@@ -1,9 +1,10 @@
 //! Versions, errors, devices and their properties, peers, entry points of the driver.
 
-use crate::abi::{DeviceProp, Handle};
+use crate::abi::Handle;
 use crate::boundary::{Out, Text, contain, error_text, export, last_error, take_last_error, write_text};
+use crate::device_prop::{self, DeviceProp, DeviceProp12};
 use crate::driver::entry;
-use crate::{abi12, names, properties, release, state, visible};
+use crate::{names, properties, release, state, visible};
 use sire_sim::Code;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 
@@ -76,13 +77,13 @@ export! { RuntimeQuery:
         let (prop, all) = (prop.required()?, properties::properties(machine, device)?);
         if release::is_12() {
             // The plain name is CUDA 11's there, and its struct shorter.
-            return prop.cast().set(abi12::eleven(&all, properties::dropped()));
+            return prop.cast().set(device_prop::eleven(&all, properties::dropped()));
         }
         prop.set(all)
     }
-    fn cudaGetDeviceProperties_v2(prop: Out<abi12::DeviceProp12>, device: c_int) |machine| {
+    fn cudaGetDeviceProperties_v2(prop: Out<DeviceProp12>, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
-        prop.required()?.set(abi12::twelve(&properties::properties(machine, device)?, properties::dropped()))
+        prop.required()?.set(device_prop::twelve(&properties::properties(machine, device)?, properties::dropped()))
     }
     fn cudaDeviceGetAttribute(value: Out<c_int>, attribute: c_int, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
@@ -94,7 +95,7 @@ export! { RuntimeQuery:
     fn cudaDeviceGetPCIBusId(buffer: Out<c_char>, capacity: c_int, device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
         let capacity = usize::try_from(capacity).unwrap_or(0);
-        let address = properties::pci_address(device);
+        let address = properties::pci_address(properties::gpu_of(device));
         if capacity <= address.len() {
             return Err(Code::INVALID_VALUE.because(format!("{capacity} bytes are too few for {address}")));
         }
@@ -103,8 +104,7 @@ export! { RuntimeQuery:
     }
     fn cudaDeviceGetByPCIBusId(device: Out<c_int>, address: Text) |machine| {
         let address = address.get()?;
-        let found = properties::device_at(machine, address).map(|device| visible::to_program(machine, device));
-        let found = found.filter(|ordinal| *ordinal >= 0);
+        let found = properties::gpu_at(machine, address).and_then(|gpu| visible::part_of(machine, gpu));
         device.set(found.ok_or_else(|| Code::INVALID_VALUE.because(format!("no device at {address}")))?)
     }
     fn cudaDeviceCanAccessPeer(can: Out<c_int>, device: c_int, peer: c_int) |machine| {
@@ -134,10 +134,9 @@ fn entry_point(
     status: Out<c_int>,
 ) -> sire_sim::Result<()> {
     let pointer = pointer.required()?;
-    let found = entry::find(symbol.get()?, version, flags);
-    pointer.set(found.unwrap_or(std::ptr::null_mut()))?;
-    status.set_if(if found.is_some() { entry::SUCCESS } else { entry::NOT_FOUND });
-    Ok(())
+    let found = entry::look_up(symbol.get()?, version, flags)?;
+    status.set_if(found.status());
+    pointer.set(found.address())
 }
 
 export! { Runtime:

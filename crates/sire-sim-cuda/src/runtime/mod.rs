@@ -8,6 +8,7 @@ mod graph;
 pub mod ipc;
 mod kernel;
 mod memory;
+mod per_thread;
 pub mod pool;
 mod stream;
 mod symbol;

@@ -11,7 +11,10 @@ int main(int argc, char **argv) {
   }
   OK(cudaGetDriverEntryPointByVersion("cuNoSuchThing", &function, 12000, 0, &status));
   CHECK(function == NULL && status == 1);
-  EXPECT(500, cuGetProcAddress_v2("cudaMalloc", &function, 12000, 0, &status));
+  OK(cuGetProcAddress_v2("cudaMalloc", &function, 12000, 0, &status));
+  CHECK(function == NULL && status == 1);
+  EXPECT(500, cuGetProcAddress("cudaMalloc", &function, 12000, 0));
+  CHECK(function == NULL);
   EXPECT(1, cudaGetDriverEntryPointByVersion(NULL, &function, 12000, 0, &status));
   OK(cudaGetDriverEntryPointByVersion("cuMemGetInfo", &function, 12000, 0, NULL));
   CHECK(function == (void *)cuMemGetInfo_v2);
@@ -29,7 +32,26 @@ int main(int argc, char **argv) {
     OK(cuGetProcAddress_v2(forms[i].name, &function, forms[i].version, 0, &status));
     if (function != forms[i].form) FAIL("%s of %d", forms[i].name, forms[i].version);
   }
-  EXPECT(500, cuGetProcAddress_v2("cuGetProcAddress", &function, 11020, 0, &status));
-  CHECK(function == NULL && status == 1);
+
+  /* what is not there yet is told from what is not there at all: since CUDA 12 by the status, before by an error */
+  struct { const char *name; int version; } later[] = {{"cuGetProcAddress", 11020}, {"cuMemCreate", 10010}, {"cuMemAlloc", 2000}, {"cuMemAllocAsync", 11010}};
+  for (size_t i = 0; i < sizeof later / sizeof *later; i++) {
+    for (unsigned long long flags = 0; flags <= 2; flags++) {
+      status = -1, function = &status;
+      OK(cuGetProcAddress_v2(later[i].name, &function, later[i].version, flags, &status));
+      CHECK(function == NULL && status == 2);
+      OK(cuGetProcAddress_v2(later[i].name, &function, later[i].version, flags, NULL));
+      status = -1, function = &status;
+      OK(cudaGetDriverEntryPointByVersion(later[i].name, &function, later[i].version, flags, &status));
+      CHECK(function == NULL && status == 2);
+      EXPECT(500, cuGetProcAddress(later[i].name, &function, later[i].version, flags));
+      OK(cuGetProcAddress_v2(later[i].name, &function, 12000, flags, &status));
+      CHECK(function != NULL && status == 0);
+    }
+  }
+  /* nor is anything known of a CUDA that is newer than the driver */
+  EXPECT(1, cuGetProcAddress_v2("cuMemAlloc", &function, 99000, 0, &status));
+  EXPECT(1, cuGetProcAddress("cuMemAlloc", &function, 99000, 0));
+  EXPECT(1, cudaGetDriverEntryPointByVersion("cuMemAlloc", &function, 99000, 0, &status));
   puts("ok");
 }

@@ -41,6 +41,10 @@ static int child(int device, const char *memory, const char *event_text) {
   CHECK(opened == again && (ptr_t)opened == third);
   OK(cuIpcCloseMemHandle(third));
   OK(cudaIpcCloseMemHandle(again));
+  /* A fill is not over when the call returns: who reads elsewhere waits for the event behind it. */
+  OK(cudaIpcOpenEventHandle(&event, from_hex(event_text)));
+  OK(cuIpcOpenEventHandle(&same, from_hex(event_text)));
+  OK(cudaEventSynchronize(event));
   OK(cudaMemcpy(host, opened, MIB, 2));
   for (size_t i = 0; i < MIB; i++) CHECK(host[i] == 1);
   struct { int type, device; void *device_pointer, *host_pointer; char reserved[64]; } attributes;
@@ -58,9 +62,6 @@ static int child(int device, const char *memory, const char *event_text) {
   cudaGetLastError();
   OK(cudaMemset(opened, 2, MIB)); /* by this process's own device */
   OK(cudaDeviceSynchronize());
-  OK(cudaIpcOpenEventHandle(&event, from_hex(event_text)));
-  OK(cuIpcOpenEventHandle(&same, from_hex(event_text)));
-  OK(cudaEventSynchronize(event));
   OK(cudaEventQuery(same));
   EXPECT(400, cudaIpcGetEventHandle(&none, event));
   OK(cudaEventRecord(event, NULL));

@@ -1,0 +1,222 @@
+//! One stream: a queue of operations, who takes them off it, and points in it that others wait for.
+
+use crate::clock::{Clock, Mark, Step};
+use crate::core::{Core, Work, locked};
+use crate::error::Code;
+use crate::options::Executor;
+use crate::types::StreamId;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// A point in a stream.
+#[derive(Clone, Debug)]
+pub struct Point {
+    pub(super) stream: Arc<StreamInner>,
+    pub(super) number: u64,
+    pub(super) mark: Option<Mark>,
+}
+
+/// An operation, what it comes after, and where the time of its end is noted.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) after: Vec<Point>,
+    pub(super) work: Work,
+    pub(super) stamp: Option<Arc<OnceLock<Instant>>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    submitted: u64,
+    completed: u64,
+    /// The mark of the last operation.
+    mark: Option<Mark>,
+    running: bool,
+    closing: bool,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// One stream. See the module's documentation.
+#[derive(Debug)]
+pub struct StreamInner {
+    /// Its handle.
+    pub id: StreamId,
+    /// Its device.
+    pub device: u32,
+    /// Whether it is ordered with the legacy stream.
+    pub blocking: bool,
+    /// Whether it is the legacy stream.
+    pub legacy: bool,
+    pub(super) priority: i32,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl StreamInner {
+    pub(super) fn new(id: StreamId, device: u32, blocking: bool, legacy: bool, priority: i32) -> StreamInner {
+        StreamInner { id, device, blocking, legacy, priority, queue: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn submitted(&self) -> u64 {
+        locked(&self.queue).submitted
+    }
+
+    /// The point behind all that was submitted.
+    pub(super) fn end(self: &Arc<Self>) -> Point {
+        let queue = locked(&self.queue);
+        Point { stream: Arc::clone(self), number: queue.submitted, mark: queue.mark.clone() }
+    }
+
+    /// Whether nobody can wait for anything here any more, in real or virtual time.
+    pub(super) fn is_over(&self) -> bool {
+        let queue = locked(&self.queue);
+        queue.completed >= queue.submitted && queue.mark.as_ref().is_none_or(|mark| mark.settled().is_some())
+    }
+
+    fn is_done(&self, number: u64) -> bool {
+        locked(&self.queue).completed >= number
+    }
+
+    pub(super) fn push(self: &Arc<Self>, core: &Arc<Core>, item: Item) -> Point {
+        let steps = core.steps(self.device, &item.work);
+        let marker =
+            matches!(item.work, Work::Empty) && item.after.iter().all(|point| point.stream.is_done(point.number));
+        let mut queue = locked(&self.queue);
+        queue.mark = core.clock.as_ref().map(|clock| mark(clock, queue.mark.take(), &item, &steps));
+        let point =
+            |queue: &Queue| Point { stream: Arc::clone(self), number: queue.submitted, mark: queue.mark.clone() };
+        if marker && queue.completed == queue.submitted {
+            // An event behind nothing has passed at once; no worker is woken for it.
+            (queue.submitted, queue.completed) = (queue.submitted + 1, queue.completed + 1);
+            if let Some(stamp) = &item.stamp {
+                let _ = stamp.set(Instant::now());
+            }
+            return point(&queue);
+        }
+        queue.items.push_back(item);
+        queue.submitted += 1;
+        let point = point(&queue);
+        if core.options.executor == Executor::Threads && queue.worker.is_none() {
+            queue.worker = self.start_worker(core);
+        }
+        drop(queue);
+        self.changed.notify_all();
+        if core.options.executor == Executor::Inline {
+            self.wait(core, point.number);
+        }
+        point
+    }
+
+    fn start_worker(self: &Arc<Self>, core: &Arc<Core>) -> Option<JoinHandle<()>> {
+        let (stream, core) = (Arc::clone(self), Arc::clone(core));
+        let name = format!("sim-stream-{:x}", self.id.0);
+        // Without a thread (limits), waiters run the queue themselves.
+        std::thread::Builder::new().name(name).spawn(move || stream.work(&core)).ok()
+    }
+
+    fn work(&self, core: &Core) {
+        loop {
+            let mut queue = locked(&self.queue);
+            while queue.items.is_empty() || queue.running {
+                if queue.closing && queue.items.is_empty() {
+                    return;
+                }
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(queue);
+            self.step(core);
+        }
+    }
+
+    /// Takes and carries out the first operation, if there is one and nobody else is at it.
+    fn step(&self, core: &Core) {
+        let mut queue = locked(&self.queue);
+        if queue.running {
+            return;
+        }
+        let Some(item) = queue.items.pop_front() else { return };
+        queue.running = true;
+        drop(queue);
+        item.after.iter().for_each(|point| point.stream.wait(core, point.number));
+        self.carry_out(core, &item);
+        drop(item);
+        let mut queue = locked(&self.queue);
+        queue.running = false;
+        queue.completed += 1;
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    fn carry_out(&self, core: &Core, item: &Item) {
+        if core.lost(self.device) == Code::SUCCESS {
+            let run = std::panic::AssertUnwindSafe(|| core.run(self.device, &item.work));
+            match std::panic::catch_unwind(run) {
+                Ok(Ok(())) => {}
+                Ok(Err(code)) => core.lose(self.device, code),
+                Err(_) => core.lose(self.device, Code::LAUNCH_FAILED),
+            }
+        }
+        if let Some(stamp) = &item.stamp {
+            let _ = stamp.set(Instant::now());
+        }
+    }
+
+    /// Waits until operation `number` is completed. While nobody is at the queue, the waiter works on it
+    /// itself: that saves two changes of thread where a worker exists, and is the only way where none does.
+    pub(super) fn wait(&self, core: &Core, number: u64) {
+        loop {
+            let queue = locked(&self.queue);
+            if queue.completed >= number || queue.submitted < number {
+                return;
+            }
+            if queue.running {
+                drop(self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner));
+            } else {
+                drop(queue);
+                self.step(core);
+            }
+        }
+    }
+
+    pub(super) fn wait_all(&self, core: &Core) {
+        self.wait(core, self.submitted());
+    }
+
+    /// Whether `number` is completed. A deferred queue takes one step, so that polling gets there.
+    pub(super) fn poll(&self, core: &Core, number: u64) -> bool {
+        if core.options.executor == Executor::Deferred && !self.is_done(number) {
+            let first = locked(&self.queue).items.front().map(|item| item.after.clone());
+            match first.into_iter().flatten().find(|point| !point.stream.is_done(point.number)) {
+                Some(point) => drop(point.stream.poll(core, point.number)),
+                None => self.step(core),
+            }
+        }
+        self.is_done(number)
+    }
+
+    /// No more will come: the worker finishes its queue and ends by itself.
+    pub(super) fn end_worker(&self) {
+        locked(&self.queue).closing = true;
+        self.changed.notify_all();
+    }
+
+    /// The same; the worker, to be waited for.
+    pub(super) fn close(&self) -> Option<JoinHandle<()>> {
+        let mut queue = locked(&self.queue);
+        queue.closing = true;
+        let worker = queue.worker.take();
+        drop(queue);
+        self.changed.notify_all();
+        worker
+    }
+}
+
+/// The mark of an operation that is about to be pushed behind `before`.
+fn mark(clock: &Clock, before: Option<Mark>, item: &Item, steps: &[Step]) -> Mark {
+    let after = item.after.iter().filter_map(|point| point.mark.clone()).chain(before).collect();
+    let calls = &clock.profile.calls;
+    let cost = if matches!(item.work, Work::Empty) { calls.record_us } else { calls.submit_us };
+    clock.submit(steps, after, cost)
+}
