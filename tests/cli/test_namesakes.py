@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, clean_environment
+from containers import container
 from running import line, running
 from watching import Dashboard
 
@@ -33,18 +32,6 @@ while True:
 """
 # More than any process has.
 NOBODYS = 2**22 + 1
-
-
-def container() -> list[str]:
-    """What starts a program in a PID namespace of its own, in which it is process 1 and ends with whoever started it."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        pytest.skip("no unshare on this machine (util-linux)")
-    user = [] if os.geteuid() == 0 else ["--user", "--map-current-user"]
-    command = [unshare, *user, "--pid", "--fork", "--kill-child"]
-    if subprocess.run([*command, "true"], capture_output=True, timeout=60, check=False).returncode != 0:
-        pytest.skip("this machine lets nobody have a PID namespace")
-    return command
 
 
 class Street:
@@ -94,6 +81,8 @@ def street(command: Path, library: Path, stand_in: Path, tmp_path_factory: pytes
 
 def test_containers_that_share_a_directory_are_told_apart(street: Street) -> None:
     within = container()
+    if within is None:
+        pytest.skip("this machine lets nobody have a PID namespace, or has no unshare (util-linux)")
     assert [street.start(tag, within) for tag in ("one", "other")] == [1, 1]
     # For a third container neither has a number.
     for place in (None, within):

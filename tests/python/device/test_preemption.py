@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from containers import container
 from running import end, line, running, until
 
 PROGRAM = Path(__file__).with_name("preempt_program.py")
@@ -112,8 +112,9 @@ class Pool:
         return next(str(each["state"]) for each in self.asked(agent)["stats"]["regions"] if each["tag"] == tag)
 
     def reset(self) -> None:
-        """Ends the others."""
-        for agent in self._busy:
+        """Ends the others. A test that skips has started none, and those of the one before are idle already."""
+        busy, self._busy = self._busy, []
+        for agent in busy:
             if agent.has_filled or agent.is_old() or agent.process.poll() is not None:
                 end(agent.process)
             else:
@@ -353,9 +354,6 @@ def test_a_child_of_the_needer_holds_no_loan_whenever_it_was_forked(
 def test_what_gave_way_comes_back_in_the_owners_turn(pool: Pool, start: Start, preloaded: bool) -> None:
     if not preloaded:
         pytest.skip("time slices need a hook mode in which everything is heard")
-    # Not understood yet: alone it passes, behind other tests of this file the need is not met.
-    if os.environ.get("SIRE_TEST_UNSETTLED") != "1":
-        pytest.skip("not settled: behind other tests of its file it waits in vain; SIRE_TEST_UNSETTLED=1 runs it")
     owner, other, needer = start(3)
     assert owner.ask("turns", quantum=0.05) == "turn"
     owner.ask("fill", tag="cache", mib=40)
@@ -398,13 +396,9 @@ def test_a_pause_from_outside_of_a_part_keeps_that_part(pool: Pool, start: Start
 def test_processes_of_several_containers_with_one_number_are_told_apart(pool: Pool, start: Start, mode: str) -> None:
     if mode != "torch":
         pytest.skip("the process is the same in every mode")
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        pytest.skip("no unshare on this machine (util-linux)")
-    user = [] if os.geteuid() == 0 else ["--user", "--map-current-user"]
-    within = [unshare, *user, "--pid", "--fork", "--kill-child"]
-    if subprocess.run([*within, "true"], capture_output=True, timeout=60, check=False).returncode != 0:
-        pytest.skip("this machine lets nobody have a PID namespace")
+    within = container()
+    if within is None:
+        pytest.skip("this machine lets nobody have a PID namespace, or has no unshare (util-linux)")
     cheap, dear, needer = pool.start(3, within)
     assert [agent.ask("number") for agent in (cheap, dear, needer)] == [1, 1, 1]
     cheap.ask("fill", tag="cheap", mib=32)

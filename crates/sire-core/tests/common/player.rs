@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 /// Pieces lie this far apart: the engine finds memory by pages of this size.
 pub const STRIDE: u64 = 2 << 20;
+/// Bytes of a piece on a device with little memory.
+pub const SMALL: u64 = 2 * GRANULARITY;
 
 pub const WANTED: Properties = Properties { shareable: 1, rdma: true };
 pub const HERE: Device = Device(0);
@@ -44,6 +46,17 @@ pub struct Player {
     pub piece: u64,
     seed: u8,
     _dir: tempfile::TempDir,
+}
+
+/// A program on a device with little memory, in small pieces.
+pub fn small() -> Player {
+    Player::new(1 << 20, SMALL)
+}
+
+/// What a call was refused with.
+pub fn refusal<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Status, String) {
+    let error = outcome.unwrap_err();
+    (error.status, error.message)
 }
 
 pub fn access(device: Device) -> [Access; 1] {

@@ -1,26 +1,14 @@
 //! Refusals that need an unusual driver or an unlucky moment, and what they say: addresses that nobody could look up, and memory that another thread has
 //! in its hands; and what makes no sense. What was made for the call is given back.
 
-use crate::common::GRANULARITY;
-use crate::common::player::{HERE, Player};
+use crate::common::player::{HERE, Player, SMALL, refusal, small};
 use crate::common::world::{World, policy, tag};
 use sire_core::engine::*;
-use sire_core::error::{Error, Status};
+use sire_core::error::Status;
 use std::path::Path;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
-const SMALL: u64 = 2 * GRANULARITY;
-
-fn small() -> Player {
-    Player::new(1 << 20, SMALL)
-}
-
-fn status<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Status, String) {
-    let error = outcome.unwrap_err();
-    (error.status, error.message)
-}
-
 #[test]
 fn memory_at_addresses_that_nobody_could_find_is_given_back_and_refused() {
     for cached in [true, false] {
@@ -50,7 +38,7 @@ fn memory_that_another_thread_is_mapping_is_left_to_it() {
     let (first, second) = (player.addr(segment, 0), player.addr(segment, 1));
     let engine = Arc::clone(&player.engine);
     player.driver.at_next("map", move || {
-        let (refused, message) = status(engine.segments().map(second, SMALL, 0, handle, false));
+        let (refused, message) = refusal(engine.segments().map(second, SMALL, 0, handle, false));
         assert!(
             refused == Status::InvalidArgument && message.contains("is being mapped by another thread"),
             "{message}"
@@ -70,7 +58,7 @@ fn memory_mapped_where_nobody_could_find_it_is_refused_and_stays_the_programs() 
     player.driver.reserve_from(1 << 57);
     let segment = player.reserve(Some(a), 1);
     let handle = player.calls().create(player.memory(Some(a))).unwrap().unwrap();
-    let (refused, message) = status(player.calls().map(player.addr(segment, 0), SMALL, 0, handle, false));
+    let (refused, message) = refusal(player.calls().map(player.addr(segment, 0), SMALL, 0, handle, false));
     assert!(refused == Status::InvalidArgument && message.contains("is beyond 57 bits of address"), "{message}");
     player.driver.reserve_from(1 << 40);
     let below = player.reserve(Some(a), 1);
@@ -89,14 +77,14 @@ fn what_makes_no_sense_is_refused_with_what_was_asked() {
     for (refused, message) in nothing.map(status) {
         assert!(refused == Status::InvalidArgument && message == "an allocation of 0 bytes was asked for", "{message}");
     }
-    let (refused, message) = status(world.engine.trace(Path::new("/nonexistent/trace")));
+    let (refused, message) = refusal(world.engine.trace(Path::new("/nonexistent/trace")));
     assert!(
         refused == Status::InvalidArgument && message.starts_with("cannot trace to /nonexistent/trace"),
         "{message}"
     );
     let addr = world.allocate(region, MIB).unwrap();
     world.engine.configure(&|config| config.margin = 64 * MIB);
-    let (refused, message) = status(world.allocate(region, MIB));
+    let (refused, message) = refusal(world.allocate(region, MIB));
     assert!(refused == Status::OutOfDeviceMemory && message.contains("67108864 must stay free"), "{message}");
     world.engine.configure(&|config| config.margin = 0);
     world.free(addr).unwrap();
@@ -112,7 +100,7 @@ fn a_tier_that_nobody_added_is_named() {
         world.driver.poke(HERE, addr, &[1; 8]).unwrap();
         world.engine.pause(&tag("a"), PauseOptions::default())
     });
-    let (refused, message) = status(refused);
+    let (refused, message) = refusal(refused);
     assert!(refused == Status::InvalidArgument, "{refused:?}");
     assert!(message.contains("no tier was added for Tier(7); use Engine::add_tier"), "{message}");
 }

@@ -1,7 +1,6 @@
 //! Memory that the program maps itself: PyTorch's order of calls, what a pause does to it, and what it does to a pause.
 
-use crate::common::GRANULARITY;
-use crate::common::player::{HERE, PEER, Player, STRIDE, WANTED, access};
+use crate::common::player::{HERE, PEER, Player, SMALL, STRIDE, WANTED, access, refusal, small};
 use crate::common::world::{policy, tag};
 use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, Driver, DriverErrorKind};
@@ -9,17 +8,6 @@ use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 use sire_core::segments::{Handle, Segments};
 use std::sync::Arc;
-
-const SMALL: u64 = 2 * GRANULARITY;
-
-fn small() -> Player {
-    Player::new(1 << 20, SMALL)
-}
-
-fn status<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Status, String) {
-    let error = outcome.unwrap_err();
-    (error.status, error.message)
-}
 
 #[test]
 fn a_segment_grows_is_paused_and_comes_back_as_it_was() {
@@ -87,7 +75,7 @@ fn access_that_is_refused_is_not_asked_for_again() {
     player.grow(segment, &[0], Some(a), a).unwrap();
     player.open(segment, &[0], HERE);
     let addr = player.addr(segment, 0);
-    let (refused, message) = status(player.calls().grant(addr, SMALL, &access(Device(7))));
+    let (refused, message) = refusal(player.calls().grant(addr, SMALL, &access(Device(7))));
     assert!(refused == Status::InvalidArgument && message.contains("there are 2 devices"), "{message}");
     player.driver.set_widest_access(Some(1));
     player.calls().grant(addr, SMALL, &access(PEER)).unwrap_err();
@@ -125,7 +113,7 @@ fn only_create_fails_while_paused() {
     let segment = player.reserve(Some(a), 4);
     player.grow(segment, &[0, 1], Some(a), a).unwrap();
     player.pause(&tag("a")).unwrap();
-    let (refused, message) = status(player.grow(segment, &[2], Some(a), a));
+    let (refused, message) = refusal(player.grow(segment, &[2], Some(a), a));
     assert!(refused == Status::Paused && message.contains("region 'a'"), "{message}");
     player.open(segment, &[0, 1], PEER);
     let addr = player.addr(segment, 0);
@@ -143,12 +131,12 @@ fn a_full_device_takes_no_half_growth() {
     let a = player.region("a", policy(Backup::Host));
     let segment = player.reserve(Some(a), 8);
     player.grow(segment, &[0], Some(a), a).unwrap();
-    let (refused, message) = status(player.grow(segment, &[1, 2, 3], Some(a), a));
+    let (refused, message) = refusal(player.grow(segment, &[1, 2, 3], Some(a), a));
     assert!(refused == Status::OutOfDeviceMemory && message.contains("region 'a'"), "{message}");
     player.grow(segment, &[1, 2], Some(a), a).unwrap();
     player.pause(&tag("a")).unwrap();
     player.driver.set_capacity(SMALL);
-    assert_eq!(status(player.resume(&tag("a"))).0, Status::OutOfDeviceMemory);
+    assert_eq!(refusal(player.resume(&tag("a"))).0, Status::OutOfDeviceMemory);
     player.driver.set_capacity(3 * SMALL);
     player.resume(&tag("a")).unwrap();
     player.check_no_leak();
@@ -159,11 +147,11 @@ fn memory_in_hand_keeps_a_region_from_pausing() {
     let mut player = small();
     let a = player.region("a", policy(Backup::Host));
     let handle = player.calls().create(player.memory(Some(a))).unwrap().unwrap();
-    let (refused, message) = status(player.pause(&tag("a")));
+    let (refused, message) = refusal(player.pause(&tag("a")));
     assert!(refused == Status::Busy && message.contains("1 pieces"), "{message}");
     player.calls().release(handle).unwrap();
     assert_eq!(player.pause(&tag("a")).unwrap().regions_changed, 1);
-    assert_eq!(status(player.calls().release(handle)).0, Status::InvalidArgument);
+    assert_eq!(refusal(player.calls().release(handle)).0, Status::InvalidArgument);
     player.check_no_leak();
 }
 
@@ -213,7 +201,7 @@ fn what_was_handed_out_stays_and_is_named() {
     let notices = player.engine.take_notices();
     assert!(notices.iter().any(|notice| notice.contains("'a'") && notice.contains("exported")), "{notices:?}");
     let paused = player.segments[segment].pieces[&1].handle;
-    assert_eq!(status(player.calls().lend(paused, "it was exported")).0, Status::Paused);
+    assert_eq!(refusal(player.calls().lend(paused, "it was exported")).0, Status::Paused);
     player.resume(&tag("a")).unwrap();
     player.check_no_leak();
 }
@@ -243,7 +231,7 @@ fn memory_that_was_unmapped_keeps_its_content_until_it_is_released() {
     player.grow(segment, &[0], Some(a), a).unwrap();
     let piece = player.segments[segment].pieces.remove(&0).unwrap();
     player.calls().unmap(player.addr(segment, 0), SMALL).unwrap();
-    assert_eq!(status(player.pause(&tag("a"))).0, Status::Busy);
+    assert_eq!(refusal(player.pause(&tag("a"))).0, Status::Busy);
     assert_eq!(player.calls().map(player.addr(segment, 3), SMALL, 0, piece.handle, false).unwrap(), None);
     player.segments[segment].pieces.insert(3, piece);
     player.open(segment, &[3], HERE);
@@ -269,13 +257,13 @@ fn a_range_of_several_mappings_is_one_range() {
     assert_eq!(player.engine.pause(&tag("a"), PauseOptions::default()).unwrap().bytes_copied, STRIDE);
     assert!(player.engine.backup(base, STRIDE / 2).unwrap().is_some());
     player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
-    assert_eq!(status(player.engine.keep(base, 4 * STRIDE)).0, Status::UnknownAddress);
+    assert_eq!(refusal(player.engine.keep(base, 4 * STRIDE)).0, Status::UnknownAddress);
     player.engine.keep(base, 3 * STRIDE).unwrap();
     player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
     let view = player.engine.backup(base, 3 * STRIDE).unwrap().unwrap();
     assert_eq!(view.len, 3 * STRIDE);
     drop(view);
-    assert_eq!(status(player.engine.free(base, false)).0, Status::UnknownAddress);
+    assert_eq!(refusal(player.engine.free(base, false)).0, Status::UnknownAddress);
     for slot in 0..3 {
         player.shrink(segment, slot);
     }
@@ -289,7 +277,7 @@ fn one_call_unmaps_several() {
     let segment = player.reserve(Some(a), 4);
     player.grow(segment, &[0, 1, 2], Some(a), a).unwrap();
     let base = player.addr(segment, 0);
-    assert_eq!(status(player.calls().unmap(base, STRIDE + SMALL)).0, Status::InvalidArgument);
+    assert_eq!(refusal(player.calls().unmap(base, STRIDE + SMALL)).0, Status::InvalidArgument);
     player.check();
     assert!(player.calls().unmap(base, 3 * STRIDE).unwrap().is_empty());
     for (_, piece) in std::mem::take(&mut player.segments[segment].pieces) {
@@ -305,7 +293,7 @@ fn regions_that_share_a_segment_are_not_paused_alone() {
     let segment = player.reserve(Some(a), 4);
     player.grow(segment, &[0], Some(a), a).unwrap();
     player.grow(segment, &[1], Some(b), b).unwrap();
-    let (refused, message) = status(player.pause(&tag("m/a")));
+    let (refused, message) = refusal(player.pause(&tag("m/a")));
     assert!(refused == Status::Unsupported && message.contains("'m/b'") && message.contains("pool"), "{message}");
     player.pause(&tag("m")).unwrap();
     player.resume(&tag("m")).unwrap();
@@ -340,10 +328,10 @@ fn unknown_handles_are_errors() {
     let player = small();
     let stale = Handle(0x51AE << 48 | 7);
     assert!(Segments::is_virtual(stale.0) && !Segments::is_virtual(7) && !Segments::is_virtual(0x7f00_dead_beef));
-    assert_eq!(status(player.calls().release(stale)).0, Status::InvalidArgument);
-    assert_eq!(status(player.calls().map(Addr(STRIDE), SMALL, 0, stale, false)).0, Status::InvalidArgument);
-    assert_eq!(status(player.calls().memory(stale)).0, Status::InvalidArgument);
-    assert_eq!(status(player.calls().lend(stale, "")).0, Status::InvalidArgument);
+    assert_eq!(refusal(player.calls().release(stale)).0, Status::InvalidArgument);
+    assert_eq!(refusal(player.calls().map(Addr(STRIDE), SMALL, 0, stale, false)).0, Status::InvalidArgument);
+    assert_eq!(refusal(player.calls().memory(stale)).0, Status::InvalidArgument);
+    assert_eq!(refusal(player.calls().lend(stale, "")).0, Status::InvalidArgument);
     assert_eq!(player.calls().retain(Addr(STRIDE)), None);
 }
 
@@ -358,10 +346,10 @@ fn refusals_say_what_is_in_the_way() {
     let calls = player.calls();
     let fresh = calls.create(player.memory(Some(a))).unwrap().expect("it is ours");
     let refusals = [
-        (status(calls.release(stale)), "is no live handle of physical memory"),
-        (status(calls.map(addr, SMALL, 0, fresh, false)), "cannot be mapped at"),
-        (status(calls.unmap(addr, SMALL / 2)), "end inside the mapping at"),
-        (status(calls.unreserve(player.segments[segment].base, 4 * STRIDE)), "cannot be given back"),
+        (refusal(calls.release(stale)), "is no live handle of physical memory"),
+        (refusal(calls.map(addr, SMALL, 0, fresh, false)), "cannot be mapped at"),
+        (refusal(calls.unmap(addr, SMALL / 2)), "end inside the mapping at"),
+        (refusal(calls.unreserve(player.segments[segment].base, 4 * STRIDE)), "cannot be given back"),
     ];
     for ((status, message), words) in refusals {
         assert_eq!(status, Status::InvalidArgument, "{message}");
@@ -370,7 +358,7 @@ fn refusals_say_what_is_in_the_way() {
     calls.release(fresh).unwrap();
     let (engine, handle) = (Arc::clone(&player.engine), player.segments[segment].pieces[&0].handle);
     player.driver.at_next("copy_to_host", move || {
-        let (status, message) = status(engine.segments().lend(handle, "it was exported"));
+        let (status, message) = refusal(engine.segments().lend(handle, "it was exported"));
         assert_eq!(status, Status::Busy);
         assert!(message.contains("is being paused or resumed"), "{message}");
     });
