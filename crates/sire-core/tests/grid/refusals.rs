@@ -1,7 +1,7 @@
 //! Refusals that need an unusual driver or an unlucky moment, and what they say: addresses that nobody could look up, and memory that another thread has
 //! in its hands; and what makes no sense. What was made for the call is given back.
 
-use crate::common::player::{HERE, Player, SMALL, refusal, small};
+use crate::common::player::{HERE, SMALL, refusal, small};
 use crate::common::world::{World, policy, tag};
 use sire_core::engine::*;
 use sire_core::error::Status;
@@ -74,7 +74,7 @@ fn what_makes_no_sense_is_refused_with_what_was_asked() {
     let region = world.region("a", policy(Backup::None));
     let nothing =
         [world.allocate(region, 0), world.engine.allocate_cached(World::request(region, 0), PoolNumber::NONE)];
-    for (refused, message) in nothing.map(status) {
+    for (refused, message) in nothing.map(refusal) {
         assert!(refused == Status::InvalidArgument && message == "an allocation of 0 bytes was asked for", "{message}");
     }
     let (refused, message) = refusal(world.engine.trace(Path::new("/nonexistent/trace")));
