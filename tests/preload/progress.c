@@ -62,6 +62,17 @@ int main(void) {
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_cancel(NULL));
     OK(sire_progress_close(NULL));
 
+    /* Before it is over there is no report. */
+    OK(sire_pause("a", NULL, NULL));
+    device_fault("cuMemcpyHtoDAsync_v2=delay:300000");
+    progress = start(NULL);
+    EXPECT(SIRE_STATUS_BUSY, sire_progress_report(progress, &report));
+    SAYS("the resume is not over; wait for it");
+    device_fault("");
+    OK(sire_progress_wait(progress, NULL, 0, INFINITY, &ready));
+    OK(sire_progress_report(progress, &report));
+    OK(sire_progress_close(progress));
+
     /* A copy that fails: whoever waits hears of it, and the region can be resumed. */
     OK(sire_pause("a", NULL, NULL));
     device_fault("cuMemcpyHtoDAsync_v2#3=error:999");

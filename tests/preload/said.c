@@ -3,6 +3,11 @@
 #include "support.h"
 #include "virtual.h"
 #include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #define SAID(status, words, call) do { EXPECT(SIRE_STATUS_##status, call); SAYS(words); } while (0)
 
@@ -142,6 +147,37 @@ static void turns(const char *directory) {
     OK(sire_reservation_release(reservation));
 }
 
+/* Another process, made before this one has used a device: it takes the turn when it is told, and keeps it until it is killed. */
+static pid_t other(int orders, int answers, const char *directory) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    char byte;
+    if (child > 0 || read(orders, &byte, 1) != 1) return child;
+    sire_time_slice_options turn = {.struct_size = sizeof turn, .quantum_seconds = 3600.0, .directory = directory};
+    OK(sire_time_slice_open(0, &turn));
+    CHECK(write(answers, &byte, 1) == 1);
+    for (;;) pause();
+}
+
+static void *cancel(void *over) {
+    for (; !atomic_load((atomic_int *)over); usleep(1000)) sire_cancel();
+    return NULL;
+}
+
+static void waits(pid_t child, int orders, int answers, const char *directory) {
+    sire_time_slice_options turn = {.struct_size = sizeof turn, .quantum_seconds = 1.0, .directory = directory, .timeout_seconds = 0.2};
+    char byte = 0;
+    CHECK(write(orders, &byte, 1) == 1 && read(answers, &byte, 1) == 1);
+    SAID(BUSY, "no turn on the device in the time given: another process has it", sire_time_slice_open(0, &turn));
+    pthread_t thread;
+    atomic_int over = 0;
+    turn.timeout_seconds = 60;
+    CHECK(pthread_create(&thread, NULL, cancel, &over) == 0);
+    SAID(CANCELLED, "the wait for a turn on the device was cancelled", sire_time_slice_open(0, &turn));
+    atomic_store(&over, 1);
+    CHECK(pthread_join(thread, NULL) == 0 && kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
 /* Marks that nobody closes: an end of them. */
 static void marks(void) {
     uint64_t mark = 0;
@@ -154,6 +190,9 @@ static void marks(void) {
 
 int main(int argc, char **argv) {
     CHECK(argc == 2);
+    int orders[2], answers[2];
+    CHECK(pipe(orders) == 0 && pipe(answers) == 0);
+    pid_t child = other(orders[0], answers[1], argv[1]);
     uint32_t region = region_of("said", 1);
     CUDA(0, cudaFree(allocate_in(region, MiB)));
     strings();
@@ -163,6 +202,7 @@ int main(int argc, char **argv) {
     memory(region);
     tms();
     turns(argv[1]);
+    waits(child, orders[1], answers[0], argv[1]);
     marks();
     return 0;
 }

@@ -101,6 +101,11 @@ def test_wrong_use(workshop: Workshop, sim_dir: Path, tmp_path: Path) -> None:
     check(workshop.run(workshop.program("said.c", "-lm"), str(tmp_path), folders=(sim_dir,), extra=settings))
 
 
+def test_what_clients_are_refused_is_said(workshop: Workshop, sim_dir: Path, tmp_path: Path) -> None:
+    settings = {"SIRE_SIM_MEMORY": "64MiB", "SIRE_LOG": "off", "XDG_RUNTIME_DIR": str(tmp_path)}
+    check(workshop.run(workshop.program("asked.c"), folders=(sim_dir,), extra=settings))
+
+
 def test_progress(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("progress.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

@@ -128,6 +128,14 @@ struct Owner {
     instance: String,
 }
 
+/// What all others say.
+#[derive(Debug, Default)]
+struct Answers {
+    offers: Vec<(Owner, Vec<Offer>)>,
+    /// Sentences about those who say nothing.
+    missing: Vec<String>,
+}
+
 impl Borrower {
     /// Somebody who may wait for memory of the GPU with this UUID.
     #[must_use]
@@ -236,8 +244,8 @@ impl Shared {
 
     fn collect(&self, missing: u64, got: &mut Vec<Loan>) -> Result<(), String> {
         let found = self.look().map_err(|error| format!("who could give way is not known: {error}"))?;
-        let mut offers: Vec<Offer> = found.iter().flat_map(|(_, offers)| offers.clone()).collect();
-        let why = self.objections(&offers);
+        let mut offers: Vec<Offer> = found.offers.iter().flat_map(|(_, offers)| offers.clone()).collect();
+        let why = self.objections(&offers, &found.missing);
         loop {
             let lent: u64 = got.iter().map(|loan| loan.bytes).sum();
             if lent >= missing {
@@ -245,12 +253,12 @@ impl Shared {
             }
             let need = Need { gpu: self.gpu.clone(), bytes: missing - lent, priority: self.priority };
             let asked = plan::plan(&self.without_refused(&offers), &need);
-            let Some(first) = asked.into_iter().next() else { return Err(self.objections(&offers)) };
+            let Some(first) = asked.into_iter().next() else { return Err(self.objections(&offers, &found.missing)) };
             if lock(&self.state).is_over() || got.len() >= MOST {
                 return Err(why);
             }
             offers.retain(|each| (each.owner, each.mark.mark) != (first.owner, first.mark.mark));
-            let owner = found.iter().map(|(owner, _)| owner).find(|owner| owner.found.name == first.owner);
+            let owner = found.offers.iter().map(|(owner, _)| owner).find(|owner| owner.found.name == first.owner);
             match owner.map(|owner| self.ask(owner, &first)) {
                 Some(Ok(loan)) => got.push(loan),
                 Some(Err(why)) => self.note_refusal(first, why, &mut offers),
@@ -273,16 +281,26 @@ impl Shared {
     }
 
     /// What everybody else offers. This process itself is not known by its number, which somebody else in the directory may have, too.
-    fn look(&self) -> io::Result<Vec<(Owner, Vec<Offer>)>> {
-        let answers = ask_all(&self.place, &Verb::Marks, LOOK)?;
-        let offers = |(found, answer): (Found, Result<crate::message::Answer, _>)| {
-            let offered: Offered = serde_json::from_value(answer.ok()?.ok()?).ok()?;
-            let owner = Owner { found, instance: offered.instance };
-            let offer = |mark| Offer { owner: owner.found.name, mark };
-            let offers = offered.marks.into_iter().map(offer).collect();
-            (!self.is_this(&owner)).then_some((owner, offers))
-        };
-        Ok(answers.into_iter().filter_map(offers).collect())
+    fn look(&self) -> io::Result<Answers> {
+        let mut answers = Answers::default();
+        for (found, answer) in ask_all(&self.place, &Verb::Marks, LOOK)? {
+            let said = match answer {
+                Ok(Ok(said)) => said,
+                // One that knows no marks.
+                Ok(Err(_)) => continue,
+                Err(failure) => {
+                    answers.missing.push(format!("what {} offers is not known: {failure}", found.name));
+                    continue;
+                }
+            };
+            let Ok(Offered { instance, marks }) = serde_json::from_value(said) else { continue };
+            let owner = Owner { found, instance };
+            if !self.is_this(&owner) {
+                let offers = marks.into_iter().map(|mark| Offer { owner: owner.found.name, mark }).collect();
+                answers.offers.push((owner, offers));
+            }
+        }
+        Ok(answers)
     }
 
     fn is_this(&self, owner: &Owner) -> bool {
@@ -325,8 +343,8 @@ impl Shared {
         Ok(loan)
     }
 
-    /// A sentence about those who have something on the GPU and do not give way.
-    fn objections(&self, offers: &[Offer]) -> String {
+    /// A sentence about those who have something on the GPU and do not give way, or do not answer.
+    fn objections(&self, offers: &[Offer], missing: &[String]) -> String {
         let state = lock(&self.state);
         let here = offers.iter().filter(|each| each.mark.bytes_on(&self.gpu) > 0 || each.mark.obstacle.is_some());
         let mut said: Vec<String> = Vec::new();
@@ -338,6 +356,7 @@ impl Shared {
                 None => bytes = bytes.saturating_add(each.mark.bytes_on(&self.gpu)),
             }
         }
+        said.extend_from_slice(missing);
         let more = said.len().saturating_sub(SPOKEN_OF);
         said.truncate(SPOKEN_OF);
         let rest = if more > 0 { format!(", and {more} more") } else { String::new() };

@@ -168,6 +168,21 @@ fn where_it_is_not_enough_nobody_is_disturbed_and_nothing_is_kept() -> Outcome {
 }
 
 #[test]
+fn who_does_not_answer_is_spoken_of() -> Outcome {
+    let street = Street::of(&[(20, true)])?;
+    // As a process that is stopped: there is a queue, and nobody takes anything out of it.
+    let (_listener, _) = street.place()?.listen(4711)?;
+    let borrower = street.borrower()?;
+    wait_until("it never says why", || {
+        borrower.missing(31, Instant::now());
+        borrower.why()
+            == "others offer 20 bytes; what 4711 offers is not known: it did not answer within 1.0 s; is it stopped?"
+    });
+    wait_until("nobody gave way", || is_lent(&borrower, 20, 20));
+    Ok(())
+}
+
+#[test]
 fn what_an_earlier_round_got_goes_back_when_a_later_one_finds_nobody() -> Outcome {
     let street = Street::of(&[(20, true)])?;
     let borrower = street.borrower()?;

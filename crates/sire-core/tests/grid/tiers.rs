@@ -3,6 +3,7 @@
 //! fails leaves everything paused, and both can be repeated.
 
 use crate::common::GRANULARITY;
+use crate::common::player::refusal;
 use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::Addr;
 use sire_core::engine::*;
@@ -143,6 +144,16 @@ impl Room for Bytes {
 #[test]
 fn an_honest_liar_keeps_the_bargain() {
     conformance::suite(|| Arc::new(Liar::default()));
+}
+
+#[test]
+fn more_tiers_than_can_be_named_are_refused() {
+    let world = World::new(1 << 22);
+    for number in 0..=u8::MAX {
+        assert_eq!(world.engine.add_tier(Arc::new(Liar::default())).unwrap(), Backup::Tier(number));
+    }
+    let (status, message) = refusal(world.engine.add_tier(Arc::new(Liar::default())));
+    assert_eq!((status, &*message), (Status::InvalidArgument, "there are 256 tiers from outside already"));
 }
 
 /// A region of three chunks and a slab, kept by a liar.
