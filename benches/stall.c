@@ -5,10 +5,15 @@
  * An open loop: another thread makes one call per millisecond, alternately an allocation and the free of one, and every latency counts
  * from the call's *intended* start, so that a stall shows in every call that it delays. Own pointers (in a region that is not paused) and
  * forwarded ones are measured apart, each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
- * pause with host backup. What was paused is compared after its resume. */
+ * pause with host backup. What was paused is compared after its resume.
+ *
+ * Where all processors are busy the kernel lets the loop's thread wait for one. Marks ending in `_running` are without that wait, as the kernel counts it
+ * (schedstat): what of a stall is left is the library's, or the device's. */
 #include "bench.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 enum { MOST = 1 << 17, PIECE = 4 << 20 };
 
@@ -17,9 +22,9 @@ static sire_status (*enter)(uint32_t, int32_t), (*leave)(uint32_t);
 
 struct loop {
     int own;
-    atomic_int stop, running;
+    atomic_int stop, ready;
     long count;
-    double latency[2][MOST];
+    double latency[2][MOST], running[2][MOST];
 };
 
 static void sleep_until(double when) {
@@ -27,21 +32,35 @@ static void sleep_until(double when) {
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) != 0) {}
 }
 
+/* Seconds for which this thread was ready, and no processor was its own; 0 where the kernel does not count. */
+static double starved(int schedstat) {
+    char text[96] = "";
+    double ran = 0, waited = 0;
+    if (schedstat >= 0 && pread(schedstat, text, sizeof text - 1, 0) > 0) sscanf(text, "%lf %lf", &ran, &waited);
+    return waited * 1e-9;
+}
+
 static void *open_loop(void *argument) {
     struct loop *loop = argument;
     void *held = NULL;
     if (loop->own) MUST(enter(steady, 0) == SIRE_STATUS_OK);
     MUST(cudaMalloc(&held, 4096) == 0 && cudaFree(held) == 0);
-    double start = now() + 0.002;
-    atomic_store(&loop->running, 1);
+    int schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    double start = now() + 0.002, before = 0;
+    atomic_store(&loop->ready, 1);
     for (long i = 0; !atomic_load(&loop->stop) && loop->count < MOST; i++) {
         double intended = start + (double)i * 0.001;
+        /* A call that is late already was delayed by what delayed the one before, too. */
+        if (now() < intended) before = starved(schedstat);
         sleep_until(intended);
         int freeing = i & 1;
         MUST(freeing ? cudaFree(held) == 0 : cudaMalloc(&held, 4096) == 0);
-        loop->latency[freeing][loop->count] = (now() - intended) * 1e6;
+        double latency = now() - intended, running = latency - (starved(schedstat) - before);
+        loop->latency[freeing][loop->count] = latency * 1e6;
+        loop->running[freeing][loop->count] = (running > 0 ? running : 0) * 1e6;
         loop->count += freeing;
     }
+    if (schedstat >= 0) close(schedstat);
     if (loop->own) MUST(leave(steady) == SIRE_STATUS_OK);
     return NULL;
 }
@@ -59,9 +78,12 @@ static void report(const char *beside, const char *whose, struct loop *loop, dou
     char name[200];
     for (int call = 0; call < 2; call++) {
         qsort(loop->latency[call], (size_t)loop->count, sizeof(double), ascending);
+        qsort(loop->running[call], (size_t)loop->count, sizeof(double), ascending);
         for (int mark = 0; mark < 3; mark++) {
             snprintf(name, sizeof name, "stall/beside %s/%s/%s/%s", beside, whose, CALLS[call], MARKS[mark].name);
             result(name, quantile(loop->latency[call], loop->count, MARKS[mark].share), "us", loop->count);
+            strcat(name, "_running");
+            result(name, quantile(loop->running[call], loop->count, MARKS[mark].share), "us", loop->count);
         }
     }
     snprintf(name, sizeof name, "stall/beside %s/%s/seconds", beside, whose);
@@ -100,7 +122,7 @@ int main(int argc, char **argv) {
             loop.own = own;
             pthread_t thread;
             MUST(pthread_create(&thread, NULL, open_loop, &loop) == 0);
-            while (!atomic_load(&loop.running)) sleep_until(now() + 0.0001);
+            while (!atomic_load(&loop.ready)) sleep_until(now() + 0.0001);
             double start = now();
             if (beside == 0) sleep_until(start + 0.5);
             if (beside == 1) MUST(cudaMemcpy(host, ours, bytes, 2) == 0);
