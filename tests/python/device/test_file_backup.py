@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import sire
 import torch
-from measure import MIB, host_used, region_bytes, stranger
+from measure import MIB, command_or_skip, host_used, region_bytes, stranger
 from weights import content, write
 
 
@@ -216,3 +219,51 @@ def test_files_of_the_formats_own_package(tag: str, path: Path) -> None:
     assert (report.bytes_copied, report.bytes_hashed, report.bytes_clean) == (0, 0, size)
     sire.resume(tag)
     assert expected == {name: content(each) for name, each in model.state_dict().items()}
+
+
+RECORDED = """
+import sys
+from pathlib import Path
+import sire, torch
+from weights import write
+path = Path(sys.argv[1])
+with sire.region("weights", backup="file"):
+    model = torch.nn.Sequential(*(torch.nn.Linear(512, 1023) for _ in range(4))).cuda()
+with sire.region("cache", backup="cpu"):
+    cache = torch.arange(1 << 20, device="cuda")
+write(path, model.state_dict())
+attached = sire.file_backup(model, path).bytes_attached
+for _ in range(2):
+    with sire.paused():
+        pass
+print(attached, len({each.data_ptr() for each in model.parameters()}), int(cache[-1]))
+"""
+
+
+def test_a_recorded_program_whose_weights_are_in_a_file_is_replayed(path: Path, tmp_path: Path) -> None:
+    """Recorded from PyTorch; made again elsewhere, each byte compared after each resume, with the file and without."""
+    command, recorded, figures = command_or_skip(), tmp_path / "recorded.trace", tmp_path / "figures.json"
+    environment = os.environ | {"SIRE_TRACE": str(recorded), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [sys.executable, "-c", RECORDED, str(path)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    attached, tensors, last = map(int, done.stdout.split())
+    assert (tensors, last) == (8, (1 << 20) - 1)
+
+    def replay() -> str:
+        replayed = [str(command), "replay", str(recorded), "--device", "software", "--check", "--json", str(figures)]
+        variables = os.environ | {"LD_PRELOAD": "", "TMPDIR": str(tmp_path)}
+        done = subprocess.run(replayed, env=variables, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "0 failed" in done.stderr
+        assert "0 allocations wrong" in done.stderr
+        found = {figure["name"]: figure for figure in json.loads(figures.read_text())}
+        assert found["replay.attach_file"]["samples"] == tensors
+        # What the file has is not copied, the other region is.
+        moved, copied = (found["replay.pause"][name] for name in ("bytes_moved", "bytes_copied"))
+        assert 2 * 8 * MIB <= copied <= moved - 2 * attached
+        return done.stderr
+
+    assert f"{path} ({path.stat().st_size} bytes): the recorded file itself" in replay()
+    path.unlink()
+    assert "made here, content generated" in replay()
