@@ -274,7 +274,7 @@ impl Control {
     fn trace(&self) -> Result<Value> {
         let directory = self.running().as_ref().map(|running| running.directory.clone());
         let directory = directory.ok_or_else(|| Error::new(Status::Inactive, "the control socket is closed"))?;
-        let path = directory.join(format!("trace-{}-{}.jsonl", std::process::id(), now() as u64));
+        let path = directory.join(format!("trace-{}-{}.trace", std::process::id(), now() as u64));
         Ok(json!({"path": engine()?.trace(&path)?}))
     }
 }

@@ -63,9 +63,9 @@ pub(crate) fn open(process: &'static Process, wish: Wish) -> Result<u64> {
             "SIRE_CONTROL forbids the control socket, through which other processes would ask for the memory; set it to 1, or unset it",
         ));
     }
-    control::open()?;
     let selection = Selection::Tag(wish.tag.clone());
     observe(&process.engine, &selection)?;
+    control::open()?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut marks = lock(&MARKS);
     if marks.len() >= MOST {

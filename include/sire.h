@@ -723,7 +723,7 @@ sire_status sire_control_give_up(sire_told told,
 
 // The calling thread is at a safe point: until this returns it uses no memory of a region. If another process has asked for a pause
 // or a resume, it happens now, in this thread, and a thread that was paused waits here for its resume. Once a thread has called this,
-// pauses from outside wait for it, until it ends or calls `sire_safe_point_leave`. While the socket was never opened it does nothing.
+// pauses from outside wait for it, until it ends or calls `sire_safe_point_leave`. While neither the socket nor time slices were ever opened it does nothing.
 //
 // Returns when all is over, or after `slice_seconds`; `*out_held`: whether the program is still paused, so that the thread must call
 // this again at once. `options` NULL: nobody is asked or told, and it returns when all is over.

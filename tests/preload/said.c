@@ -52,6 +52,9 @@ static void structs(uint32_t region) {
     SAID(INVALID_ARGUMENT, "the reservation is NULL", sire_reservation_resize(NULL, 1, 0.0, 0));
     SAID(INVALID_ARGUMENT, "out_mark is NULL: nobody could take the consent back", sire_reclaimable_open("said", NULL, NULL));
     SAID(INVALID_ARGUMENT, "there is no mark 4711; was it closed?", sire_reclaimable_used(4711, 0.0));
+    uint64_t mark = 0;
+    SAID(INVALID_ARGUMENT, "a//b", sire_reclaimable_open("a//b", &(sire_reclaimable_options){.struct_size = sizeof(sire_reclaimable_options)}, &mark));
+    /* What was refused has not opened it. */
     SAID(INACTIVE, "the control socket was never opened; call sire_control_open first", sire_control_publish("{}"));
     SAID(INVALID_ARGUMENT, "-1 seconds: it must be 0 or more", sire_control_wait(-1.0, NULL));
 }

@@ -161,7 +161,7 @@ pub enum HookMode {
 /// A program that is run on one GPU.
 #[derive(Debug, Args)]
 pub struct GpuJob {
-    /// Which GPU: its number as nvidia-smi counts, or its UUID (or how that begins). The program sees only this one
+    /// Which GPU: its number as nvidia-smi counts (of a divided one the part: 0:1), or its UUID (or how that begins). The program sees only this one
     #[arg(long, default_value = "0")]
     pub gpu: String,
     /// The software device's environment (made by `sire software-env DIR`)

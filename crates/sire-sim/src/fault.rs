@@ -18,7 +18,7 @@
 
 use crate::core::locked;
 use crate::error::Code;
-use crate::options::parse_size;
+use sire_core::size;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -173,7 +173,7 @@ fn parse_when(text: &str) -> Option<When> {
             let threshold = (chance * (1u64 << 53) as f64) as u64;
             Some(When::Chance { threshold, state: seed.trim().parse().ok()? })
         }
-        '+' => Some(When::AfterBytes { limit: parse_size(rest)?, seen: 0, fired: false }),
+        '+' => Some(When::AfterBytes { limit: size::parse(rest)?, seen: 0, fired: false }),
         _ => None,
     }
 }

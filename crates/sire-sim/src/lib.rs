@@ -46,5 +46,5 @@ pub use error::{Code, Result, SimError};
 pub use faulty::{At, Faulty, Planned};
 pub use machine::Machine;
 pub use memory::POISON;
-pub use options::{Executor, Options, Poison, parse_size};
+pub use options::{Executor, Options, Poison};
 pub use types::*;

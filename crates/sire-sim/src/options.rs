@@ -1,6 +1,7 @@
 //! Settings of a machine, and how they are read from the environment (docs/environment.md).
 
 use crate::clock::Profile;
+use sire_core::size;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -126,7 +127,7 @@ impl Options {
         };
         let memory = match lookup("SIRE_SIM_MEMORY") {
             None => 8 << 30,
-            Some(text) => parse_size(&text)
+            Some(text) => size::parse(text.trim())
                 .ok_or_else(|| format!("SIRE_SIM_MEMORY={text}: expected bytes, or a size such as 8GiB"))?,
         };
         let (gpus, mig) = (number("SIRE_SIM_DEVICES", 1)?, number("SIRE_SIM_MIG", 0)?);
@@ -171,36 +172,9 @@ const MOST_PARTS: u64 = 7;
 /// Most devices of one machine.
 pub const MAX_DEVICES: u32 = 64;
 
-/// Reads `4096`, `64k`, `512MiB`, `6GiB`, `1T`; units are powers of 1024 whether written `k`, `KB` or `KiB`.
-#[must_use]
-pub fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("4096"), Some(4096));
-        assert_eq!(parse_size("64k"), Some(65536));
-        assert_eq!(parse_size(" 6GiB "), Some(6 << 30));
-        assert_eq!(parse_size("512 MB"), Some(512 << 20));
-        assert_eq!(parse_size("x"), None);
-        assert_eq!(parse_size("99999999999T"), None);
-    }
 
     #[test]
     fn environment() {

@@ -186,6 +186,9 @@ def _anonymous(size: int) -> _Map:
 def _on_disk(size: int) -> _Map:
     directory = _library.load().disk_directory or os.environ.get("SIRE_DISK_DIR") or None
     try:
+        if directory:
+            # As the library does when it needs it.
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory, prefix="sire-") as file:
             # Room for every byte, so that no write into the mapping can fail later.
             os.posix_fallocate(file.fileno(), 0, size)

@@ -103,6 +103,8 @@ def _enter(device: object, quantum: float, group: str, seconds: float) -> None:
             _hold_everything(torch)
             control.take_turns(True)
         except BaseException:
+            control.take_turns(False)
+            _release_region()
             _library.load().time_slice_close()
             raise
         _depth, _pid, _place = 1, os.getpid(), (index, group)

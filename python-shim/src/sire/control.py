@@ -63,13 +63,17 @@ class Control:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._opening = _openings
         self._closed = False
 
     def close(self) -> None:
         """Nobody can ask any more, unless it was opened a second time. Repeating it is harmless."""
         if not self._closed:
             self._closed = True
-            _close_once()
+            with _turn:
+                # One that was closed for all, and opened anew since, is somebody else's.
+                if self._opening == _openings:
+                    _close_once()
 
     def __enter__(self) -> Control:
         return self

@@ -353,12 +353,25 @@ def test_callbacks_hear_of_what_is_resumed_because_nobody_else_can(socket: str, 
 
 
 def test_one_thread_publishes_however_often_the_socket_is_opened(socket: str) -> None:
-    for _ in range(3):
+    for _ in range(2):
         sire.control.close()
         sire.control.open()
-    names = lambda: [each.name for each in threading.enumerate()].count("sire-control")  # noqa: E731
-    until("the others have ended", lambda: names() == 1)
-    assert ask(socket, verb="list")["program"] is not None
+    sire.control.close()
+    with sire.control.open():
+        names = lambda: [each.name for each in threading.enumerate()].count("sire-control")  # noqa: E731
+        until("the others have ended", lambda: names() == 1)
+        assert ask(socket, verb="list")["program"] is not None
+
+
+def test_a_handle_closes_no_socket_that_was_opened_after_its_own(socket: str, tag: str) -> None:
+    """An old handle, or mark, once took the socket from whoever had opened it since."""
+    handle, mark = sire.control.open(), sire.reclaimable(tag)
+    sire.control.close()
+    with sire.control.open() as later:
+        handle.close()
+        mark.close()
+        assert ask(later.path, verb="hello")["pid"] == os.getpid()
+    assert not Path(later.path).exists()
 
 
 def test_a_step_of_a_thread_that_python_did_not_start_is_no_safe_point(

@@ -640,6 +640,12 @@ def test_eviction_takes_any_name_of_a_device() -> None:
     assert sire.evict(device="cpu") == 0
 
 
+def test_a_directory_that_is_not_there_yet_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIRE_DISK_DIR", str(tmp_path / "of" / "backups"))
+    assert _pools.ResourcePoolDisk().get_device_free_size() > 0
+    assert (tmp_path / "of" / "backups").stat().st_mode & 0o777 == 0o700
+
+
 def test_copies_on_the_disk_go_where_the_library_was_told(tmp_path: Path) -> None:
     def mapped() -> list[str]:
         return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]

@@ -186,8 +186,10 @@ def broken(patch: pytest.MonkeyPatch, reservation: torchtools.Reservation) -> No
     patch.setattr(place, name, refuse)
 
 
-def test_what_was_reserved_from_outside_is_given_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+@pytest.mark.parametrize("kind", ["GPU", "MIG"])
+def test_what_was_reserved_from_outside_is_given_without_waiting(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch's UUID does not say of what it is, the command's, which is NVML's, does.
+    name = f"{kind}-{torch.cuda.get_device_properties(0).uuid}"
     monkeypatch.setenv("SIRE_RESERVED", f"{name}:{100 * MIB}")
     with torchtools.reserve_gpu_for_training(0, 60 * MIB, 20 * MIB) as reservation:
         assert (reservation.reserved_bytes, reservation.fence, entries()) == (100 * MIB, "none", [])

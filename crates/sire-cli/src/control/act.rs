@@ -16,9 +16,9 @@ use crate::failure::Failure;
 use crate::output;
 
 /// How long a living process may take to say who it is.
-const GREETING: Duration = Duration::from_secs(3);
+pub const GREETING: Duration = Duration::from_secs(3);
 /// How long it may copy, once it has begun.
-const WORK: Duration = Duration::from_secs(1800);
+pub const WORK: Duration = Duration::from_secs(1800);
 
 /// `sire pause`.
 pub fn pause(options: &PauseOptions) -> Result<ExitCode, Failure> {

@@ -44,6 +44,8 @@ const LONGEST_BODY: usize = 4096;
 const ORDERS: usize = 8;
 /// How long a process may take to answer the sampler.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an order waits for a safe point, in seconds.
+const SAFE_POINT: f64 = 10.0;
 
 /// What requests share.
 struct Dashboard {
@@ -120,8 +122,9 @@ impl Dashboard {
 
     fn carry_out(&self, who: Who, verb: Verb) -> Answer {
         let mut client = act::connect(&self.place, who).map_err(|unreached| unreached.as_refusal(who))?;
+        let patience = Duration::from_secs_f64(SAFE_POINT) + act::GREETING;
         client
-            .ask(verb, Duration::from_secs(120))
+            .ask_alive(verb, patience, patience + act::WORK)
             .unwrap_or_else(|silence| Err(Refusal::new(Code::Failed, silence.to_string())))
     }
 }
@@ -137,10 +140,9 @@ struct Order {
 
 impl Order {
     fn verb(self) -> Result<Verb, String> {
-        const TIMEOUT: f64 = 10.0;
         let verb = match self.verb.as_str() {
-            "pause" => Verb::Pause { tag: self.tag, timeout: TIMEOUT },
-            "resume" => Verb::Resume { tag: self.tag, timeout: TIMEOUT, wait: 0.0 },
+            "pause" => Verb::Pause { tag: self.tag, timeout: SAFE_POINT },
+            "resume" => Verb::Resume { tag: self.tag, timeout: SAFE_POINT, wait: 0.0 },
             "evict" if self.tag.is_none() => Verb::Evict { device: None, bytes: None },
             _ => return Err("an order is pause, resume (with or without a tag) or evict".to_owned()),
         };

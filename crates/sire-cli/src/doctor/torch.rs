@@ -39,7 +39,7 @@ struct Seen {
 }
 
 /// The versions of PyTorch that the tests run with.
-const TESTED: std::ops::RangeInclusive<(u32, u32)> = (2, 9)..=(2, 15);
+const TESTED: [(u32, u32); 3] = [(2, 9), (2, 11), (2, 15)];
 
 /// What the Python on the PATH (or in the environment, or the named one) has.
 pub fn torch(options: &DoctorOptions, changes: &Changes) -> Vec<Finding> {
@@ -94,7 +94,7 @@ fn pytorch_finding(seen: &Seen, shown: &str) -> Finding {
         }
         (Some(version), Some(cuda)) => Finding::note(
             "torch",
-            format!("{version} for CUDA {cuda} in {shown}: Sire is tested with 2.9 to 2.15 only"),
+            format!("{version} for CUDA {cuda} in {shown}: Sire is tested with 2.9, 2.11 and 2.15 only"),
         )
         .advice("It may work; if not, install one of these."),
     }

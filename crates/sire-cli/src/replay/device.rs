@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sire_core::driver::Driver;
+use sire_core::size;
 use sire_cuda::CudaDriver;
-use sire_sim::{Executor, Machine, Options, Poison, Profile, SimDriver, parse_size};
+use sire_sim::{Executor, Machine, Options, Poison, Profile, SimDriver};
 
 use crate::arguments::{Device as Wanted, ReplayOptions};
 use crate::failure::Failure;
@@ -83,7 +84,7 @@ fn memory(options: &ReplayOptions, needs: &Needs) -> Result<u64, Failure> {
     let Some(text) = &options.device_memory else {
         return Ok(needs.peak.saturating_add(needs.peak / 8).saturating_add(ROOM).min(LARGEST));
     };
-    parse_size(text).ok_or_else(|| Failure::usage(format!("--device-memory {text}: expected a size such as 8GiB")))
+    size::parse(text).ok_or_else(|| Failure::usage(format!("--device-memory {text}: expected a size such as 8GiB")))
 }
 
 /// A software device of `memory` bytes; with a profile its copies are hollow and its clock is the model's.

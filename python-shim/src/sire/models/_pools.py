@@ -239,7 +239,11 @@ class ResourcePoolDisk(ResourcePool):
     """A directory, and how much of its file system may be used."""
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, *, limit: Share | None = None) -> None:
-        self.directory = os.fspath(directory or os.environ.get("SIRE_DISK_DIR") or tempfile.gettempdir())
+        named = directory or os.environ.get("SIRE_DISK_DIR")
+        if named:
+            # As the library does when it needs it.
+            os.makedirs(named, mode=0o700, exist_ok=True)
+        self.directory = os.fspath(named or tempfile.gettempdir())
         super().__init__("meta", limit=limit)
 
     def get_pool_total_size(self) -> int:

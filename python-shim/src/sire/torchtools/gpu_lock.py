@@ -69,7 +69,8 @@ def reserve_gpu_for_training(
     """A context manager inside which bytes of a GPU are this process's; it gives the `Reservation`.
 
     ``training_reserved_bytes`` and ``safety_margin_bytes`` are reserved together. With 0 bytes the GPU is reserved
-    for this process alone: no other reservation, and everything that is free but the margin. Waits its turn:
+    for this process alone: no other reservation, and everything that is free but the margin; under `sire reserve
+    --bytes` it is what that has reserved. Waits its turn:
     ``timeout`` seconds (None: for as long as it takes), or not at all with ``blocking=False``;
     `ReservationTimeoutError` after that. With ``fence=False`` only the ledger keeps the bytes; where a fence cannot
     be had, it alone does, with a `ReservationWarning`, or `OutOfMemoryError` if ``strict``. Without CUDA nothing is
@@ -399,7 +400,12 @@ def _handle(library: _library.Library, reserve: Callable[[], int], seconds: floa
 def _given(name: str) -> int:
     """Bytes of a GPU that a process above has reserved for this one (``SIRE_RESERVED``: a UUID, a colon, bytes)."""
     gpu, _, size = os.environ.get("SIRE_RESERVED", "").rpartition(":")
-    return int(size) if gpu.removeprefix("GPU-") == name.removeprefix("GPU-") and size.isdigit() else 0
+    return int(size) if _bare(gpu) == _bare(name) and size.isdigit() else 0
+
+
+def _bare(name: str) -> str:
+    """A UUID as PyTorch has it: NVML says what it is of (a GPU, a part of one)."""
+    return name.removeprefix("GPU-").removeprefix("MIG-")
 
 
 def _placed(torch: Any, index: int, handle: int, kind: Fence, strict: bool) -> tuple[_Place, Fence]:
