@@ -139,7 +139,7 @@ fn pageable_memory_may_be_reused_and_pinned_may_not() -> Outcome {
     let machine = machine(Executor::Threads, 30_000)?;
     let stream = machine.stream_create(0, false, 0)?;
     let (a, b) = (machine.malloc(0, 1000)?, machine.malloc(0, 1000)?);
-    let pinned = machine.host_alloc(1000, 0)?;
+    let pinned = machine.host_alloc(0, 1000, 0)?;
     let mut pageable = vec![7u8; 1000];
     let gate = Gate::on(&machine, stream)?;
     // SAFETY: pinned memory lives until host_free, and nothing else touches it.
