@@ -1,5 +1,5 @@
-//! Resets of a device, by the runtime's function or the driver's: what Sire has there goes before CUDA ends everything, since CUDA ends neither memory that was made
-//! and mapped piece by piece, as ours is, nor what we know of streams, events and registered memory.
+//! Resets of a device, by the runtime's function or the driver's: what Sire has there goes before CUDA ends everything. CUDA does not unmap memory that
+//! was made and mapped piece by piece, as ours is, and nobody tells us that streams, events and registered memory are gone.
 
 use super::entry::{Code, original as driver};
 use super::guard::Guard;

@@ -5,9 +5,11 @@
  *   lost      to be rid of an error that would stay for ever
  *   captured  while streams are being captured: one of this device's ends with it, what was told of otherwise goes on
  *   other     of two devices the one that host memory was registered through; what is paused on the other comes back
- *   mapped    what the program mapped itself is its own to unmap */
+ *   mapped    what the program mapped itself is its own to unmap
+ *   early, late    at exit, by a handler from before Sire's start or after, while a region is paused */
 #include "support.h"
 #include "virtual.h"
+#include <unistd.h>
 
 enum { LARGE = 20 * MiB, SMALL = 4 * KiB };
 typedef struct { void *large, *small; } Pair;
@@ -162,9 +164,17 @@ static void mapped(uint32_t model) {
     CHECK(device_used(0) == 0);
 }
 
+/* 4: the runtime has gone already. */
+static void at_exit(void) {
+    cudaError code = cudaDeviceReset();
+    if (code != 0 && code != 4) _exit(9);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
+    alarm(60);
     const char *how = argv[1];
+    if (!strcmp(how, "early")) CHECK(atexit(at_exit) == 0);
     CUDA(0, cudaDeviceReset()); /* before there is anything */
     uint32_t model = region_of("model", 1);
     if (!strcmp(how, "again")) again(model);
@@ -172,6 +182,11 @@ int main(int argc, char **argv) {
     if (!strcmp(how, "captured")) captured(model);
     if (!strcmp(how, "other")) other(model);
     if (!strcmp(how, "mapped")) mapped(model);
+    if (!strcmp(how, "early") || !strcmp(how, "late")) {
+        works(model, "model", 1);
+        OK(sire_pause("model", NULL, NULL));
+        if (!strcmp(how, "late")) CHECK(atexit(at_exit) == 0);
+    }
     if (!strcmp(how, "last") || !strcmp(how, "paused")) {
         works(model, "model", 1);
         if (!strcmp(how, "paused")) OK(sire_pause("model", NULL, NULL));

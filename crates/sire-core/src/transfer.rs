@@ -22,8 +22,8 @@ pub(crate) struct Lane {
     device: Device,
     stream: Stream,
     events: [Event; IN_FLIGHT],
-    /// Set while it is in use: whoever counts these knows how many are.
-    _in_use: Option<Arc<()>>,
+    /// Set while it is in use: what the shelf has of all that are.
+    in_use: Option<Arc<()>>,
 }
 
 /// Idle lanes, kept for the next transition.
@@ -36,13 +36,13 @@ pub(crate) struct Lanes {
 #[derive(Debug, Default)]
 struct Shelf {
     idle: HashMap<Device, Vec<Lane>>,
-    /// Shared by all lanes that are in use.
+    /// Shared by all lanes that are in use; another one after a reset.
     in_use: Arc<()>,
     /// How many want that no lane is in use.
     held: usize,
 }
 
-/// While it lives, no lane is in use.
+/// While it lives, no lane is lent.
 #[derive(Debug)]
 pub(crate) struct Still<'a>(&'a Lanes);
 
@@ -54,6 +54,8 @@ impl Drop for Still<'_> {
 
 /// How long a moment is, for whoever waits for lanes: a reset is rare, and takes thousands of these.
 const MOMENT: Duration = Duration::from_micros(50);
+/// How long a reset waits for lanes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Lanes {
     /// None yet.
@@ -65,7 +67,7 @@ impl Lanes {
     pub(crate) fn take(&self, device: Device) -> Result<Lane> {
         let (idle, in_use) = self.take_idle(device);
         let lane = idle.map_or_else(|| self.open(device), Ok)?;
-        Ok(Lane { _in_use: Some(in_use), ..lane })
+        Ok(Lane { in_use: Some(in_use), ..lane })
     }
 
     /// The right to use a lane, and one, if any is idle.
@@ -80,17 +82,21 @@ impl Lanes {
         }
     }
 
-    /// Keeps a lane on which nothing is under way.
+    /// Keeps a lane on which nothing is under way, unless a reset did not wait for it.
     pub(crate) fn put(&self, lane: Lane) {
-        let lane = Lane { _in_use: None, ..lane };
-        lock(&self.shelf).idle.entry(lane.device).or_default().push(lane);
+        let mut shelf = lock(&self.shelf);
+        if lane.in_use.as_ref().is_some_and(|in_use| Arc::ptr_eq(in_use, &shelf.in_use)) {
+            shelf.idle.entry(lane.device).or_default().push(Lane { in_use: None, ..lane });
+        }
     }
 
-    /// Waits until no lane is in use, of whatever device; who wants one waits until the result is dropped.
+    /// Waits until no lane is in use, of whatever device, for ten seconds at most: somebody may wait for memory that nobody will give back. Who wants
+    /// a lane waits until the result is dropped.
     pub(crate) fn hold_still(&self) -> Still<'_> {
         lock(&self.shelf).held += 1;
         let still = Still(self);
-        while Arc::strong_count(&lock(&self.shelf).in_use) > 1 {
+        let deadline = clock::now() + PATIENCE;
+        while Arc::strong_count(&lock(&self.shelf).in_use) > 1 && clock::now() < deadline {
             clock::sleep(MOMENT);
         }
         still
@@ -98,7 +104,10 @@ impl Lanes {
 
     /// Closes the idle lanes of a device that is about to be reset. Best effort: the reset closes what cannot be closed now.
     pub(crate) fn close(&self, device: Device) {
-        let lanes = lock(&self.shelf).idle.remove(&device).unwrap_or_default();
+        let mut shelf = lock(&self.shelf);
+        shelf.in_use = Arc::default();
+        let lanes = shelf.idle.remove(&device).unwrap_or_default();
+        drop(shelf);
         for Lane { stream, events, .. } in lanes {
             events.into_iter().for_each(|event| drop(self.driver.close_event(event)));
             let _ = self.driver.close_stream(stream);
@@ -124,7 +133,7 @@ impl Lanes {
             let _ = driver.close_event(first);
             let _ = driver.close_stream(stream);
         })?;
-        Ok(Lane { device, stream, events: [first, second], _in_use: None })
+        Ok(Lane { device, stream, events: [first, second], in_use: None })
     }
 }
 

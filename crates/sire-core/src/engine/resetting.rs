@@ -6,9 +6,9 @@ use crate::driver::Device;
 use crate::sync::lock;
 
 impl Engine {
-    /// Lets go of all that the program and the engine have on `device`, has it `reset`, and returns what came of that. Copies of transitions are waited
-    /// for, on every device, because host memory is registered for all of them at once; new ones wait until the reset is over. What a lost device does not give
-    /// back before is taken after it; what a transition in another thread is at, when that ends.
+    /// Lets go of all that the program and the engine have on `device`, has it `reset`, and returns what came of that. Copies of transitions are
+    /// waited for, up to ten seconds, on every device, because host memory is registered for all of them at once; new ones wait until the reset is
+    /// over. What a lost device does not give back before is taken after it; what a transition in another thread is at, when that ends.
     pub fn reset<R>(&self, device: Device, reset: impl FnOnce() -> R) -> R {
         let _still = self.machine.lanes.hold_still();
         self.end_all(device);
