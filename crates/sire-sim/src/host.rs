@@ -180,8 +180,13 @@ impl Machine {
     /// Gives up all host memory that was made or registered in the context of `device`. Nobody is waited for.
     pub(crate) fn end_host_ranges(&self, device: u32) {
         let mut table = locked(&self.core().host);
-        let ended = table.ranges.extract_if(.., |_, range| range.device == device);
-        ended.filter(|(_, range)| range.mapped > 0).for_each(|(base, range)| sys::unmap(base, range.mapped));
+        table.ranges.retain(|base, range| {
+            let stays = range.device != device;
+            if !stays && range.mapped > 0 {
+                sys::unmap(*base, range.mapped);
+            }
+            stays
+        });
     }
 
     /// What a pointer points to. Never fails: what nobody knows is pageable host memory.
