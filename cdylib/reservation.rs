@@ -361,6 +361,23 @@ pub(crate) fn free<R>(place: *const c_void, free: impl FnOnce() -> R) -> R {
     result
 }
 
+/// What was allocated outside the engine on `device` is gone: what it had from the stock goes back there.
+pub(crate) fn ended(device: Device) {
+    if SPENT_COUNT.load(Ordering::SeqCst) == 0 {
+        return;
+    }
+    let mut all = lock(&SPENT);
+    let gone: Vec<u64> = all
+        .iter_mut()
+        .flat_map(|all| all.extract_if(|_, (on, _)| *on == device))
+        .map(|(_, (_, bytes))| bytes)
+        .collect();
+    drop(all);
+    SPENT_COUNT.fetch_sub(gone.len(), Ordering::SeqCst);
+    let bytes = process::started().map_or(0, |process| process.engine.stock_let_go(device, gone.iter().sum()));
+    regain(device, bytes);
+}
+
 fn regain(device: Device, bytes: u64) {
     if let Some(process) = process::started() {
         let regained = catch(|| {

@@ -1,6 +1,7 @@
 //! Captures, as the runtime's functions begin and end them: counted, so that nothing of ours synchronises or pauses meanwhile. What the driver's functions
 //! do ([`super::streams`]) is counted by the same rules.
 
+use super::context;
 use super::cudaError;
 use super::guard::Guard;
 use super::linear::per_thread;
@@ -60,7 +61,7 @@ pub(super) fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) ->
     capture::begin();
     let code = begin();
     if code == SUCCESS {
-        capture::remember(stream as usize);
+        capture::remember(stream as usize, context::device());
     } else {
         capture::end();
     }
@@ -81,7 +82,7 @@ pub(super) fn destroyed(stream: *mut c_void, destroy: impl FnOnce() -> cudaError
     if captures && code == SUCCESS {
         capture::end();
     } else if captures {
-        capture::remember(stream as usize);
+        capture::remember(stream as usize, context::device());
     }
     code
 }

@@ -3,7 +3,7 @@
 //! at driver level ([`lookup`]). A name that is not here, that nobody knows, or that is asked for in a version with other arguments, is left
 //! as it was found.
 
-use super::{ipc, linear, lookup, pool, segments, streams};
+use super::{ipc, linear, lookup, pool, reset, segments, streams};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::mem::offset_of;
 use std::ptr;
@@ -203,6 +203,8 @@ answers! {
     pool::pool_set_access = c"cuMemPoolSetAccess" as c"cuMemPoolSetAccess" to Driver [11_020, 99_999]
         (pool: *mut c_void, access: *const AccessDescription, count: usize);
     ipc::get_mem_handle = c"cuIpcGetMemHandle" as c"cuIpcGetMemHandle" to Driver [4_010, 99_999] (out: *mut c_void, ptr: u64);
+    reset::primary_context_before_11 = c"cuDevicePrimaryCtxReset" as c"cuDevicePrimaryCtxReset" to Driver [7_000, 11_000] (device: c_int);
+    reset::primary_context = c"cuDevicePrimaryCtxReset" as c"cuDevicePrimaryCtxReset_v2" to Driver [11_000, 99_999] (device: c_int);
     streams::begin_capture = c"cuStreamBeginCapture" as c"cuStreamBeginCapture_v2" to Legacy [10_010, 99_999]
         (stream: *mut c_void, mode: c_int);
     streams::begin_capture_per_thread = c"cuStreamBeginCapture" as c"cuStreamBeginCapture_v2_ptsz" to PerThread [10_010, 99_999]

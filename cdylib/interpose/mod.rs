@@ -1,6 +1,6 @@
-//! The functions of the CUDA runtime that Sire takes the place of: one table, each line calls into [`runtime`], [`captures`], [`pool`], [`ipc`] or
-//! [`driver`]. What a program then finds in the place of the driver's own functions is in [`entry`], and serves them in [`segments`], [`linear`],
-//! [`pool`] and [`streams`]; [`lookup`] says who finds it where driver-level hooks are loaded.
+//! The functions of the CUDA runtime that Sire takes the place of: one table, each line calls into [`runtime`], [`captures`], [`pool`], [`ipc`], [`reset`]
+//! or [`driver`]. What a program then finds in the place of the driver's own functions is in [`entry`], and serves them in [`segments`], [`linear`],
+//! [`pool`], [`reset`] and [`streams`]; [`lookup`] says who finds it where driver-level hooks are loaded.
 //!
 //! Every exported function is three instructions: it hands its caller's return address on as one argument more. From that
 //! address [`original`] finds the runtime that *this caller* links, whichever way it was loaded. The exports carry no symbol
@@ -20,6 +20,7 @@ pub(crate) mod original;
 pub(crate) mod peer;
 mod pool;
 pub(crate) mod probe;
+mod reset;
 pub(crate) mod runtime;
 mod segments;
 mod streams;
@@ -95,6 +96,8 @@ hooks! {
     cudaDeviceEnablePeerAccess(peer: c_int, flags: c_uint) => runtime::enable_peer_access, ("rdx", "x2");
     /// The original; and Sire's memory on the peer is accessible no more, if nothing else said that it is.
     cudaDeviceDisablePeerAccess(peer: c_int) => runtime::disable_peer_access, ("rsi", "x1");
+    /// Sire's memory on this thread's device is freed, and what Sire has there forgotten; then the original.
+    cudaDeviceReset() => reset::runtime, ("rdi", "x0");
     /// The original; Sire then knows the pool's device.
     cudaMemPoolCreate(out: *mut *mut c_void, properties: *const c_void) => pool::runtime_create, ("rdx", "x2");
     /// The original; the pool is known no more, and what was given through it is taken back.

@@ -75,6 +75,7 @@ originals! {
     mem_get_info = c"cudaMemGetInfo" (free: *mut usize, total: *mut usize);
     enable_peer_access = c"cudaDeviceEnablePeerAccess" (peer: c_int, flags: c_uint);
     disable_peer_access = c"cudaDeviceDisablePeerAccess" (peer: c_int);
+    device_reset = c"cudaDeviceReset" ();
     create_pool = c"cudaMemPoolCreate" (out: *mut *mut c_void, properties: *const c_void);
     destroy_pool = c"cudaMemPoolDestroy" (pool: *mut c_void);
     set_pool_access = c"cudaMemPoolSetAccess" (pool: *mut c_void, access: *const c_void, count: usize);

@@ -71,6 +71,18 @@ pub(super) fn with_pool(pool: *mut c_void, pairs: Vec<(u32, u32)>) {
     pairs.into_iter().for_each(|(owner, accessor)| enable(owner, accessor, Way::Pool(pool as usize)));
 }
 
+/// The primary context of `device` is gone, and with it what was given to it, or by it, in contexts.
+pub(super) fn forget_contexts_of(device: Device) {
+    let mut concerned = Vec::new();
+    for (&(owner, accessor), ways) in
+        table().iter_mut().filter(|((owner, accessor), _)| [*owner, *accessor].contains(&device.0))
+    {
+        ways.retain(|way| !matches!(way, Way::Context(_)));
+        concerned.push((owner, accessor));
+    }
+    concerned.into_iter().for_each(|(owner, accessor)| follow(owner, accessor));
+}
+
 /// Tells the engine what holds for a pair of devices, if it runs.
 fn follow(owner: u32, accessor: u32) {
     if let Some(process) = process::started()

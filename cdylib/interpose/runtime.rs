@@ -8,7 +8,7 @@ use super::guard::Guard;
 use super::linear::per_thread;
 use super::original::{self, Runtime};
 use super::peer::{self, Way};
-use super::{cudaError, probe};
+use super::{cudaError, probe, reset};
 use crate::allocate;
 use crate::boundary;
 use crate::capture;
@@ -268,7 +268,7 @@ pub(super) fn is_recorded(process: &Process, device: c_int, stream: *mut c_void)
     stream as usize > LEGACY && capture::in_progress() && asked().unwrap_or(true)
 }
 
-fn current_device(runtime: &Runtime) -> Result<c_int> {
+pub(super) fn current_device(runtime: &Runtime) -> Result<c_int> {
     let mut device = 0;
     // SAFETY: writes one int.
     match unsafe { runtime.get_device(&raw mut device) } {
@@ -280,15 +280,17 @@ fn current_device(runtime: &Runtime) -> Result<c_int> {
 }
 
 /// Does what a real cudaMalloc would have done besides: create this device's context and make it this thread's. Once per thread
-/// and device; not during a capture, where the thread has one already.
+/// and device, and again after a reset; not during a capture, where the thread has one already.
 fn start_runtime(runtime: &Runtime, device: c_int) {
     thread_local! {
-        static STARTED: Cell<u64> = const { Cell::new(0) };
+        static STARTED: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
     let bit = 1u64.checked_shl(device.cast_unsigned()).unwrap_or(0);
+    let resets = reset::count();
     STARTED.with(|started| {
-        if started.get() & bit == 0 && !capture::in_progress() {
-            started.set(started.get() | bit);
+        let devices = Some(started.get()).filter(|(_, then)| *then == resets).map_or(0, |(devices, _)| devices);
+        if devices & bit == 0 && !capture::in_progress() {
+            started.set((devices | bit, resets));
             // SAFETY: freeing NULL is documented to do nothing, and is the customary way to create the context.
             let _ = unsafe { runtime.free(ptr::null_mut()) };
         }

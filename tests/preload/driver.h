@@ -43,6 +43,7 @@ typedef int (*GetProc11)(const char *, void **, int, unsigned long long);
     X(cuMemSetAccess, cuMemSetAccess, 10020, (Ptr, size_t, const Access *, size_t))                                    \
     X(cuMemGetAddressRange, cuMemGetAddressRange_v2, 3020, (Ptr *, size_t *, Ptr))                                     \
     X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, (void **, int))                                        \
+    X(cuDevicePrimaryCtxReset, cuDevicePrimaryCtxReset_v2, 11000, (int))                                               \
     X(cuCtxCreate, cuCtxCreate_v2, 3020, (void **, unsigned, int))                                                     \
     X(cuCtxDestroy, cuCtxDestroy_v2, 4000, (void *))                                                                   \
     X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                                                \

@@ -285,6 +285,21 @@ static void peers(uint32_t region) {
     CUDA(0, D.cuCtxSetCurrent(first));
 }
 
+/* The primary context goes, and with it what was allocated; in the next one everything works. */
+static void reset(uint32_t region) {
+    Ptr ptr = 0;
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
+    uint64_t used = device_used(0);
+    CUDA(0, D.cuDevicePrimaryCtxReset(0));
+    CHECK(!sire_owns(at(ptr)) && used - device_used(0) >= 3 * MiB);
+    with_context(0);
+    CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
+    survives(region, ptr, 3 * MiB);
+    OK(sire_region_leave(region));
+    CUDA(0, D.cuMemFree(ptr));
+}
+
 int main(int argc, char **argv) {
     CHECK(argc >= 3);
     watchdog();
@@ -312,6 +327,7 @@ int main(int argc, char **argv) {
         int devices = 0;
         CUDA(0, cudaGetDeviceCount(&devices));
         if (devices > 1) peers(region);
+        reset(region);
     }
     CHECK(cudaGetLastError() == 0);
     if (library) {

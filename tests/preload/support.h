@@ -22,7 +22,7 @@ cudaError cudaMemcpy(void *to, const void *from, size_t bytes, int kind);
 cudaError cudaMemset(void *to, int value, size_t bytes);
 cudaError cudaMemsetAsync(void *to, int value, size_t bytes, void *stream);
 cudaError cudaMemcpyPeer(void *to, int to_device, const void *from, int from_device, size_t bytes);
-cudaError cudaDeviceSynchronize(void);
+cudaError cudaDeviceSynchronize(void), cudaDeviceReset(void);
 cudaError cudaDeviceEnablePeerAccess(int peer, unsigned flags), cudaDeviceDisablePeerAccess(int peer);
 typedef struct { char bytes[64]; } cudaIpcMemHandle;
 cudaError cudaIpcGetMemHandle(void *out, void *ptr);

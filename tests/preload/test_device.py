@@ -321,3 +321,11 @@ def test_the_driver_is_found_through_the_callers_runtime(workshop: Workshop, sim
     (tmp_path / "libcudart.so.13").symlink_to(sim_so)
     check(workshop.run(workshop.program("process_wide.c"), "r", folders=(tmp_path,), SIRE_REGION="r", SIRE_SIM_MEMORY="512MiB"))
     assert os.listdir(tmp_path) == ["libcudart.so.13"]
+
+
+@pytest.mark.parametrize("slabs", ["0", "1"])
+@pytest.mark.parametrize("how", ["again", "last", "paused", "lost", "captured", "other", "mapped", "early", "late"])
+def test_a_device_that_is_reset(workshop: Workshop, sim_dir: Path, how: str, slabs: str) -> None:
+    settings = {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_DEVICES": "2", "SIRE_SLABS": slabs}
+    done = check(workshop.run(workshop.program("reset.c"), how, folders=(sim_dir,), extra=settings))
+    assert "warning" not in done.stderr, done.stderr

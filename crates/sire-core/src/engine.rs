@@ -37,6 +37,8 @@ mod outside;
 mod holdings;
 pub use holdings::Holding;
 
+mod resetting;
+
 mod standing;
 pub use standing::MadeWay;
 

@@ -276,6 +276,16 @@ impl Extent {
         }
     }
 
+    /// Where live allocations start in it.
+    pub(crate) fn starts(&self) -> Vec<Addr> {
+        match (&self.slab, &self.cached) {
+            (Some(slab), _) => slab.starts().into_iter().map(|at| self.base.offset(at)).collect(),
+            (None, Some(depot)) => depot.starts(&self.addresses()),
+            (None, None) if self.is_freed() => Vec::new(),
+            (None, None) => vec![self.base],
+        }
+    }
+
     /// Overrides the policy for offsets.
     pub(crate) fn set_override(&self, range: &Range<u64>, keep: bool) {
         let mut inner = lock(&self.inner);

@@ -135,6 +135,16 @@ impl Pages {
         Ok(())
     }
 
+    /// The driver is not to know any part of it any more. No copy is under way here.
+    pub(crate) fn unregister(&self) {
+        for part in std::mem::take(&mut *lock(&self.registered)) {
+            // SAFETY: `register` made sure that `at` is inside the mapping, which is still there.
+            let ptr = unsafe { self.ptr().add(part.at) };
+            // What is refused goes with the context that it was registered in.
+            let _ = part.driver.unregister_host(ptr);
+        }
+    }
+
     /// Bytes that the driver knows.
     pub(crate) fn registered(&self) -> u64 {
         lock(&self.registered).iter().map(|part| part.len as u64).sum()

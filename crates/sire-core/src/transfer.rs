@@ -3,6 +3,7 @@
 //! nothing of the program ever queues behind more than two pieces. Pieces land in the order in which
 //! they were sent, each with the ticket it was sent with.
 
+use crate::clock;
 use crate::driver::{Addr, Device, Driver, DriverError, DriverResult, Event, Stream};
 use crate::error::Result;
 use crate::raw::{self, Broken, Flight, Span};
@@ -10,6 +11,7 @@ use crate::settings::IN_FLIGHT;
 use crate::sync::{Mutex, lock};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How often a pipe tries to find out whether its copies are done before it gives the lane up.
 const DRAIN_ATTEMPTS: usize = 3;
@@ -20,30 +22,96 @@ pub(crate) struct Lane {
     device: Device,
     stream: Stream,
     events: [Event; IN_FLIGHT],
+    /// Set while it is in use: what the shelf has of all that are.
+    in_use: Option<Arc<()>>,
 }
 
 /// Idle lanes, kept for the next transition.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     driver: Arc<dyn Driver>,
-    idle: Mutex<HashMap<Device, Vec<Lane>>>,
+    shelf: Mutex<Shelf>,
 }
+
+#[derive(Debug, Default)]
+struct Shelf {
+    idle: HashMap<Device, Vec<Lane>>,
+    /// Shared by all lanes that are in use; another one after a reset.
+    in_use: Arc<()>,
+    /// How many want that no lane is in use.
+    held: usize,
+}
+
+/// While it lives, no lane is lent.
+#[derive(Debug)]
+pub(crate) struct Still<'a>(&'a Lanes);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.shelf).held -= 1;
+    }
+}
+
+/// How long a moment is, for whoever waits for lanes: a reset is rare, and takes thousands of these.
+const MOMENT: Duration = Duration::from_micros(50);
+/// How long a reset waits for lanes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Lanes {
     /// None yet.
     pub(crate) fn new(driver: Arc<dyn Driver>) -> Lanes {
-        Lanes { driver, idle: Mutex::default() }
+        Lanes { driver, shelf: Mutex::default() }
     }
 
     /// An idle lane of `device`, or a new one.
     pub(crate) fn take(&self, device: Device) -> Result<Lane> {
-        let idle = lock(&self.idle).get_mut(&device).and_then(Vec::pop);
-        idle.map_or_else(|| self.open(device), Ok)
+        let (idle, in_use) = self.take_idle(device);
+        let lane = idle.map_or_else(|| self.open(device), Ok)?;
+        Ok(Lane { in_use: Some(in_use), ..lane })
     }
 
-    /// Keeps a lane on which nothing is under way.
+    /// The right to use a lane, and one, if any is idle.
+    fn take_idle(&self, device: Device) -> (Option<Lane>, Arc<()>) {
+        loop {
+            let mut shelf = lock(&self.shelf);
+            if shelf.held == 0 {
+                return (shelf.idle.get_mut(&device).and_then(Vec::pop), Arc::clone(&shelf.in_use));
+            }
+            drop(shelf);
+            clock::sleep(MOMENT);
+        }
+    }
+
+    /// Keeps a lane on which nothing is under way, unless a reset did not wait for it.
     pub(crate) fn put(&self, lane: Lane) {
-        lock(&self.idle).entry(lane.device).or_default().push(lane);
+        let mut shelf = lock(&self.shelf);
+        if lane.in_use.as_ref().is_some_and(|in_use| Arc::ptr_eq(in_use, &shelf.in_use)) {
+            shelf.idle.entry(lane.device).or_default().push(Lane { in_use: None, ..lane });
+        }
+    }
+
+    /// Waits until no lane is in use, of whatever device, for ten seconds at most: somebody may wait for memory that nobody will give back. Who wants
+    /// a lane waits until the result is dropped.
+    pub(crate) fn hold_still(&self) -> Still<'_> {
+        lock(&self.shelf).held += 1;
+        let still = Still(self);
+        let deadline = clock::now() + PATIENCE;
+        while Arc::strong_count(&lock(&self.shelf).in_use) > 1 && clock::now() < deadline {
+            clock::sleep(MOMENT);
+        }
+        still
+    }
+
+    /// Closes the idle lanes of a device that is about to be reset. Best effort: the reset closes what cannot be closed now.
+    pub(crate) fn close(&self, device: Device) {
+        let mut shelf = lock(&self.shelf);
+        shelf.in_use = Arc::default();
+        let lanes = shelf.idle.remove(&device).unwrap_or_default();
+        drop(shelf);
+        for Lane { stream, events, .. } in lanes {
+            events.into_iter().for_each(|event| drop(self.driver.close_event(event)));
+            let _ = self.driver.close_stream(stream);
+        }
     }
 
     /// Has the driver make ready what hashing on `device` needs. Best effort: what fails here is tried again when it is needed.
@@ -65,7 +133,7 @@ impl Lanes {
             let _ = driver.close_event(first);
             let _ = driver.close_stream(stream);
         })?;
-        Ok(Lane { device, stream, events: [first, second] })
+        Ok(Lane { device, stream, events: [first, second], in_use: None })
     }
 }
 

@@ -56,6 +56,14 @@ impl PrimaryContext {
         self.is_active(table) && self.retain(table) == Ok(context)
     }
 
+    /// Gives the reference back, and takes another one when it is needed again: the program is about to reset the device.
+    pub(crate) fn forget(&self, table: &EntryPoints) {
+        if !self.context.swap(ptr::null_mut(), Ordering::AcqRel).is_null() {
+            // SAFETY: `retain` took one reference, which nobody else can find any more.
+            unsafe { (table.primary_ctx_release)(self.device) };
+        }
+    }
+
     /// Gives the reference back.
     pub(crate) fn release(&mut self, table: &EntryPoints) {
         if !self.context.get_mut().is_null() {

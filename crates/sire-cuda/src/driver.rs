@@ -133,6 +133,21 @@ impl CudaDriver {
         self.device("is_primary_context", device).map_or(true, |facts| facts.context.is(context, table))
     }
 
+    /// Forgets what lives in the device's context, which the program is about to reset: streams, events, the kernel and its buffers, and the context
+    /// itself. What is needed again is made anew. To be called while nothing of ours is under way there.
+    pub fn forget(&self, device: Device) {
+        let Ok(facts) = self.device("forget", device) else { return };
+        let streams = forget_all(&self.streams, device);
+        forget_all(&self.events, device);
+        self.hashing.forget_device(device, &streams);
+        let mut host_device = self.host_device.lock().unwrap_or_else(PoisonError::into_inner);
+        *host_device = host_device.filter(|chosen| *chosen != device);
+        drop(host_device);
+        let table = &self.loaded.table;
+        let _relaxed = Relaxed::enter(table);
+        facts.context.forget(table);
+    }
+
     /// How many driver calls this value has made.
     #[must_use]
     pub fn calls(&self) -> u64 {
@@ -346,6 +361,12 @@ fn unavailable_if_unknown(error: DriverError) -> DriverError {
 
 fn remember(open: &RwLock<HashMap<u64, Device>>, handle: u64, device: Device) {
     open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, device);
+}
+
+/// Takes all handles of a device out.
+fn forget_all(open: &RwLock<HashMap<u64, Device>>, device: Device) -> Vec<u64> {
+    let mut open = open.write().unwrap_or_else(PoisonError::into_inner);
+    open.extract_if(|_, of| *of == device).map(|(handle, _)| handle).collect()
 }
 
 /// Takes the handle out, so that exactly one caller closes it.

@@ -45,6 +45,12 @@ impl Hashing {
     pub(crate) fn forget(&self, stream: Stream) -> Option<DevicePtr> {
         locked(&self.buffers).remove(&stream)
     }
+
+    /// The context of `device` goes, and with it the kernel and the buffers of these streams.
+    pub(crate) fn forget_device(&self, device: Device, streams: &[u64]) {
+        locked(&self.functions).remove(&device);
+        locked(&self.buffers).retain(|stream, _| !streams.contains(&stream.0));
+    }
 }
 
 impl CudaDriver {

@@ -10,6 +10,8 @@ macro_rules! driver_functions {
             cuCtxDisablePeerAccess
             cuCtxEnablePeerAccess
             cuDeviceGetDefaultMemPool
+            cuDevicePrimaryCtxReset
+            cuDevicePrimaryCtxReset_v2
             cuGetProcAddress
             cuGetProcAddress_v2
             cuIpcGetMemHandle

@@ -228,7 +228,7 @@ impl Driver for SimDriver {
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {
         self.call("register_host", "cuMemHostRegister", len, |machine| {
             // SAFETY: the caller keeps the range mapped until `unregister_host`.
-            unsafe { machine.host_register(ptr as u64, len, 0) }
+            unsafe { machine.host_register(0, ptr as u64, len, 0) }
         })
     }
 

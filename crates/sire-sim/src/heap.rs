@@ -234,6 +234,23 @@ impl Machine {
         self.launch_host(stream, Arc::new(free))
     }
 
+    /// Frees everything on the device. Nobody is waited for.
+    pub(crate) fn end_heap(&self, device: u32) {
+        let mut heap = locked(self.heap());
+        let frame = self.core().memory(device).map_or(0, |memory| memory.frame);
+        let own = heap.allocations.iter().filter(|(_, found)| found.device == device && found.block.is_none());
+        let blocks = heap.blocks.iter().filter(|(_, block)| block.device == device);
+        let frames: Vec<(u64, u64)> =
+            own.map(|(ptr, found)| (*ptr, found.room)).chain(blocks.map(|(base, _)| (*base, frame))).collect();
+        heap.allocations.retain(|_, found| found.device != device);
+        heap.blocks.retain(|_, block| block.device != device);
+        drop(heap);
+        for (addr, size) in frames {
+            // They were the heap's until now: nobody else can have unmapped them.
+            let _ = unmap_frames(self.core(), addr, size);
+        }
+    }
+
     /// The `cudaMalloc` allocation that holds `ptr`: start and size; its memory, and where in that it begins.
     pub(crate) fn allocation(&self, ptr: u64) -> Result<(u64, u64, Arc<Physical>, u64)> {
         let heap = locked(self.heap());

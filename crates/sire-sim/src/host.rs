@@ -74,13 +74,13 @@ impl Drop for HostTable {
 
 /// Host memory.
 impl Machine {
-    /// Page-locked host memory; `flags` are given back by [`Machine::pointer`].
+    /// Page-locked host memory, made in the context of `device`; `flags` are given back by [`Machine::pointer`].
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`; capture prohibitions.
-    pub fn host_alloc(&self, size: u64, flags: u32) -> Result<u64> {
+    pub fn host_alloc(&self, device: u32, size: u64, flags: u32) -> Result<u64> {
         self.unsafe_call()?;
-        self.host_map(size, flags, PointerKind::Pinned, 0)
+        self.host_map(size, flags, PointerKind::Pinned, device)
     }
 
     /// Memory that host and devices share (here: host memory that every device may touch).
@@ -134,14 +134,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes a host range known to the devices.
+    /// Makes a host range known to the devices, in the context of `device`.
     ///
     /// # Safety
     /// The range stays mapped until [`Machine::host_unregister`].
     ///
     /// # Errors
     /// `HOST_MEMORY_ALREADY_REGISTERED` if any of it is known already; `INVALID_VALUE` for nothing.
-    pub unsafe fn host_register(&self, ptr: u64, len: u64, flags: u32) -> Result<()> {
+    pub unsafe fn host_register(&self, device: u32, ptr: u64, len: u64, flags: u32) -> Result<()> {
         self.core().check_open()?;
         self.unsafe_call()?;
         if ptr == 0 || len == 0 || ptr.checked_add(len).is_none() {
@@ -153,7 +153,7 @@ impl Machine {
                 Code::HOST_MEMORY_ALREADY_REGISTERED.because(format!("host memory at {ptr:#x} is registered already"))
             );
         }
-        table.ranges.insert(ptr, HostRange { size: len, mapped: 0, kind: PointerKind::Registered, flags, device: 0 });
+        table.ranges.insert(ptr, HostRange { size: len, mapped: 0, kind: PointerKind::Registered, flags, device });
         drop(table);
         sys::make_present(ptr, len);
         self.spend(|memory| memory.host_register, len);
@@ -175,6 +175,18 @@ impl Machine {
         drop(table);
         self.spend(|memory| memory.host_unregister, size);
         Ok(())
+    }
+
+    /// Gives up all host memory that was made or registered in the context of `device`. Nobody is waited for.
+    pub(crate) fn end_host_ranges(&self, device: u32) {
+        let mut table = locked(&self.core().host);
+        table.ranges.retain(|base, range| {
+            let stays = range.device != device;
+            if !stays && range.mapped > 0 {
+                sys::unmap(*base, range.mapped);
+            }
+            stays
+        });
     }
 
     /// What a pointer points to. Never fails: what nobody knows is pageable host memory.

@@ -117,7 +117,17 @@ impl Machine {
         self.core().lose(device, code);
     }
 
-    /// Forgets the device's sticky error, as `cudaDeviceReset` does.
+    /// Ends what this process has on the device, as `cudaDeviceReset` does: streams and events, after the work that they hold, what the heap gave out,
+    /// host memory that was made or registered there, access of peers, and the sticky error. Physical memory that was made for the program to map stays.
+    pub fn reset(&self, device: u32) {
+        self.end_streams(device);
+        self.end_heap(device);
+        self.end_host_ranges(device);
+        self.core().peers().retain(|(accessor, owner)| *accessor != device && *owner != device);
+        self.revive(device);
+    }
+
+    /// Forgets the device's sticky error.
     pub fn revive(&self, device: u32) {
         self.core().revive(device);
     }

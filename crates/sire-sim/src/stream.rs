@@ -248,6 +248,23 @@ impl Machine {
         });
     }
 
+    /// Ends the device's streams, after what they hold, and its events.
+    pub(crate) fn end_streams(&self, device: u32) {
+        let mut tables = locked(&self.streams().tables);
+        let ended = tables.of_device(device);
+        tables.streams.retain(|_, stream| stream.device != device);
+        tables.destroyed.retain(|stream| stream.device != device);
+        tables.legacy.remove(&device);
+        tables.per_thread.retain(|(other, _), _| *other != device);
+        tables.events.retain(|_, event| event.device != device);
+        drop(tables);
+        for stream in ended {
+            self.abandon_capture(stream.id);
+            stream.wait_all(self.core());
+            stream.end_worker();
+        }
+    }
+
     /// Waits for all devices.
     pub(crate) fn drain_devices(&self) {
         (0..self.device_count()).for_each(|device| self.drain(device));

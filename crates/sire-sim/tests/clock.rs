@@ -56,7 +56,7 @@ struct Lane<'a> {
 impl<'a> Lane<'a> {
     fn new(machine: &'a Machine) -> Result<Lane<'a>, SimError> {
         let stream = machine.stream_create(0, false, 0)?;
-        Ok(Lane { machine, stream, device: machine.malloc(0, 4 * MB)?, host: machine.host_alloc(4 * MB, 0)? })
+        Ok(Lane { machine, stream, device: machine.malloc(0, 4 * MB)?, host: machine.host_alloc(0, 4 * MB, 0)? })
     }
 
     fn copy_in(&self, bytes: u64) -> Result<(), SimError> {
@@ -210,7 +210,7 @@ fn threads_have_clocks_of_their_own_and_share_the_driver() -> Outcome {
 fn a_mapping_is_not_used_before_it_was_made_nor_removed_before_it_was_used() -> Outcome {
     let machine = machine()?;
     let stream = machine.stream_create(0, false, 0)?;
-    let host = machine.host_alloc(MB, 0)?;
+    let host = machine.host_alloc(0, MB, 0)?;
     let addr = machine.reserve(FRAME, 0, 0)?;
     let make = || -> Result<(), SimError> {
         let physical = machine.create(0, FRAME, 0)?;

@@ -133,7 +133,7 @@ fn prohibited_calls_are_refused_and_spoil_the_capture() -> Outcome {
         ("device synchronize", unsupported, |machine, _| machine.device_synchronize(0)),
         ("malloc", unsupported, |machine, _| machine.malloc(0, 64).map(drop)),
         ("free", unsupported, |machine, _| machine.free(0)),
-        ("host alloc", unsupported, |machine, _| machine.host_alloc(64, 0).map(drop)),
+        ("host alloc", unsupported, |machine, _| machine.host_alloc(0, 64, 0).map(drop)),
         ("legacy work", Code::CAPTURE_IMPLICIT.0, |machine, _| {
             machine.launch_host(machine.legacy_stream(0)?, Arc::new(|| ()))
         }),

@@ -107,10 +107,10 @@ fn present(at: u64) -> Result<usize, std::io::Error> {
 fn pinned_memory_costs_what_a_present_mapping_costs() -> Outcome {
     let _alone = alone();
     let machine = Machine::new(Options::default())?;
-    let at = machine.host_alloc(BYTES as u64, 0)?;
+    let at = machine.host_alloc(0, BYTES as u64, 0)?;
     assert_eq!(present(at)?, BYTES / PAGE, "pinned memory is all there before anybody touches it");
     machine.host_free(at)?;
-    let pinned = || timed(|| Ok(machine.host_free(machine.host_alloc(BYTES as u64, 0)?)?));
+    let pinned = || timed(|| Ok(machine.host_free(machine.host_alloc(0, BYTES as u64, 0)?)?));
     let ratio = median_ratio(pinned, || timed(|| Ok(Plain::new().map(drop)?)))?;
     assert!((0.5..=2.0).contains(&ratio), "making and freeing pinned memory costs {ratio:.2} of a present mapping");
     Ok(())
@@ -120,7 +120,7 @@ fn pinned_memory_costs_what_a_present_mapping_costs() -> Outcome {
 fn touching_pinned_memory_costs_what_touching_a_present_mapping_costs() -> Outcome {
     let _alone = alone();
     let machine = Machine::new(Options::default())?;
-    let pinned = machine.host_alloc(BYTES as u64, 0)?;
+    let pinned = machine.host_alloc(0, BYTES as u64, 0)?;
     let plain = Plain::new()?;
     let pages = |at: *mut u8| {
         timed(move || {
@@ -144,7 +144,7 @@ fn registering_neither_pays_for_the_programs_pages_nor_takes_them() -> Outcome {
         timed(|| {
             let plain = Plain::new()?;
             // SAFETY: the range stays mapped until it is unregistered, in the next statement.
-            unsafe { machine.host_register(plain.0 as u64, BYTES as u64, 0) }?;
+            unsafe { machine.host_register(0, plain.0 as u64, BYTES as u64, 0) }?;
             Ok(machine.host_unregister(plain.0 as u64)?)
         })
     };
@@ -161,7 +161,7 @@ fn registering_untouched_memory_makes_its_pages_present_at_their_price() -> Outc
     let untouched = Plain::with(0)?;
     assert_eq!(present(untouched.0 as u64)?, 0);
     // SAFETY: the range stays mapped until it is unregistered.
-    unsafe { machine.host_register(untouched.0 as u64, BYTES as u64, 0) }?;
+    unsafe { machine.host_register(0, untouched.0 as u64, BYTES as u64, 0) }?;
     if present(untouched.0 as u64)? == 0 {
         println!("this system cannot populate a mapping that exists (Linux 5.14 and newer can)");
         return Ok(machine.host_unregister(untouched.0 as u64)?);
@@ -172,7 +172,7 @@ fn registering_untouched_memory_makes_its_pages_present_at_their_price() -> Outc
         timed(|| {
             let fresh = Plain::with(0)?;
             // SAFETY: as above.
-            unsafe { machine.host_register(fresh.0 as u64, BYTES as u64, 0) }?;
+            unsafe { machine.host_register(0, fresh.0 as u64, BYTES as u64, 0) }?;
             Ok(machine.host_unregister(fresh.0 as u64)?)
         })
     };

@@ -198,7 +198,7 @@ fn fresh_memory_is_poison_every_time() -> Outcome {
 #[test]
 fn host_memory_is_known_by_kind() -> Outcome {
     let machine = Machine::new(Options::default())?;
-    let pinned = machine.host_alloc(10_000, 3)?;
+    let pinned = machine.host_alloc(0, 10_000, 3)?;
     let info = machine.pointer(pinned + 9_999);
     assert_eq!((info.kind, info.base, info.size, info.flags), (PointerKind::Pinned, pinned, 10_000, 3));
     let managed = machine.malloc_managed(0, 4096)?;
@@ -207,10 +207,10 @@ fn host_memory_is_known_by_kind() -> Outcome {
     let ptr = own.as_mut_ptr() as u64;
     assert_eq!(machine.pointer(ptr).kind, PointerKind::Pageable);
     // SAFETY: `own` lives to the end of this function, and is unregistered before.
-    unsafe { machine.host_register(ptr, 8192, 0) }?;
+    unsafe { machine.host_register(0, ptr, 8192, 0) }?;
     assert_eq!(machine.pointer(ptr + 8191).kind, PointerKind::Registered);
     // SAFETY: as above; this one is refused.
-    let twice = unsafe { machine.host_register(ptr + 4096, 8192, 0) };
+    let twice = unsafe { machine.host_register(0, ptr + 4096, 8192, 0) };
     assert_eq!(code(twice), Code::HOST_MEMORY_ALREADY_REGISTERED.0);
     assert_eq!(code(machine.host_free(ptr)), Code::INVALID_VALUE.0);
     machine.host_unregister(ptr)?;

@@ -1,6 +1,6 @@
 //! Streams, events and hazards: what is ordered, what is not, and what a missing wait does.
 
-use sire_sim::{AccessDesc, Code, Copy2d, CopyKind, Executor, Machine, Options, Pattern, Prot, StreamId};
+use sire_sim::{AccessDesc, CaptureMode, Code, Copy2d, CopyKind, Executor, Machine, Options, Pattern, Prot, StreamId};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -76,6 +76,42 @@ fn unmapping_without_waiting_loses_the_device() -> Outcome {
     Ok(())
 }
 
+/// What CUDA's manual says of `cudaDeviceReset`: all that was allocated, and every stream and event; not what has to be unmapped and released.
+#[test]
+fn a_reset_ends_what_there_is_on_one_device() -> Outcome {
+    let machine = machine(Executor::Threads, 0)?;
+    let (addr, physical) = (machine.reserve(4096, 0, 0)?, machine.create(0, 4096, 0)?);
+    machine.map(addr, 4096, 0, physical)?;
+    machine.set_access(addr, 4096, &[AccessDesc { device: 0, prot: Prot::ReadWrite }])?;
+    let free = machine.memory_info(0)?.0;
+    let (large, small, pinned) = (machine.malloc(0, 8192)?, machine.malloc(0, 64)?, machine.host_alloc(0, 64, 0)?);
+    let (stream, event) = (machine.stream_create(0, true, 0)?, machine.event_create(0, false)?);
+    let (elsewhere, other) = (machine.malloc(1, 8192)?, machine.stream_create(1, true, 0)?);
+    machine.enable_peer(1, 0)?;
+    machine.memset_async(large, Pattern::U8(1), 8192, stream)?;
+    let capturing = machine.stream_create(0, true, 0)?;
+    machine.capture_begin(capturing, CaptureMode::Relaxed)?;
+    machine.lose(0, Code::ILLEGAL_ADDRESS);
+    machine.reset(0);
+    assert_eq!(machine.memory_info(0)?.0, free, "what was mapped stays, all else goes");
+    for ptr in [large, small, pinned] {
+        assert!(code(machine.free(ptr)) != 0 && code(machine.host_free(ptr)) != 0);
+    }
+    assert_eq!(code(machine.stream_query(stream)), Code::INVALID_HANDLE.0);
+    assert_eq!(code(machine.event_query(event)), Code::INVALID_HANDLE.0);
+    assert_eq!(code(machine.disable_peer(1, 0)), Code::PEER_ACCESS_NOT_ENABLED.0);
+    // The device works, and its default stream is another one.
+    let again = machine.malloc(0, 8192)?;
+    machine.memset_async(again, Pattern::U8(2), 8192, machine.legacy_stream(0)?)?;
+    machine.memset_async(addr, Pattern::U8(2), 4096, machine.legacy_stream(0)?)?;
+    machine.device_synchronize(0)?;
+    // The other device has heard of nothing.
+    machine.memset_async(elsewhere, Pattern::U8(3), 8192, other)?;
+    machine.stream_synchronize(other)?;
+    machine.free(elsewhere)?;
+    Ok(())
+}
+
 #[test]
 fn an_unmap_that_waits_hides_the_hazard() -> Outcome {
     let options = Options { unmap_syncs: true, delay: Duration::from_millis(10), ..Options::tiny(1 << 20) };
@@ -139,7 +175,7 @@ fn pageable_memory_may_be_reused_and_pinned_may_not() -> Outcome {
     let machine = machine(Executor::Threads, 30_000)?;
     let stream = machine.stream_create(0, false, 0)?;
     let (a, b) = (machine.malloc(0, 1000)?, machine.malloc(0, 1000)?);
-    let pinned = machine.host_alloc(1000, 0)?;
+    let pinned = machine.host_alloc(0, 1000, 0)?;
     let mut pageable = vec![7u8; 1000];
     let gate = Gate::on(&machine, stream)?;
     // SAFETY: pinned memory lives until host_free, and nothing else touches it.

@@ -305,6 +305,14 @@ impl Depot {
         true
     }
 
+    /// The device is being reset: no graph is left for which a private pool would keep memory. Returns the events that are not in use, which go.
+    pub(crate) fn retire(&self) -> Vec<Event> {
+        let mut state = self.state();
+        state.cache.end_pools();
+        state.pools.clear();
+        std::mem::take(&mut state.spare)
+    }
+
     // ---- what is known ----------------------------------------------------------------------------------------------------------
 
     /// See [`Cache::requested`].
@@ -325,6 +333,12 @@ impl Depot {
             live.add(start - range.start..end - range.start);
         }
         live
+    }
+
+    /// Where allocations begin in `range`.
+    pub(crate) fn starts(&self, range: &Range<u64>) -> Vec<Addr> {
+        let live = self.state().cache.live(range);
+        live.iter().filter(|block| block.start >= range.start).map(|block| Addr(block.start)).collect()
     }
 
     /// Allocations that begin in `range`, and bytes asked for that lie there.

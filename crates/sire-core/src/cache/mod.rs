@@ -360,6 +360,11 @@ impl Cache {
         gone
     }
 
+    /// No private pool lives any more.
+    pub(crate) fn end_pools(&mut self) {
+        self.pools.clear();
+    }
+
     /// The most bytes of memory that may be mapped; what is paused counts, too.
     pub(crate) fn set_limit(&mut self, bytes: Option<u64>) {
         self.limit = bytes;

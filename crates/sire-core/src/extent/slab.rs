@@ -75,6 +75,13 @@ impl Slab {
         (size > 0 && offset - index * self.class < size).then_some((index * self.class, size))
     }
 
+    /// Where the slots start that are in use.
+    pub(super) fn starts(&self) -> Vec<u64> {
+        let slots = lock(&self.slots);
+        let live = slots.sizes.iter().enumerate().filter(|(_, size)| **size > 0);
+        live.map(|(index, _)| index as u64 * self.class).collect()
+    }
+
     pub(super) fn live_ranges(&self) -> Ranges {
         let slots = lock(&self.slots);
         let mut live = Ranges::new();

@@ -351,6 +351,17 @@ impl Heap {
         bytes
     }
 
+    /// Gives the driver what the cache of a device that is being reset holds free, and its events.
+    pub(super) fn retire_cache(&self, device: Device) {
+        let Some(depot) = self.known_depot(device.0) else { return };
+        let _ = self.collect(depot);
+        for event in depot.retire() {
+            // One that cannot be closed goes with its context.
+            let _ = self.driver.close_event(event);
+        }
+        self.trim_cache(depot, u64::MAX);
+    }
+
     /// The same for every cache, with everything that is free, after waiting for what still uses it.
     pub(crate) fn trim_caches(&self) -> u64 {
         let mut bytes = 0;

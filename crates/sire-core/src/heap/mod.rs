@@ -400,6 +400,22 @@ impl Heap {
             + self.caches().map(|depot| depot.bookkeeping()).sum::<u64>()
     }
 
+    /// Where the live allocations of a device start. What the program mapped itself is no allocation of ours.
+    pub(crate) fn allocations_on(&self, device: Device) -> Vec<Addr> {
+        let there = self.registry.extents(|extent| extent.device == device && extent.mapping.is_none());
+        there.iter().flat_map(|extent| extent.starts()).collect()
+    }
+
+    /// Gives back what is only cached on a device that is being reset. Nothing is done during a capture: a later call finds it.
+    pub(crate) fn retire(&self, device: Device) {
+        if self.is_capturing() {
+            return;
+        }
+        self.exhume();
+        self.retire_cache(device);
+        self.shed_on(device);
+    }
+
     /// Gives back what is only cached: the graveyard, what caches hold free, and empty slabs. Returns physical bytes given back. Not to be called during a
     /// capture; if one has begun nevertheless, nothing is done.
     pub(crate) fn reclaim(&self) -> u64 {

@@ -55,6 +55,11 @@ impl Bins {
         self.all.iter().map(|entry| Arc::clone(entry.value())).collect()
     }
 
+    /// Those of a device.
+    fn of(&self, device: Device) -> Vec<Arc<Mutex<Bin>>> {
+        self.all.iter().filter(|entry| entry.key().device == device).map(|entry| Arc::clone(entry.value())).collect()
+    }
+
     /// Puts slots that may still be in use into quarantine.
     fn quarantine(&self, device: Device, bin: &Arc<Mutex<Bin>>, slots: impl IntoIterator<Item = Addr>) {
         let quarantine = &mut lock(bin).quarantine;
@@ -172,6 +177,15 @@ impl Heap {
     /// Gives back slabs of which every slot is ready, but keeps `keep` of them in each bin. Returns physical bytes.
     pub(super) fn shed(&self, keep: usize) -> u64 {
         self.shed_from(self.bins.all(), keep)
+    }
+
+    /// Gives back slabs of a device of which every slot was freed.
+    pub(super) fn shed_on(&self, device: Device) {
+        if self.bins.quarantined_devices().contains(&device) {
+            // A device that cannot be synchronised keeps its quarantine; its slabs are not empty then.
+            let _ = self.synchronize(device);
+        }
+        self.shed_from(self.bins.of(device), 0);
     }
 
     fn shed_from(&self, bins: Vec<Arc<Mutex<Bin>>>, keep: usize) -> u64 {

@@ -356,6 +356,12 @@ impl HostTier {
         refused.into_iter().chain(unprepared).collect()
     }
 
+    /// The driver is not to know any of its memory any more, until a copy needs it. To be called while no copy is under way.
+    pub(crate) fn unregister(&self) {
+        let slabs = lock(&self.slabs).clone();
+        slabs.iter().for_each(|slab| slab.unregister());
+    }
+
     /// Figures.
     pub(crate) fn usage(&self) -> HostUse {
         let slabs = lock(&self.slabs);

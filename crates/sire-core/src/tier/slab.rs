@@ -189,6 +189,19 @@ impl HostSlab {
         self.fetch(index)
     }
 
+    /// The driver is not to know its memory any more. A unit that is there keeps its content, and is registered again by whoever needs it for a copy.
+    pub(super) fn unregister(&self) {
+        let mut units = lock(&self.units);
+        while units.contains(&Unit::Coming) {
+            units = wait(&self.changed, units);
+        }
+        let known = units.iter_mut().filter(|unit| **unit == Unit::In);
+        let known = known.map(|unit| *unit = Unit::Out).count();
+        self.missing.fetch_add(known as u64, Ordering::Release);
+        drop(units);
+        self.pages.unregister();
+    }
+
     /// Whether no range touches the unit.
     fn is_idle(&self, index: usize) -> bool {
         let part = self.part(index);

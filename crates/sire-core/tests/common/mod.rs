@@ -311,6 +311,15 @@ impl MemDriver {
         self.peek_state().capturing = capturing;
     }
 
+    /// What the program's reset of a device does to what was made in its context. Host memory counts as registered there.
+    pub fn reset(&self, device: Device) {
+        let mut state = self.peek_state();
+        state.streams.retain(|_, (on, _)| *on != device);
+        state.events.retain(|_, (on, ..)| *on != device);
+        state.registered.clear();
+        state.lost = None;
+    }
+
     /// `calls` more calls of the verb pass; then they wait, until it is `None`, or fail if the verb fails always.
     pub fn set_gate(&self, gate: Option<(&'static str, u64)>) {
         self.peek_state().gate = gate;

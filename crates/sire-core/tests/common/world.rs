@@ -269,6 +269,12 @@ impl World {
         Ok(())
     }
 
+    /// The program resets a device.
+    pub fn reset(&mut self, device: Device) {
+        self.engine.reset(device, || self.driver.reset(device));
+        self.twins.retain(|_, twin| twin.device != device);
+    }
+
     pub fn set_override(&mut self, addr: Addr, from: u64, len: u64, keep: bool) {
         let at = addr.offset(from);
         if keep { self.engine.keep(at, len) } else { self.engine.discard(at, len) }.unwrap();

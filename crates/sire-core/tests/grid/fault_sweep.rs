@@ -375,6 +375,28 @@ fn short_peer(life: &mut Life) {
     check(life, false);
 }
 
+/// A reset, with memory that is resident, paused and freed before, large and small; then all again.
+fn short_reset(life: &mut Life) {
+    let a = life.world.region("a", policy(Backup::Host));
+    let b = life.world.region("b", policy(Backup::Disk));
+    for _ in 0..2 {
+        life.allocate(a, 2 * CHUNK);
+        life.allocate(a, 100);
+        let freed = life.allocate(a, 200);
+        life.step("free", |world| world.free(freed));
+        life.allocate(b, CHUNK);
+        life.pause(&tag("a"));
+        life.resume(&tag("a"));
+        life.pause(&tag("b"));
+        life.world.reset(Device(0));
+        life.world.check();
+        life.resume(&tag("b"));
+    }
+    life.allocate(a, CHUNK);
+    life.pause(&tag("a"));
+    life.resume(&tag("a"));
+}
+
 /// Runs the script with faults at `faults`; returns the calls it made, and how many faults did not come to pass.
 fn live(script: Script, faults: &[(u64, DriverErrorKind)]) -> (u64, usize) {
     let mut life = Life::new();
@@ -440,6 +462,7 @@ fn every_call_of_the_short_lives_fails_once() {
         short_between_processes,
         short_file,
         short_declared_file,
+        short_reset,
     ]
     .into_iter()
     .for_each(every_call);

@@ -19,6 +19,7 @@ mod model;
 mod progress;
 mod refusals;
 mod regressions;
+mod resets;
 mod segments;
 mod shared;
 mod sim;

@@ -81,7 +81,7 @@ export! { Driver:
     fn cuDevicePrimaryCtxRelease_v2(device: c_int) |machine| { state::release_primary(state::check_device(machine, device)?) }
     fn cuDevicePrimaryCtxReset_v2(device: c_int) |machine| {
         let device = state::check_device(machine, device)?;
-        machine.revive(device);
+        machine.reset(device);
         state::reset_primary(device);
         Ok(())
     }

@@ -40,17 +40,17 @@ export! { Driver:
 
     fn cuMemAllocHost_v2(out: Out<u64>, size: usize) bytes(size) |machine| {
         state::context_device(machine)?;
-        out.required()?.set(machine.host_alloc(size as u64, 0)?)
+        out.required()?.set(machine.host_alloc(state::current_device(machine), size as u64, 0)?)
     }
     fn cuMemHostAlloc(out: Out<u64>, size: usize, flags: c_uint) bytes(size) |machine| {
         state::context_device(machine)?;
-        out.required()?.set(machine.host_alloc(size as u64, flags)?)
+        out.required()?.set(machine.host_alloc(state::current_device(machine), size as u64, flags)?)
     }
     fn cuMemFreeHost(address: u64) |machine| { machine.host_free(address) }
     fn cuMemHostRegister_v2(address: u64, size: usize, flags: c_uint) bytes(size) |machine| {
         state::context_device(machine)?;
         // SAFETY: the caller of cuMemHostRegister keeps the range mapped until it unregisters it.
-        unsafe { machine.host_register(address, size as u64, flags) }
+        unsafe { machine.host_register(state::current_device(machine), address, size as u64, flags) }
     }
     fn cuMemHostUnregister(address: u64) |machine| { machine.host_unregister(address) }
     fn cuMemHostGetFlags(flags: Out<c_uint>, address: u64) |machine| { flags.set(host_info(machine, address)?.flags) }

@@ -113,7 +113,7 @@ export! { RuntimeQuery:
     }
     fn cudaDeviceReset() |machine| {
         let device = state::current_device(machine);
-        machine.revive(device);
+        machine.reset(device);
         state::reset_primary(device);
         Ok(())
     }

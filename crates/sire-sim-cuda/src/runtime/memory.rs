@@ -55,17 +55,17 @@ export! { Runtime:
     }
 
     fn cudaHostAlloc(out: Out<u64>, size: usize, flags: c_uint) bytes(size) |machine| {
-        allocate(out, size, |size| machine.host_alloc(size, flags))
+        allocate(out, size, |size| machine.host_alloc(state::current_device(machine), size, flags))
     }
     fn cudaMallocHost(out: Out<u64>, size: usize) bytes(size) |machine| {
-        allocate(out, size, |size| machine.host_alloc(size, 0))
+        allocate(out, size, |size| machine.host_alloc(state::current_device(machine), size, 0))
     }
     fn cudaFreeHost(ptr: u64) |machine| {
         if ptr == 0 { Ok(()) } else { machine.host_free(ptr) }
     }
     fn cudaHostRegister(ptr: u64, size: usize, flags: c_uint) bytes(size) |machine| {
         // SAFETY: the caller of cudaHostRegister keeps the range mapped until it unregisters it.
-        unsafe { machine.host_register(ptr, size as u64, flags) }
+        unsafe { machine.host_register(state::current_device(machine), ptr, size as u64, flags) }
     }
     fn cudaHostUnregister(ptr: u64) |machine| { machine.host_unregister(ptr) }
     fn cudaHostGetFlags(flags: Out<c_uint>, ptr: u64) |machine| { flags.set(host_info(machine, ptr)?.flags) }

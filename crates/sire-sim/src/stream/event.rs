@@ -24,7 +24,7 @@ pub enum Recorded {
 #[derive(Debug)]
 pub(super) struct Event {
     timing: bool,
-    device: u32,
+    pub(super) device: u32,
     recorded: Recorded,
     /// If other processes can know of it: all that happens to it happens there.
     shared: Option<Arc<SharedEvent>>,

@@ -1,0 +1,101 @@
+//! A device that the program resets: what was there is gone, all else stays.
+
+use crate::common::world::{CHUNK, World, policy, tag};
+use sire_core::driver::{Device, DriverErrorKind};
+use sire_core::engine::*;
+use sire_core::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const OTHER: Device = Device(1);
+
+fn on_other(region: RegionId, size: u64) -> Request {
+    Request { device: OTHER, ..World::request(region, size) }
+}
+
+#[test]
+fn only_the_devices_own_memory_goes() -> Result<(), Error> {
+    for cached in [false, true] {
+        let mut world = World::new(1 << 22);
+        world.cached = cached;
+        let region = world.region("a", policy(Backup::Host));
+        for _ in 0..3 {
+            let gone = [world.allocate(region, 3 * CHUNK)?, world.allocate(region, 100)?];
+            let stays = [world.allocate_as(on_other(region, 2 * CHUNK))?, world.allocate_as(on_other(region, 100))?];
+            gone.into_iter().chain(stays).for_each(|addr| world.write(addr));
+            world.pause(&tag("a"))?;
+            world.reset(Device(0));
+            assert!(gone.iter().all(|&addr| !world.engine.owns(addr)), "cached: {cached}");
+            assert_eq!((world.driver.used_bytes(), world.driver.registered()), (0, 0), "cached: {cached}");
+            // What was registered through that device is registered anew.
+            let before = world.driver.log().len();
+            world.resume(&tag("a"))?;
+            assert!(world.driver.log()[before..].contains(&"register_host"), "cached: {cached}");
+            world.check();
+            world.reset(OTHER);
+            assert_eq!(world.driver.used_bytes(), 0);
+            assert!(stays.iter().all(|&addr| !world.engine.owns(addr)));
+        }
+        world.check_no_leak();
+    }
+    Ok(())
+}
+
+/// What the driver refuses while the device is lost, it takes after the reset.
+#[test]
+fn a_lost_device_is_left_empty() -> Result<(), Error> {
+    for cached in [false, true] {
+        let mut world = World::new(1 << 22);
+        world.cached = cached;
+        let region = world.region("a", policy(Backup::Host));
+        world.allocate(region, 3 * CHUNK)?;
+        world.allocate(region, 100)?;
+        world.pause(&tag("a"))?;
+        world.resume(&tag("a"))?;
+        for verb in ["synchronize", "unmap"] {
+            world.driver.fail_always(Some((verb, DriverErrorKind::Lost)));
+            world.engine.reset(Device(0), || {
+                world.driver.fail_always(None);
+                world.driver.reset(Device(0));
+            });
+            world.twins.clear();
+            assert_eq!(world.driver.used_bytes(), 0, "{verb}, cached: {cached}");
+            let addr = world.allocate(region, CHUNK)?;
+            world.write(addr);
+            world.pause(&tag("a"))?;
+            world.resume(&tag("a"))?;
+            world.check();
+        }
+    }
+    Ok(())
+}
+
+/// Another thread pauses and resumes meanwhile: no stream goes under its copies, and what it is at on the other device comes through.
+#[test]
+fn a_reset_beside_pauses() -> Result<(), Error> {
+    let mut world = World::new(1 << 22);
+    let (a, b) = (world.region("a", policy(Backup::Host)), world.region("b", policy(Backup::Host)));
+    let stays = world.allocate_as(on_other(b, 6 * CHUNK))?;
+    world.write(stays);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let pausing = scope.spawn(|| {
+            let mut rounds = 0;
+            while !done.load(Ordering::SeqCst) || rounds < 10 {
+                world.engine.pause(&Selection::All, PauseOptions::default())?;
+                world.engine.resume(&Selection::All, ResumeOptions::default())?;
+                rounds += 1;
+            }
+            Ok::<(), Error>(())
+        });
+        for _ in 0..100 {
+            // Paused at this moment: then there is less to go.
+            let _ = world.engine.allocate(World::request(a, 2 * CHUNK));
+            world.engine.reset(Device(0), || world.driver.reset(Device(0)));
+        }
+        done.store(true, Ordering::SeqCst);
+        pausing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    world.check();
+    world.check_no_leak();
+    Ok(())
+}
