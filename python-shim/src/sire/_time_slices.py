@@ -17,7 +17,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from . import _hooks, _interrupt, _library, _torch, control
+from . import _hooks, _interrupt, _library, _torch, _workspaces, control
 from ._errors import BusyError, InvalidArgumentError, ReservationTimeoutError, UnsupportedError
 from ._regions import make_policy
 from ._tags import encode_tag
@@ -198,8 +198,8 @@ def _hold_everything(torch: Any) -> None:
 
 def _refuse_strays(torch: Any, library: _library.Library) -> None:
     torch.cuda.empty_cache()
-    found = _torch.segments(torch, (0, 0))
-    strays = sum(int(each["total_size"]) for each in found if not library.owns(int(each["address"])))
+    found = [each for each in _torch.segments(torch, (0, 0)) if not library.owns(int(each["address"]))]
+    strays = sum(int(each["total_size"]) for each in found if not _workspaces.holds(each))
     if strays:
         raise UnsupportedError(
             f"{strays} bytes of tensors were on the device before the time slice began, outside of every region, so "

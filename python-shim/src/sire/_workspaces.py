@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
-from . import _library, _older_torch, _torch
+from . import _hooks, _library, _older_torch, _torch
 
 # (device, stream, whether backward's thread has one, how often PyTorch was told to forget all of them).
 _Made = tuple[int, int, bool, int]
@@ -38,6 +38,8 @@ class _OfThread(threading.local):
 
 
 _of_thread = _OfThread()
+# Where the blocks are that were made so.
+_blocks: set[int] = set()
 _forgotten = 0
 _forgets: Callable[[], None] | None = None
 # Graphs that are never captured; as long as a generator knows one it keeps its tensors. By device.
@@ -74,9 +76,36 @@ def _make(torch: Any, device: int, stream: Any, backward: bool) -> None:
         if torch.cuda.is_current_stream_capturing():
             return
         _of_thread.nothing_until[made] = time.monotonic() + _AGAIN
-        with torch.cuda.stream(stream), outside(torch), _aside(torch):
+        with torch.cuda.stream(stream), outside(torch), _noted(torch), _aside(torch):
             _multiply(torch, backward)
         _of_thread.nothing_until[made] = math.inf
+
+
+def holds(segment: dict[str, Any]) -> bool:
+    """Whether nothing is in use in a segment of PyTorch's but what was made here."""
+    return _in_use([segment]) <= _blocks
+
+
+@contextmanager
+def _noted(torch: Any) -> Iterator[None]:
+    """What stays of what is made inside is remembered, where all of a process's memory may have to make room."""
+    if not _hooks.preloaded():
+        yield
+        return
+    before = _in_use(_torch.segments(torch, (0, 0)))
+    yield
+    _blocks.update(_in_use(_torch.segments(torch, (0, 0))) - before)
+
+
+def _in_use(segments: list[dict[str, Any]]) -> set[int]:
+    found = set()
+    for segment in segments:
+        at = int(segment["address"])
+        for block in segment["blocks"]:
+            if block["state"] != "inactive":
+                found.add(at)
+            at += int(block["size"])
+    return found
 
 
 def _multiply(torch: Any, backward: bool) -> None:
@@ -105,8 +134,10 @@ def _multiply(torch: Any, backward: bool) -> None:
 def _aside(torch: Any) -> Iterator[None]:
     """What is computed inside is none of the program's: its modes do not see it, and do not change what it is."""
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-    from torch.utils._python_dispatch import _pop_mode_temporarily
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode_temporarily
 
+    # In PyTorch 2.9 the stack's own reference ends with its popping: a mode that nobody else has would be freed.
+    modes = _get_current_dispatch_mode_stack()
     with ExitStack() as stack:
         for each in (
             torch._C.DisableTorchFunction(),
@@ -117,7 +148,7 @@ def _aside(torch: Any) -> Iterator[None]:
             temporarily_clear_interpreter_stack(),
         ):
             stack.enter_context(each)
-        for _ in range(torch._C._len_torch_dispatch_stack()):
+        for _ in modes:
             stack.enter_context(_pop_mode_temporarily())
         yield
 
@@ -158,7 +189,7 @@ def _keep_generators_tensors(torch: Any, device: int) -> None:
             return
         keeper = torch.cuda.CUDAGraph()
         # Tensors that were made in inference mode could be written to in inference mode only.
-        with outside(torch), _aside(torch):
+        with outside(torch), _noted(torch), _aside(torch):
             keeper.register_generator_state(torch.cuda.default_generators[device])
         _keepers[device] = keeper
 

@@ -16,6 +16,8 @@ MIB = 1 << 20
 # PyTorch before 2.10 reads only the older name, and does not say so (pytorch#183387).
 _ONE_NAME = torch.__version__ < (2, 10)
 ALLOC_CONF = "PYTORCH_CUDA_ALLOC_CONF" if _ONE_NAME else "PYTORCH_ALLOC_CONF"
+# No pool with another allocator is there beside expandable segments.
+BEFORE_2_11 = torch.__version__ < (2, 11)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -15,6 +16,17 @@ def needs(*names: str) -> pytest.MarkDecorator:
     """Skips where one of the packages is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(autouse=True)
+def torchao() -> None:
+    """The others import it where it is installed; a release of it supports the latest releases of PyTorch."""
+    if importlib.util.find_spec("torchao") is None:
+        return
+    try:
+        importlib.import_module("torchao.quantization")
+    except ImportError as error:
+        pytest.skip(f"torchao does not work with PyTorch {torch.__version__}: {error}")
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +105,8 @@ def test_training_an_adapter() -> None:
 
 def quantized() -> Any:
     """Int8 weights, as torchao quantizes the layers of any model: tensors that are made of other tensors."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:  # a release of torchao supports the latest releases of PyTorch
-        pytest.skip(f"torchao does not work with PyTorch {torch.__version__}: {error}")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32)).eval()
     quantize_(model, Int8WeightOnlyConfig())

@@ -13,15 +13,12 @@ from pathlib import Path
 import pytest
 import sire
 import torch
-from measure import ALLOC_CONF, MIB, command_or_skip, device_used
+from measure import ALLOC_CONF, BEFORE_2_11, MIB, command_or_skip, device_used
 from torch.multiprocessing import reductions
 
 from conftest import skips
 
 HERE = Path(__file__).resolve().parent
-
-
-OLD = torch.__version__ < (2, 11)
 
 
 def full(value: int, mebibytes: int) -> torch.Tensor:
@@ -48,7 +45,7 @@ def expandable(preloaded: bool, expandable_segments: bool) -> Iterator[bool]:
 
 def skip_if_pytorch_refuses() -> None:
     """PyTorch before 2.11 has no pool with another allocator beside expandable segments: checked here, and skipped."""
-    if OLD:
+    if BEFORE_2_11:
         with (
             pytest.raises((sire.UnsupportedError, RuntimeError), match="doesn't currently support expandable_segments"),
             sire.region("no"),
@@ -213,7 +210,7 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_the_variable_changes_nothing(preloaded: bool) -> None:
-    if OLD and not preloaded:
+    if BEFORE_2_11 and not preloaded:
         pytest.skip("PyTorch 2.9: torch.cuda.MemPool doesn't currently support expandable_segments")
     code = """
 outside = full(1)
@@ -280,7 +277,7 @@ with sire.paused('a'):
     pass
 print([int(each[-1]) for each in tensors])
 """
-    if OLD and not preloaded:
+    if BEFORE_2_11 and not preloaded:
         pytest.skip("PyTorch 2.9: torch.cuda.MemPool doesn't currently support expandable_segments")
     command, recorded = command_or_skip(), tmp_path / "recorded.trace"
     settings = {ALLOC_CONF: "expandable_segments:True", "SIRE_TRACE": str(recorded)}

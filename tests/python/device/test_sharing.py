@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from measure import ALLOC_CONF
+from measure import ALLOC_CONF, BEFORE_2_11
 
 PROGRAM = Path(__file__).with_name("sharing_program.py")
 
@@ -33,8 +33,8 @@ def run(case: str, folder: Path, expandable: bool) -> list[str]:
 
 
 def test_tensors_outside_regions_are_sent(tmp_path: Path, preloaded: bool) -> None:
-    # One of PyTorch's two ways each: a legacy handle, and a descriptor.
-    lines = run("plain", tmp_path, expandable=not preloaded)
+    # One of PyTorch's two ways each: a legacy handle, and a descriptor, where regions' pools allow that.
+    lines = run("plain", tmp_path, expandable=not preloaded and not BEFORE_2_11)
     assert lines == [*SENT, "kept: True", "exit: 0", "whole: 0.0 1001.0 2000.0 2000.0"]
 
 
@@ -54,6 +54,8 @@ def test_expandable_segments_change_nothing_where_regions_are_pools_of_their_own
 ) -> None:
     if preloaded:
         pytest.skip("there, regions are in PyTorch's own segments")
+    if BEFORE_2_11:
+        pytest.skip("PyTorch 2.9: torch.cuda.MemPool doesn't currently support expandable_segments")
     [line] = run("refused", tmp_path, expandable=True)
     assert line.startswith("refused: a tensor of region 'sent' cannot be sent to another process")
     assert "made outside regions" in line
