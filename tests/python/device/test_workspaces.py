@@ -10,6 +10,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,6 +198,33 @@ def run(program: str, **more: str) -> str:
     # PyTorch warns where a thread begins with a product.
     assert "no current CUDA context" not in done.stderr
     return done.stdout
+
+
+TURNS = """
+with sire.region("weights"):
+    weight = torch.ones(16, device="cuda")
+del weight
+# What was made for the region stays, outside; that is not the program's, so it may take turns.
+with sire.time_slice(group="beside workspaces") as turns:
+    print(device_used() >= 8 * MIB, turns.figures["state"] == "resident")
+kept = torch.ones(16, device="cuda")
+try:
+    sire.time_slice().__enter__()
+except sire.UnsupportedError as error:
+    print("bytes of tensors were on the device" in str(error), True)
+"""
+
+
+def test_turns_are_taken_beside_workspaces(preloaded: bool, tmp_path: Path) -> None:
+    """It was refused once: Sire's own had been on the device before."""
+    if not preloaded:
+        pytest.skip("time slices need a hook mode in which everything is heard")
+    assert run(TURNS, TORCHTOOLS_LOCK_DIR=str(tmp_path)) == "True True\n" * 2
+
+
+def test_modes_that_nobody_else_has_outlive_the_workspaces() -> None:
+    """PyTorch 2.9 freed them when they were put aside, as that of SIRE_CHECK."""
+    assert run(REGION, SIRE_CHECK="1") == "True True\n" * 2
 
 
 def test_workspaces_are_outside() -> None:
