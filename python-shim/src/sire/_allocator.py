@@ -124,10 +124,10 @@ def _nested(flat: dict[str, int]) -> dict[str, Any]:
 def use_allocator(*, answers: bool = True) -> Allocator:
     """Makes the library PyTorch's only CUDA allocator. Call it once, before anything uses CUDA.
 
-    Tensors then come from the library's own cache, each in the region that its thread is in (``"default"`` outside
-    all, which keeps no backup unless ``SIRE_BACKUP`` names one: a pause loses its content). With ``answers``, ``torch.cuda.memory_allocated``, ``memory_stats``, ``reset_peak_memory_stats`` and relatives
-    are answered from that cache (PyTorch itself refuses them under any allocator but its own), until the result is
-    closed.
+    Tensors then come from the library's own cache, each in the region that its thread is in. Outside all that is
+    ``"default"``, which keeps no backup unless ``SIRE_BACKUP`` names one: a pause loses its content. With ``answers``,
+    ``torch.cuda.memory_allocated``, ``memory_stats``, ``reset_peak_memory_stats`` and relatives are answered from that
+    cache (PyTorch itself refuses them under any allocator but its own), until the result is closed.
     """
     try:
         import torch
