@@ -661,11 +661,12 @@ adopted.load()
 assert torch.equal(net.weight.cpu(), before)
 adopted.offload()
 adopted.release()
-os.environ["SIRE_DISK_DIR"] = "/somewhere/missing"
+# A directory that is not there is made, but not there.
+os.environ["SIRE_DISK_DIR"] = "/proc/missing"
 try:
     adopt(net, backup="disk")
 except sire.OutOfBackupSpaceError as error:
-    assert "/somewhere/missing" in str(error), error
+    assert "/proc/missing" in str(error), error
 else:
     raise SystemExit("the disk was not asked")
 assert torch.equal(net.weight, before)

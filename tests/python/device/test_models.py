@@ -644,6 +644,9 @@ def test_a_directory_that_is_not_there_yet_is_made(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SIRE_DISK_DIR", str(tmp_path / "of" / "backups"))
     assert _pools.ResourcePoolDisk().get_device_free_size() > 0
     assert (tmp_path / "of" / "backups").stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("SIRE_DISK_DIR", "/proc/missing")
+    with pytest.raises(sire.BackupIoError, match=r"cannot be used: .*'/proc/missing'"):
+        _pools.ResourcePoolDisk()
 
 
 def test_copies_on_the_disk_go_where_the_library_was_told(tmp_path: Path) -> None:

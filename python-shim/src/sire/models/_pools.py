@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _library, _torch
-from .._errors import InvalidArgumentError, OutOfMemoryError, SireError
+from .._errors import BackupIoError, InvalidArgumentError, OutOfMemoryError, SireError
 from .._sizes import Size, format_size, parse_size
 from .._units.readings import read_cpu
 from ._events import log
@@ -242,7 +242,10 @@ class ResourcePoolDisk(ResourcePool):
         named = directory or os.environ.get("SIRE_DISK_DIR")
         if named:
             # As the library does when it needs it.
-            os.makedirs(named, mode=0o700, exist_ok=True)
+            try:
+                os.makedirs(named, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise BackupIoError(f"the directory of disk backups cannot be used: {error}") from error
         self.directory = os.fspath(named or tempfile.gettempdir())
         super().__init__("meta", limit=limit)
 
