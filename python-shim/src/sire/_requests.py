@@ -59,6 +59,8 @@ class _Request:
 
     def __init__(self, fn: Callable[[Any], Any]) -> None:
         self._fn = fn
+        # Who asks what a function does asks by these names, as `_is_placement` and `_units.wrapping` do.
+        self.__module__, self.__qualname__ = fn.__module__, fn.__qualname__
         self._format = inspect.getclosurevars(fn).nonlocals.get("convert_to_format")
         self.touched: list[Adopted] = []
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sire
 import torch
+from running import until
 from sire._units.adopted import Movers
 from sire.memory import MemoryConfig, MemoryManager, ModuleWrapper, auto_manage_model
 from torch import nn
@@ -291,3 +296,118 @@ def test_the_disk_gives_back_what_it_was_given() -> None:
         where = oversized[0].weight.device
         assert all(each.device == where for each in oversized.parameters())
         assert same(oversized(x.to(where)).cpu(), expected)
+
+
+# --- what ends otherwise ----------------------------------------------------------------------------------------
+
+
+def test_a_backward_that_raises_keeps_nothing() -> None:
+    model = stack(3)
+    with MemoryManager() as manager:
+        manager.wrap_model(model)
+        model.to("cuda")
+        loss = model(torch.randn(2, WIDTH, device="cuda")).sum()
+
+        def divide(_gradient: torch.Tensor) -> torch.Tensor:
+            raise ZeroDivisionError
+
+        model[0].weight.register_hook(divide)
+        with pytest.raises(ZeroDivisionError):
+            loss.backward()
+        until("the pass is over", lambda: not manager.residency._backward)
+        for unit in manager.residency.listed():
+            assert manager.residency.evict(unit) or unit.tier == "cpu"
+
+
+def test_a_saved_weight_that_is_looked_at_outside_of_a_pass_keeps_nothing() -> None:
+    model = stack(2)
+    with MemoryManager() as manager:
+        manager.wrap_model(model)
+        model.to("cuda")
+        node = model(torch.randn(2, WIDTH, device="cuda", requires_grad=True)).grad_fn
+        while not hasattr(node, "_saved_mat2"):
+            node = node.next_functions[0][0]
+        assert node._saved_mat2.is_cuda
+        assert not manager.residency._backward
+
+
+def test_sending_a_model_where_it_is_moves_nothing() -> None:
+    model = stack(2).cuda()
+    manager = auto_manage_model(model)
+    x = torch.randn(2, WIDTH, device="cuda")
+    with torch.no_grad():
+        expected = model(x)
+        before, copied = len(manager.residency.events()), manager.residency.copied_bytes
+        for send in (lambda: model.to("cuda"), model.cuda, lambda: model.to(CUDA, torch.float32)):
+            assert send() is model
+        assert manager.residency.copied_bytes == copied
+        assert len(manager.residency.events()) == before
+        assert torch.equal(model(x), expected)
+    manager.cleanup()
+
+
+@pytest.mark.parametrize("tier", ["gpu", "cpu", "disk"])
+def test_modules_that_are_gone_leave_nothing(tier: str, tmp_path: Path) -> None:
+    manager = MemoryManager(MemoryConfig(enable_disk_offload=True, disk_cache_dir=str(tmp_path)))
+    torch.cuda.synchronize()
+    free = torch.cuda.mem_get_info()[0]
+    for _ in range(3):
+        model = stack(2)
+        manager.wrap_model(model)
+        model.to("cuda")
+        with torch.no_grad():
+            model(torch.randn(2, WIDTH, device="cuda"))
+        for unit in manager.residency.listed():
+            if tier != "gpu":
+                manager.residency.offload(unit)
+            if tier == "disk":
+                assert manager.residency.demote(unit)
+        files = [each for each in tmp_path.rglob("*.tensors") if each.is_file()]
+        assert len(files) == (2 if tier == "disk" else 0)
+        del model, unit
+        gc.collect()
+        assert manager.residency.listed() == []
+        assert not [each for each in tmp_path.rglob("*.tensors") if each.is_file()]
+    torch.cuda.empty_cache()
+    assert free - torch.cuda.mem_get_info()[0] <= 4 << 20
+    manager.cleanup()
+
+
+def test_a_weight_outlives_its_module() -> None:
+    with MemoryManager() as manager:
+        model = nn.Linear(WIDTH, WIDTH)
+        manager.wrap_module(model)
+        model.to("cuda")
+        with torch.no_grad():
+            model(torch.randn(2, WIDTH, device="cuda"))
+        weight, expected = model.weight, model.weight.detach().cpu().clone()
+        del model
+        gc.collect()
+        assert manager.residency.listed() == []
+        assert torch.equal(weight.detach().cpu(), expected)
+
+
+TWO_DEVICES = """
+import torch
+from sire.memory import MemoryManager
+
+with MemoryManager() as manager, torch.no_grad():
+    layer = torch.nn.Linear(64, 64)
+    x = torch.randn(2, 64)
+    expected = layer(x)
+    manager.wrap_module(layer)
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        layer.to(device)
+        found = layer(x.to(device))
+        print(found.device, torch.allclose(found.cpu(), expected), manager.residency.listed()[0].ready)
+        layer.offload_all()
+"""
+
+
+def test_a_module_that_is_sent_to_another_device_comes_there() -> None:
+    environment = os.environ | {"SIRE_SIM_DEVICES": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"cuda:{index} True True" for index in (0, 1, 0)]

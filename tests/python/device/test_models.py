@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import os
+import pickle
 import random
 import runpy
 import subprocess
@@ -19,7 +21,7 @@ import pytest
 import sire
 import torch
 from measure import on_software_device
-from running import line, running
+from running import line, running, until
 from sire import _library, models
 from sire.models import _manage, _pools
 from torch import nn
@@ -673,3 +675,120 @@ def test_what_cannot_be_managed_says_so() -> None:
         sire.setup_default_pools(release="sometimes")  # type: ignore[arg-type]
     with pytest.raises(sire.InvalidArgumentError):
         sire.setup_default_pools(vram_limit="110%")
+
+
+# --- uses that end otherwise ------------------------------------------------------------------------------------
+
+
+def divide(_gradient: torch.Tensor) -> torch.Tensor:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["kept", "brought back"])
+def test_a_backward_that_raises_ends_the_use(training: bool) -> None:
+    model = layers().train(training)
+    hook = sire.AutoManageHook.manage_module(model)
+    model[0].weight.register_hook(divide)
+    loss = plainly(model, torch.randn(4, 32))
+    with pytest.raises(ZeroDivisionError):
+        loss.backward()
+    # Autograd's thread drops what it was to call.
+    until("the use is over", lambda: hook.am.user.locks == 0)
+    until("nobody holds anything", lambda: not _manage._holders)
+    assert not model[0].weight.is_cuda
+
+
+class Interrupted(nn.Module):
+    """Ends as Ctrl-C ends it, if it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+        self.raises: type[BaseException] | None = KeyboardInterrupt
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.raises is not None:
+            raise self.raises
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+def test_what_ctrl_c_ends_keeps_no_room(ends: type[BaseException]) -> None:
+    model, other = Interrupted(), layers()
+    model.raises = ends
+    hook = sire.AutoManageHook.manage_module(model)
+    with pytest.raises(ends):
+        model(torch.ones(1, 32))
+    with sire.auto_manage(other):
+        assert hook.am.user.locks == 0, "whoever comes next finds out"
+        assert not model.inner.weight.is_cuda
+    model.raises = None
+    with torch.no_grad():
+        assert model(torch.ones(1, 32)).is_cuda
+
+
+def test_what_ctrl_c_ends_inside_another_module_ends_with_that() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.ones(32)), Interrupted()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.inner(x)
+            assert outer.am.user.locks == 1, "it is under way"
+            return x * self.weight
+
+    model = Outer().eval()
+    inner = sire.AutoManageHook.manage_module(model.inner)
+    outer = sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        assert model(torch.ones(1, 32)).is_cuda
+    assert inner.am.user.locks == outer.am.user.locks == 0
+
+
+def test_a_thread_that_is_gone_keeps_no_room() -> None:
+    model = Interrupted()
+    hook = sire.AutoManageHook.manage_module(model)
+
+    def work() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            model(torch.ones(1, 32))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    until("the use is over", lambda: hook.am.user.locks == 0)
+
+
+def test_a_use_that_is_under_way_is_not_taken_for_one_that_ended() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.ones(32)), nn.Linear(32, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.inner(x)
+            with sire.auto_manage(other):
+                sire.models.evict()
+                assert self.weight.is_cuda
+            return found * self.weight
+
+    model, other = Outer().eval(), layers()
+    sire.AutoManageHook.manage_module(model.inner)
+    sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        assert model(torch.ones(1, 32)).is_cuda
+
+
+def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
+    model = layers().eval()
+    sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        expected = model(torch.ones(1, 32)).cpu()
+        loaded = pickle.loads(pickle.dumps(model))  # noqa: S301
+        for copied in (copy.deepcopy(model), loaded):
+            found = copied(torch.ones(1, 32))
+            assert not found.is_cuda
+            assert torch.allclose(found, expected, atol=1e-5)
+        assert model(torch.ones(1, 32)).is_cuda

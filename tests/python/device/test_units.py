@@ -397,6 +397,26 @@ def test_the_monitor_runs_now_and_then_and_stops() -> None:
     assert looks[-1].cpu.total > 0
 
 
+def test_a_monitor_serves_several() -> None:
+    monitor, first, second = (
+        MemoryMonitor(MemoryConfig(memory_check_interval=0.01)),
+        threading.Event(),
+        threading.Event(),
+    )
+    one, other = (lambda _stats: first.set()), (lambda _stats: second.set())
+    monitor.start_monitoring(one)
+    monitor.start_monitoring(other)
+    assert first.wait(20)
+    assert second.wait(20)
+    monitor.stop_monitoring(one)
+    first.clear()
+    second.clear()
+    assert second.wait(20), "the other is still told"
+    assert not first.is_set()
+    monitor.stop_monitoring(other)
+    assert not monitor.monitoring
+
+
 def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
     monitor, looks = MemoryMonitor(MemoryConfig(memory_check_interval=0.01)), threading.Semaphore(0)
 

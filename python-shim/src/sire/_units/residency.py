@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from .._errors import OutOfBackupSpaceError, OutOfMemoryError, SireError, error_class
+from .._passes import at_end
 from . import everyone
 from .order import Standing, UseOrder, leaving_order
 from .unit import Unit
 
 _MOST_EVENTS = 1000
-_BACKWARDS_AT_ONCE = 4
 _WORKER = "sire-units"
 
 Result = TypeVar("Result")
@@ -62,7 +63,8 @@ class Residency:
     """
 
     def __init__(self, patience: float = 30.0) -> None:
-        self.units: dict[str, Unit] = {}
+        self.units: weakref.WeakValueDictionary[str, Unit] = weakref.WeakValueDictionary()
+        """Their modules keep them: a unit whose modules are gone is gone, and its memory with it."""
         self.counts = dict.fromkeys(("loads", "offloads", "demotions", "promotions", "prefetches", "hits", "misses"), 0)
         self.copied_bytes = 0
         self._patience = patience
@@ -70,7 +72,7 @@ class Residency:
         self._freed = threading.Condition(self._lock)
         self._order: UseOrder[str] = UseOrder()
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
-        self._backward: OrderedDict[int, Unit] = OrderedDict()
+        self._backward: dict[int, Unit] = {}
         self._worker: ThreadPoolExecutor | None = None
         self._coming: set[str] = set()
         self._promised: dict[str, tuple[Any, int]] = {}
@@ -109,7 +111,8 @@ class Residency:
     def remove(self, unit: Unit) -> None:
         """The unit is not looked after any more; it stays where it is."""
         with self._lock:
-            self.units.pop(unit.name, None)
+            if self.units.get(unit.name) is unit:
+                del self.units[unit.name]
             self._order.forget(unit.name)
             for task in [task for task, each in self._backward.items() if each is unit]:
                 del self._backward[task]
@@ -182,7 +185,8 @@ class Residency:
             self.left(unit)
 
     def hold_for_backward(self, unit: Unit) -> None:
-        """The running backward pass needs the unit; it stays until the pass needs another one, or ends.
+        """The running backward pass needs the unit; it stays until the pass needs another one, or ends or
+        raises.
 
         The one before may go for it: autograd is done with what was used later in the forward pass, and where it is
         not, it asks again.
@@ -203,18 +207,16 @@ class Residency:
             try:
                 self._bring(unit, unit.gradient_bytes)
                 unit.ends = None
-                with self._lock:
-                    self._backward[task] = unit
-                    while len(self._backward) > _BACKWARDS_AT_ONCE:  # passes that ended with an exception
-                        self._backward.popitem(last=False)
+                if task >= 0:
+                    with self._lock:
+                        self._backward[task] = unit
             finally:
                 unit.let_go(threading.get_ident())
         self._used(unit)
         if before is not None and before is not unit:
             self.left(before)
         if before is None and task >= 0:
-            engine: Any = torch.autograd.Variable._execution_engine
-            engine.queue_callback(lambda: self._backward_ended(task))
+            at_end(lambda _failed: self._backward_ended(task))
 
     def _backward_ended(self, task: int) -> None:
         with self._freed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class Unit:
         self._disk = disk
         self._mover: Mover | None = None
         self._away: tuple[Stored, Pieces] | None = None
+        self._file: weakref.finalize[..., Any] | None = None
         self.set_tensors(tensors)
 
     # --- what it is ---------------------------------------------------------------------------------------
@@ -220,19 +222,22 @@ class Unit:
         stored = self._disk.write(pieces.memory)
         pieces.hollow()
         self._away = (stored, pieces)
+        # Nobody reads it again once the unit is gone.
+        self._file = weakref.finalize(self, self._disk.drop, stored)
+        self._file.atexit = False
         self.in_use = False
         return stored.stored_bytes
 
     def promote(self) -> int:
         """From the disk to host memory. Returns the bytes that were read; the file goes only when all is back."""
-        if self._away is None or self._disk is None:
+        if self._away is None or self._disk is None or self._file is None:
             return 0
         stored, pieces = self._away
         memory = pieces.fresh()
         self._disk.read(stored, memory)
         pieces.fill(memory)
         self._away = None
-        self._disk.drop(stored)
+        self._file()
         return stored.stored_bytes
 
     def release(self) -> None:

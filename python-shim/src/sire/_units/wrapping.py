@@ -348,7 +348,8 @@ def _sent_to(wrapped: Wrapped, device: Any) -> None:
         if not unit.may_leave:
             unit.refuse_use("sent to another device")
         wrapped.residency.offload(unit)
-        unit.release()
+    if not unit.on_disk:
+        unit.release()  # what moves it brings it to the device that it was made for
     unit.device = device
 
 

@@ -115,7 +115,7 @@ class MemoryManager:
 
     def stop(self) -> None:
         """Ends that; modules stay wrapped and are brought when they are called. Repeating it is harmless."""
-        self.monitor.stop_monitoring()
+        self.monitor.stop_monitoring(self._act)
         self.residency.settle()
         self._started = None
 

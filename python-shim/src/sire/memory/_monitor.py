@@ -7,7 +7,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class MemoryMonitor:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._listeners: list[Callable[[MemoryStats], None] | None] = []
+        self._telling = threading.RLock()
         self.seconds_spent = 0.0
         """Seconds of CPU time that looking has taken altogether."""
 
@@ -136,20 +139,32 @@ class MemoryMonitor:
     # --- now and then ---------------------------------------------------------------------------------------
 
     def start_monitoring(self, each_time: Callable[[MemoryStats], None] | None = None) -> None:
-        """Looks every ``memory_check_interval`` seconds from now on, in a thread. Repeating it is harmless."""
+        """Looks every ``memory_check_interval`` seconds from now on, in a thread, and tells ``each_time`` what it saw,
+        beside those that it tells already. Repeating it is harmless.
+        """
         with self._lock:
+            if each_time not in self._listeners:
+                self._listeners.append(each_time)
             if self._thread is not None and self._thread.is_alive():
                 return
             self._stopping = threading.Event()
-            arguments = (self._stopping, each_time)
-            self._thread = threading.Thread(target=self._run, args=arguments, name="sire-memory-monitor", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(self._stopping,), name="sire-memory-monitor", daemon=True
+            )
             self._thread.start()
 
-    def stop_monitoring(self) -> None:
-        """Ends it, and waits for the look that may be under way. Repeating it is harmless."""
+    def stop_monitoring(self, each_time: Callable[[MemoryStats], None] | None = None) -> None:
+        """Ends it, and waits for the look that may be under way; with ``each_time``, only for that one, and altogether
+        when nobody else wanted it. Repeating it is harmless.
+        """
         with self._lock:
-            thread, self._thread = self._thread, None
-            self._stopping.set()
+            self._listeners = [each for each in self._listeners if each_time is not None and each != each_time]
+            thread = None
+            if not self._listeners:
+                thread, self._thread = self._thread, None
+                self._stopping.set()
+        with self._telling:
+            pass  # nobody is told after this who is not to be
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -159,15 +174,27 @@ class MemoryMonitor:
         thread = self._thread
         return thread is not None and thread.is_alive()
 
-    def _run(self, stopping: threading.Event, each_time: Callable[[MemoryStats], None] | None) -> None:
+    def _run(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.config.memory_check_interval):
-            try:
+            # What cannot be read or moved now may be possible at the next look, and for the next one who is told.
+            with self._logged():
                 stats = self.look()
-                if each_time is not None:
-                    each_time(stats)
-            except Exception:
-                # What cannot be read or moved now may be possible at the next look.
-                _log.exception("a look at memory failed; the next is in %s s", self.config.memory_check_interval)
+                with self._telling:
+                    self._tell(stats)
+
+    def _tell(self, stats: MemoryStats) -> None:
+        with self._lock:
+            listeners = [each for each in self._listeners if each is not None]
+        for each in listeners:
+            with self._logged():
+                each(stats)
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            _log.exception("a look at memory failed; the next is in %s s", self.config.memory_check_interval)
 
 
 def _continued(values: list[float]) -> float:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from .._errors import SireError
+from .._passes import at_end
 
 if TYPE_CHECKING:
     from ._users import ResourcePoolUserABC
@@ -50,16 +51,14 @@ class _Return:
         self._user = user
 
     def __call__(self, _gradients: Any) -> None:
-        import torch
-
-        from ._manage import acquire, release
+        from ._manage import acquire
 
         user = self._user()
         if user is None:
             return
         holder = threading.get_ident()
         acquire([user])
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: release([user], holder=holder))
+        at_end(lambda failed: _end(user, holder, failed))
 
 
 class Held:
@@ -81,23 +80,22 @@ class Held:
         return True
 
     def __call__(self, _gradients: Any) -> None:
-        import torch
-
         user, self._user = self._user, None
-        if user is None:
-            return
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._end(user))
+        if user is not None:
+            at_end(lambda failed: _end(user, self._holder, failed))
 
     def __del__(self) -> None:
         user, self._user = self._user, None
         if user is not None:
-            with suppress(SireError):
-                self._end(user, collected=True)
+            _end(user, self._holder, collected=True)
 
-    def _end(self, user: ResourcePoolUserABC[Any], collected: bool = False) -> None:
-        from ._manage import release
 
-        release([user], holder=self._holder, collected=collected)
+def _end(user: ResourcePoolUserABC[Any], holder: int, collected: bool) -> None:
+    """Ends a use. ``collected``: by whoever cleans up, which may be anywhere, and cannot be told of a failure."""
+    from ._manage import release
+
+    with suppress(SireError) if collected else nullcontext():
+        release([user], holder=holder, collected=collected)
 
 
 def _tensors(value: Any) -> list[Any]:

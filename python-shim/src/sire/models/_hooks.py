@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
+from .._errors import SireError
+from . import _under_way
 from ._backward import Held, watch
 from ._context import sire_inference_context_manager
 from ._estimate import LearnedEstimator, Peak
@@ -16,14 +18,19 @@ _hooks_of: weakref.WeakKeyDictionary[Any, AutoManageHook] = weakref.WeakKeyDicti
 _making = threading.RLock()
 
 
-@dataclass(eq=False)
-class _Call:
+class _Call(_under_way.Call):
     """A call of a module that is under way."""
 
-    entered: bool = False
-    peak: Peak | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
+    def __init__(self, hook: AutoManageHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(hook)
+        self.peak: Peak | None = None
+        self.args, self.kwargs = args, kwargs
+        self._user, self._holder = hook.am.user, threading.get_ident()
+
+    def end_use(self) -> None:
+        """What fails here stays loaded, and makes way when somebody needs room."""
+        with suppress(SireError):
+            release([self._user], holder=self._holder, collected=True)
 
 
 class AutoManageHook:
@@ -37,9 +44,8 @@ class AutoManageHook:
     no_grad = False
     """For accelerate and diffusers, which look at hooks like this one."""
 
-    def __init__(self, am: AutoManageWrapper | _Weak) -> None:
+    def __init__(self, am: AutoManageWrapper | _Weak | _Nobody) -> None:
         self.am = am
-        self._here = threading.local()
         self._handles: list[Any] = []
 
     @classmethod
@@ -67,8 +73,8 @@ class AutoManageHook:
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What happens before a forward; returns its arguments, on the device."""
-        moved: tuple[tuple[Any, ...], dict[str, Any]] = self._before(module, args, kwargs)
-        return moved
+        moved: tuple[tuple[Any, ...], dict[str, Any]] | None = self._before(module, args, kwargs)
+        return (args, kwargs) if moved is None else moved
 
     def post_forward(self, module: Any, output: Any) -> Any:
         """What happens after a forward."""
@@ -85,14 +91,26 @@ class AutoManageHook:
             if module is not None and _hooks_of.get(module) is self:
                 del _hooks_of[module]
 
-    def _calls(self) -> list[_Call]:
-        calls: list[_Call] = self._here.__dict__.setdefault("calls", [])
-        return calls
+    def __reduce__(self) -> Any:
+        """A copy of the module (``copy.deepcopy``, ``torch.save``) does not manage itself."""
+        return AutoManageHook, (_Nobody(),)
 
     def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = _Call(args=args, kwargs=kwargs)
-        # Before anything can fail: PyTorch calls the other hook in any case.
-        self._calls().append(call)
+        if isinstance(self.am, _Nobody):
+            return None
+        call = _Call(self, args, kwargs)
+        # Before anything can fail: PyTorch calls the other hook after any Exception.
+        _under_way.begin(call)
+        try:
+            return self._enter(call, args, kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            _under_way.end(self)
+            call.abandon()
+            raise
+
+    def _enter(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with sire_inference_context_manager(*args, **kwargs):
             acquire([self.am.user])
         call.entered = True
@@ -102,16 +120,14 @@ class AutoManageHook:
         return to_device(args, device), to_device(kwargs, device)
 
     def _after(self, module: Any, _args: Any, output: Any) -> None:
-        calls = self._calls()
-        if not calls:
+        call = _under_way.end(self)
+        if not isinstance(call, _Call) or not call.entered:
             return
-        call = calls.pop()
-        if not call.entered:
-            return
+        call.entered = False
         user = self.am.user
         if call.peak is not None:
             call.peak.__exit__()
-            user.inference_memory_estimator.observe(call.args, call.kwargs or {}, call.peak.bytes)  # type: ignore[attr-defined]
+            user.inference_memory_estimator.observe(call.args, call.kwargs, call.peak.bytes)  # type: ignore[union-attr]
         # Also a backward after the first one (retain_graph) finds the user loaded.
         watch(output, weakref.ref(user))
         if module.training and Held.until_backward(output, user):
@@ -127,6 +143,21 @@ class AutoManageHook:
     def detach_hook(self, module: Any) -> Any:
         """Nothing: `remove` does it."""
         return module
+
+
+class _Nobody:
+    """The wrapper of a copy's hook, which does nothing."""
+
+    user: Any = None
+
+    def get_execution_device(self) -> Any:
+        """Wherever the copy is."""
+        import torch
+
+        return torch.device("cpu")
+
+    def get_manage_object(self) -> None:
+        """No object is managed."""
 
 
 class _Weak:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from .. import control
 from .._adopt import Release
 from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError
+from . import _under_way
 from ._backward import come_back_for_backward
 from ._context import sire_inference_context_manager
 from ._estimate import measuring
@@ -35,6 +36,7 @@ _waiting: set[int] = set()
 
 def acquire(users: list[ResourcePoolUserABC[Any]], wait: float = _LONGEST_WAIT) -> None:
     """This thread uses these objects from now on: all of them are loaded, or none is used, and the reason is raised."""
+    _under_way.abandon_ended()
     control.use_begins()
     try:
         _acquire(users, time.monotonic() + wait)
@@ -182,6 +184,7 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
 
     As many as it takes for ``size`` bytes, or all of them. Returns how many bytes that were.
     """
+    _under_way.abandon_ended()
     given, management = 0, get_resource_management()
     wanted = list(management) if device is None else [management.get_resource_pool(device)]
     for pool in wanted:
