@@ -40,11 +40,11 @@ def main() -> None:
     """Both ways."""
     probe_fn = make_probe_fn(make_model, input_shape=(16, 3, 32, 32), forward_and_backward=True)
     begun = time.perf_counter()
-    reserve = {"safety_margin_bytes": 20 * MIB, "timeout": 60}
+    reserve = {"safety_margin_bytes": 20 * MIB, "timeout": 200}
     run_training_with_reservation(train, train_args=(5,), probe_fn=probe_fn, reserve_kwargs=reserve)
     print(f"probed, reserved and trained in {time.perf_counter() - begun:.1f} s")
 
-    with reserve_gpu_for_training(training_reserved_bytes=64 * MIB, safety_margin_bytes=0, timeout=60) as reservation:
+    with reserve_gpu_for_training(training_reserved_bytes=64 * MIB, safety_margin_bytes=0, timeout=200) as reservation:
         print(f"{reservation.reserved_bytes // MIB} MiB reserved, behind the fence of kind {reservation.fence}")
         train(2)
 

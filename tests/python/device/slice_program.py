@@ -2,12 +2,12 @@
 
     slice_program.py WHAT SEED [STEPS [ENOUGH]]
 
-``alone``: STEPS steps without time slices. The others begin at a line on their input, and take turns: ``sliced``:
-STEPS steps, or fewer when it has changed places ENOUGH times. ``gated``: the same, but passes no safe point in its
-first turn until another line comes. ``stays``: waits for a line at its end, and keeps its memory until then. ``holds``:
-twice takes a turn, until a line comes, and begins the second one at a line, too. ``patient``: waits at safe points to
-be interrupted, and says what it has then. ``stranger``: knows nothing of turns, has SEED MiB, and says at each line how
-much of the device is free.
+``alone``: STEPS steps in a process that Sire is no part of, and that keeps its memory until a line comes. The others
+begin at a line on their input, and take turns: ``sliced``: STEPS steps, or fewer when it has changed places ENOUGH
+times. ``gated``: the same, but passes no safe point in its first turn until another line comes. ``stays``: waits for a
+line at its end, and keeps its memory until then. ``holds``: twice takes a turn, until a line comes, and begins the
+second one at a line, too. ``patient``: waits at safe points to be interrupted, and says what it has then. ``stranger``:
+knows nothing of turns, has SEED MiB, and says at each line how much of the device is free.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ import sys
 import time
 from collections.abc import Iterator
 
-import sire
 import torch
+
+# Who is alone knows nothing of Sire.
+ALONE = sys.argv[1:2] == ["alone"]
+if not ALONE:
+    import sire
 
 QUANTUM = 0.05
 WIDTH = 512
@@ -37,7 +41,7 @@ def losses(seed: int, steps: int) -> Iterator[float]:
     layers = [layer for _ in range(LAYERS) for layer in (torch.nn.Linear(WIDTH, WIDTH), torch.nn.Dropout(0.1))]
     model = torch.nn.Sequential(*layers).cuda()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, foreach=False)
-    with sire.region("noise"):
+    with contextlib.nullcontext() if ALONE else sire.region("noise"):
         noise = torch.randn(16, WIDTH, device="cuda")
     for _ in range(steps):
         optimizer.zero_grad()
@@ -61,14 +65,23 @@ def train(seed: int, steps: int, enough: int) -> None:
             break
 
 
+def alone(seed: int, steps: int) -> None:
+    """Trains as if nobody else were there."""
+    for loss in losses(seed, steps):
+        say("step", loss.hex(), 0)
+    with open("/proc/self/maps") as maps:
+        say("done", "sire" in sys.modules or "libsire_alloc" in maps.read())
+    sys.stdin.readline()
+
+
 def main() -> None:
     """What the arguments say."""
     what, seed, steps, enough = sys.argv[1], *(int(each) for each in (*sys.argv[2:], "400", "1000000")[:3])
+    if ALONE:
+        alone(seed, steps)
+        return
     if os.environ.get("SIRE_TEST_MODE") in ("torch", "allocator"):
         sire.use_allocator()
-    if what == "alone":
-        train(seed, steps, enough)
-        return
     if what == "stranger":
         kept = torch.ones(seed << 20, dtype=torch.uint8, device="cuda")
         while sys.stdin.readline():

@@ -103,9 +103,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with contextlib.ExitStack() as jobs:
 
-        def started(*arguments: object) -> Job:
-            command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-            return Job(jobs.enter_context(running(command, env=environment, **pipes)))
+        def started(what: str, *arguments: object) -> Job:
+            command = [sys.executable, str(PROGRAM), what, *map(str, arguments)]
+            hooks = ("LD_PRELOAD", "SIRE_HOOK_MODE") if what == "alone" else ()
+            its = {name: value for name, value in environment.items() if name not in hooks}
+            return Job(jobs.enter_context(running(command, env=its, **pipes)))
 
         yield started
 
@@ -144,7 +146,18 @@ def test_two_trainings_that_do_not_fit_compute_what_they_compute_alone(start: St
         assert found == alone(seed, len(found))
 
 
-def test_without_slices_one_runs_out_of_memory_and_where_nobody_waits_nobody_changes_places(start: Start) -> None:
+def test_without_sire_one_of_two_trainings_runs_out_of_memory(start: Start) -> None:
+    one = start("alone", 1, 12)
+    assert one.until(lambda words: words[0] == "done") == ["done", "False"], "Sire is a part of it"
+    other = start("alone", 2, 12)
+    assert other.end() != 0
+    assert "torch.OutOfMemoryError: CUDA out of memory" in other.complaint()
+    one.say()
+    assert one.end() == 0, one.complaint()
+    assert one.losses() == alone(1, 12)
+
+
+def test_where_nobody_waits_for_a_turn_nobody_changes_places(start: Start) -> None:
     [lonely] = ready(start("stays", 1, 12))
     lonely.say()
     lonely.until(lambda words: words == ["done"])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import functools
+import inspect
 import os
 import random
 import signal
@@ -21,7 +25,7 @@ import torch
 from measure import on_software_device
 from running import line, running, until
 from sire import torchtools
-from sire.torchtools import gpu_lock
+from sire.torchtools import _measure, gpu_lock
 
 MIB = 1024**2
 ROOT = Path(__file__).resolve().parents[3]
@@ -192,16 +196,57 @@ def test_what_was_reserved_from_outside_is_given_without_waiting(kind: str, monk
     name = f"{kind}-{torch.cuda.get_device_properties(0).uuid}"
     monkeypatch.setenv("SIRE_RESERVED", f"{name}:{100 * MIB}")
     with torchtools.reserve_gpu_for_training(0, 60 * MIB, 20 * MIB) as reservation:
-        assert (reservation.reserved_bytes, reservation.fence, entries()) == (100 * MIB, "none", [])
+        assert (reservation.reserved_bytes, reservation.fence, entries()) == (80 * MIB, "none", [])
         reservation.resize(90 * MIB)
         with pytest.raises(sire.UnsupportedError, match="give sire reserve --bytes more"):
             reservation.resize(101 * MIB)
+        assert reservation.reserved_bytes == 90 * MIB
     # More than that is a reservation of its own, and so is one of another GPU.
     with torchtools.reserve_gpu_for_training(0, 120 * MIB, 0, fence=False):
         assert [each["bytes"] for each in entries()] == [120 * MIB]
     monkeypatch.setenv("SIRE_RESERVED", f"GPU-another:{100 * MIB}")
     with torchtools.reserve_gpu_for_training(0, 60 * MIB, 0, fence=False):
         assert [each["bytes"] for each in entries()] == [60 * MIB]
+
+
+def given(size: int) -> torchtools.ReserveGpu:
+    """A reservation without a fence, so that only the ledger tells whether it is one of its own."""
+    return torchtools.reserve_gpu_for_training(0, size, 0, fence=False)
+
+
+def test_what_was_reserved_from_outside_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of 80 MiB, one inside the other, both had the 100 MiB of the command."""
+    monkeypatch.setenv("SIRE_RESERVED", f"{torch.cuda.get_device_properties(0).uuid}:{100 * MIB}")
+    for _ in range(2):
+        with given(80 * MIB) as outer:
+            with given(80 * MIB):
+                assert [each["bytes"] for each in entries()] == [80 * MIB], "waited for like any other"
+            with given(15 * MIB):
+                assert entries() == []
+                outer.resize(85 * MIB)
+                with pytest.raises(sire.UnsupportedError, match="of which 0 are left"):
+                    outer.resize(86 * MIB)
+                with given(MIB):
+                    assert [each["bytes"] for each in entries()] == [MIB]
+            with pytest.raises(sire.InvalidArgumentError, match="already"):
+                given(0).__enter__()
+        # All of it is there again.
+    with given(0) as whole:
+        assert (whole.reserved_bytes, entries()) == (100 * MIB, [])
+
+
+def test_the_margin_comes_out_of_what_was_reserved_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIRE_RESERVED", f"{torch.cuda.get_device_properties(0).uuid}:{100 * MIB}")
+    with torchtools.reserve_gpu_for_training(0, 60 * MIB, 30 * MIB) as reservation:
+        assert reservation.reserved_bytes == 90 * MIB
+        with given(11 * MIB):
+            assert [each["bytes"] for each in entries()] == [11 * MIB], "the margin was promised to the other"
+    # Whoever gives the command and the function the same number waits for nobody, and is told what is missing.
+    with pytest.warns(torchtools.ReservationWarning, match=f"margin of {10 * MIB} bytes instead of {50 * MIB}") as told:
+        short = torchtools.reserve_gpu_for_training(0, 90 * MIB).__enter__()
+    assert [each.filename for each in told] == [__file__]
+    assert (short.reserved_bytes, entries()) == (100 * MIB, [])
+    short.release()
 
 
 def test_ctrl_c_ends_the_wait() -> None:
@@ -242,6 +287,134 @@ def test_without_the_library_a_lock_keeps_others_out(monkeypatch: pytest.MonkeyP
         torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, strict=True).__enter__()
 
 
+def forked(does: Callable[[], object]) -> int:
+    """A child that does this and nothing else."""
+    with warnings.catch_warnings():
+        # Of threads whose locks the child might want: it wants none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(120)
+        try:
+            does()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def test_workers_that_were_forked_inside_neither_keep_the_lock_nor_give_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A DataLoader's workers outlived the reservation, and its lock lived as long as they."""
+
+    def missing() -> None:
+        raise sire.LibraryNotFoundError("there is no library")
+
+    def locked() -> torchtools.Reservation:
+        with pytest.warns(torchtools.ReservationWarning):
+            return torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, blocking=False).__enter__()
+
+    monkeypatch.setattr(gpu_lock._library, "load", missing)
+    first = locked()
+    assert os.waitpid(forked(first.release), 0)[1] == 0
+    with pytest.raises(sire.ReservationTimeoutError):
+        locked()
+    reader, writer = os.pipe()
+    worker = forked(lambda: os.read(reader, 1))
+    try:
+        first.release()
+        locked().release()
+        assert os.waitpid(worker, os.WNOHANG) == (0, 0), "it was there all the time"
+    finally:
+        os.write(writer, b".")
+        assert os.waitpid(worker, 0)[1] == 0
+        os.close(reader)
+        os.close(writer)
+
+
+def test_where_the_bytes_cannot_be_had_the_ledger_keeps_them_and_it_is_said() -> None:
+    if not on_software_device():
+        pytest.skip("only the software device can be asked, or made to fail")
+    wanted = torchtools.reserve_gpu_for_training(0, 40 * MIB, 0)
+    why = "no fence: its bytes could not be taken from the driver"
+    with refused("cuMemCreate", "cudaMalloc"), pytest.warns(torchtools.ReservationWarning, match=why) as told:
+        reservation = wanted.__enter__()
+    assert [each.filename for each in told] == [__file__], "where it was asked for"
+    assert (reservation.fence, reservation.reserved_bytes, reservation.unused_bytes) == ("none", 40 * MIB, 0)
+    assert [(each["state"], each["bytes"], each["owned"]) for each in entries()] == [("holding", 40 * MIB, 0)]
+    # What is used of it is noted, as without a fence.
+    kept = tensor(30 * MIB)
+    until("what is used is noted", lambda: entries()[0]["owned"] >= 30 * MIB)
+    del kept
+    with refused("cuMemCreate", "cudaMalloc"), pytest.raises(sire.OutOfMemoryError):
+        torchtools.reserve_gpu_for_training(0, 40 * MIB, 0, strict=True).__enter__()
+    assert [each["bytes"] for each in entries()] == [40 * MIB], "nothing is left of what was refused"
+    reservation.release()
+    assert entries() == []
+
+
+@contextmanager
+def refused(*functions: str) -> Iterator[None]:
+    """The software device's driver has no memory."""
+    runtime = ctypes.CDLL(f"libcudart.so.{torch.version.cuda.split('.')[0]}")
+    assert runtime.sire_sim_fault("; ".join(f"{each}=error:2" for each in functions).encode()) == 0
+    try:
+        yield
+    finally:
+        runtime.sire_sim_fault(b"")
+
+
+REQUIRED = inspect.Parameter.empty
+
+# What the documents of the package torchtools say: arguments in their order, with their defaults (...: any).
+DOCUMENTED: dict[str, dict[str, object]] = {
+    "get_device_from_env": {},
+    "reserve_gpu_for_training": {
+        "gpu": None,
+        "training_reserved_bytes": 0,
+        "safety_margin_bytes": 50 * MIB,
+        "blocking": True,
+        "timeout": None,
+        "fence": True,
+    },
+    "estimate_gpu_usage_by_probe": {"probe_fn": REQUIRED, "args": (), "kwargs": None, "gpu": None, "timeout": 60.0},
+    "make_probe_fn": {
+        "model_ctor": None,
+        "input_shape": None,
+        "sample_batch": None,
+        "device": None,
+        "forward_and_backward": False,
+        "warmup_steps": 1,
+    },
+    "run_training_with_reservation": {
+        "train_fn": REQUIRED,
+        "train_args": (),
+        "train_kwargs": None,
+        "probe_fn": ...,
+        "probe_args": ...,
+        "probe_kwargs": ...,
+        "gpu": ...,
+        "countdown": ...,
+        "reserve_kwargs": ...,
+        "probe_timeout": 60.0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_functions_take_what_is_documented(name: str) -> None:
+    taken = list(inspect.signature(getattr(torchtools, name)).parameters.values())
+    documented = DOCUMENTED[name]
+    assert [each.name for each in taken[: len(documented)]] == list(documented)
+    for each in taken:
+        wanted = documented.get(each.name, ...)
+        # More may be added, if it need not be given.
+        assert each.default is not REQUIRED if wanted is ... else each.default == wanted, each
+        named_only = name == "run_training_with_reservation" and taken.index(each) >= 3
+        assert each.name not in documented or (each.kind is each.KEYWORD_ONLY) == named_only, each
+
+
 WITHOUT_CUDA = """
 import sys
 import sire.compat
@@ -251,14 +424,15 @@ from torchtools import get_device_from_env, probe, reserve_gpu_for_training, run
 import torchtools
 assert torchtools.__name__ == "sire.torchtools" or torchtools is sys.modules["sire.torchtools"]
 assert not torch.cuda.is_available()
+assert get_device_from_env().type == "cpu"
+# As on a Mac: there is a device, and nothing of it is reserved.
+torch.backends.mps.is_available = lambda: True
 with reserve_gpu_for_training(0, 1 << 40) as reservation:
     assert (reservation.device_index, reservation.reserved_bytes, reservation.unused_bytes) == (None, 0, 0)
     assert reservation.fence == "none"
     reservation.resize(1 << 41)
 assert probe(print, ("not run",)).peak_bytes == 0
 assert run_training_with_reservation(lambda x: x + 1, (4,), probe_fn=print) == 5
-assert get_device_from_env().type == "cpu"
-torch.backends.mps.is_available = lambda: True
 print(get_device_from_env().type)
 """
 
@@ -311,6 +485,75 @@ def test_a_stopped_process_keeps_its_reservation_and_a_killed_one_loses_it() -> 
             wanted.__enter__()
     with torchtools.reserve_gpu_for_training(0, total // 2, 0, timeout=60) as reservation:
         assert reservation.reserved_bytes == total // 2
+
+
+def test_a_process_of_the_same_number_in_another_container_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each container the first process is number 1: it was told that it had what another one had reserved."""
+    with holder(100 * MIB) as child:
+        monkeypatch.setattr(os, "getpid", lambda: child.pid)
+        with pytest.raises(sire.ReservationTimeoutError, match="one other process holds"):
+            torchtools.reserve_gpu_for_training(blocking=False).__enter__()
+
+
+# Sire is no part of it: it tries to have so many bytes at each line.
+STRANGER = """
+import sys
+import torch
+torch.zeros(1, device="cuda")
+with open("/proc/self/maps") as maps:
+    print("sire" in sys.modules or "libsire_alloc" in maps.read(), flush=True)
+for line in sys.stdin:
+    try:
+        kept = torch.empty(int(line), dtype=torch.uint8, device="cuda")
+        print("had", flush=True)
+    except torch.OutOfMemoryError:
+        print("out of memory", flush=True)
+"""
+
+# It fences so many bytes until a line comes, and lives until the next one.
+FENCE = """
+import os, sys
+import sire
+import torch
+from sire import torchtools as t
+if os.environ["SIRE_TEST_MODE"] == "allocator":
+    sire.use_allocator()
+with t.reserve_gpu_for_training(0, int(sys.argv[1]), 0, strict=True) as reservation:
+    print(reservation.fence, flush=True)
+    sys.stdin.readline()
+torch.cuda.empty_cache()
+print("ended", flush=True)
+sys.stdin.readline()
+"""
+
+
+def say(process: subprocess.Popen[str], words: object) -> str:
+    """A line to it; its answer."""
+    assert process.stdin is not None
+    process.stdin.write(f"{words}\n")
+    process.stdin.flush()
+    return line(process)
+
+
+def test_a_fence_keeps_out_who_knows_nothing_of_it(mode: str, tmp_path: Path) -> None:
+    if not on_software_device():
+        pytest.skip("only the software device can be asked, or made to fail")
+    shared = {**os.environ, "SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "256MiB"}
+    plain = {name: value for name, value in shared.items() if name not in ("LD_PRELOAD", "SIRE_HOOK_MODE")}
+    with contextlib.ExitStack() as stack:
+
+        def started(code: str, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", code, *arguments]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            return stack.enter_context(running(command, env=environment, **pipes))
+
+        owner, stranger = started(FENCE, shared, str(160 * MIB)), started(STRANGER, plain)
+        assert line(owner) == ("cache" if mode == "torch" else "stock")
+        assert line(stranger) == "False", "Sire is a part of it"
+        assert say(stranger, 120 * MIB) == "out of memory"
+        assert say(owner, "") == "ended"
+        assert say(stranger, 120 * MIB) == "had"
+        assert owner.poll() is None, "the bytes came back with its end, not with the reservation's"
 
 
 TWO_DEVICES = """
@@ -424,6 +667,41 @@ def test_a_probe_is_known_by_what_it_is() -> None:
         assert " at 0x" not in described(kept)
 
 
+def takes_from_the_driver(size: int) -> None:
+    """A probe with memory that PyTorch knows nothing of, until it has been looked at."""
+    looks: list[None] = []
+    look = _measure._Watcher._look
+
+    def noted(watcher: _measure._Watcher) -> None:
+        look(watcher)
+        looks.append(None)
+
+    _measure._Watcher._look = noted  # type: ignore[method-assign]
+    maps = [line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line]
+    driver = ctypes.CDLL(next(path for path in maps if "libcuda.so" in path or "libsire_sim_cuda" in path))
+    address = ctypes.c_uint64()
+    assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)) == 0
+    # The first one may have begun before.
+    before = len(looks)
+    until("it was looked at", lambda: len(looks) >= before + 2)
+    assert driver.cuMemFree_v2(address) == 0
+
+
+def test_a_probe_sees_what_libraries_have_beside_pytorch() -> None:
+    report = torchtools.probe(takes_from_the_driver, (64 * MIB,), timeout=240)
+    assert 64 * MIB <= report.peak_bytes < 100 * MIB
+    assert report.torch_peak_bytes < 8 * MIB
+
+
+def test_a_probe_does_not_wait_for_its_turn_without_end(tmp_path: Path) -> None:
+    """Whoever held the lock, of whatever user, kept all probes of the machine waiting for as long as he liked."""
+    file = tmp_path / f"sire-probe-{torch.cuda.get_device_properties(0).uuid}.lock"
+    with file.open("w") as hostile:
+        fcntl.flock(hostile, fcntl.LOCK_EX)
+        with pytest.raises(sire.ProbeTimeoutError, match=rf"within 0\.5 s.* holds the lock {file.name}"):
+            torchtools.probe(needs, (MIB,), timeout=0.05)
+
+
 @pytest.mark.parametrize(("probe_fn", "says"), [(fails, "no such model"), (dies, "signal 9"), (hangs, r"0\.5 s")])
 def test_what_goes_wrong_in_a_probe_is_told(probe_fn: Callable[[], None], says: str) -> None:
     with pytest.raises(sire.ProbeError, match=says) as raised:
@@ -454,6 +732,52 @@ def test_the_example_runs_beside_another_reservation(tmp_path: Path) -> None:
         )
     assert "step 4: loss" in done.stdout
     assert "64 MiB reserved, behind the fence of kind" in done.stdout
+
+
+def example(**environment: str) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """A copy of the example."""
+    command = [sys.executable, ROOT / "examples" / "run_with_reservation_example.py"]
+    return running(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+
+
+def ended_well(copy: subprocess.Popen[str]) -> None:
+    """It had its bytes, and trained; what holds them is the device's memory."""
+    said = copy.communicate(timeout=240)[0]
+    assert copy.returncode == 0, said
+    assert "step 4: loss" in said
+    assert any(f"64 MiB reserved, behind the fence of kind {kind}" in said for kind in ("stock", "cache")), said
+
+
+def test_copies_of_the_example_use_two_devices_at_once_and_one_after_the_other(
+    mode: str, expandable_segments: bool, tmp_path: Path
+) -> None:
+    if mode != "preload" or expandable_segments:
+        pytest.skip("once is enough: the two sides are tested above in every mode")
+    if not on_software_device():
+        pytest.skip("there may be one device only")
+    # No room for two fences of 64 MiB on one.
+    machine = {"SIRE_SIM_DIR": str(tmp_path), "SIRE_SIM_DEVICES": "2", "SIRE_SIM_MEMORY": "112MiB"}
+    first, second = {**machine, "LOCAL_RANK": "0"}, {**machine, "LOCAL_RANK": "1"}
+    with contextlib.ExitStack() as stack:
+        # This process has a device of its own: what it reserves of the first one is there.
+        everything = stack.enter_context(given(110 * MIB))
+        one, other, beside = (stack.enter_context(example(**each)) for each in (first, first, second))
+        ended_well(beside)
+        states = ["holding", "waiting", "waiting"]
+        until("both others wait for the first device", lambda: sorted(each["state"] for each in entries()) == states)
+        everything.release()
+        ended_well(one)
+        ended_well(other)
+
+
+def test_the_example_trains_without_cuda(mode: str) -> None:
+    if mode != "torch":
+        pytest.skip("the process is the same in every mode")
+    with example(CUDA_VISIBLE_DEVICES="") as copy:
+        said = copy.communicate(timeout=240)[0]
+    assert copy.returncode == 0, said
+    assert "step 4: loss" in said
+    assert "0 MiB reserved, behind the fence of kind none" in said
 
 
 def test_devices_are_chosen_by_environment_and_by_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,12 @@ Fence = Literal["stock", "cache", "none"]
 _LOOK_SECONDS = 0.05
 _NO_FENCE, _FENCE_IF_POSSIBLE, _STRICT_FENCE = 0, 1, 2
 
+# What this process has by now: reservations in the ledger, by the GPU's ordinal, and bytes of what a process above has
+# reserved for it, by the GPU's UUID. Process numbers would not tell: every container has its own.
+_holding: Counter[int] = Counter()
+_taken: Counter[str] = Counter()
+_counting = threading.Lock()
+
 
 class ReservationWarning(UserWarning):
     """A reservation is weaker than it was asked to be."""
@@ -69,8 +76,9 @@ def reserve_gpu_for_training(
     """A context manager inside which bytes of a GPU are this process's; it gives the `Reservation`.
 
     ``training_reserved_bytes`` and ``safety_margin_bytes`` are reserved together. With 0 bytes the GPU is reserved
-    for this process alone: no other reservation, and everything that is free but the margin; under `sire reserve
-    --bytes` it is what that has reserved. Waits its turn:
+    for this process alone: no other reservation, and everything that is free but the margin. Under `sire reserve`
+    they come out of what that has reserved, if this process has so much left of it (0 bytes: all of it), and of the
+    margin as much as there is, with a `ReservationWarning` where that is less. Else it waits its turn:
     ``timeout`` seconds (None: for as long as it takes), or not at all with ``blocking=False``;
     `ReservationTimeoutError` after that. With ``fence=False`` only the ledger keeps the bytes; where a fence cannot
     be had, it alone does, with a `ReservationWarning`, or `OutOfMemoryError` if ``strict``. Without CUDA nothing is
@@ -229,7 +237,7 @@ class _Place:
         self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        _library.load().reservation_release(self._handle)
+        _let_go(_library.load(), self._index, self._handle)
 
 
 class _CachePlace(_Place):
@@ -284,29 +292,36 @@ class _StockPlace(_Place):
 
 
 class _GivenPlace(_Place):
-    """What a process above has reserved for us (``sire reserve``): there is nothing to do, and nothing to give back."""
+    """A part of what a process above has reserved for us (``sire reserve``): nothing is to be waited for."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
 
     def reserved(self) -> int:
         return self._size
 
     def resize(self, size: int, seconds: float, strict: bool) -> None:
-        if size > self._size:
-            raise UnsupportedError(
-                f"{self._size} bytes were reserved from outside, and {size} are wanted; give sire reserve --bytes more"
-            )
+        with _counting:
+            given, left = _given(self._name), _left(self._name)
+            if size - self._size > left:
+                raise UnsupportedError(
+                    f"{given} bytes were reserved from outside, of which {left} are left, and {size} instead of "
+                    f"{self._size} are wanted; give sire reserve --bytes more"
+                )
+            _taken[self._name] += size - self._size
+            self._size = size
 
     def release(self) -> None:
-        """Whoever reserved it ends it."""
+        """Whoever reserved it ends it; until then it can be had again."""
+        with _counting:
+            _taken[self._name] -= self._size
 
 
 class _LockPlace(_Place):
     """Without the library: a lock that one process of those without the library holds."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, lock: FileLock) -> None:
+        self._file = lock
 
     def reserved(self) -> int:
         return 0
@@ -315,7 +330,7 @@ class _LockPlace(_Place):
         """A lock has no size."""
 
     def release(self) -> None:
-        os.close(self._descriptor)
+        self._file.release()
 
 
 def _held(torch: Any, index: int) -> int:
@@ -358,9 +373,9 @@ def _reserve(
     preempt: int | None,
 ) -> Reservation:
     torch.cuda.init()
-    given = _given(uuid(torch, index))
-    if given >= max(1, wanted):
-        return Reservation(index, "none", _GivenPlace(given), strict)
+    given = _given_place(uuid(torch, index), wanted, margin)
+    if given is not None:
+        return Reservation(index, "none", given, strict)
     try:
         library = _library.load()
     except (LibraryNotFoundError, VersionMismatchError, OSError) as error:
@@ -368,17 +383,19 @@ def _reserve(
     kind: Fence = _fence_kind(torch) if fence else "none"
     in_library = (_STRICT_FENCE if strict else _FENCE_IF_POSSIBLE) if kind == "stock" else _NO_FENCE
     size = wanted + margin if wanted else 0
-    _refuse_waiting_for_ourselves(library, index, size)
+    _refuse_waiting_for_ourselves(torch, index, size)
     try:
         handle = _handle(
             library, lambda: library.reserve(index, size, margin, seconds, in_library, preempt), seconds, size
         )
     except (InactiveError, UnsupportedError) as error:
         return _with_a_lock_only(torch, index, seconds, strict, error)
+    with _counting:
+        _holding[index] += 1
     try:
         place, kind = _placed(torch, index, handle, kind, strict)
     except BaseException:
-        library.reservation_release(handle)
+        _let_go(library, index, handle)
         raise
     if kind != "stock":
         place.watch()
@@ -395,6 +412,47 @@ def _handle(library: _library.Library, reserve: Callable[[], int], seconds: floa
             library.reservation_release(handle)
         raise
     return made[0]
+
+
+def _let_go(library: _library.Library, index: int, handle: int) -> None:
+    with _counting:
+        _holding[index] -= 1
+    library.reservation_release(handle)
+
+
+def _given_place(name: str, wanted: int, margin: int) -> _GivenPlace | None:
+    """What is wanted (0: all, if nothing of it is taken yet) of what was reserved from outside, and of the margin what
+    there is beside it: whoever reserved it has decided how much there is in all. None if there is less.
+    """
+    with _counting:
+        given, left = _given(name), _left(name)
+        if left < max(1, wanted) or (wanted == 0 and left < given):
+            return None
+        size = min(left, wanted + margin) if wanted else left
+        _taken[name] += size
+    place = _GivenPlace(name, size)
+    if wanted and size < wanted + margin:
+        try:
+            _warn_about_the_margin(given, size - wanted, margin)
+        except BaseException:
+            # Warnings may be errors.
+            place.release()
+            raise
+    return place
+
+
+def _warn_about_the_margin(given: int, had: int, margin: int) -> None:
+    warnings.warn(
+        f"a reservation has a margin of {had} bytes instead of {margin}: there is no more left of the {given} bytes "
+        "that were reserved from outside; give sire reserve --bytes more, or ask for a smaller margin",
+        ReservationWarning,
+        stacklevel=5,
+    )
+
+
+def _left(name: str) -> int:
+    """Bytes of what was given that this process has not taken."""
+    return max(0, _given(name) - _taken[name])
 
 
 def _given(name: str) -> int:
@@ -414,7 +472,7 @@ def _placed(torch: Any, index: int, handle: int, kind: Fence, strict: bool) -> t
         _, fenced, _ = _library.load().reservation_get(handle)
         if fenced > 0:
             return place, kind
-        _warn("its bytes could not be taken from the driver")
+        _warn("its bytes could not be taken from the driver", 5)
     elif kind == "cache":
         cached = _CachePlace(torch, index, handle)
         if _fill(cached, strict):
@@ -435,23 +493,21 @@ def _fill(place: _CachePlace, strict: bool) -> bool:
     return True
 
 
-def _warn(why: str) -> None:
+def _warn(why: str, stacklevel: int = 6) -> None:
     warnings.warn(
         f"a reservation has no fence: {why}. Processes that use reservations leave the bytes alone, others may not.",
         ReservationWarning,
-        stacklevel=6,
+        stacklevel=stacklevel,
     )
 
 
-def _refuse_waiting_for_ourselves(library: _library.Library, index: int, size: int) -> None:
+def _refuse_waiting_for_ourselves(torch: Any, index: int, size: int) -> None:
     """Who has a reservation and asks for the GPU for itself alone would wait for itself."""
     if size > 0:
         return
-    try:
-        entries = library.reservations(index)["entries"]
-    except SireError:
-        return
-    if any(each["state"] == "holding" and each["pid"] == os.getpid() for each in entries):
+    with _counting:
+        has_some = _holding[index] > 0 or _taken[uuid(torch, index)] > 0
+    if has_some:
         raise InvalidArgumentError(
             f"this process has reserved bytes of cuda:{index} already, so that the GPU cannot be reserved for it "
             "alone; say how many bytes are to be reserved beside them"
@@ -478,17 +534,30 @@ def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why:
     return Reservation(index, "none", _LockPlace(take_lock(name, seconds)), strict)
 
 
-def take_lock(name: str, seconds: float) -> int:
-    """The descriptor of a file of this name that this process has locked; `ReservationTimeoutError` if it is not to
-    be had in time.
-    """
+class FileLock:
+    """A file that this process has locked, until `release`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._owner = descriptor, os.getpid()
+
+    def release(self) -> None:
+        """Whoever was forked meanwhile does not keep it either, and cannot release it for us."""
+        try:
+            if os.getpid() == self._owner:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        finally:
+            os.close(self._descriptor)
+
+
+def take_lock(name: str, seconds: float) -> FileLock:
+    """The lock of a file of this name; `ReservationTimeoutError` if it is not to be had in time."""
     descriptor = _open_lock(lock_directory() / name)
     end = time.monotonic() + seconds
     try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
+                return FileLock(descriptor)
             except BlockingIOError:
                 if time.monotonic() >= end:
                     raise ReservationTimeoutError(f"another process holds the lock {name}") from None

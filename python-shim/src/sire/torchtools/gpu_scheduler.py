@@ -20,12 +20,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._errors import InvalidArgumentError, ProbeError, ProbeTimeoutError
+from .._errors import InvalidArgumentError, ProbeError, ProbeTimeoutError, ReservationTimeoutError
 from . import _measure
 from .device import gpu_index, uuid
-from .gpu_lock import DEFAULT_MARGIN, _cuda, reserve_gpu_for_training, take_lock
+from .gpu_lock import DEFAULT_MARGIN, FileLock, _cuda, reserve_gpu_for_training, take_lock
 
 _T = TypeVar("_T")
+
+# A probe waits for its turn as long as so many others like it may take.
+_PROBES_BEFORE = 10
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,9 @@ def probe(
 ) -> ProbeReport:
     """Runs ``probe_fn(*args, **kwargs)`` in a fresh process with one GPU current, and reports what it needed there.
 
-    One probe at a time runs on a GPU, whoever starts it; ``timeout`` counts from its turn on. `ProbeError` with the
-    traceback of whatever it raised, or with the signal that ended it; `ProbeTimeoutError` if it took too long.
+    One probe at a time runs on a GPU, whoever starts it; ``timeout`` counts from its turn on, for which it waits ten
+    times as long. `ProbeError` with the traceback of whatever it raised, or with the signal that ended it;
+    `ProbeTimeoutError` if it, or its turn, took too long.
     ``cache`` is a directory in which reports are kept, by probe (model and shapes), arguments, GPU and version of
     PyTorch. Without CUDA nothing runs, and the report is empty.
     """
@@ -174,11 +178,11 @@ def probe(
     known = None if file is None else _read(file)
     if known is not None:
         return known
-    lock = take_lock(f"sire-probe-{uuid(torch, index)}.lock", math.inf)
+    turn = _turn(f"sire-probe-{uuid(torch, index)}.lock", timeout)
     try:
         report = _run(probe_fn, tuple(args), dict(kwargs or {}), index, timeout)
     finally:
-        os.close(lock)
+        turn.release()
     if file is not None:
         _write(file, report)
     return report
@@ -202,6 +206,18 @@ def estimate_without_running(probe_fn: Callable[..., object], *args: Any, **kwar
     finds.
     """
     return _measure.fake_peak(probe_fn, args, kwargs)
+
+
+def _turn(name: str, timeout: float | None) -> FileLock:
+    """Any user may hold the lock, and for any time: nobody waits for it without end who has not said so."""
+    seconds = math.inf if timeout is None else timeout * _PROBES_BEFORE
+    try:
+        return take_lock(name, seconds)
+    except ReservationTimeoutError as error:
+        raise ProbeTimeoutError(
+            f"the probe did not have its turn within {seconds:g} s, {_PROBES_BEFORE} times its time-out: {error}; "
+            "give it more time, or see who keeps that file locked (lslocks)"
+        ) from error
 
 
 def _run(
