@@ -6,6 +6,7 @@
 
 use sire_ledger::{Error, Ledger, Member, Memory, Patience, Want};
 use sire_sim::{Machine, Options, Poison};
+use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
@@ -335,6 +336,66 @@ fn a_wait_can_be_ended_and_leaves_the_queue() -> Outcome {
     assert!(matches!(second.reserve(Want::Bytes(50), &full, cancelled), Err(Error::Cancelled)));
     // Had the second stayed in the queue, the third would be behind it.
     third.reserve(Want::Bytes(40), &full, patient(Duration::ZERO))?;
+    Ok(())
+}
+
+/// The file was gone when somebody cancelled, and what was said was that the ledger could not be written to.
+#[test]
+fn why_a_wait_ended_is_said_even_if_the_place_in_the_queue_cannot_be_given_up() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let (first, second) = (ledger.join()?, ledger.join()?);
+    let full = || Some(Memory { free: 100, total: 100 });
+    first.reserve(Want::Bytes(60), &full, patient(Duration::ZERO))?;
+    let file = OpenOptions::new().write(true).open(dir.path().join("sire-ledger-GPU-1"))?;
+    let cancelled = Patience { timeout: None, cancelled: &|| file.set_len(0).is_ok() };
+    let refused = second.reserve(Want::Bytes(50), &full, cancelled);
+    assert!(matches!(refused, Err(Error::Cancelled)), "{refused:?}");
+    Ok(())
+}
+
+/// A driver may take its time, and whoever asks it may be stopped meanwhile: the desk is not his.
+#[test]
+fn others_take_their_places_while_somebody_asks_the_driver() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = || Ledger::open(dir.path(), "GPU-1");
+    let (member, other) = (ledger()?.join()?, ledger()?.join()?);
+    let full = || Some(Memory { free: 100, total: 100 });
+    let (answers, refused) = (Cell::new(0), RefCell::new(None));
+    let slow = || {
+        answers.set(answers.get() + 1);
+        // The first answer is how much there is; this one is wanted for a look.
+        if answers.get() == 2 {
+            refused.replace(other.reserve(Want::Bytes(10), &full, patient(Duration::ZERO)).err());
+        }
+        full()
+    };
+    assert_eq!(member.reserve(Want::Bytes(70), &slow, patient(Duration::ZERO))?, 70);
+    let why = refused.take().ok_or("it was not asked for a look")?.to_string();
+    assert!(why.contains("one other process came first"), "{why}");
+    Ok(())
+}
+
+/// A holder gave its memory back and took it again between two looks at what it says, and in between the driver was asked: bytes counted as free that
+/// were promised.
+#[test]
+fn what_is_free_only_while_a_holder_has_given_it_back_is_not_granted() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let (holder, member) = (ledger.join()?, ledger.join()?);
+    let free = |free| move || Some(Memory { free, total: 100 });
+    holder.reserve(Want::Bytes(60), &free(100), patient(Duration::ZERO))?;
+    holder.note_owned(60)?;
+    let gives_and_takes = || {
+        holder.note_owned(0).ok()?;
+        let answer = free(100)();
+        holder.note_owned(60).ok()?;
+        answer
+    };
+    let refused = member.reserve(Want::Bytes(50), &gives_and_takes, patient(Duration::ZERO));
+    let Err(Error::TimedOut { why, .. }) = refused else { return Err(format!("not a time-out: {refused:?}").into()) };
+    assert!(why.contains("changed what they have"), "{why}");
+    assert_eq!(member.reserve(Want::Bytes(40), &free(40), patient(Duration::ZERO))?, 40);
     Ok(())
 }
 
