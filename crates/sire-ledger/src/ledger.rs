@@ -37,7 +37,7 @@ pub struct Memory {
 /// How long a wait may take, and who may end it.
 #[derive(Clone, Copy)]
 pub struct Patience<'a> {
-    /// `None`: for ever. Zero: only look once, for which a tenth of a second is taken at most while others change the ledger, twice.
+    /// `None`: for ever. Zero: only look once. A look takes up to a fifth of a second where somebody is stopped at the desk.
     pub timeout: Option<Duration>,
     /// Asked at every look; true ends the wait.
     pub cancelled: &'a dyn Fn() -> bool,
@@ -483,9 +483,6 @@ fn total(memory: &dyn Fn() -> Option<Memory>, patience: Patience<'_>, begun: Ins
     loop {
         if let Some(memory) = memory() {
             return Ok(memory.total);
-        }
-        if (patience.cancelled)() {
-            return Err(Error::Cancelled);
         }
         match patience.nap(begun) {
             Some(nap) if begun.elapsed() < SPEECHLESS => std::thread::sleep(nap),
