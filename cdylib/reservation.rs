@@ -78,9 +78,9 @@ pub(crate) struct Standing {
 }
 
 pub(crate) fn said(error: sire_ledger::Error) -> Error {
-    use sire_ledger::Error::{Cancelled, Foreign, Forked, Full, Io, Stuck, TimedOut, TooLarge};
+    use sire_ledger::Error::{Cancelled, Foreign, Forked, Full, Io, Speechless, Stuck, TimedOut, TooLarge};
     let status = match error {
-        Io { .. } | Foreign { .. } | Full { .. } => Status::Unsupported,
+        Io { .. } | Foreign { .. } | Full { .. } | Speechless => Status::Unsupported,
         TooLarge { .. } => Status::OutOfDeviceMemory,
         TimedOut { .. } | Stuck => Status::Busy,
         Cancelled => Status::Cancelled,

@@ -38,6 +38,8 @@ pub enum Error {
         /// Bytes that the device has.
         total: u64,
     },
+    /// The driver does not say how much memory the device has.
+    Speechless,
     /// The time to wait was over.
     TimedOut {
         /// Bytes wanted.
@@ -75,6 +77,10 @@ impl fmt::Display for Error {
             Error::TooLarge { wanted, total } => {
                 write!(f, "{wanted} bytes can never be reserved on a device that has {total}; ask for less")
             }
+            Error::Speechless => f.write_str(
+                "the driver does not say how much memory the device has and how much of it is free, so nothing of it can be reserved; \
+                 go on without a reservation, or see why (nvidia-smi)",
+            ),
             Error::TimedOut { wanted, why } => write!(f, "no reservation of {wanted} bytes in the time given: {why}"),
             Error::Cancelled => f.write_str("the wait for a reservation was cancelled; nothing is reserved"),
             Error::Stuck => f.write_str(

@@ -19,6 +19,8 @@ use std::time::Duration;
 const DESK: i64 = 0;
 /// The byte whose lock says that slot 0 is in use; the others follow. Locks may lie beyond a file's end.
 const FIRST_SLOT: i64 = 1 << 20;
+/// The byte whose lock says that somebody is just moving into slot 0; the others follow.
+const FIRST_MOVE: i64 = 1 << 21;
 /// How often to look whether whoever replaces a damaged ledger is done, and how long between two looks: ten seconds, because it may be preempted.
 const TRIES: usize = 5000;
 const PAUSE: Duration = Duration::from_millis(2);
@@ -95,8 +97,8 @@ impl Desk {
         Ok(bytes)
     }
 
-    /// Makes the slot one that was never written. Its lock must be held.
-    pub(crate) fn wipe(&self, slot: u32) -> Result<()> {
+    /// Makes the slot one that was never written.
+    fn wipe(&self, slot: u32) -> Result<()> {
         (0..2).try_for_each(|copy| self.write(slot, copy, &[0; layout::COPY]))
     }
 
@@ -106,8 +108,24 @@ impl Desk {
         written.map_err(|error| Error::io("write to the ledger", &self.path, error))
     }
 
-    /// Takes the lock of a slot; false if somebody has it.
-    pub(crate) fn take_slot(&self, slot: u32) -> Result<bool> {
+    /// Takes the lock of a slot, wiped before: whatever was written there, by whomever, is at no moment taken for the new one's. False if somebody
+    /// has the slot, or is just moving in.
+    pub(crate) fn move_in(&self, slot: u32) -> Result<bool> {
+        let moving = FIRST_MOVE + i64::from(slot);
+        if self.is_taken(slot)? || !self.lock(moving)? {
+            return Ok(false);
+        }
+        let moved = self.wipe_and_take(slot);
+        self.unlock(moving);
+        moved
+    }
+
+    /// Nobody else can, meanwhile, because only who is moving in takes a slot's lock; but somebody may have before that began.
+    fn wipe_and_take(&self, slot: u32) -> Result<bool> {
+        if self.is_taken(slot)? {
+            return Ok(false);
+        }
+        self.wipe(slot)?;
         self.lock(FIRST_SLOT + i64::from(slot))
     }
 
@@ -129,7 +147,11 @@ impl Desk {
 
     /// Gives that lock back.
     pub(crate) fn stand_up(&self) {
-        let mut lock = range(DESK, libc::F_UNLCK);
+        self.unlock(DESK);
+    }
+
+    fn unlock(&self, byte: i64) {
+        let mut lock = range(byte, libc::F_UNLCK);
         // SAFETY: as in `is_taken`. Giving a lock back cannot fail on an open descriptor.
         unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &mut lock) };
     }

@@ -1,6 +1,7 @@
 //! Joining, waiting, holding, leaving. A [`Ledger`] is this process's view of one GPU's file; a [`Member`] is one slot of it, with
 //! an open description and a lock of its own, so that a process may be several members and all of them are seen alike.
-//! Only taking a reservation needs the desk (a lock that all share); whatever makes room is written at once.
+//! Only taking a place in the queue or a reservation needs the desk (a lock that all share); whatever makes room is written at once. Whoever
+//! is stopped at the desk keeps it, so nobody sits there longer than a few reads and a write take, and the driver is asked before.
 
 use crate::error::{Error, Result};
 use crate::file::{Desk, own_user};
@@ -8,15 +9,19 @@ use crate::layout::{self, Record, SLOTS, State};
 use crate::turn::{self, Other, Verdict, Want};
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long to try to sit down before another process counts as stuck.
 const AT_THE_DESK: Duration = Duration::from_secs(5);
+/// The same for one look of somebody who looks again: so much longer than its time-out may a wait take.
+const MOMENT: Duration = Duration::from_millis(100);
 /// How often a waiting member looks.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often to look for a moment in which others and driver agree.
 const AGREE: usize = 20;
+/// A driver that has said nothing for this long, and never before, will not say anything.
+const SPEECHLESS: Duration = Duration::from_secs(1);
 /// A waiting member that has not looked for this long is passed by.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -32,10 +37,18 @@ pub struct Memory {
 /// How long a wait may take, and who may end it.
 #[derive(Clone, Copy)]
 pub struct Patience<'a> {
-    /// `None`: for ever. Zero: only look once.
+    /// `None`: for ever. Zero: only look once. A look takes up to a fifth of a second where somebody is stopped at the desk.
     pub timeout: Option<Duration>,
     /// Asked at every look; true ends the wait.
     pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Patience<'_> {
+    /// How long to sleep until the next look, for a wait that began then; `None`: its time is over.
+    fn nap(&self, begun: Instant) -> Option<Duration> {
+        let left = self.timeout.map_or(LOOK, |timeout| timeout.saturating_sub(begun.elapsed()));
+        (!left.is_zero()).then(|| left.min(LOOK))
+    }
 }
 
 /// A living member, as all users may see it.
@@ -82,8 +95,37 @@ pub struct Member {
     record: Mutex<Record>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// Everybody but one member, at one moment.
+#[derive(PartialEq, Eq)]
+struct Scene {
+    others: Vec<Other>,
+    /// Of those who hold: slot and number of the last change. Who changes something and changes it back is not as before: the driver may have been
+    /// asked in between.
+    changes: Vec<(u32, u64)>,
+}
+
+/// What one look says to a member that waits.
+enum Look {
+    Judged(Verdict),
+    /// The driver did not say how much memory is free.
+    Blind,
+    /// Those who hold changed what they say again and again.
+    Restless,
+    /// Somebody was at the desk all the time.
+    Stuck,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `None` if another thread has it.
+fn try_locked<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 impl Ledger {
@@ -129,9 +171,7 @@ impl Ledger {
         self.0.desk.is_ours()?;
         let desk = self.0.desk.again()?;
         for slot in 0..SLOTS {
-            if desk.take_slot(slot)? {
-                // Whatever was written there before, by whomever, is not to be taken for ours.
-                desk.wipe(slot)?;
+            if desk.move_in(slot)? {
                 let mine = Record { uid: own_user(), pid: std::process::id(), started: started(), ..Record::default() };
                 let member = Member { ledger: Arc::clone(&self.0), desk, slot, record: Mutex::new(mine) };
                 member.change(|_| {})?;
@@ -148,44 +188,54 @@ impl Table {
         self.desk.is_ours()?;
         let mut living = Vec::new();
         for slot in 0..SLOTS {
-            // The record first: if its writer dies in between it is not counted, and a newcomer's is at worst not yet.
-            let (record, _) = layout::newest(&self.desk.read(slot)?);
-            if let Some(record) = record.filter(|record| record.sequence > 0)
-                && self.desk.is_taken(slot)?
-            {
-                living.push((slot, record));
+            // Most slots have none, and are not asked about further.
+            if self.record(slot)?.is_none() || !self.desk.is_taken(slot)? {
+                continue;
             }
+            // Read again, now that somebody has the lock: the slot was wiped before, so this is no dead predecessor's record.
+            living.extend(self.record(slot)?.map(|record| (slot, record)));
         }
         Ok(living)
     }
 
-    /// Everybody but `me`, and who of them has fallen silent.
-    fn others(&self, me: u32) -> Result<Vec<Other>> {
-        let now = Instant::now();
-        let mut seen = locked(&self.seen);
-        let living = self.living()?.into_iter().filter(|(slot, _)| *slot != me);
-        Ok(living
-            .map(|(slot, r)| {
-                let entry = seen.entry(slot).or_insert((r.ticket, r.looks, now));
-                if (entry.0, entry.1) != (r.ticket, r.looks) {
-                    *entry = (r.ticket, r.looks, now);
-                }
-                let silent = now.saturating_duration_since(entry.2) > SILENCE;
-                Other { state: r.state, ticket: r.ticket, bytes: r.bytes, owned: r.owned, silent }
-            })
-            .collect())
+    /// What is written in a slot.
+    fn record(&self, slot: u32) -> Result<Option<Record>> {
+        let (record, _) = layout::newest(&self.desk.read(slot)?);
+        Ok(record.filter(|record| record.sequence > 0))
     }
 
-    /// Runs `with` at the desk.
-    fn at_the_desk<R>(&self, with: impl FnOnce() -> Result<R>) -> Result<R> {
-        let _thread = locked(&self.thread);
+    /// Everybody but `me`, and who of them has fallen silent.
+    fn scene(&self, me: u32) -> Result<Scene> {
+        let now = Instant::now();
+        let mut seen = locked(&self.seen);
+        let mut scene = Scene { others: Vec::new(), changes: Vec::new() };
+        for (slot, r) in self.living()?.into_iter().filter(|(slot, _)| *slot != me) {
+            let entry = seen.entry(slot).or_insert((r.ticket, r.looks, now));
+            if (entry.0, entry.1) != (r.ticket, r.looks) {
+                *entry = (r.ticket, r.looks, now);
+            }
+            let silent = now.saturating_duration_since(entry.2) > SILENCE;
+            scene.others.push(Other { state: r.state, ticket: r.ticket, bytes: r.bytes, owned: r.owned, silent });
+            scene.changes.extend((r.state == State::Holding).then_some((slot, r.sequence)));
+        }
+        Ok(scene)
+    }
+
+    /// Runs `with` at the desk; `Stuck` if it is not free for so long.
+    fn at_the_desk<R>(&self, limit: Duration, with: impl FnOnce() -> Result<R>) -> Result<R> {
         let begun = Instant::now();
-        while !self.desk.sit_down()? {
-            if begun.elapsed() > AT_THE_DESK {
+        let _thread = loop {
+            // Another thread may wait for another process here.
+            if let Some(thread) = try_locked(&self.thread)
+                && self.desk.sit_down()?
+            {
+                break thread;
+            }
+            if begun.elapsed() > limit {
                 return Err(Error::Stuck);
             }
             std::thread::sleep(Duration::from_micros(200));
-        }
+        };
         let result = with();
         self.desk.stand_up();
         result
@@ -193,11 +243,11 @@ impl Table {
 }
 
 impl Member {
-    /// Waits for its turn and for room, and takes what is wanted; returns how many bytes that are. `memory` asks the driver. What the member
-    /// held before is let go first.
+    /// Waits for its turn and for room, and takes what is wanted; returns how many bytes that are. `memory` asks the driver: where it says nothing,
+    /// nothing is granted. What the member held before is let go first.
     ///
     /// # Errors
-    /// `TooLarge` at once; `TimedOut`, `Cancelled`, `Stuck`, `Io`, `Forked`: then nothing is reserved.
+    /// `TooLarge` at once, `Speechless` within a second: then nothing has changed. `TimedOut`, `Cancelled`, `Io`, `Forked`: then nothing is reserved.
     pub fn reserve(&self, want: Want, memory: &dyn Fn() -> Option<Memory>, patience: Patience<'_>) -> Result<u64> {
         self.reserve_asking(want, memory, patience, &|_, _| {})
     }
@@ -214,41 +264,60 @@ impl Member {
         patience: Patience<'_>,
         short: &dyn Fn(u64, Instant),
     ) -> Result<u64> {
-        let total = memory().map_or(u64::MAX, |memory| memory.total);
-        let bytes = want.at_least();
-        if bytes > total {
-            return Err(Error::TooLarge { wanted: bytes, total });
-        }
         let begun = Instant::now();
-        self.queue(bytes)?;
-        let outcome = loop {
-            let seen = Instant::now();
-            let verdict = match self.look(want, memory) {
-                Ok(Verdict::Take(bytes)) => break Ok(bytes),
-                Ok(verdict) => verdict,
-                Err(error) => break Err(error),
-            };
-            if (patience.cancelled)() {
-                break Err(Error::Cancelled);
-            }
-            let left = patience.timeout.map_or(LOOK, |timeout| timeout.saturating_sub(begun.elapsed()));
-            if left.is_zero() {
-                break Err(Error::TimedOut { wanted: bytes, why: explain(verdict) });
-            }
-            if let Verdict::Short(missing) = verdict {
-                short(missing, seen);
-            }
-            std::thread::sleep(left.min(LOOK));
-        };
+        let total = total(memory, patience, begun)?;
+        if want.at_least() > total {
+            return Err(Error::TooLarge { wanted: want.at_least(), total });
+        }
+        let outcome = self.wait(want, memory, patience, short, begun);
         if outcome.is_err() {
-            self.release()?;
+            // Best effort: the first error is the one that helps, and who cannot leave the queue falls silent in it.
+            let _ = self.release();
         }
         outcome
     }
 
-    /// Takes the last place in the queue; what the member held is let go by that.
-    pub(crate) fn queue(&self, bytes: u64) -> Result<()> {
-        self.ledger.at_the_desk(|| {
+    fn wait(
+        &self,
+        want: Want,
+        memory: &dyn Fn() -> Option<Memory>,
+        patience: Patience<'_>,
+        short: &dyn Fn(u64, Instant),
+        begun: Instant,
+    ) -> Result<u64> {
+        let mut queued = false;
+        loop {
+            let seen = Instant::now();
+            if !queued {
+                queued = self.line_up(want.at_least())?;
+            }
+            let look = if queued { self.look(want, memory)? } else { Look::Stuck };
+            if let Look::Judged(Verdict::Take(bytes)) = look {
+                return Ok(bytes);
+            }
+            if (patience.cancelled)() {
+                return Err(Error::Cancelled);
+            }
+            let Some(nap) = patience.nap(begun) else {
+                return Err(Error::TimedOut { wanted: want.at_least(), why: explain(&look) });
+            };
+            if let Look::Judged(Verdict::Short(missing)) = look {
+                short(missing, seen);
+            }
+            std::thread::sleep(nap);
+        }
+    }
+
+    /// Takes the last place in the queue; what the member held is let go by that. False if the desk is not to be had now.
+    fn line_up(&self, bytes: u64) -> Result<bool> {
+        match self.queue(bytes, MOMENT) {
+            Err(Error::Stuck) => Ok(false),
+            queued => queued.map(|()| true),
+        }
+    }
+
+    fn queue(&self, bytes: u64, limit: Duration) -> Result<()> {
+        self.ledger.at_the_desk(limit, || {
             let last = self.ledger.living()?.iter().map(|(_, record)| record.ticket).max().unwrap_or(0);
             self.change(|r| {
                 *r = Record { state: State::Waiting, ticket: last.saturating_add(1), bytes, owned: 0, ..*r }
@@ -257,56 +326,77 @@ impl Member {
     }
 
     /// Looks once, and takes the bytes if it may.
-    fn look(&self, want: Want, memory: &dyn Fn() -> Option<Memory>) -> Result<Verdict> {
-        self.ledger.at_the_desk(|| {
-            let ticket = locked(&self.record).ticket;
-            let (others, free) = self.agreed(memory)?;
-            let verdict = turn::verdict(ticket, want, &others, free);
-            let (state, bytes) = match verdict {
-                Verdict::Take(bytes) => (State::Holding, bytes),
-                _ => (State::Waiting, want.at_least()),
+    fn look(&self, want: Want, memory: &dyn Fn() -> Option<Memory>) -> Result<Look> {
+        let look = self.judge(want, memory)?;
+        if !matches!(look, Look::Judged(Verdict::Take(_))) {
+            self.say(State::Waiting, want.at_least())?;
+        }
+        Ok(look)
+    }
+
+    /// What the others say and what the driver says, of the same moment: the others say the same before and after the driver is asked. With
+    /// the order that [`Member::note_owned`] asks for, no byte is then counted as free that is promised; and nobody can have been granted any in
+    /// between. Only the taking needs the desk: whoever is stopped while it merely looks, or while the driver answers, holds up nobody.
+    fn judge(&self, want: Want, memory: &dyn Fn() -> Option<Memory>) -> Result<Look> {
+        let ticket = locked(&self.record).ticket;
+        for _ in 0..AGREE {
+            let scene = self.ledger.scene(self.slot)?;
+            let Some(memory) = memory() else { return Ok(Look::Blind) };
+            let verdict = turn::verdict(ticket, want, &scene.others, memory.free);
+            let agreed = match verdict {
+                Verdict::Take(bytes) => self.take(bytes, &scene),
+                _ => Ok(self.ledger.scene(self.slot)? == scene),
             };
-            self.change(|r| *r = Record { state, bytes, looks: r.looks.wrapping_add(1), ..*r })?;
-            Ok(verdict)
+            match agreed {
+                Ok(true) => return Ok(Look::Judged(verdict)),
+                Ok(false) => {}
+                Err(Error::Stuck) => return Ok(Look::Stuck),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Look::Restless)
+    }
+
+    /// Takes the bytes, unless the others say something else than when that was decided.
+    fn take(&self, bytes: u64, seen: &Scene) -> Result<bool> {
+        self.ledger.at_the_desk(MOMENT, || {
+            let same = self.ledger.scene(self.slot)? == *seen;
+            if same {
+                self.say(State::Holding, bytes)?;
+            }
+            Ok(same)
         })
+    }
+
+    /// What a look has come to.
+    fn say(&self, state: State, bytes: u64) -> Result<()> {
+        self.change(|r| *r = Record { state, bytes, looks: r.looks.wrapping_add(1), ..*r })
+    }
+
+    /// Takes the last place in the queue of a ledger in which nobody has bytes; gives up what it had there by that.
+    pub(crate) fn queue_for_turn(&self) -> Result<()> {
+        self.queue(0, AT_THE_DESK)
     }
 
     /// Lets `verdict` decide, from this member's ticket and the others, whether it holds from now on; that counts as a look. Only the taking needs
     /// the desk, where it is decided once more: whoever is stopped while it merely looks holds up nobody.
     pub(crate) fn decide<R>(&self, verdict: impl Fn(u64, &[Other]) -> (R, bool)) -> Result<R> {
-        let look = || Ok(verdict(locked(&self.record).ticket, &self.ledger.others(self.slot)?));
-        let say = |state| self.change(|r| *r = Record { state, looks: r.looks.wrapping_add(1), ..*r });
+        let look = || Ok(verdict(locked(&self.record).ticket, &self.others()?));
         let (result, holds) = look()?;
         if !holds {
-            say(State::Waiting)?;
+            self.say(State::Waiting, 0)?;
             return Ok(result);
         }
-        self.ledger.at_the_desk(|| {
+        self.ledger.at_the_desk(AT_THE_DESK, || {
             let (result, holds) = look()?;
-            say(if holds { State::Holding } else { State::Waiting })?;
+            self.say(if holds { State::Holding } else { State::Waiting }, 0)?;
             Ok(result)
         })
     }
 
     /// Everybody else.
     pub(crate) fn others(&self) -> Result<Vec<Other>> {
-        self.ledger.others(self.slot)
-    }
-
-    /// What the others say and what the driver says, of the same moment: the others say the same before and after the driver is asked.
-    /// With the order that [`Member::note_owned`] asks for, no byte is then counted as free that is promised. If they never rest,
-    /// nothing counts as free this time.
-    fn agreed(&self, memory: &dyn Fn() -> Option<Memory>) -> Result<(Vec<Other>, u64)> {
-        let mut before = self.ledger.others(self.slot)?;
-        for _ in 0..AGREE {
-            let free = memory().map_or(u64::MAX, |memory| memory.free);
-            let after = self.ledger.others(self.slot)?;
-            if before == after {
-                return Ok((after, free));
-            }
-            before = after;
-        }
-        Ok((before, 0))
+        Ok(self.ledger.scene(self.slot)?.others)
     }
 
     /// Says how many bytes of the reservation this process owns. More is said *after* the memory was allocated, less *before* it is
@@ -363,17 +453,21 @@ impl Member {
         if record.state == State::Holding { record.bytes } else { 0 }
     }
 
-    /// Writes the changed record over the older of its two copies.
+    /// Writes the changed record over the older of its two copies; and over the other one, too, if that is not what this member wrote last: whatever
+    /// somebody else has written here is gone with this. In between, and wherever the second write is cut, one of the two is valid.
     fn change(&self, with: impl FnOnce(&mut Record)) -> Result<()> {
         self.desk.is_ours()?;
         let mut record = locked(&self.record);
-        let (found, copy) = layout::newest(&self.desk.read(self.slot)?);
+        let (found, older) = layout::newest(&self.desk.read(self.slot)?);
+        let is_own = found == Some(*record);
         let mut next = *record;
         with(&mut next);
-        next.sequence = found.map_or(0, |found| found.sequence).wrapping_add(1).max(1);
-        self.desk.write(self.slot, copy, &layout::encode(&next))?;
+        // Never a number that was found, which may be the last there is.
+        next.sequence = record.sequence + 1;
+        let bytes = layout::encode(&next);
+        self.desk.write(self.slot, older, &bytes)?;
         *record = next;
-        Ok(())
+        if is_own { Ok(()) } else { self.desk.write(self.slot, 1 - older, &bytes) }
     }
 }
 
@@ -384,7 +478,29 @@ impl Drop for Member {
     }
 }
 
-fn explain(verdict: Verdict) -> String {
+/// How many bytes the device has, as soon as the driver says so.
+fn total(memory: &dyn Fn() -> Option<Memory>, patience: Patience<'_>, begun: Instant) -> Result<u64> {
+    loop {
+        if let Some(memory) = memory() {
+            return Ok(memory.total);
+        }
+        match patience.nap(begun) {
+            Some(nap) if begun.elapsed() < SPEECHLESS => std::thread::sleep(nap),
+            _ => return Err(Error::Speechless),
+        }
+    }
+}
+
+fn explain(look: &Look) -> String {
+    match look {
+        Look::Judged(verdict) => explain_verdict(*verdict),
+        Look::Blind => "the driver does not say how much memory is free".into(),
+        Look::Restless => "those who hold reservations changed what they have all the time".into(),
+        Look::Stuck => Error::Stuck.to_string(),
+    }
+}
+
+fn explain_verdict(verdict: Verdict) -> String {
     match verdict {
         Verdict::Take(_) => "it was granted".into(),
         Verdict::Shared(1) => "one other process holds a reservation".into(),

@@ -26,8 +26,33 @@ pub use error::{Error, Result};
 pub use ledger::{Entry, Ledger, Member, Memory, Patience};
 pub use turn::Want;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 /// Where processes find each other's ledgers: `TORCHTOOLS_LOCK_DIR`, or else `/tmp`, whatever TMPDIR says: that may be a user's own.
 #[must_use]
-pub fn directory() -> std::path::PathBuf {
-    std::env::var_os("TORCHTOOLS_LOCK_DIR").filter(|dir| !dir.is_empty()).map_or_else(|| "/tmp".into(), Into::into)
+pub fn directory() -> PathBuf {
+    directory_of(std::env::var_os("TORCHTOOLS_LOCK_DIR"))
+}
+
+/// An empty variable is one that is not set.
+fn directory_of(variable: Option<OsString>) -> PathBuf {
+    variable.filter(|dir| !dir.is_empty()).map_or_else(|| "/tmp".into(), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::directory_of;
+    use std::path::Path;
+
+    #[test]
+    fn processes_meet_in_tmp_unless_the_variable_names_a_directory() {
+        for (variable, directory) in [(None, "/tmp"), (Some(""), "/tmp"), (Some("/var/lock/gpus"), "/var/lock/gpus")] {
+            assert_eq!(
+                directory_of(variable.map(Into::into)),
+                Path::new(directory),
+                "TORCHTOOLS_LOCK_DIR={variable:?}"
+            );
+        }
+    }
 }

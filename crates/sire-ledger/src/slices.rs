@@ -72,7 +72,7 @@ impl Turn {
     /// # Errors
     /// `Io`, `Stuck`, `Forked`.
     pub fn queue(&self) -> Result<()> {
-        self.0.queue(0)
+        self.0.queue_for_turn()
     }
 
     /// Looks once, and takes the turn if it is ours. Whoever waits has to look several times a second, or counts as asleep.

@@ -2,6 +2,7 @@
 
 use sire_ledger::layout::{self, Record, State};
 use sire_ledger::{Error, Ledger, Memory, Patience, Want};
+use std::cell::Cell;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -117,6 +118,78 @@ fn what_a_hostile_user_writes_costs_at_most_a_place() -> Outcome {
     // Cut short while in use: an error, not a signal.
     file.set_len(layout::HEADER)?;
     assert!(matches!(member.shrink(1), Err(Error::Io { .. })) && matches!(ledger.entries(), Err(Error::Io { .. })));
+    Ok(())
+}
+
+/// Somebody wrote the last sequence number there is into a living holder's slot. Its owner's next change began again at 1, in the other copy, so that
+/// what was forged counted for as long as the owner lived.
+#[test]
+fn what_is_forged_in_a_living_slot_lasts_until_its_owners_next_change() -> Outcome {
+    let forged = Record { sequence: u64::MAX, state: State::Holding, bytes: 7, owned: 7, ..Record::default() };
+    let copies = [0, layout::COPY as u64];
+    for (changes, forged_at) in (0..4).flat_map(|n| [&copies[..1], &copies[1..], &copies].map(|at| (n, at))) {
+        let dir = tempfile::tempdir()?;
+        let ledger = Ledger::open(dir.path(), "GPU-1")?;
+        let (member, other) = (ledger.join()?, ledger.join()?);
+        member.reserve(Want::Bytes(40), &full, NOW)?;
+        // Whichever of the two copies is the newer one.
+        (0..changes).try_for_each(|owned| member.note_owned(owned))?;
+        let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("sire-ledger-GPU-1"))?;
+        for at in forged_at {
+            file.write_all_at(&layout::encode(&forged), layout::HEADER + at)?;
+        }
+        assert_eq!(ledger.entries()?[0].bytes, 7, "it was not forged, so this shows nothing");
+        for owned in [20, 21, 22] {
+            member.note_owned(owned)?;
+            let entry = &ledger.entries()?[0];
+            assert_eq!((entry.bytes, entry.owned), (40, owned), "after {changes} changes, forged at {forged_at:?}");
+        }
+        assert_eq!(
+            other.reserve(Want::Rest { margin: 0 }, &full, NOW).map_err(|error| error.to_string()),
+            Err(SHARED.into())
+        );
+    }
+    Ok(())
+}
+
+const SHARED: &str = "no reservation of 0 bytes in the time given: one other process holds a reservation";
+
+/// The driver failed for one look, and whoever was next got all that it asked for, though others had it.
+#[test]
+fn where_the_driver_does_not_say_what_is_free_nothing_is_granted() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let (holder, member) = (ledger.join()?, ledger.join()?);
+    holder.reserve(Want::Bytes(60), &full, NOW)?;
+    let asked = Cell::new(0);
+    // It says how much there is, and then nothing more.
+    let once = || {
+        asked.set(asked.get() + 1);
+        (asked.get() == 1).then(full).flatten()
+    };
+    for want in [Want::Bytes(50), Want::Bytes(10), Want::Rest { margin: 0 }] {
+        asked.set(0);
+        let refused = member.reserve(want, &once, NOW).map_err(|error| error.to_string());
+        assert!(
+            refused.as_ref().is_err_and(|why| why.ends_with("the driver does not say how much memory is free")),
+            "{refused:?}"
+        );
+    }
+    // It begins to speak while somebody waits.
+    asked.set(0);
+    let later = || {
+        asked.set(asked.get() + 1);
+        (asked.get() == 1 || asked.get() > 4).then(full).flatten()
+    };
+    let patient = Patience { timeout: Some(std::time::Duration::from_secs(60)), ..NOW };
+    assert_eq!(member.reserve(Want::Bytes(40), &later, patient)?, 40);
+    member.release()?;
+    // It never says anything: whoever would wait for ever is told so.
+    for timeout in [NOW.timeout, None] {
+        let refused = member.reserve(Want::Rest { margin: 0 }, &|| None, Patience { timeout, ..NOW });
+        assert!(matches!(refused, Err(Error::Speechless)), "{refused:?}");
+    }
+    assert_eq!(ledger.entries()?.iter().map(|entry| entry.bytes).collect::<Vec<_>>(), [60, 0]);
     Ok(())
 }
 

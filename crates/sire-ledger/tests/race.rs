@@ -6,10 +6,9 @@
 
 use sire_ledger::{Error, Ledger, Member, Memory, Patience, Want};
 use sire_sim::{Machine, Options, Poison};
+use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -217,7 +216,7 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
     let dir = tempfile::tempdir()?;
     std::fs::create_dir(dir.path().join("device"))?;
     let machine = device(dir.path())?;
-    let rounds = std::env::var("SIRE_TEST_LEDGER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let rounds = std::env::var("SIRE_TEST_LEDGER_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(63);
     let mut racers = (0..RACERS).map(|number| racer(dir.path(), number, rounds)).collect::<Result<Vec<_>, _>>()?;
     let (killed, stopped) = disturb(dir.path(), &mut racers, rounds)?;
     for mut racer in racers {
@@ -244,177 +243,6 @@ fn what_is_granted_is_there_whoever_is_killed_or_stopped() -> Outcome {
         "what was granted was not there; or bytes that nobody can reserve any more"
     );
     Ok(())
-}
-
-/// Of one user: reserves and gives back, and notes when it surely had how much, on the clock that all processes share.
-#[test]
-#[ignore = "run by another test as other users"]
-fn child_of_a_user() -> Outcome {
-    let Some(dir) = std::env::var_os("SIRE_LEDGER_TEST_DIR") else { return Ok(()) };
-    let dir = Path::new(&dir);
-    let user = own_user();
-    let ledger = || Ledger::open(&sire_ledger::directory(), "GPU-race-0");
-    let member = ledger()?.join()?;
-    let full = || Some(Memory { free: DEVICE, total: DEVICE });
-    let mut dice = Dice(u64::from(user) * 0x9e37_79b9 + 1);
-    let mut log = String::new();
-    std::fs::write(dir.join(format!("ready-{user}")), [])?;
-    while !USERS.into_iter().all(|user| dir.join(format!("ready-{user}")).exists()) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    for _ in 0..USER_ROUNDS {
-        let bytes = (1 + dice.roll(20)) * 2 * MIB;
-        member.reserve(Want::Bytes(bytes), &full, patient(Duration::from_secs(60)))?;
-        let from = now();
-        std::thread::sleep(Duration::from_micros(dice.roll(1500)));
-        log += &format!("{from} {} {bytes}\n", now());
-        member.release()?;
-    }
-    member.reserve(Want::Bytes(2 * MIB), &full, patient(Duration::from_secs(60)))?;
-    // What another user may know of this one.
-    assert!(ledger()?.entries()?.iter().any(|entry| entry.uid == user && entry.bytes == 2 * MIB));
-    std::fs::write(dir.join(format!("log-{user}")), log)?;
-    Ok(())
-}
-
-const USERS: std::ops::Range<u32> = 20_001..20_006;
-const USER_ROUNDS: usize = 40;
-
-fn own_user() -> u32 {
-    // SAFETY: geteuid touches no memory and cannot fail.
-    unsafe { libc::geteuid() }
-}
-
-/// Nanoseconds on a clock that all processes of the machine share.
-fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a live local.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-/// The most bytes that were held at one moment, of (from, until, bytes).
-fn most_at_once(held: &[(u64, u64, u64)]) -> u64 {
-    let is_held = |(from, until, _): &&(u64, u64, u64), moment: u64| *from <= moment && moment < *until;
-    let at = |moment: u64| held.iter().filter(|each| is_held(each, moment)).map(|each| each.2).sum();
-    held.iter().map(|(from, ..)| at(*from)).max().unwrap_or(0)
-}
-
-/// Whether it ends well, and in time.
-fn wait_at_most(child: &mut Child, limit: Duration) -> std::io::Result<bool> {
-    let begun = Instant::now();
-    while begun.elapsed() < limit {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(false)
-}
-
-/// Of a user whom the directory is closed to.
-#[test]
-#[ignore = "run by another test as another user"]
-fn child_of_a_stranger() -> Outcome {
-    if std::env::var_os("SIRE_LEDGER_TEST_DIR").is_none() {
-        return Ok(());
-    }
-    let refused = Ledger::open(&sire_ledger::directory(), "GPU-race-0");
-    let Err(Error::Io { error, .. }) = &refused else { return Err(format!("it was let in: {refused:?}").into()) };
-    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
-    Ok(())
-}
-
-/// The directory of the ledgers, as whoever sets it up for several users makes it.
-struct Shared {
-    mode: u32,
-    /// The group of all who use it; None: each has its own.
-    group: Option<u32>,
-}
-
-/// As the system's temporary directory is.
-const FOR_ALL: Shared = Shared { mode: 0o1777, group: None };
-const FOR_A_GROUP: Shared = Shared { mode: 0o2770, group: Some(20_100) };
-
-/// This test binary again, as another user who says where the ledgers are.
-fn as_user(test: &str, dir: &Path, user: u32, group: u32) -> std::io::Result<Child> {
-    // Not by its path, which may lead through directories that are closed to others.
-    Command::new("/proc/self/exe")
-        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
-        .env("SIRE_LEDGER_TEST_DIR", dir)
-        .env("TORCHTOOLS_LOCK_DIR", dir.join("locks"))
-        // Another one's, of which the ledgers know nothing.
-        .env("SIRE_SHARED_DIR", dir.join("shared"))
-        .stdout(Stdio::null())
-        .uid(user)
-        .gid(group)
-        .spawn()
-}
-
-/// Only root can be other users, and they must be able to get to the directory; elsewhere the test says so.
-fn users_race(shared: &Shared) -> Outcome {
-    let dir = tempfile::tempdir()?;
-    let above = dir.path().ancestors().skip(1).map(std::fs::metadata).collect::<Result<Vec<_>, _>>()?;
-    if own_user() != 0 || above.iter().any(|info| info.permissions().mode() & 1 == 0) {
-        eprintln!("left out: only root, with a temporary directory for all, can let other users race");
-        return Ok(());
-    }
-    let open_to = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
-    open_to(dir.path(), 0o1777)?;
-    let [locks, other] = ["locks", "shared"].map(|name| dir.path().join(name));
-    for path in [&locks, &other] {
-        std::fs::create_dir(path)?;
-    }
-    open_to(&other, 0o1777)?;
-    std::os::unix::fs::chown(&locks, None, shared.group)?;
-    open_to(&locks, shared.mode)?;
-    let start = |user| as_user("child_of_a_user", dir.path(), user, shared.group.unwrap_or(user));
-    let mut users = match USERS.map(start).collect::<Result<Vec<_>, _>>() {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            eprintln!("left out: this root may not be other users ({error})");
-            return Ok(());
-        }
-        started => started?,
-    };
-    let outcomes =
-        users.iter_mut().map(|user| wait_at_most(user, Duration::from_secs(120))).collect::<Result<Vec<_>, _>>();
-    users.iter_mut().for_each(|user| drop(user.kill()));
-    assert_eq!(outcomes?, [true; 5], "a user met an error");
-    let mut held = Vec::new();
-    for user in USERS {
-        let log = std::fs::read_to_string(dir.path().join(format!("log-{user}")))?;
-        for line in log.lines() {
-            let numbers = line.split(' ').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-            held.push((numbers[0], numbers[1], numbers[2]));
-        }
-    }
-    assert_eq!(held.len(), USERS.len() * USER_ROUNDS);
-    let most = most_at_once(&held);
-    println!("at most {most} of {DEVICE} bytes at once");
-    assert!(most <= DEVICE, "{most} bytes were granted at once, of {DEVICE}");
-    let names = |path: &Path| {
-        Ok::<_, std::io::Error>(std::fs::read_dir(path)?.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>())
-    };
-    assert_eq!(names(&locks)?.len(), 1, "there is one ledger: {:?}", names(&locks)?);
-    assert_eq!(names(&other)?.len(), 0, "it was used for the ledger: {:?}", names(&other)?);
-    assert!(Ledger::open(&locks, "GPU-race-0")?.entries()?.is_empty());
-    if shared.group.is_some() {
-        let mut stranger = as_user("child_of_a_stranger", dir.path(), USERS.end, USERS.end)?;
-        let outcome = wait_at_most(&mut stranger, Duration::from_secs(120));
-        drop(stranger.kill());
-        assert!(outcome?, "a stranger was let in");
-    }
-    Ok(())
-}
-
-#[test]
-fn five_users_share_one_device_through_one_ledger() -> Outcome {
-    users_race(&FOR_ALL)
-}
-
-#[test]
-fn five_users_of_a_group_share_one_and_nobody_else_gets_in() -> Outcome {
-    users_race(&FOR_A_GROUP)
 }
 
 /// Where no file may grow.
@@ -483,25 +311,17 @@ fn saying_what_is_owned_is_one_small_write() -> Outcome {
 }
 
 #[test]
-fn a_stopped_process_keeps_its_place_and_a_dead_one_does_not() -> Outcome {
+fn what_is_missing_is_said_and_more_than_there_is_refused_at_once() -> Outcome {
     let dir = tempfile::tempdir()?;
     let ledger = Ledger::open(dir.path(), "GPU-a/b")?;
     let full = || Some(Memory { free: 100, total: 100 });
-    let first = ledger.join()?;
+    let (first, second) = (ledger.join()?, ledger.join()?);
     first.reserve(Want::Bytes(70), &full, patient(Duration::ZERO))?;
-    let second = ledger.join()?;
     let refused = second.reserve(Want::Bytes(40), &full, patient(Duration::from_millis(50)));
     let Err(Error::TimedOut { why, .. }) = refused else { return Err(format!("not a time-out: {refused:?}").into()) };
     assert!(why.contains("10 bytes are missing"), "{why}");
-    assert_eq!(second.reserved(), 0);
-    second.reserve(Want::Bytes(30), &full, patient(Duration::ZERO))?;
-    assert!(matches!(
-        second.reserve(Want::Bytes(101), &full, patient(Duration::ZERO)),
-        Err(Error::TooLarge { total: 100, .. })
-    ));
-    drop(first);
-    second.reserve(Want::Bytes(100), &full, patient(Duration::ZERO))?;
-    assert_eq!(ledger.entries()?.iter().map(|entry| entry.bytes).collect::<Vec<_>>(), [100]);
+    let refused = second.reserve(Want::Bytes(101), &full, patient(Duration::ZERO));
+    assert!(matches!(refused, Err(Error::TooLarge { wanted: 101, total: 100 })), "{refused:?}");
     Ok(())
 }
 
@@ -516,6 +336,66 @@ fn a_wait_can_be_ended_and_leaves_the_queue() -> Outcome {
     assert!(matches!(second.reserve(Want::Bytes(50), &full, cancelled), Err(Error::Cancelled)));
     // Had the second stayed in the queue, the third would be behind it.
     third.reserve(Want::Bytes(40), &full, patient(Duration::ZERO))?;
+    Ok(())
+}
+
+/// The file was gone when somebody cancelled, and what was said was that the ledger could not be written to.
+#[test]
+fn why_a_wait_ended_is_said_even_if_the_place_in_the_queue_cannot_be_given_up() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let (first, second) = (ledger.join()?, ledger.join()?);
+    let full = || Some(Memory { free: 100, total: 100 });
+    first.reserve(Want::Bytes(60), &full, patient(Duration::ZERO))?;
+    let file = OpenOptions::new().write(true).open(dir.path().join("sire-ledger-GPU-1"))?;
+    let cancelled = Patience { timeout: None, cancelled: &|| file.set_len(0).is_ok() };
+    let refused = second.reserve(Want::Bytes(50), &full, cancelled);
+    assert!(matches!(refused, Err(Error::Cancelled)), "{refused:?}");
+    Ok(())
+}
+
+/// A driver may take its time, and whoever asks it may be stopped meanwhile: the desk is not his.
+#[test]
+fn others_take_their_places_while_somebody_asks_the_driver() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = || Ledger::open(dir.path(), "GPU-1");
+    let (member, other) = (ledger()?.join()?, ledger()?.join()?);
+    let full = || Some(Memory { free: 100, total: 100 });
+    let (answers, refused) = (Cell::new(0), RefCell::new(None));
+    let slow = || {
+        answers.set(answers.get() + 1);
+        // The first answer is how much there is; this one is wanted for a look.
+        if answers.get() == 2 {
+            refused.replace(other.reserve(Want::Bytes(10), &full, patient(Duration::ZERO)).err());
+        }
+        full()
+    };
+    assert_eq!(member.reserve(Want::Bytes(70), &slow, patient(Duration::ZERO))?, 70);
+    let why = refused.take().ok_or("it was not asked for a look")?.to_string();
+    assert!(why.contains("one other process came first"), "{why}");
+    Ok(())
+}
+
+/// A holder gave its memory back and took it again between two looks at what it says, and in between the driver was asked: bytes counted as free that
+/// were promised.
+#[test]
+fn what_is_free_only_while_a_holder_has_given_it_back_is_not_granted() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let ledger = Ledger::open(dir.path(), "GPU-1")?;
+    let (holder, member) = (ledger.join()?, ledger.join()?);
+    let free = |free| move || Some(Memory { free, total: 100 });
+    holder.reserve(Want::Bytes(60), &free(100), patient(Duration::ZERO))?;
+    holder.note_owned(60)?;
+    let gives_and_takes = || {
+        holder.note_owned(0).ok()?;
+        let answer = free(100)();
+        holder.note_owned(60).ok()?;
+        answer
+    };
+    let refused = member.reserve(Want::Bytes(50), &gives_and_takes, patient(Duration::ZERO));
+    let Err(Error::TimedOut { why, .. }) = refused else { return Err(format!("not a time-out: {refused:?}").into()) };
+    assert!(why.contains("changed what they have"), "{why}");
+    assert_eq!(member.reserve(Want::Bytes(40), &free(40), patient(Duration::ZERO))?, 40);
     Ok(())
 }
 

@@ -3,129 +3,34 @@
 //! `layout`.)
 //!
 //! The member is a forked child that the test traces, system call by system call. (By the registers of x86-64; the ledger itself knows no
-//! architecture.)
-#![cfg(target_arch = "x86_64")]
+//! architecture.) Where that cannot be done the test counts as ignored, with the reason, and so this binary has a `main` of its own.
 
-use sire_ledger::{Ledger, Memory, Patience, Want};
-use std::path::Path;
-use std::time::Duration;
+#[cfg(not(target_arch = "x86_64"))]
+use libtest_mimic::Completion;
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+#[cfg(target_arch = "x86_64")]
+#[path = "steps/x86_64.rs"]
+mod steps;
 
-const PATIENT: Patience<'static> = Patience { timeout: Some(Duration::from_secs(20)), cancelled: &|| false };
-const TOTAL: u64 = 1000;
-/// Held by the test's own member throughout.
-const BEFORE: u64 = 300;
-
-fn full() -> Option<Memory> {
-    Some(Memory { free: TOTAL, total: TOTAL })
+#[cfg(target_arch = "x86_64")]
+fn tests() -> Vec<Trial> {
+    let lives: [(&str, steps::Life); 3] =
+        [("reserves", steps::reserve), ("resizes", steps::resize), ("takes_a_turn", steps::take_turn)];
+    let test = |(does, life)| {
+        let name = format!("killed_at_every_step_who_{does}_leaves_the_ledger_usable");
+        Trial::ignorable_test(name, move || steps::test(life))
+    };
+    lives.into_iter().map(test).collect()
 }
 
-/// A member's whole life.
-fn live(dir: &Path) -> sire_ledger::Result<()> {
-    let member = Ledger::open(dir, "GPU-1")?.join()?;
-    member.reserve(Want::Bytes(200), &full, PATIENT)?;
-    member.note_owned(150)?;
-    member.shrink(100)?;
-    member.release()?;
-    member.reserve(Want::Bytes(TOTAL - BEFORE), &full, PATIENT)?;
-    Ok(())
+#[cfg(not(target_arch = "x86_64"))]
+fn tests() -> Vec<Trial> {
+    let ignored = || Ok(Completion::ignored_with("steps are told by the registers of x86-64"));
+    vec![Trial::ignorable_test("killed_at_every_step_a_member_leaves_the_ledger_usable", ignored)]
 }
 
-/// What the child did before it was killed.
-struct Life {
-    /// System calls that change something, before and after which it was stopped.
-    stops: usize,
-    /// It came to its end.
-    ended: bool,
-}
-
-/// Lets a child live until stop number `last`, and kills it there.
-fn live_until(dir: &Path, last: usize) -> Result<Life, Box<dyn std::error::Error>> {
-    // SAFETY: the child uses its own descriptors and the heap of a process whose other threads hold no lock that it needs (glibc's heap is
-    // made usable by fork); it ends by _exit.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        // SAFETY: plain numbers; the child waits for its parent's first step.
-        unsafe {
-            libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
-            libc::raise(libc::SIGSTOP);
-            libc::_exit(i32::from(live(dir).is_err()));
-        }
-    }
-    let mut life = Life { stops: 0, ended: false };
-    let mut status = 0;
-    // SAFETY: a child of ours, which nobody else waits for; `status` is a live local.
-    while unsafe { libc::waitpid(child, &raw mut status, 0) } == child
-        && !libc::WIFEXITED(status)
-        && !libc::WIFSIGNALED(status)
-    {
-        life.stops += usize::from(changes_something(child));
-        if life.stops > last {
-            // SAFETY: plain numbers; the child has not been waited for, so its number is its own.
-            unsafe { libc::kill(child, libc::SIGKILL) };
-        } else {
-            // SAFETY: a stopped child of ours.
-            unsafe { libc::ptrace(libc::PTRACE_SYSCALL, child, 0, 0) };
-        }
-    }
-    life.ended = libc::WIFEXITED(status);
-    if life.ended && libc::WEXITSTATUS(status) != 0 {
-        return Err("the child met an error".into());
-    }
-    Ok(life)
-}
-
-/// Whether a stopped child is before or after a system call that writes, locks, opens, links or removes.
-fn changes_something(child: libc::pid_t) -> bool {
-    // SAFETY: all zeros is a value of this struct of numbers.
-    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    // SAFETY: a stopped child of ours; the struct is what this request writes.
-    if unsafe { libc::ptrace(libc::PTRACE_GETREGS, child, 0, &raw mut registers) } != 0 {
-        return false;
-    }
-    let is_question = registers.rdx == 0 || registers.rsi == libc::F_OFD_GETLK as u64;
-    match registers.orig_rax as i64 {
-        libc::SYS_fcntl => !is_question,
-        libc::SYS_pwrite64
-        | libc::SYS_openat
-        | libc::SYS_linkat
-        | libc::SYS_unlink
-        | libc::SYS_fchmod
-        | libc::SYS_close => true,
-        _ => false,
-    }
-}
-
-#[test]
-fn killed_at_every_step_a_member_leaves_the_ledger_usable() -> Outcome {
-    let dir = tempfile::tempdir()?;
-    let whole = live_until(dir.path(), usize::MAX)?;
-    if !whole.ended || whole.stops == 0 {
-        eprintln!("skipped: this system lets nobody trace a child");
-        return Ok(());
-    }
-    assert!(whole.stops > 30, "only {} stops: the child was not followed", whole.stops);
-    for stop in 0..whole.stops {
-        // Every other time nobody was there before, so that the file has to be made.
-        let dir = tempfile::tempdir()?;
-        let before = if stop % 2 == 0 { None } else { Some(Ledger::open(dir.path(), "GPU-1")?.join()?) };
-        let held = if before.is_some() { BEFORE } else { 0 };
-        if let Some(before) = &before {
-            before.reserve(Want::Bytes(BEFORE), &full, PATIENT)?;
-        }
-        let life = live_until(dir.path(), stop)?;
-        assert!(!life.ended || before.is_some(), "stop {stop} was not reached");
-        let ledger = Ledger::open(dir.path(), "GPU-1")?;
-        let bytes: Vec<u64> = ledger.entries()?.iter().map(|entry| entry.bytes).collect();
-        assert_eq!(bytes, before.iter().map(|_| BEFORE).collect::<Vec<_>>(), "after stop {stop}");
-        let now = Patience { timeout: Some(Duration::ZERO), ..PATIENT };
-        ledger
-            .join()?
-            .reserve(Want::Bytes(TOTAL - held), &full, now)
-            .map_err(|error| format!("after stop {stop}: {error}"))?;
-        let left = std::fs::read_dir(dir.path())?.count();
-        assert!(left <= 2, "{left} files are left after stop {stop}");
-    }
-    Ok(())
+fn main() -> ExitCode {
+    libtest_mimic::run(&Arguments::from_args(), tests()).exit_code()
 }
