@@ -101,12 +101,22 @@ def tiny_gpt2() -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
+def after_each_token(then: Callable[[], None]) -> Any:
+    """Criteria for `generate`, which never stop it."""
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class After(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            then()
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    return StoppingCriteriaList([After()])
+
+
 @needs("transformers")
 def test_generating_is_paused_by_the_command_and_goes_on_with_the_same_tokens(
     tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
     tmp_path.chmod(0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     command = command_or_skip()
@@ -115,16 +125,11 @@ def test_generating_is_paused_by_the_command_and_goes_on_with_the_same_tokens(
     weights = sum(each.nbytes for each in model.parameters())
     steps = [0]
 
-    class Between(StoppingCriteria):
-        def __init__(self, then: Callable[[], None]) -> None:
-            self.then = then
-
-        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            steps[0] += 1
-            self.then()
-            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
     def generate(then: Callable[[], None]) -> Any:
+        def count() -> None:
+            steps[0] += 1
+            then()
+
         steps[0] = 0
         return model.generate(
             torch.tensor([[1, 5, 9, 33]], device="cuda"),
@@ -132,7 +137,7 @@ def test_generating_is_paused_by_the_command_and_goes_on_with_the_same_tokens(
             do_sample=False,
             output_scores=True,
             return_dict_in_generate=True,
-            stopping_criteria=StoppingCriteriaList([Between(then)]),
+            stopping_criteria=after_each_token(count),
         )
 
     def tell(verb: str, *arguments: str) -> str:
@@ -145,11 +150,12 @@ def test_generating_is_paused_by_the_command_and_goes_on_with_the_same_tokens(
         return torch.cuda.mem_get_info()[0]
 
     def visit() -> int:
-        tell("pause", str(os.getpid()))
+        # Not everything: under `sire.use_allocator()` that is what was computed so far, too.
+        tell("pause", str(os.getpid()), "--tag", tag)
         at, given = steps[0], free() - before
         # Meanwhile a process starts, works and ends.
         [process] = json.loads(tell("ps", "--json"))["processes"]
-        assert process["control"]["paused"] == [None]
+        assert process["control"]["paused"] == [tag]
         assert steps[0] == at, "the program went on while it was paused"
         tell("resume", str(os.getpid()))
         return given
