@@ -584,6 +584,13 @@ sire_status sire_unlease(const char *tag);
 // `budget` is NULL or a sized struct.
 sire_status sire_budget_set(int32_t device, const struct sire_budget *budget);
 
+// What was said of a device last, by `sire_budget_set` or from outside (`sire budget`); zeros if nobody has said anything.
+//
+// What the caller sees to:
+// `out` is NULL or a sized struct that is writable.
+sire_status sire_budget_get(int32_t device,
+                            struct sire_budget *out);
+
 // Makes room for `bytes` more on a device, within its budget: regions that were paused with `release` 1 and that nobody uses give their memory back,
 // those of low priority and those used least recently first, no more than necessary. Nothing is copied.
 // `SIRE_STATUS_OUT_OF_DEVICE_MEMORY` if that would not be enough: then nobody gave anything. `buf` gets the tags, one in each line.

@@ -127,6 +127,33 @@ unsafe fn read_budget(budget: *const sire_budget) -> Result<Budget> {
     Ok(Budget { limit: (limit > 0).then_some(limit), headroom, residency })
 }
 
+/// What was said of a device last, by `sire_budget_set` or from outside (`sire budget`); zeros if nobody has said anything.
+///
+/// # Safety
+/// `out` is NULL or a sized struct that is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_budget_get(device: i32, out: *mut sire_budget) -> sire_status {
+    call(|| {
+        let device = allocate::device(device)?;
+        if out.is_null() {
+            return Err(invalid("the budget is NULL"));
+        }
+        // SAFETY: the caller's promise.
+        let size = unsafe { boundary::struct_size("sire_budget", out) }?;
+        let said = process::get()?.engine.budget(device);
+        let budget = sire_budget {
+            struct_size: size,
+            limit_bytes: said.limit.unwrap_or(0),
+            headroom_bytes: said.headroom,
+            residency_seconds: said.residency as f64 / 1e3,
+        };
+        let len = size.min(size_of::<sire_budget>());
+        // SAFETY: `struct_size` bytes are writable, and no more than the budget has are copied.
+        unsafe { std::ptr::copy_nonoverlapping((&raw const budget).cast::<u8>(), out.cast::<u8>(), len) };
+        Ok(())
+    })
+}
+
 /// Makes room for `bytes` more on a device, within its budget: regions that were paused with `release` 1 and that nobody uses give their memory back,
 /// those of low priority and those used least recently first, no more than necessary. Nothing is copied.
 /// `SIRE_STATUS_OUT_OF_DEVICE_MEMORY` if that would not be enough: then nobody gave anything. `buf` gets the tags, one in each line.

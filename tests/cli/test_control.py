@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Page, browsing
 from conftest import ROOT, clean_environment
 from running import line, running, until
-from watching import Dashboard, Multiplexer, Screen, Terminal, in_a_browser
+from watching import Dashboard, Multiplexer, Screen, Terminal
 
 MIB = 1 << 20
 PROGRAM = """
@@ -41,7 +42,7 @@ while True:
 class Outside:
     """A program of Sire's, and the command as another process of its user."""
 
-    def __init__(self, command: Path, library: Path, stand_in: Path, root: Path) -> None:
+    def __init__(self, command: Path, library: Path, stand_in: Path, root: Path, program: str = PROGRAM) -> None:
         self.command = command
         self.environment = clean_environment(XDG_RUNTIME_DIR=root, TERM="xterm-256color")
         own: dict[str, str | Path | None] = {
@@ -51,7 +52,7 @@ class Outside:
             "SIRE_CONTROL": "1",
             "SIRE_SIM_MEMORY": "256MiB",
         }
-        self.program = running([sys.executable, "-c", PROGRAM], 900, env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE)
+        self.program = running([sys.executable, "-c", program], 900, env=clean_environment(XDG_RUNTIME_DIR=root, **own), stdout=subprocess.PIPE)
         self.process = self.program.__enter__()
 
     def close(self) -> None:
@@ -109,7 +110,10 @@ def test_a_tag_is_paused_and_everything_resumed(outside: Outside) -> None:
     assert "held" in outside.run("ps").stdout
     again = outside.run("pause", outside.pid, "--tag", "model")
     assert "was paused already" in again.stdout
-    assert outside.run("resume", outside.pid).returncode == 0
+    resumed = outside.run("resume", outside.pid, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    answer = json.loads(resumed.stdout)
+    assert (sum(report["bytes_moved"] for report in answer["reports"]), answer["paused"]) == (32 * MIB, [])
     assert outside.resident() == before
     nothing = outside.run("resume", outside.pid)
     assert nothing.returncode == 4
@@ -136,6 +140,7 @@ def test_exit_codes_tell_failures_apart(outside: Outside) -> None:
 
 def test_budget_evict_and_record(outside: Outside) -> None:
     assert "at most 64.0 MiB" in outside.run("budget", outside.pid, "--limit", "64MiB").stdout
+    assert "at most what there is, 1.0 MiB stay free" in outside.run("budget", outside.pid, "--headroom", "1MiB").stdout
     assert "0 B given back" in outside.run("evict", outside.pid).stdout
     path = Path(outside.run("record", outside.pid).stdout.split("recording in ")[1].strip())
     assert path.is_file()
@@ -158,7 +163,9 @@ sys.stdin.readline()
 """
 
 
-def test_what_finds_no_moment_is_refused_with_the_reason_and_what_needs_none_is_done(outside: Outside, library: Path, stand_in: Path) -> None:
+@contextlib.contextmanager
+def idle(outside: Outside, library: Path, stand_in: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program beside the other one, with 2 MiB of a device of 64 that are paused lazily; it passes a safe point at each line that it is sent."""
     environment = clean_environment(
         PYTHONPATH=ROOT / "python-shim" / "src",
         SIRE_LIBRARY=library,
@@ -168,6 +175,11 @@ def test_what_finds_no_moment_is_refused_with_the_reason_and_what_needs_none_is_
     )
     with running([sys.executable, "-c", IDLE], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         assert line(program).endswith(".sock")
+        yield program
+
+
+def test_what_finds_no_moment_is_refused_with_the_reason_and_what_needs_none_is_done(outside: Outside, library: Path, stand_in: Path) -> None:
+    with idle(outside, library, stand_in) as program:
         refused = outside.run("pause", program.pid, "--timeout", "0.2")
         assert refused.returncode == 4
         assert "came to no safe point within 0.2 s, and never before" in refused.stderr
@@ -186,6 +198,57 @@ def test_what_finds_no_moment_is_refused_with_the_reason_and_what_needs_none_is_
         later = outside.run("pause", program.pid, "--timeout", "0.2", "--json")
         assert later.returncode == 4
         assert "passed its last one" in later.stderr
+
+
+def test_room_is_made_within_the_budget_that_was_set_from_outside(outside: Outside, library: Path, stand_in: Path) -> None:
+    with idle(outside, library, stand_in) as program:
+
+        def room(size: str) -> subprocess.CompletedProcess[str]:
+            return outside.run("evict", program.pid, "--device", "0", "--bytes", size, "--json")
+
+        def budget(*limits: str) -> None:
+            assert json.loads(outside.run("budget", program.pid, "--json", *limits).stdout) == {}
+
+        # The device has 62 MiB left.
+        assert json.loads(room("32MiB").stdout) == {"device_bytes": 0, "tags": []}
+        budget("--headroom", "60MiB")
+        refused = room("16MiB")
+        assert (refused.returncode, "raise the budget" in refused.stderr) == (1, True), refused.stderr
+        budget("--limit", "33MiB")
+        assert json.loads(room("32MiB").stdout) == {"device_bytes": 2 * MIB, "tags": ["weights"]}
+        refused = room("34MiB")
+        assert (refused.returncode, "raise the budget" in refused.stderr) == (1, True), refused.stderr
+        budget()
+        assert json.loads(room("34MiB").stdout) == {"device_bytes": 0, "tags": []}
+        path = Path(json.loads(outside.run("record", program.pid, "--json").stdout)["path"])
+        assert path.parent.parent == Path(outside.environment["XDG_RUNTIME_DIR"])
+        assert path.is_file()
+
+
+TOLD = """
+import sys
+import sire
+from sire import _library
+
+with sire.region("weights"):
+    weights = _library.load().allocate(2 << 20, 0)
+sire.safe_point()
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(("told", "sockets"), [(None, 0), ("0", 0), ("1", 1)])
+def test_nobody_is_asked_who_has_not_said_so(command: Path, library: Path, stand_in: Path, tmp_path: Path, told: str | None, sockets: int) -> None:
+    tmp_path.chmod(0o700)
+    # Wherever a socket could be.
+    place: dict[str, str | Path | None] = {"XDG_RUNTIME_DIR": tmp_path, "TMPDIR": tmp_path}
+    own = {"PYTHONPATH": ROOT / "python-shim" / "src", "SIRE_LIBRARY": library, "SIRE_LIBCUDA": stand_in, "SIRE_SIM_MEMORY": "64MiB", "SIRE_CONTROL": told}
+    with running([sys.executable, "-c", TOLD], env=clean_environment(**place, **own), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        assert line(program) == "ready"
+        shown = subprocess.run([command, "ps", "--json"], env=clean_environment(**place), capture_output=True, text=True, timeout=60, check=True)
+        assert [each["pid"] for each in json.loads(shown.stdout)["processes"]] == [program.pid] * sockets
+        assert len(list(tmp_path.rglob("*.sock"))) == sockets
 
 
 def test_an_empty_machine_is_an_answer(outside: Outside, tmp_path: Path) -> None:
@@ -244,8 +307,15 @@ def test_completions_know_the_verbs(outside: Outside, shell: str) -> None:
     script = outside.run("completions", shell).stdout
     assert "dashboard" in script
     assert "pause" in script
-    if shutil.which(shell) and shell != "fish":
-        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=300)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_can_read_its_completions(outside: Outside, shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"not installed: {shell}")
+    script = tmp_path / "completions"
+    script.write_text(outside.run("completions", shell).stdout)
+    subprocess.run([shell, "-n", script], check=True, timeout=300)
 
 
 # --- top ----------------------------------------------------------------------------------------------------------------------
@@ -463,12 +533,82 @@ def test_an_order_goes_to_the_socket_that_greets(outside: Outside, dashboard: Da
             thread.join(60)
 
 
+# --- the page in a browser ---------------------------------------------------------------------------------------------------------
+
+
+def region_of(outside: Outside, tag: str) -> str:
+    """The state of a tag's region, as `sire ps` has it."""
+    [process] = outside.view()["processes"]
+    [state] = [region["state"] for region in process["stats"]["regions"] if region["tag"] == tag]
+    return str(state)
+
+
+def pill(tag: str) -> str:
+    """JavaScript: the state that the page shows beside a tag."""
+    row = f"[...document.querySelectorAll('.tag')].find(each => each.querySelector('.name')?.textContent === {json.dumps(tag)})"
+    return f"{row}?.querySelector('.pill').textContent"
+
+
+def says(page: Page, text: str) -> None:
+    page.until(f"document.getElementById('said').textContent.includes({json.dumps(text)})")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(outside: Outside, dashboard: Dashboard, tmp_path: Path, width: int) -> None:
-    page = in_a_browser(dashboard.address, width, tmp_path)
-    assert f"{outside.pid} " in page
-    assert "model/weights" in page
-    assert "<polygon" in page, "the timeline is empty"
-    # The name of a tag is text, whatever it holds.
-    assert "scratch &lt;b&gt;x&lt;/b&gt;" in page
-    assert "<b>x</b>" not in page
+def test_the_page_shows_and_does_in_a_browser(outside: Outside, dashboard: Dashboard, tmp_path: Path, width: int) -> None:
+    tag, pid = "model/weights", outside.pid
+    with browsing(dashboard.address, width, tmp_path) as page:
+        page.shows("1 process", f"{pid} ", tag, "scratch <b>x</b>", "of 256 MiB")
+        page.until("document.querySelector('polygon') !== null")
+        # The name of a tag is text, whatever it holds.
+        assert "scratch &lt;b&gt;x&lt;/b&gt;" in page.html()
+        assert "<b>x</b>" not in page.html()
+        assert page.too_wide() == []
+        assert page.value(pill(tag)) == "resident"
+        page.press(f"pause {tag}, process {pid}")
+        says(page, f"process {pid}: pause {tag}, done")
+        page.until(f"{pill(tag)} === 'paused'")
+        page.shows("held")
+        assert region_of(outside, tag) == "paused"
+        assert region_of(outside, "scratch <b>x</b>") == "resident"
+        assert page.too_wide() == []
+        page.press(f"resume {tag}, process {pid}")
+        says(page, f"process {pid}: resume {tag}, done")
+        page.until(f"{pill(tag)} === 'resident'")
+        assert region_of(outside, tag) == "resident"
+        # What is refused is said, too.
+        page.press(f"resume, process {pid}")
+        says(page, f"process {pid}: nothing was paused from outside")
+
+
+def test_a_finger_that_scrolls_does_not_stop_the_page(outside: Outside, dashboard: Dashboard, tmp_path: Path) -> None:
+    """The page is not painted anew under a finger. One that scrolls is not lifted, as far as the page hears: the browser takes it over."""
+    with browsing(dashboard.address, 390, tmp_path) as page:
+        page.shows("model/weights")
+        page.until("document.documentElement.scrollHeight > innerHeight + 200")
+        page.scroll(100)
+        assert outside.run("pause", outside.pid).returncode == 0
+        try:
+            page.until(f"{pill('model/weights')} === 'paused'")
+        finally:
+            assert outside.run("resume", outside.pid).returncode == 0
+
+
+LONG = "layers_" + 90 * "x"
+LONG_NAMES = PROGRAM.replace("model/weights", f"model/{LONG}")
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_names_of_any_length_fit(command: Path, library: Path, stand_in: Path, tmp_path: Path, width: int) -> None:
+    tmp_path.chmod(0o700)
+    outside = Outside(command, library, stand_in, tmp_path, LONG_NAMES)
+    try:
+        assert line(outside.process) == "ready"
+        with Dashboard(command, outside.environment) as dashboard, browsing(dashboard.address, width, tmp_path) as page:
+            page.until(f"{pill(f'model/{LONG}')} === 'resident'")
+            assert page.too_wide() == []
+            page.press(f"pause model/{LONG}, process {outside.pid}")
+            says(page, "done")
+            page.until("document.getElementById('events').innerText.includes('x'.repeat(90))")
+            assert page.too_wide() == []
+    finally:
+        outside.close()

@@ -12,12 +12,13 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, clean_environment
+from containers import container
 from running import LIMIT, line, running, until
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -47,8 +48,9 @@ def start(command: Path, environment: dict[str, str]) -> Iterator[Start]:
     """Starts the command on that machine; it ends with the test at the latest."""
     with contextlib.ExitStack() as started:
 
-        def run(*arguments: str) -> subprocess.Popen[str]:
-            return started.enter_context(running([command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        def run(*arguments: str, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+            told = [*within, command, *arguments]
+            return started.enter_context(running(told, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
 
         yield run
 
@@ -92,6 +94,27 @@ def test_a_gpu_that_is_divided_is_reserved_by_its_parts(start: Start, environmen
     assert "there is no GPU '0'" in err
     assert f"0:0 ({out.strip()}), 0:1 ({part})" in err
     assert {path.name for path in tmp_path.glob("sire-ledger-*")} == {f"sire-ledger-{name}" for name in (part, out.strip())}
+
+
+def test_containers_that_share_the_directory_keep_apart(start: Start) -> None:
+    """In each of them the command is process 1; and nobody in one can see whether a process of the other lives."""
+    within = container()
+    if within is None:
+        pytest.skip("this machine lets nobody have a PID namespace, or has no unshare (util-linux)")
+    holding = ["--", "sh", "-c", "echo $PPID; exec sleep 300"]
+    one, other = (start("reserve", "--bytes", size, *holding, within=within) for size in ("250MiB", "200MiB"))
+    assert [line(one), line(other)] == ["1", "1"]
+    for place in ((), within):
+        code, _, err = ended(start("reserve", "--bytes", "100MiB", "--timeout", "0", "--", "true", within=place))
+        assert (code, "are missing" in err) == (75, True), err
+        assert ended(start("reserve", "--bytes", "50MiB", "--timeout", "0", "--", "true", within=place))[0] == 0
+    # The container is killed as a whole: what was in it is free, and what is in the other is not.
+    waiting = start("reserve", "--bytes", "300MiB", "--", "true")
+    one.kill()
+    ended(one)
+    assert ended(waiting)[0] == 0
+    assert ended(start("reserve", "--bytes", "350MiB", "--timeout", "0", "--", "true"))[0] == 75
+    assert other.poll() is None
 
 
 OWNER = """
@@ -258,6 +281,56 @@ def test_without_a_driver_the_reason_is_given(sire: Callable[..., subprocess.Com
     done = sire("reserve", "--", "true", LD_LIBRARY_PATH="/nonexistent")
     assert done.returncode in (0, 1), "a machine with a GPU has the library"
     assert done.returncode == 0 or "libnvidia-ml.so.1" in done.stderr
+
+
+HOLDING = """
+import sys
+import sire
+from sire import _library
+
+with sire.region("weights"):
+    weights = _library.load().allocate(int(sys.argv[1]) << 20, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holding(environment: dict[str, str], library: Path, stand_in: Path) -> list[str]:
+    """A program that allocates so many MiB as it is told, and keeps them until it is sent a line. It is a grandchild of who starts it, whose exit code is 3."""
+    environment.update(PYTHONPATH=str(ROOT / "python-shim" / "src"), SIRE_LIBRARY=str(library), SIRE_LIBCUDA=str(stand_in))
+    return ["sh", "-c", '"$0" -c "$@" && exit 3', sys.executable, HOLDING]
+
+
+def test_what_the_program_has_already_is_not_kept_from_others_twice(start: Start, holding: list[str]) -> None:
+    holder = start("reserve", "--bytes", "300MiB", "--", *holding, "200")
+    assert line(holder) == "ready"
+    # The driver calls 312 MiB free, of which 100 are the program's. Until its 200 are noted, 300 seem to be.
+    assert ended(start("reserve", "--bytes", "200MiB", "--timeout", "30", "--", "true"))[0] == 0
+    assert ended(start("reserve", "--bytes", "250MiB", "--timeout", "0", "--", "true"))[0] == 75
+    assert holder.communicate("\n", timeout=120)[0] == ""
+    assert holder.returncode == 3
+    assert ended(start("reserve", "--bytes", "500MiB", "--timeout", "0", "--", "true"))[0] == 0
+
+
+def sleeps(pid: int) -> int:
+    """How often it has gone to sleep of its own."""
+    return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), flags=re.M)[0])
+
+
+@pytest.mark.parametrize("form", ["--json", "text"])
+def test_a_probe_says_how_much_the_program_and_its_children_had(start: Start, holding: list[str], form: str) -> None:
+    options = ["--json"] if form == "--json" else []
+    probe = start("probe", *options, "--", *holding, "64")
+    assert line(probe) == "ready"
+    # It sleeps between two looks.
+    before = sleeps(probe.pid)
+    until("it has looked", lambda: sleeps(probe.pid) >= before + 10)
+    out, err = probe.communicate("\n", timeout=120)
+    assert probe.returncode == 3, err
+    peak = json.loads(out)["peak_bytes"] if options else int(out.split()[0])
+    # With what the driver itself needs.
+    assert 64 * MIB <= peak <= 96 * MIB
 
 
 def test_a_probe_says_what_was_needed_and_ends_what_takes_too_long(start: Start) -> None:

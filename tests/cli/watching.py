@@ -1,4 +1,4 @@
-"""Sire's views as a person has them: a terminal with `sire top`, the dashboard over HTTP, and a browser."""
+"""Sire's views as a person has them: a terminal with `sire top`, and the dashboard over HTTP. A browser is in `browser.py`."""
 
 from __future__ import annotations
 
@@ -190,20 +190,3 @@ class Dashboard:
         assert status == 200, body
         found: dict[str, Any] = json.loads(body)
         return found
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
-
-
-def in_a_browser(address: str, width: int, folder: Path) -> str:
-    """What a page has become after a few seconds in a window of that width. With SIRE_TEST_SCREENSHOTS, a directory, also as a picture there."""
-    browser = os.environ.get("SIRE_TEST_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip("no chromium on this machine (apt-get install chromium), nor one in SIRE_TEST_BROWSER")
-    command = [browser, "--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={folder / 'profile'}"]
-    command += [f"--window-size={width},900", "--virtual-time-budget=4000"]
-    pictures = os.environ.get("SIRE_TEST_SCREENSHOTS")
-    if pictures:
-        picture = Path(pictures) / f"{folder.name}-{width}.png"
-        subprocess.run([*command, f"--screenshot={picture}", address], capture_output=True, timeout=120, check=True)
-    return subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True).stdout

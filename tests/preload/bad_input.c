@@ -184,6 +184,19 @@ static void pointers(void) {
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_budget_set(0, NULL));
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_budget_set(-1, &budget));
     OK(sire_budget_set(0, &budget));
+    sire_budget wanted = {sizeof wanted, 4096, 8192, 0.25}, found = {sizeof found, 7, 7, 7.0};
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_budget_get(0, NULL));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_budget_get(-1, &found));
+    OK(sire_budget_set(0, &wanted));
+    OK(sire_budget_get(0, &found));
+    CHECK(found.limit_bytes == 4096 && found.headroom_bytes == 8192 && found.residency_seconds == 0.25);
+    /* As a program has it that was built before the last field. */
+    sire_budget older = {offsetof(sire_budget, residency_seconds), 7, 7, 7.0};
+    OK(sire_budget_get(0, &older));
+    CHECK(older.headroom_bytes == 8192 && older.residency_seconds == 7.0);
+    OK(sire_budget_set(0, &budget));
+    OK(sire_budget_get(0, &found));
+    CHECK(found.limit_bytes == 0 && found.headroom_bytes == 0 && found.residency_seconds == 0.0);
     size_t given = 7, length = 7;
     OK(sire_make_room(0, 1, &given, NULL, 0, &length));
     CHECK(given == 0 && length == 0);

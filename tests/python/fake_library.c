@@ -58,7 +58,7 @@ NOTHING(sire_backup_put) NOTHING(sire_resume) NOTHING(sire_cancel) NOTHING(sire_
 NOTHING(sire_set_disk_directory) NOTHING(sire_trim) NOTHING(sire_capture_begin) NOTHING(sire_changed) NOTHING(sire_attach_file) NOTHING(sire_promote) NOTHING(sire_keep_resident) NOTHING(sire_require_usable)
 NOTHING(sire_control_open) NOTHING(sire_control_close) NOTHING(sire_control_give_up) NOTHING(sire_control_wait) NOTHING(sire_control_publish)
 NOTHING(sire_safe_point) NOTHING(sire_safe_point_leave)
-NOTHING(sire_switch) NOTHING(sire_standing_set) NOTHING(sire_lease) NOTHING(sire_unlease) NOTHING(sire_budget_set) NOTHING(sire_make_room)
+NOTHING(sire_switch) NOTHING(sire_standing_set) NOTHING(sire_lease) NOTHING(sire_unlease) NOTHING(sire_budget_set) NOTHING(sire_budget_get) NOTHING(sire_make_room)
 NOTHING(sire_reserve) NOTHING(sire_reservation_resize) NOTHING(sire_reservation_note_owned) NOTHING(sire_reservation_get)
 NOTHING(sire_reservation_release) NOTHING(sire_reservations_json)
 NOTHING(sire_reclaimable_open) NOTHING(sire_reclaimable_used) NOTHING(sire_reclaimable_close) NOTHING(sire_reclaimable_json)

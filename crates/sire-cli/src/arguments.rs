@@ -446,3 +446,19 @@ fn some_bytes(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if bytes > 0 { Ok(bytes) } else { Err("0 bytes are nothing; leave it out for all of the GPU".to_owned()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Arguments, Command};
+    use clap::Parser as _;
+
+    #[test]
+    fn the_dashboard_is_for_this_machine_and_its_owner_unless_it_is_told_otherwise() {
+        let told = Arguments::try_parse_from(["sire", "dashboard"]).map(|arguments| arguments.command);
+        let seen = match told {
+            Ok(Command::Dashboard(options)) => Some((options.listen.ip().is_loopback(), options.public_view)),
+            _ => None,
+        };
+        assert_eq!(seen, Some((true, false)));
+    }
+}

@@ -197,6 +197,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "sire_lease": [c_char_p],
     "sire_unlease": [c_char_p],
     "sire_budget_set": [c_int32, POINTER(Budget)],
+    "sire_budget_get": [c_int32, POINTER(Budget)],
     "sire_make_room": [c_int32, c_size_t, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
     "sire_reserve": [c_int32, POINTER(ReserveOptions), POINTER(c_void_p)],
     "sire_reservation_resize": [c_void_p, c_uint64, c_double, c_int32],

@@ -151,11 +151,19 @@ def test_a_safe_point_inside_a_region_is_a_bad_moment(socket: str, tag: str) -> 
     # The same request finds the moment when the region is left in time.
     visitor = Visitor(lambda: (ask(socket, verb="pause", tag=tag), ask(socket, verb="resume")))
     with sire.region(tag, backup="cpu"):
-        for _ in range(50):
+        until("it waits", lambda: waiting(socket) == 1)
+        for _ in range(3):
             sire.safe_point()
+        assert (waiting(socket), region_bytes(tag)["paused_bytes"], visitor.here) == (1, 0, True)
     until_gone(visitor)
-    visitor.join()
+    paused, _ = visitor.join()
+    assert paused["report"]["bytes_moved"] >= SIZE
     assert bool((tensor == 5).all())
+
+
+def waiting(socket: str) -> int:
+    """How many requests wait for a safe point of this process."""
+    return int(ask(socket, verb="list")["control"]["asked"])
 
 
 def test_all_threads_that_pass_safe_points_are_waited_for(socket: str, tag: str) -> None:
@@ -432,6 +440,37 @@ def test_evict_budget_and_trace_need_no_safe_point(socket: str, tag: str) -> Non
     assert bool((tensor == 5).all())
     with pytest.raises(RefusedError, match=r"recording has begun|already"):
         ask(socket, verb="trace")
+
+
+def test_managed_models_keep_to_a_budget_from_outside(socket: str) -> None:
+    sire.setup_default_pools(release="lazy")
+    models = [torch.nn.Linear(1024, 2048) for _ in range(3)]
+    managed = [sire.manage(model) for model in models]
+
+    def use(number: int) -> None:
+        with sire.auto_manage(models[number]) as device:
+            models[number](torch.ones(1, 1024, device=device.get_execution_device()))
+
+    def resident() -> list[bool]:
+        return [region_bytes(each.user.name)["resident_bytes"] > 0 for each in managed]
+
+    try:
+        use(0)
+        use(1)
+        assert resident() == [True, True, False]
+        assert ask(socket, verb="budget", device=0, limit=12 * MIB) == {}
+        use(2)
+        assert resident() == [False, False, True], "each has 8 MiB"
+        assert ask(socket, verb="budget", device=0, limit=4 * MIB) == {}
+        with pytest.raises(sire.OutOfMemoryError):
+            use(1)
+        assert ask(socket, verb="budget", device=0) == {}
+        for number in range(3):
+            use(number)
+        assert resident() == [True, True, True]
+    finally:
+        ask(socket, verb="budget", device=0)
+        sire.setup_default_pools()
 
 
 def test_devices_are_told_by_the_drivers_own_figures(socket: str, tag: str) -> None:

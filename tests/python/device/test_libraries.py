@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sire
 import torch
-from measure import region_bytes
+from measure import MIB, command_or_skip, region_bytes
+from outside import Visitor
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
@@ -74,6 +81,106 @@ def test_generating_with_a_cache() -> None:
         logits = model(input_ids=prompt).logits
         assert torch.allclose(logits.cpu(), reference(input_ids=prompt).logits, atol=1e-4)
     hook.remove()
+
+
+def tiny_gpt2() -> Any:
+    """A model of 27 MiB, with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=1024,
+        n_positions=64,
+        n_embd=512,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def after_each_token(then: Callable[[], None]) -> Any:
+    """Criteria for `generate`, which never stop it."""
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class After(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            then()
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    return StoppingCriteriaList([After()])
+
+
+@needs("transformers")
+def test_generating_is_paused_by_the_command_and_goes_on_with_the_same_tokens(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    command = command_or_skip()
+    with sire.region(tag, backup="cpu"):
+        model = tiny_gpt2().cuda()
+    weights = sum(each.nbytes for each in model.parameters())
+    steps = [0]
+
+    def generate(then: Callable[[], None]) -> Any:
+        def count() -> None:
+            steps[0] += 1
+            then()
+
+        steps[0] = 0
+        return model.generate(
+            torch.tensor([[1, 5, 9, 33]], device="cuda"),
+            max_new_tokens=16,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+            stopping_criteria=after_each_token(count),
+        )
+
+    def tell(verb: str, *arguments: str) -> str:
+        told = [command, verb, *arguments]
+        done = subprocess.run(told, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def free() -> int:
+        return torch.cuda.mem_get_info()[0]
+
+    def visit() -> int:
+        # Not everything: under `sire.use_allocator()` that is what was computed so far, too.
+        tell("pause", str(os.getpid()), "--tag", tag)
+        at, given = steps[0], free() - before
+        # Meanwhile a process starts, works and ends.
+        [process] = json.loads(tell("ps", "--json"))["processes"]
+        assert process["control"]["paused"] == [tag]
+        assert steps[0] == at, "the program went on while it was paused"
+        tell("resume", str(os.getpid()))
+        return given
+
+    expected = generate(lambda: None)
+    before = free()
+    visitor: list[Visitor] = []
+
+    def between() -> None:
+        if steps[0] == 4:
+            visitor.append(Visitor(visit))
+        sire.safe_point()
+        # Five steps are over sooner than the command has come.
+        while steps[0] == 9 and visitor[0].here:
+            sire.safe_point()
+            time.sleep(0.001)
+
+    with sire.control.open():
+        found = generate(between)
+        sire.control.leave()
+    assert visitor[0].join() >= weights >= 24 * MIB
+    assert steps[0] == 16
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(torch.equal(one, other) for one, other in zip(found.scores, expected.scores, strict=True))
+    assert region_bytes(tag)["resident_bytes"] >= weights
 
 
 @needs("transformers", "peft")

@@ -264,7 +264,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Screen;
+    use super::{Screen, rates};
     use crate::control::view::{Process, Region, View};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -324,5 +324,39 @@ mod tests {
             assert!(!text.contains('\u{1b}'), "width {width}");
             assert!(width < 40 || (text.contains("running") && text.contains("evil?[2J")), "width {width}: {text}");
         }
+    }
+
+    /// A look at this moment, with what each process has copied since its start, in two regions.
+    fn look(time: f64, copied: &[(u32, u64)]) -> View {
+        let region = |bytes_copied| Region { bytes_copied, ..Region::default() };
+        let process = |&(pid, bytes): &(u32, u64)| {
+            let mut process = Process { pid, name: who(pid), ..Process::default() };
+            process.stats.regions = vec![region(bytes / 4), region(bytes - bytes / 4)];
+            process
+        };
+        View { time, processes: copied.iter().map(process).collect(), ..View::default() }
+    }
+
+    #[test]
+    fn a_rate_is_what_was_copied_since_the_look_before_by_the_seconds_between() {
+        let before = look(100.0, &[(11, 1000), (22, 700), (33, 5)]);
+        // 22 is another process of the same number; 33 has ended, and 44 has begun.
+        let now = look(102.5, &[(11, 6000), (22, 200), (44, 900)]);
+        assert_eq!(Vec::from_iter(rates(&before, &now)), [(who(11), 2000.0), (who(22), 0.0)]);
+        // The clock may be set back.
+        let earlier = look(99.0, &[(11, 6000)]);
+        assert_eq!(Vec::from_iter(rates(&before, &earlier)), [(who(11), 0.0)]);
+        assert_eq!(rates(&before, &look(100.0, &[(11, 6000)]))[&who(11)], 0.0);
+    }
+
+    #[test]
+    fn the_screen_shows_the_rate_of_the_last_two_looks() {
+        let mut screen = Screen::default();
+        screen.see(look(1.0, &[(11, 0)]));
+        assert!(shown(&screen, 80).contains(" 0 B/s "), "{}", shown(&screen, 80));
+        screen.see(look(3.0, &[(11, 64 << 20)]));
+        assert!(shown(&screen, 80).contains(" 32.0 MiB/s "), "{}", shown(&screen, 80));
+        screen.see(look(4.0, &[(11, 64 << 20)]));
+        assert!(shown(&screen, 80).contains(" 0 B/s "), "{}", shown(&screen, 80));
     }
 }

@@ -69,6 +69,12 @@ impl Engine {
         lock(&self.machine.budgets).insert(device, budget);
     }
 
+    /// What was said of the device last; of one of which nobody has said anything, that everything may be used.
+    #[must_use]
+    pub fn budget(&self, device: Device) -> Budget {
+        self.machine.budget(device)
+    }
+
     /// Makes room for `bytes` more on `device`, within its budget: regions that are paused lazily and that nobody needs give their memory
     /// back, in the order of their standing, no more than necessary. Nothing is copied. Returns who made way.
     ///

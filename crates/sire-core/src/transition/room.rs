@@ -82,7 +82,7 @@ impl Machine {
         Ok(self.budget(device).missing(bytes, free, held))
     }
 
-    fn budget(&self, device: Device) -> Budget {
+    pub(crate) fn budget(&self, device: Device) -> Budget {
         lock(&self.budgets).get(&device).copied().unwrap_or_default()
     }
 

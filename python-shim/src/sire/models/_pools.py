@@ -209,6 +209,15 @@ class ResourcePoolCUDA(ResourcePool):
         free, _ = torch.cuda.mem_get_info(self._device)
         return int(free) + _torch.free_in_cache(torch, self._device.index)
 
+    def get_pool_free_size(self) -> int:
+        """Bytes that users can have without anybody making way, within what `sire budget` has said, too."""
+        limit, headroom = _library.load().budget(self._device.index)
+        free = self.get_device_free_size() - max(headroom, self.headroom)
+        limits = [each for each in (limit or None, self.limit) if each is not None]
+        if limits:
+            free = min(free, min(limits) - self.get_pool_used_size())
+        return max(0, free)
+
     def get_pool_used_size(self) -> int:
         """Bytes that users hold: the library is asked once for what their tags have."""
         users = self.users
@@ -228,9 +237,15 @@ class ResourcePoolCUDA(ResourcePool):
         missing = size - self.get_pool_free_size()
         free, _ = torch.cuda.mem_get_info(self._device)
         library = _library.load()
+        limit, headroom = library.budget(self._device.index)
+        room = int(free) - headroom
+        if limit:
+            # There all regions count, also those that no pool knows.
+            devices = [each for each in library.stats()["devices"] if each["device"] == self._device.index]
+            room = min(room, limit - sum(each["resident_bytes"] for each in devices))
         with suppress(OutOfMemoryError):
-            # In the library's words: so many bytes more than the device has free beside the headroom.
-            given, tags = library.make_room(self._device.index, max(0, int(free) - self.headroom + missing))
+            # In the library's words: so many bytes more than there is.
+            given, tags = library.make_room(self._device.index, max(0, room + missing))
             for tag in tags:
                 log.add("evict", tag, given // len(tags), detail="what was held lazily")
 
