@@ -118,12 +118,14 @@ class Bench:
         if self.options.smoke and not self.options.only:
             return []
         shop, sizes = self.shop, self.sizes
-        workloads = tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS)
+        # Only those that are wanted are recorded, so that one of them alone takes seconds.
+        names = [name for name in allocator_figures.WORKLOADS if self.wants(f"trace.{name}")]
+        workloads = tuple(f"trace.{name}" for name in names or allocator_figures.WORKLOADS)
         return [
             Group(("alloc",), 120, lambda: allocator_figures.calls(shop, sizes)),
             Group(("threads8",), 60, lambda: allocator_figures.threads(shop, sizes)),
             Group(("blocks",), 180, lambda: allocator_figures.blocks(shop, sizes)),
-            Group(workloads, 180, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
+            Group(workloads, 180, lambda: allocator_figures.traces(shop, sizes, self.scratch, names)),
             Group(("timeslice",), 240, lambda: slice_figures.slices(shop, sizes)),
         ]
 
