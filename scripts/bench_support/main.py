@@ -102,7 +102,7 @@ class Bench:
             Group(("shared_backup",), 60, lambda: clean_figures.shared(shop, sizes, self.scratch)),
             Group(("sim",), 120, lambda: simulated_figures.simulated(sizes, self.scratch)),
             Group(("scale",), 180, lambda: other_figures.scale(shop, sizes)),
-            Group(("trace",), 60, lambda: other_figures.trace(shop, sizes, self.scratch)),
+            Group(("trace.pair_ns",), 60, lambda: other_figures.trace(shop, sizes, self.scratch)),
             Group(("hook",), 60, lambda: hook_figures.hooks(shop, sizes)),
             Group(("serve",), 180, lambda: serve_figures.serve(shop, sizes, offline)),
             Group(("oversized",), 100, lambda: layer_figures.oversized(shop, sizes, offline)),
