@@ -1,7 +1,7 @@
 """``scripts/bench``: the figures that compare the whole-process allocator with PyTorch's own can be had.
 
-Tiny sizes: of what is measured only the bytes mean anything here, because they are the same in every run. They are not in
-tests/bench, whose environment has no PyTorch.
+Tiny sizes: of what is measured only the bytes mean anything here, because they are the same in every run.
+Not in tests/bench, whose environment has no PyTorch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import sire
+
 from test_device_modes import why_not
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,8 @@ def figures(folder: Path, *only: str) -> dict[str, dict[str, Any]]:
 
 def test_a_workloads_memory_is_compared_with_pytorchs_own(tmp_path: Path) -> None:
     found = figures(tmp_path, "trace.training")
-    assert set(found) == {f"trace.training.{name}" for name in ("reserved_vs_native", "fragmentation", "time_vs_native")}
+    names = ("reserved_vs_native", "fragmentation", "time_vs_native")
+    assert set(found) == {f"trace.training.{name}" for name in names}
     reserved = found["trace.training.reserved_vs_native"]
     assert reserved["ratio_min"] == reserved["ratio_max"], "bytes do not depend on what else the machine does"
     assert 0.5 < reserved["ratio"] <= 1

@@ -71,7 +71,7 @@ def test_blocks_that_wait_for_a_stream_count_as_live_until_somebody_asks(tag: st
         pending, other, stays = full(1, 4), full(2, 4), full(3, 4)
     pending.record_stream(stream)
     del pending
-    # PyTorch asks whether the stream has passed only when it next allocates; the library when a pause has waited for it.
+    # PyTorch asks whether the stream has passed when it next allocates; the library, when a pause has waited for it.
     waiting = "active_awaiting_free" if own_cache else "active_pending_free"
     assert states(tag).count(waiting) == 1
     del other
@@ -88,7 +88,7 @@ def test_wholly_free_segments_go_back_to_the_driver(tag: str, own_cache: bool) -
         stays, goes = full(1, 32), full(2, 48)
     address = stays.data_ptr()
     del goes
-    # `device_used` empties caches: PyTorch keeps what is free in a pool that lives (pytorch#145168), the library does not.
+    # `device_used` empties caches: PyTorch keeps what is free in a pool that lives (pytorch#145168).
     assert device_used() - before >= (32 if own_cache else 80) * MIB
     report = sire.pause(tag)
     assert report.bytes_expected == 32 * MIB

@@ -1,4 +1,4 @@
-"""Threads that PyTorch starts, and processes: backward passes and data loaders are in no region, wherever their caller is.
+"""Threads and processes that PyTorch starts are in no region, wherever their caller is: backward passes, data loaders.
 
 In hook mode ``allocator``, where everything is in a region, they are in ``"default"``.
 """
