@@ -198,13 +198,15 @@ GATE = """
 import ctypes
 runtime = ctypes.CDLL(f"libcudart.so.{torch.version.cuda.split('.')[0]}")
 class Gate:
-    # Work that is queued on the stream from now on waits until the gate is opened.
+    # Work that is queued on the stream from now on waits until the block is left.
     def __init__(self, stream):
         self.opened, self.in_time = threading.Event(), []
         hold = lambda _: self.in_time.append(self.opened.wait(120))
         self.kept = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(hold)
         assert runtime.cudaLaunchHostFunc(ctypes.c_void_p(stream.cuda_stream), self.kept, None) == 0
-    def open(self):
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
         self.opened.set()
 """
 
@@ -218,19 +220,18 @@ side = torch.cuda.Stream()
 source, copy = full(7, 8 * MIB), full(0, 8 * MIB)
 address = source.data_ptr()
 torch.cuda.synchronize()
-gate = Gate(side)
 places = [ctypes.c_void_p(each.data_ptr()) for each in (copy, source)]
 device_to_device, stream = 3, ctypes.c_void_p(side.cuda_stream)
-assert runtime.cudaMemcpyAsync(*places, ctypes.c_size_t(8 * MIB), device_to_device, stream) == 0
-source.record_stream(side)
-del source
-busy = not side.query()
-others = [full(9, 8 * MIB) for _ in range(2)]
-stats = sire.memory_stats()
-assert busy and not side.query()
-assert address not in [each.data_ptr() for each in others]
-assert stats['active_bytes.all.current'] == stats['allocated_bytes.all.current'] + 8 * MIB
-gate.open()
+with Gate(side) as gate:
+    assert runtime.cudaMemcpyAsync(*places, ctypes.c_size_t(8 * MIB), device_to_device, stream) == 0
+    source.record_stream(side)
+    del source
+    busy = not side.query()
+    others = [full(9, 8 * MIB) for _ in range(2)]
+    stats = sire.memory_stats()
+    assert busy and not side.query()
+    assert address not in [each.data_ptr() for each in others]
+    assert stats['active_bytes.all.current'] == stats['allocated_bytes.all.current'] + 8 * MIB
 torch.cuda.synchronize()
 assert gate.in_time == [True] and bool((copy == 7).all())
 others += [full(1, 8 * MIB) for _ in range(2)]
