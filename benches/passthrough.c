@@ -14,6 +14,14 @@ static void *library;
 static int (*alloc)(unsigned long long *, size_t);
 static int (*release)(unsigned long long);
 
+/* Outside regions both are the driver's: what Sire adds is that it looks whose call it is, and finds the next definition. */
+static void a_call_that_is_passed_on(void) { MUST(cudaFree(NULL) == 0); }
+
+static void a_pair_that_is_passed_on(void) {
+    void *ptr;
+    MUST(cudaMalloc(&ptr, 512) == 0 && cudaFree(ptr) == 0);
+}
+
 static void a_call_that_is_not_hooked(void) {
     int device;
     MUST(cudaGetDevice(&device) == 0);
@@ -51,7 +59,9 @@ int main(int argc, char **argv) {
     *(void **)&alloc = dlsym(library, "cuMemAlloc_v2");
     *(void **)&release = dlsym(library, "cuMemFree_v2");
     MUST(alloc && release);
-    timed("passthrough", a_call_that_is_not_hooked, operations);
+    timed("passthrough", a_call_that_is_passed_on, operations);
+    timed("runtime_pair", a_pair_that_is_passed_on, operations);
+    timed("other_call", a_call_that_is_not_hooked, operations);
     timed("plain_lookup", a_look_up_of_no_name_of_cudas, operations);
     timed("other_lookup", a_look_up_of_another_name, operations);
     timed("lookup", a_look_up_that_is_hooked, operations);

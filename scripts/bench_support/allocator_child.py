@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 MIB = 1 << 20
+BEAMS = 4
 
 
 def best(work: Callable[[], None], calls: int, rounds: int = 3) -> float:
@@ -122,7 +123,7 @@ def transformer(layers: int = 2, width: int = 128) -> Any:
     return torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
-def training(checkpointed: bool = False) -> None:
+def training(checkpointed: bool = False) -> str:
     """Forward, backward and AdamW, a few steps; with ``checkpointed``, activations are computed again for the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
@@ -135,18 +136,36 @@ def training(checkpointed: bool = False) -> None:
         optimizer.zero_grad()
         hidden.square().mean().backward()
         optimizer.step()
+    return "a transformer's training, activations computed again" if checkpointed else "a transformer's training"
 
 
-def inference() -> None:
+def inference() -> str:
     """Sequences of many lengths, one after the other."""
     model = transformer().cuda().eval()
     lengths = [17 + 13 * (n * n % 29) for n in range(24)]
     with torch.no_grad():
         kept = [model(torch.randn(1 + n % 5, length, 128).cuda()).mean(dim=1) for n, length in enumerate(lengths)]
     assert len(kept) == len(lengths)
+    return "a transformer's forward passes of many lengths"
 
 
-def beams() -> None:
+def beams() -> str:
+    """A small Llama writes with four beams, by transformers' own `generate`; without transformers, what its cache does."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        gathered()
+        return "keys and values that are gathered as for beams (transformers is not installed)"
+    sizes = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=256)).cuda().eval()
+    prompts = torch.randint(3, 512, (2, 24)).cuda()
+    with torch.no_grad():
+        written = model.generate(prompts, num_beams=BEAMS, do_sample=False, min_new_tokens=24, max_new_tokens=24, pad_token_id=0)
+    assert written.shape == (2, 48)
+    return f"a small Llama's generate(num_beams={BEAMS})"
+
+
+def gathered() -> None:
     """Keys and values that grow by a token per step, and are gathered anew for each choice of beams."""
     keys = [torch.zeros(4, 8, 1, 64).cuda() for _ in range(6)]
     for step in range(40):
@@ -155,7 +174,8 @@ def beams() -> None:
         keys = [torch.cat([key, token], dim=2).index_select(0, order) for key in keys]
 
 
-WORKLOADS: dict[str, Callable[[], None]] = {
+# Each says what it was.
+WORKLOADS: dict[str, Callable[[], str]] = {
     "training": training,
     "checkpointed": lambda: training(checkpointed=True),
     "inference": inference,
@@ -163,12 +183,12 @@ WORKLOADS: dict[str, Callable[[], None]] = {
 }
 
 
-def record(name: str, file: Path) -> dict[str, float]:
+def record(name: str, file: Path) -> dict[str, Any]:
     """A workload's allocations in their order: ``+ number bytes`` and ``- number``."""
     torch.manual_seed(1)
     torch.empty(1, device="cuda")
     torch.cuda.memory._record_memory_history(max_entries=1_000_000, context=None)
-    WORKLOADS[name]()
+    what = WORKLOADS[name]()
     [trace, *_] = torch.cuda.memory._snapshot()["device_traces"]
     torch.cuda.memory._record_memory_history(enabled=None)
     lines, alive, count = [], {}, 0
@@ -180,7 +200,7 @@ def record(name: str, file: Path) -> dict[str, float]:
         elif event["action"] == "free_requested" and event["addr"] in alive:
             lines.append(f"- {alive.pop(event['addr'])}")
     file.write_text("\n".join(lines) + "\n")
-    return {"allocations": count}
+    return {"allocations": count, "what": what}
 
 
 def replay(file: Path, scale: int = 16) -> dict[str, float]:
@@ -204,7 +224,7 @@ def replay(file: Path, scale: int = 16) -> dict[str, float]:
     return {"first": seconds[0], "later": min(seconds[1:]), **peaks, "calls": len(steps)}
 
 
-def run(command: str, *rest: str) -> dict[str, float]:
+def run(command: str, *rest: str) -> dict[str, Any]:
     """One line of standard input."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

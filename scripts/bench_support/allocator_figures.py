@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .child import Ask, answering
 from .figures import MIB, Figure, Target, Unmeasurable, Wrong, ways
@@ -18,7 +19,9 @@ PAIR_SIZES = (4096, 65536, 1 << 20, 16 << 20)
 WORKLOADS = ("training", "checkpointed", "inference", "beams")
 THREADS = 8
 
-Answer = dict[str, float]
+Answer = dict[str, Any]
+# Ours and PyTorch's, by repetition.
+Answers = list[tuple[Answer, Answer]]
 
 
 @contextmanager
@@ -37,28 +40,35 @@ def side(shop: Workshop, name: str) -> Iterator[Ask]:
         raise
 
 
-def both(shop: Workshop, repeats: int, *arguments: str) -> list[tuple[Answer, Answer]]:
+def in_turns(ours: Ask, theirs: Ask, line: str, repeats: int) -> Answers:
     """Ours and PyTorch's, one right after the other, in turns. Once before, so that first times do not count."""
-    found, line = [], " ".join(arguments)
-    with side(shop, "sire") as ours, side(shop, "native") as theirs:
-        ours(line), theirs(line)
-        for other_first in ways(repeats):
-            if other_first:
-                right, left = theirs(line), ours(line)
-            else:
-                left, right = ours(line), theirs(line)
-            found.append((left, right))
+    ours(line), theirs(line)
+    found = []
+    for other_first in ways(repeats):
+        if other_first:
+            right, left = theirs(line), ours(line)
+        else:
+            left, right = ours(line), theirs(line)
+        found.append((left, right))
     return found
+
+
+def both(shop: Workshop, repeats: int, *lines: str) -> list[Answers]:
+    """The answers to each line, of two processes that are started once."""
+    with side(shop, "sire") as ours, side(shop, "native") as theirs:
+        return [in_turns(ours, theirs, line, repeats) for line in lines]
 
 
 def calls(shop: Workshop, sizes: Sizes) -> list[Figure]:
     """An allocation of a cached size and its free, by PyTorch's own call and by torch.empty."""
     figures = []
-    for command, name, limit, note in (
+    kinds = (
         ("pairs", "pair", 0.8, "PyTorch's raw allocate and free of a cached size"),
         ("empty", "empty", 1.0, "torch.empty less the same on the meta device"),
-    ):
-        answers = both(shop, sizes.repeats, command, str(sizes.calls), *map(str, PAIR_SIZES))
+    )
+    rest = f"{sizes.calls} {' '.join(map(str, PAIR_SIZES))}"
+    found = both(shop, sizes.repeats, *(f"{command} {rest}" for command, *_ in kinds))
+    for (_, name, limit, note), answers in zip(kinds, found, strict=True):
         for size in map(str, PAIR_SIZES):
             ours, theirs = ([answer[which][size] for answer in answers] for which in (0, 1))
             figure = Figure(f"alloc.{size}.{name}_vs_native", "ns", ours, theirs, target=Target("ratio", at_most=limit))
@@ -69,7 +79,7 @@ def calls(shop: Workshop, sizes: Sizes) -> list[Figure]:
 
 def threads(shop: Workshop, sizes: Sizes) -> list[Figure]:
     """Several threads that free and allocate at the same time."""
-    answers = both(shop, sizes.repeats, "threads", str(THREADS), str(sizes.calls), "4096")
+    [answers] = both(shop, sizes.repeats, f"threads {THREADS} {sizes.calls} 4096")
     ours, theirs = ([answer[which]["seconds"] * 1e3 for answer in answers] for which in (0, 1))
     figure = Figure(f"threads{THREADS}.vs_native", "ms", ours, theirs, target=Target("ratio", at_most=1.0))
     figure.notes.append(f"{THREADS} threads of Python, {sizes.calls} pairs each; ceiling: PyTorch's own allocator; less is better")
@@ -78,7 +88,7 @@ def threads(shop: Workshop, sizes: Sizes) -> list[Figure]:
 
 def blocks(shop: Workshop, sizes: Sizes) -> list[Figure]:
     """With very many blocks live at once."""
-    answers = both(shop, sizes.repeats, "blocks", str(sizes.allocations))
+    [answers] = both(shop, sizes.repeats, f"blocks {sizes.allocations}")
     figures = []
     for command, name, note in (("made", "make", "an allocation"), ("churned", "churn", "a free and an allocation, in no order of addresses")):
         ours, theirs = ([answer[which][command] for answer in answers] for which in (0, 1))
@@ -88,20 +98,26 @@ def blocks(shop: Workshop, sizes: Sizes) -> list[Figure]:
     return figures
 
 
-def traces(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
+def traces(shop: Workshop, sizes: Sizes, folder: Path, names: Sequence[str] = WORKLOADS) -> list[Figure]:
     """The allocations of real workloads, recorded under PyTorch's allocator and replayed on both, sixteen times as large."""
-    figures = []
-    for name in WORKLOADS:
-        file = folder / f"{name}.allocations"
-        with side(shop, "native") as recorder:
-            recorder(f"record {name} {file}")
-        answers = both(shop, sizes.repeats, "replay", str(file))
-        ours, theirs = ([answer[which]["reserved"] / MIB for answer in answers] for which in (0, 1))
-        reserved = Figure(f"trace.{name}.reserved_vs_native", "MiB", ours, theirs, target=Target("ratio", at_most=1.0))
-        used = answers[0][0]["allocated"] / MIB
-        reserved.notes.append(f"most memory held at once, for {used:.0f} MiB in use; ceiling: PyTorch's own allocator; less is better")
-        ours, theirs = ([answer[which]["later"] * 1e3 for answer in answers] for which in (0, 1))
-        times = Figure(f"trace.{name}.time_vs_native", "ms", ours, theirs)
-        times.notes.append(f"{answers[0][0]['calls']:.0f} calls, Python's loop included; ceiling: PyTorch's own allocator; less is better")
-        figures += [reserved, times]
-    return figures
+    files = [folder / f"{name}.allocations" for name in names]
+    with side(shop, "native") as recorder:
+        recorded = [recorder(f"record {name} {file}") for name, file in zip(names, files, strict=True)]
+    replayed = both(shop, sizes.repeats, *(f"replay {file}" for file in files))
+    return [figure for each in zip(names, recorded, replayed, strict=True) for figure in of_trace(*each)]
+
+
+def of_trace(name: str, recorded: Answer, answers: Answers) -> list[Figure]:
+    """What one workload's replays have shown."""
+
+    def sides(value: Callable[[Answer], float]) -> tuple[list[float], list[float]]:
+        return [value(ours) for ours, _ in answers], [value(theirs) for _, theirs in answers]
+
+    used = answers[0][0]["allocated"] / MIB
+    reserved = Figure(f"trace.{name}.reserved_vs_native", "MiB", *sides(lambda one: one["reserved"] / MIB), target=Target("ratio", at_most=1.0))
+    reserved.notes.append(f"of {recorded['what']}: most memory held at once, for {used:.0f} MiB in use; ceiling: PyTorch's own allocator; less is better")
+    kept = Figure(f"trace.{name}.fragmentation", "x", *sides(lambda one: one["reserved"] / one["allocated"]))
+    kept.notes.append("most memory held, as a multiple of the most in use; ceiling: the same of PyTorch's own allocator; less is better")
+    times = Figure(f"trace.{name}.time_vs_native", "ms", *sides(lambda one: one["later"] * 1e3))
+    times.notes.append(f"{answers[0][0]['calls']:.0f} calls, Python's loop included; ceiling: PyTorch's own allocator; less is better")
+    return [reserved, kept, times]

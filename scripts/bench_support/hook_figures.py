@@ -8,7 +8,9 @@ from .plan import Sizes
 from .workshop import Workshop, built
 
 NAMES = {
-    "passthrough": "a call that is not hooked (cudaGetDevice)",
+    "passthrough": "a hooked call that is passed on (cudaFree of no memory)",
+    "runtime_pair": "cudaMalloc of 512 bytes and cudaFree outside regions",
+    "other_call": "a call that is not hooked (cudaGetDevice)",
     "plain_lookup": "dlsym of a name that is not CUDA's",
     "other_lookup": "dlsym of a function of the driver's that is not hooked",
     "lookup": "dlsym of a hooked function",

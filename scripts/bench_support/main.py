@@ -102,7 +102,7 @@ class Bench:
             Group(("shared_backup",), 60, lambda: clean_figures.shared(shop, sizes, self.scratch)),
             Group(("sim",), 120, lambda: simulated_figures.simulated(sizes, self.scratch)),
             Group(("scale",), 180, lambda: other_figures.scale(shop, sizes)),
-            Group(("trace",), 60, lambda: other_figures.trace(shop, sizes, self.scratch)),
+            Group(("trace.pair_ns",), 60, lambda: other_figures.trace(shop, sizes, self.scratch)),
             Group(("hook",), 60, lambda: hook_figures.hooks(shop, sizes)),
             Group(("serve",), 180, lambda: serve_figures.serve(shop, sizes, offline)),
             Group(("oversized",), 100, lambda: layer_figures.oversized(shop, sizes, offline)),
@@ -118,12 +118,14 @@ class Bench:
         if self.options.smoke and not self.options.only:
             return []
         shop, sizes = self.shop, self.sizes
-        workloads = tuple(f"trace.{name}" for name in allocator_figures.WORKLOADS)
+        # Only those that are wanted are recorded, so that one of them alone takes seconds.
+        names = [name for name in allocator_figures.WORKLOADS if self.wants(f"trace.{name}")]
+        workloads = tuple(f"trace.{name}" for name in names or allocator_figures.WORKLOADS)
         return [
             Group(("alloc",), 120, lambda: allocator_figures.calls(shop, sizes)),
             Group(("threads8",), 60, lambda: allocator_figures.threads(shop, sizes)),
             Group(("blocks",), 180, lambda: allocator_figures.blocks(shop, sizes)),
-            Group(workloads, 180, lambda: allocator_figures.traces(shop, sizes, self.scratch)),
+            Group(workloads, 180, lambda: allocator_figures.traces(shop, sizes, self.scratch, names)),
             Group(("timeslice",), 240, lambda: slice_figures.slices(shop, sizes)),
         ]
 

@@ -37,6 +37,8 @@ OWN = {
     "scale.ns_per_allocation",
     "trace.pair_ns",
     "hook.passthrough_ns",
+    "hook.runtime_pair_ns",
+    "hook.other_call_ns",
     "hook.lookup_ns",
     "hook.driver_pair_ns",
     "sim.h100-pcie5-kvcached.pause",

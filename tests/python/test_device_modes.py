@@ -34,7 +34,16 @@ HEARING_ALL = {"test_driver.py": "driver", "test_time_slices.py": "preload"}
 """They need a hook mode that hears of every allocation: one is enough, and the others run them on request."""
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
 # Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
-DIFFERENT = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_switch.py", "test_training.py")
+DIFFERENT = (
+    "test_graphs.py",
+    "test_live_blocks.py",
+    "test_pause.py",
+    "test_regions.py",
+    "test_switch.py",
+    "test_training.py",
+)
+# Whose memory it is depends on who heard of it, in each of the five.
+EVERYWHERE = ("test_peers.py", "test_threads.py")
 # What driver-level hooks could disturb: import and start of PyTorch, its own way to the driver, graphs.
 AT_DRIVER_LEVEL = ("test_driver.py", "test_graphs.py", "test_pause.py", "test_segments.py", "test_training.py")
 # What segments that grow could disturb; test_segments.py switches them on by itself.
@@ -49,7 +58,7 @@ def runs() -> list[tuple[str, str]]:
     both = [(mode, file) for file in FILES for mode in ("torch", "preload") if HEARING_ALL.get(file, mode) == mode]
     everywhere = [(mode, file) for mode, file in both if mode == "torch" or file not in ONCE]
     others = {"allocator": DIFFERENT, "driver": AT_DRIVER_LEVEL, "preload-expandable": WITH_EXPANDABLE}
-    return everywhere + [(mode, file) for mode, files in others.items() for file in files]
+    return everywhere + [(mode, file) for mode, files in others.items() for file in (*files, *EVERYWHERE)]
 
 
 RUNS = runs()

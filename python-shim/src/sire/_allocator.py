@@ -47,6 +47,10 @@ def empty_cache() -> int:
     return _library.load().empty_cache()
 
 
+# By device, what `set_per_process_memory_fraction` was last given: the library keeps it as bytes.
+_fractions: dict[int, float] = {}
+
+
 def _index(device: Any) -> int:
     torch = _torch.loaded_torch()
     if torch is not None:
@@ -64,9 +68,13 @@ class Allocator:
     def __init__(self, torch: Any, answers: bool) -> None:
         self._replaced: list[tuple[Any, str, Any]] = []
         if answers:
-            for name, answer in _answers(torch).items():
-                self._replace(torch.cuda.memory, name, answer)
-                self._replace(torch.cuda, name, answer)
+            self._answer(torch.cuda, _answers(torch))
+            self._answer(torch.accelerator, _accelerator_answers(torch))
+
+    def _answer(self, module: Any, answers: dict[str, Callable[..., Any]]) -> None:
+        for name, answer in answers.items():
+            self._replace(module.memory, name, answer)
+            self._replace(module, name, answer)
 
     def _replace(self, module: Any, name: str, answer: Callable[..., Any]) -> None:
         if hasattr(module, name):
@@ -98,15 +106,46 @@ def _answers(torch: Any) -> dict[str, Callable[..., Any]]:
     def memory_stats_as_nested_dict(device: Any = None) -> dict[str, Any]:
         return _nested(memory_stats(device)) if torch.cuda.is_initialized() else {}
 
-    def memory_snapshot_for_torch(mempool_id: Any = None, **_: Any) -> list[dict[str, Any]]:
+    def memory_snapshot_for_torch(mempool_id: Any = None, include_traces: bool = True) -> list[dict[str, Any]]:
+        del include_traces  # there are none
         wanted = None if mempool_id is None else tuple(mempool_id)
         return [each for each in memory_snapshot() if wanted in (None, tuple(each["segment_pool_id"]))]
+
+    set_fraction = torch.cuda.memory.set_per_process_memory_fraction
+
+    def set_per_process_memory_fraction(fraction: float, device: Any = None) -> None:
+        set_fraction(fraction, device)
+        _fractions[_index(device)] = fraction
+
+    def get_per_process_memory_fraction(device: Any = None) -> float:
+        return _fractions.get(_index(device), 1.0)
 
     return {
         "memory_stats_as_nested_dict": memory_stats_as_nested_dict,
         "memory_snapshot": memory_snapshot_for_torch,
         "reset_peak_memory_stats": reset_peak_memory_stats,
         "reset_accumulated_memory_stats": reset_accumulated_memory_stats,
+        "set_per_process_memory_fraction": set_per_process_memory_fraction,
+        "get_per_process_memory_fraction": get_per_process_memory_fraction,
+    }
+
+
+def _accelerator_answers(torch: Any) -> dict[str, Callable[..., Any]]:
+    """The same for ``torch.accelerator``, which asks PyTorch's own allocator whatever the current one is: it would say
+    that there is no memory in use.
+    """
+
+    def memory_stats_of(device_index: Any = None, /) -> dict[str, int]:
+        return memory_stats(device_index) if torch.cuda.is_initialized() else {}
+
+    def empty_cache_of_the_device() -> None:
+        torch.cuda.empty_cache()
+
+    return {
+        "memory_stats": memory_stats_of,
+        "reset_peak_memory_stats": reset_peak_memory_stats,
+        "reset_accumulated_memory_stats": reset_accumulated_memory_stats,
+        "empty_cache": empty_cache_of_the_device,
     }
 
 

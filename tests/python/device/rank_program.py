@@ -1,6 +1,6 @@
 """One rank of a job: pauses and resumes with the others, and prints what it saw as JSON.
 
-``rank_program.py RANK SIZE STORE CASE``; the cases are functions here, `test_distributed.py` says what must come of
+``rank_program.py RANK SIZE STORE CASE...``; the cases are functions here, `test_distributed.py` says what must come of
 them.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import sire
 import torch
 import torch.distributed as dist
+from sire.distributed._ballot import Ballot, Failure
 
 MIB = 1 << 20
 LAST = 3
@@ -117,6 +118,36 @@ class Rank:
         if self.rank == LAST:
             sire.before_pause(lambda _tag: os.kill(os.getpid(), signal.SIGKILL))
         return attempt(lambda: sire.distributed.pause("model", timeout=6))
+
+    def killed_after_its_vote(self) -> dict[str, Any]:
+        """In a job of two, rank 1 dies when it has voted that it is prepared: rank 0 commits, and hears no more of it.
+
+        Until then both are waited for as long as a busy machine may take.
+        """
+        seen: dict[str, Any] = {}
+        propose, whole_round = Ballot._propose, Ballot.round
+
+        def die(ballot: Ballot, name: str, proposal: Failure | None) -> Failure | None:
+            if name == "prepared":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return propose(ballot, name, proposal)
+
+        def look(ballot: Ballot, name: str, word: str, failure: Failure | None) -> Failure | None:
+            if name == "committed":
+                seen.update(committed=self.state()["states"], free=torch.cuda.mem_get_info()[0])
+                ballot._timeout = 1.0
+            return whole_round(ballot, name, word, failure)
+
+        if self.rank == 1:
+            Ballot._propose = die  # type: ignore[method-assign]
+        Ballot.round = look  # type: ignore[method-assign]
+        free = torch.cuda.mem_get_info()[0]
+        seen |= attempt(lambda: sire.distributed.pause("model", timeout=120))
+        seen["given"] = seen.pop("free") - free
+        Ballot.round = whole_round  # type: ignore[method-assign]
+        with sire.paused("model"):
+            seen["alone"] = self.state()["states"]
+        return seen
 
 
 def main() -> None:

@@ -27,17 +27,21 @@ MIB = 1 << 20
 CASES = ("round_trip", "fault_at_prepare", "fault_at_resume", "another_call", "a_group", "partly_paused", "killed")
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each rank saw, by case; one job for all, because PyTorch takes seconds to start four times."""
-    folder = tmp_path_factory.mktemp("job")
+def run_job(folder: Path, size: int, *cases: str) -> list[dict[str, Any]]:
+    """What each rank saw, by case, but for the last one, which the last case kills."""
     variables = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "SIRE_SIM_MEMORY": "128MiB"}
-    arguments = [[sys.executable, str(PROGRAM), str(rank), str(SIZE), str(folder), *CASES] for rank in range(SIZE)]
+    arguments = [[sys.executable, str(PROGRAM), str(rank), str(size), str(folder), *cases] for rank in range(size)]
     with ExitStack() as started:
         ranks = [started.enter_context(running(each, env=variables, stdout=subprocess.PIPE)) for each in arguments]
         said = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * LAST + [-signal.SIGKILL], said
-    return [json.loads(each.splitlines()[-1]) for each in said[:LAST]]
+    assert [rank.returncode for rank in ranks] == [0] * (size - 1) + [-signal.SIGKILL], said
+    return [json.loads(each.splitlines()[-1]) for each in said[:-1]]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One job for all, because PyTorch takes seconds to start four times."""
+    return run_job(tmp_path_factory.mktemp("job"), SIZE, *CASES)
 
 
 def of(job: list[dict[str, Any]], case: str) -> list[dict[str, Any]]:
@@ -106,6 +110,17 @@ def test_a_killed_rank_undoes_the_others(job: list[dict[str, Any]]) -> None:
         assert "did not answer within 6 seconds" in seen["reason"]
         assert 2 <= seen["seconds"] < 120
         assert undone(seen)
+
+
+def test_a_rank_that_dies_after_its_vote_undoes_what_the_others_have_committed(tmp_path: Path) -> None:
+    [seen] = of(run_job(tmp_path, 2, "killed_after_its_vote"), "killed_after_its_vote")
+    paused, resident = ({"model/weights": state, "model/cache": state} for state in ("paused", "resident"))
+    assert seen["committed"] == paused
+    assert seen["given"] >= 8 * MIB, "the memory was the driver's meanwhile"
+    assert (seen["error"], seen["rank"]) == ("RankError", 1)
+    assert "did not answer within 1 seconds" in seen["reason"]
+    assert seen["weights"], "what has a backup is as before the call"
+    assert (seen["states"], seen["alone"]) == (resident, paused), "and the rank goes on"
 
 
 def ballots(timeout: float = 0.2, store: Any = None) -> list[Ballot]:

@@ -1,4 +1,7 @@
-"""Only live bytes: what PyTorch's cache holds free in a region's pool is neither copied nor restored."""
+"""Only live bytes: what PyTorch's cache holds free in a region's pool is neither copied nor restored.
+
+In hook mode ``allocator`` the cache is the library's. It knows by itself what is free, and does not count it.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,34 @@ def full(value: int, mebibytes: int) -> torch.Tensor:
     return torch.full((mebibytes * MIB,), value, dtype=torch.uint8, device="cuda")
 
 
-def pools(tag: str) -> list[tuple[int, int]]:
-    [shelf] = [shelf for key, shelf in _torch.shelves() if key[0] == tag]
-    return [pool.mem_pool.id for pool in shelf.all]
+def states(tag: str) -> list[str]:
+    """How the blocks of a region's pool are, as PyTorch says, or the library where it is PyTorch's allocator."""
+    shelves = [shelf for key, shelf in _torch.shelves() if key[0] == tag]
+    segments = [each for each in sire.memory_snapshot() if each["tag"] == tag]
+    for shelf in shelves:
+        segments += _torch.segments(torch, shelf.all[0].mem_pool.id)
+    return [block["state"] for each in segments for block in each["blocks"]]
+
+
+@pytest.fixture
+def own_cache(mode: str) -> bool:
+    """Whether the cache is the library's."""
+    return mode == "allocator"
 
 
 @pytest.mark.parametrize("backup", ["cpu", "disk"])
-def test_free_blocks_are_not_copied_and_live_ones_are_intact(tag: str, backup: Any) -> None:
+def test_free_blocks_are_not_copied_and_live_ones_are_intact(tag: str, backup: Any, own_cache: bool) -> None:
     with sire.region(tag, backup=backup):
         tensors = [full(n, 4) for n in range(10)]
     expected = [each.cpu() for each in tensors[::2]]
     del tensors[1::2]
     report = sire.pause(tag)
-    assert report.bytes_dead == 20 * MIB
+    assert report.bytes_dead == (0 if own_cache else 20 * MIB)
     assert report.bytes_copied == 20 * MIB
     assert report.bytes_discarded == 0
     assert report.bytes_moved == report.bytes_expected == 40 * MIB
     assert report.notes == ()
-    assert "free in PyTorch's cache" in str(report)
+    assert ("free in PyTorch's cache" in str(report)) != own_cache
     assert sire.resume(tag).bytes_copied == 20 * MIB
     assert all(torch.equal(a.cpu(), b) for a, b in zip(tensors, expected, strict=True))
     with sire.region(tag, backup=backup):
@@ -52,30 +65,31 @@ def test_it_can_be_switched_off(tag: str) -> None:
     assert bool((tensors[1] == 4).all())
 
 
-def test_blocks_that_wait_for_a_stream_count_as_live(tag: str) -> None:
+def test_blocks_that_wait_for_a_stream_count_as_live_until_somebody_asks(tag: str, own_cache: bool) -> None:
     stream = torch.cuda.Stream()
     with sire.region(tag, backup="cpu"):
         pending, other, stays = full(1, 4), full(2, 4), full(3, 4)
     pending.record_stream(stream)
     del pending
-    # PyTorch asks whether the stream has passed only when it next allocates.
-    states = [block["state"] for each in _torch.segments(torch, pools(tag)[0]) for block in each["blocks"]]
-    assert "active_pending_free" in states
+    # PyTorch asks whether the stream has passed when it next allocates; the library, when a pause has waited for it.
+    waiting = "active_awaiting_free" if own_cache else "active_pending_free"
+    assert states(tag).count(waiting) == 1
     del other
     report = sire.pause(tag)
-    assert report.bytes_copied == 8 * MIB
-    assert report.bytes_dead == 12 * MIB
+    assert report.bytes_copied == (4 if own_cache else 8) * MIB
+    assert report.bytes_dead == (0 if own_cache else 12 * MIB)
     sire.resume(tag)
     assert bool((stays == 3).all())
 
 
-def test_wholly_free_segments_go_back_to_the_driver(tag: str) -> None:
+def test_wholly_free_segments_go_back_to_the_driver(tag: str, own_cache: bool) -> None:
     before = device_used()
     with sire.region(tag, backup="cpu"):
         stays, goes = full(1, 32), full(2, 48)
     address = stays.data_ptr()
     del goes
-    assert device_used() - before >= 80 * MIB
+    # `device_used` empties caches: PyTorch keeps what is free in a pool that lives (pytorch#145168).
+    assert device_used() - before >= (32 if own_cache else 80) * MIB
     report = sire.pause(tag)
     assert report.bytes_expected == 32 * MIB
     assert report.bytes_dead == 0

@@ -14,6 +14,8 @@ import torch
 from measure import MIB
 from sire import _registration
 from sire.distributed import _nccl
+from torch import distributed
+from torch.distributed import distributed_c10d
 from torch.multiprocessing import reductions
 
 
@@ -236,6 +238,30 @@ def test_strays_into_discarded_memory_leave_the_context_alive() -> None:
     assert "something wrote to paused memory on device 0" in done.stderr
 
 
+READING = """
+import sire, torch
+with sire.region("cache"):
+    cache = torch.ones(8 << 20, device="cuda")
+torch.cuda.synchronize()
+sire.pause("cache")
+junk = float((cache * 2).sum())
+torch.cuda.synchronize()
+print("lives", float(torch.ones(8, device="cuda").sum()), sire.stats()["dummies"]["veiled_bytes"] >= 32 << 20)
+sire.resume("cache")
+print(sire.stats()["dummies"])
+"""
+
+
+def test_a_stray_read_leaves_the_context_alive_and_is_not_seen() -> None:
+    """Only what was written can be found afterwards: the dummy is as it was."""
+    variables = os.environ | {"SIRE_DUMMY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READING], env=variables, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout.splitlines() == ["lives 8.0 True", "{'bytes': 0, 'strays': 0, 'veiled_bytes': 0}"], done.stderr
+    assert "something wrote" not in done.stderr
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "0"), ("1", "1")])
 def test_nccl_does_not_register_what_graphs_use(
     tag: str, monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
@@ -261,3 +287,38 @@ def test_it_is_said_that_nccl_registers(monkeypatch: pytest.MonkeyPatch, tag: st
     [note] = sire.pause(tag).notes
     assert note.startswith("NCCL_GRAPH_REGISTER was set after NCCL had started")
     sire.resume(tag)
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[distributed.ProcessGroup]:
+    """The process group of a job that is this process alone, with gloo."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.group.WORLD
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("backend", "found"), [("gloo", False), ("nccl", True), ("cpu:gloo,cuda:nccl", True)])
+def test_a_process_group_with_nccl_is_found(
+    tag: str, group: distributed.ProcessGroup, monkeypatch: pytest.MonkeyPatch, backend: str, found: bool
+) -> None:
+    """There is no NCCL here, so a group of gloo's is given the name that one of NCCL's has in PyTorch's own list."""
+    make(tag)
+    groups = distributed_c10d._world.pg_map
+    named, store = groups[group]
+    assert named == "gloo"
+    with monkeypatch.context() as patched:
+        patched.setitem(groups, group, (backend, store))
+        assert _registration.has_communicators() is found
+        patched.setenv("NCCL_GRAPH_REGISTER", "1")
+        assert [note.partition(":")[0] for note in sire.pause(tag).notes] == ["NCCL_GRAPH_REGISTER is 1"] * found
+        sire.resume(tag)
+        patched.delenv("NCCL_GRAPH_REGISTER")
+        patched.setattr(_registration, "_prepared", False)
+        patched.setattr(_registration, "_too_late", False)
+        make(tag)
+        assert os.environ["NCCL_GRAPH_REGISTER"] == "0"
+        why = "NCCL_GRAPH_REGISTER was set after NCCL had started"
+        assert [note.partition(":")[0] for note in sire.pause(tag).notes] == [why] * found
+        sire.resume(tag)
+    assert not _registration.has_communicators()

@@ -295,6 +295,28 @@ print([int(each[-1]) for each in tensors])
 
 WHOLE = "PyTorch has one expandable segment for a pool and stream, and gives it back as a whole"
 EXPORTED = "PyTorch exports the memory of an expandable segment itself"
+KEPT = "keep_resident keeps what is mapped side by side, which is all of an expandable segment"
+
+
+def test_one_tensor_that_stays_keeps_its_whole_segment(tag: str, expandable: bool) -> None:
+    """Tensors know no borders between what is mapped side by side; without such segments a tensor stays by itself."""
+    with sire.region(tag, backup="cpu"):
+        stays, goes, small = full(1, 48), full(2, 40), full(3, 1)
+    kept = sire.keep_resident(stays)
+    if expandable:
+        [segment] = [each for each in torch.cuda.memory_snapshot() if each["address"] == stays.data_ptr()]
+        assert kept == segment["total_size"] >= 88 * MIB
+    else:
+        assert kept == 48 * MIB
+    used = device_used()
+    report = sire.pause(tag)
+    assert report.bytes_held == kept
+    assert used - device_used() == report.bytes_moved >= (1 if expandable else 41) * MIB
+    assert are([stays]) == [1]
+    if expandable:
+        assert are([goes]) == [2], "it is in the same segment"
+    sire.resume(tag)
+    assert are([stays, goes, small]) == [1, 2, 3]
 
 
 def test_pytorch_still_exports_expandable_segments(tag: str, expandable: bool) -> None:
@@ -325,4 +347,4 @@ def test_every_skipped_test_exists_and_has_a_known_reason() -> None:
     for test, reason in skips("preload-expandable").items():
         file, _, name = test.partition("::")
         assert re.search(rf"^def {name}\(", (HERE / file).read_text(), flags=re.M), test
-        assert reason in (WHOLE, EXPORTED)
+        assert reason in (WHOLE, EXPORTED, KEPT)

@@ -41,7 +41,7 @@ def test_two_models_take_turns(tag: str) -> None:
     torch.cuda.empty_cache()
 
 
-def test_free_blocks_are_left_out(tag: str) -> None:
+def test_free_blocks_are_left_out(tag: str, mode: str) -> None:
     with sire.region(f"{tag}/a", backup="cpu"):
         tensors = [full(n, 4) for n in range(5)]
     with sire.region(f"{tag}/b", backup="cpu"):
@@ -49,7 +49,9 @@ def test_free_blocks_are_left_out(tag: str) -> None:
     sire.pause(f"{tag}/b")
     del tensors[1:4]
     left, _ = sire.switch(pause=f"{tag}/a", resume=f"{tag}/b")
-    assert left.bytes_dead == 12 * MIB
+    assert left.bytes_copied == 8 * MIB
+    # What the library's own cache holds free goes uncounted.
+    assert left.bytes_dead == (0 if mode == "allocator" else 12 * MIB)
     assert holds(other, 7)
     sire.switch(pause=f"{tag}/b", resume=f"{tag}/a")
     assert holds(tensors[1], 4)
