@@ -295,6 +295,11 @@ impl Region {
         gate.left.lazy && matches!(gate.phase, Phase::Paused | Phase::Releasing)
     }
 
+    /// Whether it held memory lazily when the transition that is under way began.
+    pub(crate) fn was_lazy(&self) -> bool {
+        lock(&self.gate).left.lazy
+    }
+
     /// Fails where [`Region::close`] would fail now. The gate stays as it is. Memory that is being mapped is waited for a moment.
     pub(crate) fn check(&self, target: Phase) -> Result<()> {
         let mut gate = lock(&self.gate);
