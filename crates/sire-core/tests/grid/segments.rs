@@ -387,8 +387,11 @@ fn freeing_what_is_being_paused_is_left_to_the_pause() {
             }
             assert!(calls.unreserve(segment.base, segment.slots * STRIDE).unwrap());
         });
+        let before = player.driver.log().len();
         player.pause(&tag("a")).unwrap();
         assert_eq!((player.driver.used_bytes(), player.driver.counts().1), (0, 0), "{verb}");
+        let waits = player.driver.log()[before..].iter().filter(|called| **called == "synchronize").count();
+        assert_eq!(waits, 1, "nobody waits for a device because the program unmaps something: {verb}");
         player.resume(&tag("a")).unwrap();
         player.check_no_leak();
     }
