@@ -9,6 +9,7 @@ use super::runtime::{ask_again, is_recorded, serve, take_back};
 use crate::allocate;
 use crate::boundary::invalid;
 use crate::process;
+use crate::reservation;
 use sire_core::engine::RegionId;
 use sire_core::error::Result;
 use std::ffi::{c_int, c_uint, c_void};
@@ -128,8 +129,10 @@ fn freed(ptr: u64, ask: impl FnOnce() -> Code) -> Code {
 }
 
 pub(super) unsafe extern "C" fn free(ptr: u64) -> Code {
+    // `cudaMalloc` may have made it, out of what is reserved.
+    let place = ptr::without_provenance(ptr as usize);
     // SAFETY: the program's own argument, as it passed it.
-    freed(ptr, || unsafe { original::free(ptr) })
+    freed(ptr, || reservation::free(place, || unsafe { original::free(ptr) }))
 }
 
 pub(super) unsafe extern "C" fn free_async(ptr: u64, stream: *mut c_void) -> Code {

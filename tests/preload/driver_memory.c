@@ -285,6 +285,22 @@ static void peers(uint32_t region) {
     CUDA(0, D.cuCtxSetCurrent(first));
 }
 
+/* What cudaMalloc took out of a reservation goes back there, also where the driver frees it. It stayed noted as taken, for as long as the process lived. */
+static void reserved(void) {
+    sire_reserve_options wish = {.struct_size = sizeof wish, .bytes = 16 * MiB, .fence = 2};
+    sire_reservation_report report = {.struct_size = sizeof report};
+    sire_reservation *reservation = NULL;
+    void *ptr = NULL;
+    OK(sire_reserve(0, &wish, &reservation));
+    CUDA(0, cudaMalloc(&ptr, 8 * MiB));
+    OK(sire_reservation_get(reservation, &report));
+    CHECK(report.unused_bytes == 8 * MiB);
+    CUDA(0, D.cuMemFree((uintptr_t)ptr));
+    OK(sire_reservation_get(reservation, &report));
+    CHECK(report.unused_bytes == 16 * MiB);
+    OK(sire_reservation_release(reservation));
+}
+
 /* The primary context goes, and with it what was allocated; in the next one everything works. */
 static void reset(uint32_t region) {
     Ptr ptr = 0;
@@ -324,6 +340,7 @@ int main(int argc, char **argv) {
         in_stream_order(region);
         mapped(region);
         captures(region);
+        if (getenv("TORCHTOOLS_LOCK_DIR")) reserved();
         int devices = 0;
         CUDA(0, cudaGetDeviceCount(&devices));
         if (devices > 1) peers(region);

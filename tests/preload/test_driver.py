@@ -63,10 +63,11 @@ def test_a_list_that_cannot_match_is_refused(workshop: Workshop, sim_dir: Path, 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("order", ["driver first", "driver last"])
-def test_memory(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path, way: str, order: str) -> None:
+def test_memory(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path, tmp_path: Path, way: str, order: str) -> None:
     both = [str(driver_so), str(workshop.sire_so)]
     preload = " ".join(both if order == "driver first" else reversed(both))
     settings = {"LD_PRELOAD": preload, "SIRE_SIM_MEMORY": "512MiB", "SIRE_SIM_DEVICES": "2", "SIRE_SIM_POISON": "sample", "SIRE_LOG": "error"}
+    settings["TORCHTOOLS_LOCK_DIR"] = str(tmp_path)
     check(workshop.run(memory, way, "heard", folders=(sim_dir,), extra=settings))
 
 

@@ -87,6 +87,17 @@ pub(crate) enum Freed {
     Already,
 }
 
+/// What came of [`Extent::hold`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hold {
+    /// It is held, with this memory at its start.
+    There(Physical),
+    /// Its bytes are in a backup.
+    Away,
+    /// Somebody has claimed it, or it was freed.
+    Claimed,
+}
+
 impl Extent {
     /// A new extent without physical memory, claimed by the caller.
     pub(crate) fn new(
@@ -201,9 +212,18 @@ impl Extent {
         lock(&self.inner).held
     }
 
-    /// From now on a pause leaves it. To be called by whoever has claimed it.
-    pub(crate) fn hold(&self, why: &'static str) {
-        lock(&self.inner).held.get_or_insert(why);
+    /// From now on a pause leaves it, if its bytes are on the device. Whoever only reads it does not mind.
+    pub(crate) fn hold(&self, why: &'static str) -> Hold {
+        let mut inner = lock(&self.inner);
+        if inner.claimed || inner.freed {
+            return Hold::Claimed;
+        }
+        let is_there = inner.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
+        let first = inner.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
+        if first.is_some() {
+            inner.held.get_or_insert(why);
+        }
+        first.map_or(Hold::Away, Hold::There)
     }
 
     /// Claims a live extent; `None` if it is claimed, freed or being read.

@@ -143,7 +143,7 @@ impl Region {
     /// The calling thread goes inside; `Paused` or `Busy` if the region is not resident.
     pub(crate) fn enter(&self) -> Result<()> {
         let mut gate = lock(&self.gate);
-        self.require_resident(&gate, "enter")?;
+        self.admits(&gate, "enter")?;
         *gate.inside.entry(this_thread()).or_insert(0) += 1;
         self.note_use();
         Ok(())
@@ -196,7 +196,7 @@ impl Region {
     /// Admits one allocation, or what else needs the region to be resident: until the result is dropped, no transition begins.
     pub(crate) fn admit(self: &Arc<Self>, doing: &str) -> Result<Admission> {
         let mut gate = lock(&self.gate);
-        self.require_resident(&gate, doing)?;
+        self.admits(&gate, doing)?;
         self.note_use();
         gate.admitted += 1;
         Ok(Admission(Arc::clone(self)))
@@ -205,7 +205,7 @@ impl Region {
     /// Memory that the program makes and will map: until the result is dropped, no transition begins.
     pub(crate) fn take_in_hand(self: &Arc<Self>) -> Result<InHand> {
         let mut gate = lock(&self.gate);
-        self.require_resident(&gate, "make memory in")?;
+        self.admits(&gate, "make memory in")?;
         self.note_use();
         gate.in_hand += 1;
         Ok(InHand(Arc::clone(self)))
@@ -217,7 +217,12 @@ impl Region {
         InHand(Arc::clone(self))
     }
 
-    fn require_resident(&self, gate: &Gate, doing: &str) -> Result<()> {
+    /// `Paused` or `Busy` if the region is not resident.
+    pub(crate) fn require_resident(&self, doing: &str) -> Result<()> {
+        self.admits(&lock(&self.gate), doing)
+    }
+
+    fn admits(&self, gate: &Gate, doing: &str) -> Result<()> {
         let status = match gate.phase {
             Phase::Resident => return Ok(()),
             Phase::Pausing | Phase::Paused | Phase::Releasing => Status::Paused,
@@ -293,6 +298,11 @@ impl Region {
     pub(crate) fn is_lazy(&self) -> bool {
         let gate = lock(&self.gate);
         gate.left.lazy && matches!(gate.phase, Phase::Paused | Phase::Releasing)
+    }
+
+    /// Whether it held memory lazily when the transition that is under way began.
+    pub(crate) fn was_lazy(&self) -> bool {
+        lock(&self.gate).left.lazy
     }
 
     /// Fails where [`Region::close`] would fail now. The gate stays as it is. Memory that is being mapped is waited for a moment.

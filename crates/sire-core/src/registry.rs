@@ -19,6 +19,8 @@ pub(crate) const PAGE: u64 = 1 << PAGE_BITS;
 /// log2 of a table's entries: three levels of 12 bits and a page make 57 bits of address.
 const LEVEL_BITS: u32 = 12;
 const ENTRIES: usize = 1 << LEVEL_BITS;
+/// No memory lies there or beyond.
+pub(crate) const END: u64 = 1 << (3 * LEVEL_BITS + PAGE_BITS);
 
 type Leaf = Box<[AtomicU32]>;
 type Middle = Box<[OnceLock<Leaf>]>;
@@ -48,6 +50,22 @@ impl Pages {
         let leaf = self.0.get(index(page, 2))?.get()?.get(index(page, 1))?.get()?;
         let back = leaf.get(index(page, 0))?.load(Ordering::Acquire);
         (back != 0).then_some(back)
+    }
+
+    /// The first page from `page` on whose number is not 0. Where no number was ever set, whole tables are passed over at once.
+    fn next_set(&self, mut page: u64) -> Option<u64> {
+        while page >> (LEVEL_BITS * 3) == 0 {
+            let middle = self.0.get(index(page, 2)).and_then(OnceLock::get);
+            let leaf = middle.and_then(|middle| middle.get(index(page, 1))?.get());
+            let level = match (middle, leaf) {
+                (None, _) => 2,
+                (_, None) => 1,
+                _ if self.get(page).is_some() => return Some(page),
+                _ => 0,
+            };
+            page = ((page >> (LEVEL_BITS * level)) + 1) << (LEVEL_BITS * level);
+        }
+        None
     }
 
     /// Bytes of the tables.
@@ -108,15 +126,13 @@ impl Registry {
     pub(crate) fn within(&self, range: Range<u64>) -> Vec<Arc<Extent>> {
         let mut found: Vec<Arc<Extent>> = Vec::new();
         let mut page = range.start >> PAGE_BITS;
-        while page << PAGE_BITS < range.end {
-            match self.find_page(page) {
-                Some(extent) => {
-                    page = page_range(&extent).end;
-                    if extent.base.0 < range.end && range.start < extent.base.0 + extent.size {
-                        found.push(extent);
-                    }
+        while let Some(next) = self.pages.next_set(page).filter(|next| next << PAGE_BITS < range.end) {
+            page = next + 1;
+            if let Some(extent) = self.find_page(next) {
+                page = page_range(&extent).end;
+                if extent.base.0 < range.end && range.start < extent.base.0 + extent.size {
+                    found.push(extent);
                 }
-                None => page += 1,
             }
         }
         found
@@ -124,7 +140,9 @@ impl Registry {
 
     fn find_page(&self, page: u64) -> Option<Arc<Extent>> {
         let back = self.pages.get(page)?;
-        self.extents.get(&(page + 1 - u64::from(back))).map(|extent| Arc::clone(&extent))
+        let found = self.extents.get(&(page + 1 - u64::from(back))).map(|extent| Arc::clone(&extent));
+        // While pages of one extent are cleared, another may have come to where it began.
+        found.filter(|extent| page_range(extent).contains(&page))
     }
 
     /// Makes the extent findable. False if its addresses are outside what the map can hold.
@@ -142,13 +160,22 @@ impl Registry {
 
     /// Makes the extent unfindable.
     pub(crate) fn remove(&self, extent: &Extent) {
+        self.clear(extent);
+        self.forget(extent);
+    }
+
+    /// Nothing leads to the extent any more, and another one may come to its addresses.
+    fn clear(&self, extent: &Extent) {
         let pages = page_range(extent);
-        let first = pages.start;
         if let Some(mut firsts) = self.by_region.get_mut(&extent.region) {
-            firsts.remove(&first);
+            firsts.remove(&pages.start);
         }
         pages.for_each(|page| self.pages.set(page, 0));
-        self.extents.remove(&first);
+    }
+
+    /// Forgets the extent, unless another one has come to where it began.
+    fn forget(&self, extent: &Extent) {
+        self.extents.remove_if(&page_range(extent).start, |_, found| std::ptr::eq(&**found, extent));
     }
 
     /// Every extent of the regions, ordered by address.
@@ -226,6 +253,33 @@ mod tests {
         registry.remove(&a);
         assert!(!registry.owns(Addr(PAGE * 7)) && registry.find(Addr(PAGE * 8)).is_none());
         assert_eq!(registry.extents(|_| true).len(), 1);
+    }
+
+    /// A program may map memory where it has unmapped some as soon as nothing is found there. The removal of the old extent took the new one's entry.
+    #[test]
+    fn an_extent_that_goes_leaves_its_successor() {
+        let registry = Registry::new();
+        let (old, new) = (extent(PAGE * 7, PAGE * 3), extent(PAGE * 7, PAGE));
+        assert!(registry.insert(&old));
+        registry.clear(&old);
+        assert!(registry.within(0..u64::MAX).is_empty());
+        assert!(registry.insert(&new));
+        registry.forget(&old);
+        assert_eq!(registry.find(Addr(PAGE * 7)).map(|found| found.size), Some(PAGE));
+    }
+
+    /// A range whose length is garbage was looked through page by page, for hours.
+    #[test]
+    fn an_enormous_range_is_looked_through_at_once() {
+        let registry = Registry::new();
+        let extents =
+            [PAGE * 7, PAGE * 4096, (1 << 46) - PAGE, 1 << 46, (1 << 57) - 2 * PAGE].map(|at| extent(at, PAGE));
+        extents.iter().for_each(|extent| assert!(registry.insert(extent)));
+        let bases = |range: Range<u64>| registry.within(range).iter().map(|found| found.base.0).collect::<Vec<_>>();
+        assert_eq!(bases(0..u64::MAX), extents.iter().map(|extent| extent.base.0).collect::<Vec<_>>());
+        assert_eq!(bases(PAGE * 8..u64::MAX).len(), 4);
+        assert_eq!(bases(PAGE * 4096 + 1..(1 << 46) + 1), [PAGE * 4096, (1 << 46) - PAGE, 1 << 46]);
+        assert_eq!(bases((1 << 57)..u64::MAX), [0; 0]);
     }
 
     #[test]

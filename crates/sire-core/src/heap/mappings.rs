@@ -5,7 +5,7 @@ use super::Heap;
 use crate::clock;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::error::{Error, Result, Status};
-use crate::extent::{Claim, Extent, Freed, Truth};
+use crate::extent::{Claim, Extent, Freed, Hold};
 use crate::mapping::{Handle, Mapping};
 use crate::region::Region;
 use crate::sync::lock;
@@ -48,8 +48,8 @@ impl Heap {
     }
 
     /// Maps what the program made at `addr`, where the program has nothing mapped. Waits for whoever still has to unmap there.
-    pub(crate) fn take_in(&self, addr: Addr, made: Made, region: &Region, capturing: bool) -> Result<Arc<Extent>> {
-        self.await_free(addr, made.size, capturing)?;
+    pub(crate) fn take_in(&self, addr: Addr, made: Made, region: &Region) -> Result<Arc<Extent>> {
+        self.await_free(addr, made.size)?;
         let mapping = Mapping::of(made.handle);
         let memory = (made.physical, made.properties);
         let (extent, mut claim) = Extent::of_mapping((addr, made.size), made.device, region.id, memory, mapping);
@@ -64,10 +64,12 @@ impl Heap {
     }
 
     /// Waits until nothing of ours is mapped in a range. What is there was unmapped by the program already: a transition has it, which will unmap it,
-    /// or the driver refused once.
-    fn await_free(&self, addr: Addr, size: u64, capturing: bool) -> Result<()> {
+    /// or it is buried, because the driver refused once or a capture was in progress. That is tried here again, also during a capture of the program's own.
+    fn await_free(&self, addr: Addr, size: u64) -> Result<()> {
+        let range = addr.0..addr.0.saturating_add(size);
+        let mut refused = 0;
         loop {
-            let there = self.registry.within(addr.0..addr.0 + size);
+            let there = self.registry.within(range.clone());
             if there.is_empty() {
                 return Ok(());
             }
@@ -75,12 +77,17 @@ impl Heap {
                 let message = format!("{size} bytes cannot be mapped at {addr:?}: {:?} is mapped", extent.base);
                 return Err(Error::new(Status::InvalidArgument, message));
             }
-            if !capturing {
-                self.exhume();
+            let is_there = |extent: &Arc<Extent>| there.iter().any(|one| Arc::ptr_eq(one, extent));
+            for claim in self.dig_out(|extent| extent.mapping.is_some() && is_there(extent)) {
+                self.destroy(claim);
             }
-            if self.registry.within(addr.0..addr.0 + size).iter().any(|extent| extent.is_in_use()) {
+            if self.registry.within(range.clone()).iter().any(|extent| extent.is_in_use()) {
                 clock::sleep(Duration::from_micros(50));
-            } else if !self.registry.within(addr.0..addr.0 + size).is_empty() {
+                continue;
+            }
+            // What is there now was refused, or was buried since it was looked for.
+            refused += 1;
+            if refused > 2 {
                 let message = format!("{size} bytes at {addr:?} were unmapped, but the driver still refuses to");
                 return Err(Error::new(Status::Driver, message));
             }
@@ -142,21 +149,19 @@ impl Heap {
         Ok(granted?)
     }
 
-    /// From now on the extent stays on the device; returns its first chunk's memory.
-    pub(crate) fn hold(&self, extent: &Arc<Extent>, why: &'static str) -> Result<Physical> {
-        let away = || {
-            Error::new(Status::Paused, format!("the memory at {:?} is paused; resume its region first", extent.base))
-        };
-        let claim = extent.claim().ok_or_else(|| {
-            Error::new(Status::Busy, format!("the memory at {:?} is being paused or resumed", extent.base))
-        })?;
-        let is_there = claim.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
-        let physical = claim.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
-        if physical.is_some() {
-            extent.hold(why);
+    /// From now on the extent, which is in `region`, stays on the device; returns its first chunk's memory. In a resident region nobody keeps a claim for
+    /// longer than a driver call.
+    pub(crate) fn hold(&self, extent: &Extent, region: &Region, why: &'static str) -> Result<Physical> {
+        let refusal = |status, what| Err(Error::new(status, format!("the memory at {:?} is {what}", extent.base)));
+        loop {
+            match extent.hold(why) {
+                Hold::There(physical) => return Ok(physical),
+                Hold::Away => return refusal(Status::Paused, "paused; resume its region first"),
+                Hold::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
+                Hold::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
+                Hold::Claimed => return refusal(Status::Busy, "being paused or resumed"),
+            }
         }
-        self.put_back(claim);
-        physical.ok_or_else(away)
     }
 
     /// The program gives a reservation back. It goes when nothing of ours is mapped there any more, at the latest with a later call.

@@ -281,10 +281,17 @@ impl Heap {
     }
 
     fn finish_free(&self, claim: Claim) {
-        if claim.may_be_in_use() && self.synchronize(claim.extent.device).is_err() {
-            return self.bury(claim);
+        let may_go = match claim.extent.mapping {
+            _ if !claim.may_be_in_use() => true,
+            // The program vouches that nothing uses what it unmaps. But others' captures do not survive it.
+            Some(_) => !self.is_capturing(),
+            None => self.synchronize(claim.extent.device).is_ok(),
+        };
+        if may_go {
+            self.destroy(claim);
+        } else {
+            self.bury(claim);
         }
-        self.destroy(claim);
     }
 
     /// Frees the allocation that starts at `addr`.
@@ -363,8 +370,17 @@ impl Heap {
 
     fn bury(&self, claim: Claim) {
         let extent = Arc::clone(&claim.extent);
+        // At every moment a freed extent is claimed or in the graveyard, so that whoever waits for its addresses finds it.
+        let mut graveyard = lock(&self.graveyard);
         claim.bury();
-        lock(&self.graveyard).push(extent);
+        graveyard.push(extent);
+    }
+
+    /// Claims those that wait in the graveyard, all at once.
+    fn dig_out(&self, wanted: impl Fn(&Arc<Extent>) -> bool) -> Vec<Claim> {
+        let mut graveyard = lock(&self.graveyard);
+        let found = graveyard.extract_if(.., |extent| wanted(extent));
+        found.filter_map(|extent| extent.claim_freed()).collect()
     }
 
     /// Finishes what waits in the graveyard. Not to be called during a capture. Returns physical bytes given back.
@@ -374,12 +390,12 @@ impl Heap {
             self.release_or_keep(orphan);
         }
         self.destroy_dummies();
-        let waiting = std::mem::take(&mut *lock(&self.graveyard));
         let mut idle = BTreeSet::new();
         let mut bytes = 0;
-        for claim in waiting.iter().filter_map(Extent::claim_freed) {
+        for claim in self.dig_out(|_| true) {
             let device = claim.extent.device;
-            if !claim.may_be_in_use() || idle.contains(&device) {
+            let vouched_for = claim.extent.mapping.is_some();
+            if !claim.may_be_in_use() || vouched_for || idle.contains(&device) {
                 bytes += self.destroy(claim);
             } else if self.synchronize(device).is_ok() {
                 idle.insert(device);

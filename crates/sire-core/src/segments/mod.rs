@@ -11,7 +11,7 @@
 //! * **Only `create` fails for want of memory or because the region is paused.** What follows it (map, access, unmap, release, giving addresses
 //!   back) then goes well, whatever became of the region meanwhile: a pause is refused, after a short wait, while memory of its regions is made and not yet mapped;
 //!   unmapping and releasing what is paused is noted, and nothing else; addresses go when the last of ours is gone from them. What the *driver* refuses is tried a second time, and
-//!   what must go is tried again later.
+//!   what must go is tried again later. (What was unmapped while its region was paused is mapped again only after the resume.)
 //! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
 //! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
 //!   leaves it on the device and says so. Handing out what is paused is refused.
@@ -210,8 +210,8 @@ impl Segments {
     /// Maps a virtual handle. `Some`: the caller is to map this memory instead, as the program says, and to tell [`Segments::mapped`].
     ///
     /// # Errors
-    /// `InvalidArgument` for a handle that is not live, or where something is mapped; `Paused` if the handle is mapped already, and paused;
-    /// `OutOfDeviceMemory` if its memory went with a paused mapping, and there is no more; the driver's.
+    /// `InvalidArgument` for a handle that is not live, or where something is mapped; `Paused` if the handle is mapped already, and paused, or was unmapped while its
+    /// region was paused, and still is (`Busy` while that is resumed); `OutOfDeviceMemory` if its memory went with a paused mapping, and there is no more; the driver's.
     pub fn map(&self, addr: Addr, size: u64, offset: u64, handle: Handle, capturing: bool) -> Result<Option<Physical>> {
         let (mut memory, state) = self.take_out(handle)?;
         memory.capturing = capturing;
@@ -221,7 +221,7 @@ impl Segments {
             State::Loose(physical, _) => (State::Stray(physical), Ok(Some(physical))),
             State::Gone => self.map_gone(addr, handle, memory),
             State::Mapped(extent) => {
-                let outcome = self.machine.heap.hold(&extent, "it is mapped twice").map(Some);
+                let outcome = self.hold(&extent, "it is mapped twice").map(Some);
                 (State::Mapped(extent), outcome)
             }
             State::Stray(physical) => (State::Stray(physical), Ok(Some(physical))),
@@ -265,9 +265,13 @@ impl Segments {
         let Some(in_hand) = in_hand.or_else(|| self.join(addr)) else {
             return (State::Stray(physical), Ok(Some(physical)));
         };
-        let NewMemory { device, size, properties, capturing, .. } = memory;
+        // Unmapped while its region was paused lazily, it has no backup: in a paused region it would go without one.
+        if let Err(error) = in_hand.0.require_resident("map memory in") {
+            return (State::Loose(physical, Some(in_hand)), Err(error));
+        }
+        let NewMemory { device, size, properties, .. } = memory;
         let made = Made { handle, device, size, physical, properties };
-        match self.machine.heap.take_in(addr, made, &in_hand.0, capturing) {
+        match self.machine.heap.take_in(addr, made, &in_hand.0) {
             Ok(extent) => {
                 lock(&self.table).ledger.map(&extent.addresses(), Some(extent.region));
                 (State::Mapped(extent), Ok(None))
@@ -348,6 +352,9 @@ impl Segments {
             let message = format!("{size} bytes at {addr:?} end inside the mapping at {:?}", extent.base);
             return Err(invalid(message));
         }
+        if whole.end > crate::registry::END {
+            return Err(invalid(format!("{size} bytes at {addr:?} end beyond the last address there is")));
+        }
         let strangers = lock(&self.table).ledger.strangers(&whole);
         Ok((ours, strangers.into_iter().map(|part| (Addr(part.start), part.end - part.start)).collect()))
     }
@@ -411,13 +418,17 @@ impl Segments {
         let (state, lent) = match state {
             State::Loose(physical, _) | State::Stray(physical) => (State::Stray(physical), Ok(physical)),
             State::Mapped(extent) => {
-                let lent = self.machine.heap.hold(&extent, why);
+                let lent = self.hold(&extent, why);
                 (State::Mapped(extent), lent)
             }
             other => (other, Err(Error::new(Status::Paused, format!("the memory of {handle:?} went with a pause")))),
         };
         self.put_in(handle, state);
         lent
+    }
+
+    fn hold(&self, extent: &Extent, why: &'static str) -> Result<Physical> {
+        self.machine.heap.hold(extent, &*self.machine.regions.get(extent.region)?, why)
     }
 
     /// The same for all of ours that lies in a range, whoever mapped it.
@@ -427,7 +438,7 @@ impl Segments {
     pub fn lend_range(&self, addr: Addr, size: u64, why: &'static str) -> Result<()> {
         let mapped = self.machine.heap.registry.within(range(addr, size));
         let ours: Vec<_> = mapped.iter().filter(|extent| !extent.is_freed()).collect();
-        let lent = ours.iter().map(|extent| self.machine.heap.hold(extent, why)).try_for_each(|held| held.map(drop));
+        let lent = ours.iter().map(|extent| self.hold(extent, why)).try_for_each(|held| held.map(drop));
         if !ours.is_empty() {
             self.record(|| SegmentCall::LendRange { addr: addr.0, size, status: status(&lent) });
         }

@@ -3,7 +3,7 @@
 use super::plan;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::extent::{Claim, Extent};
+use crate::extent::{Claim, Extent, Truth};
 use crate::heap::Heap;
 use crate::ranges::Ranges;
 use crate::region::{Left, Phase, Region};
@@ -145,6 +145,20 @@ impl Batch {
     /// The phase that a region had before.
     pub(super) fn was(&self, id: RegionId) -> Option<Phase> {
         self.closed.get(&id).map(|(_, phase)| *phase)
+    }
+
+    /// What memory the claims of each region still hold, where all are paused; `lazy`: of those regions, what has its bytes there stays until somebody
+    /// needs it. Of all others it is left over.
+    pub(super) fn left(&self, claims: &[Claim], lazy: impl Fn(&Region) -> bool) -> BTreeMap<RegionId, Left> {
+        let mut left: BTreeMap<RegionId, Left> = BTreeMap::new();
+        for claim in claims {
+            let id = claim.extent.region;
+            let is_lazy = self.region(id).is_some_and(|region| lazy(region));
+            let left = left.entry(id).or_default();
+            left.lazy |= is_lazy && claim.holds_memory(|truth| truth == Truth::Device);
+            left.over |= claim.holds_memory(|truth| !is_lazy || truth == Truth::Backup);
+        }
+        left
     }
 
     /// Whether the region's backups outlast a resume.

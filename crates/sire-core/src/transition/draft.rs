@@ -128,7 +128,7 @@ impl Drafter<'_> {
     /// Whether the segment's room can be written to: nobody else reads it, or will find it.
     fn may_write(&self, old: &Segment) -> bool {
         match &old.place {
-            Place::Host(span) => self.known.withdraw(old.pages.first().copied().flatten(), span),
+            Place::Host(span) => self.known.withdraw(span),
             Place::Stored { room, .. } => room.is_rewritable(),
             Place::Constant(_) => false,
         }

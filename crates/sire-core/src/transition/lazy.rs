@@ -11,9 +11,9 @@ use super::seam::Staging;
 use super::team::Call;
 use crate::driver::Device;
 use crate::error::Result;
-use crate::extent::{Claim, Truth};
-use crate::region::{Left, Phase, Region};
-use crate::terms::{RegionId, Report};
+use crate::extent::Claim;
+use crate::region::{Phase, Region};
+use crate::terms::Report;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,12 +21,7 @@ impl Machine {
     /// Ends a pause, or a release: what is still on the device stays until somebody needs it.
     pub(super) fn end_holding(&self, batch: Batch, mut claims: Vec<Claim>) {
         self.veil(&batch, &mut claims);
-        let mut left: BTreeMap<RegionId, Left> = BTreeMap::new();
-        for claim in &claims {
-            let left = left.entry(claim.extent.region).or_default();
-            left.lazy |= claim.holds_memory(|truth| truth == Truth::Device);
-            left.over |= claim.holds_memory(|truth| truth == Truth::Backup);
-        }
+        let left = batch.left(&claims, |_| true);
         self.end_with(batch, claims, |_| Phase::Paused, &left);
     }
 

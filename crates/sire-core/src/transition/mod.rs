@@ -274,7 +274,8 @@ impl Machine {
         let outcome = self.pick_up(&mut claims, |_| true, call, Pool::open(&self.heap), &mut report);
         report.seconds_total = clock::seconds_since(call.began);
         if let Err(error) = outcome {
-            self.abandon_resume(batch, claims, &error);
+            // With a progress, what was held lazily counted as ready: it may have been written to.
+            self.abandon_resume(batch, claims, &error, call.progress.is_none());
             return Err(error);
         }
         self.commit_resume(batch, claims, &report);
@@ -288,11 +289,12 @@ impl Machine {
         self.host.relax();
     }
 
-    /// After a resume that failed and was rolled back.
-    fn abandon_resume(&self, batch: Batch, mut claims: Vec<Claim>, error: &Error) {
+    /// After a resume that failed and was rolled back. `untouched`: nobody can have used what was held lazily, which stays so then.
+    fn abandon_resume(&self, batch: Batch, mut claims: Vec<Claim>, error: &Error, untouched: bool) {
         batch.note_error(error);
         self.veil(&batch, &mut claims);
-        self.end(batch, claims, |_| Phase::Paused);
+        let left = batch.left(&claims, |region| untouched && region.was_lazy());
+        self.end_with(batch, claims, |_| Phase::Paused, &left);
     }
 
     /// Drops the retained backups of what is resident.
@@ -313,8 +315,7 @@ impl Machine {
 
     /// Puts all claims back and opens the regions in the phase that `phase` makes of the one before.
     fn end(&self, batch: Batch, claims: Vec<Claim>, phase: impl Fn(Phase) -> Phase) {
-        let holding = claims.iter().filter(|claim| claim.holds_memory(|_| true));
-        let left = holding.map(|claim| (claim.extent.region, Left { over: true, lazy: false })).collect();
+        let left = batch.left(&claims, |_| false);
         self.end_with(batch, claims, phase, &left);
     }
 

@@ -163,7 +163,7 @@ impl Machine {
             roll_back(&mut coming.claims.iter_mut().collect::<Vec<_>>(), &recycled);
         }
         let error = self.undo_pause(leaving.batch, leaving.claims, failure.error, recycled);
-        self.abandon_resume(coming.batch, coming.claims, &error);
+        self.abandon_resume(coming.batch, coming.claims, &error, true);
         error
     }
 }

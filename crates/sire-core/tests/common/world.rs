@@ -256,6 +256,16 @@ impl World {
         self.tell(addr, from, len);
     }
 
+    /// The program writes these bytes.
+    pub fn write_bytes(&mut self, addr: Addr, from: u64, bytes: &[u8]) {
+        let twin = self.twins.get_mut(&addr).unwrap();
+        let range = from as usize..from as usize + bytes.len();
+        self.driver.poke(twin.device, addr.offset(from), bytes).unwrap();
+        twin.bytes[range.clone()].copy_from_slice(bytes);
+        twin.promised.set(twin.bytes.len(), range, true);
+        self.tell(addr, from, bytes.len() as u64);
+    }
+
     /// Where the content was declared not to change, a write is told.
     fn tell(&self, addr: Addr, from: u64, len: u64) {
         if self.policies[&self.twins[&addr].region].clean == Clean::Declared {

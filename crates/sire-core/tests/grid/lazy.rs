@@ -4,7 +4,7 @@ use crate::common::GRANULARITY;
 use crate::common::world::{CHUNK, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
-use sire_core::error::Status;
+use sire_core::error::{Error, Status};
 use sire_core::policy::{Budget, Standing};
 
 const SIZE: u64 = 2 * CHUNK;
@@ -233,6 +233,58 @@ fn a_peer_that_comes_meanwhile_has_access() {
     world.resume(&tag("r")).unwrap();
     assert!(world.driver.peek(Device(1), addr, 1).is_ok());
     world.check_no_leak();
+}
+
+/// Regions `m/a`, which is paused lazily, and `m/b`, which is paused, on a device that has not enough room for both; an allocation in each.
+fn one_of_two_held() -> (World, Addr, Addr) {
+    let mut world = World::new(1 << 22);
+    let addrs = ["m/a", "m/b"].map(|name| {
+        let region = world.region(name, policy(Backup::Host));
+        let addr = world.allocate(region, SIZE).unwrap();
+        world.write(addr);
+        addr
+    });
+    world.pause_lazily(&tag("m/a")).unwrap();
+    world.pause(&tag("m/b")).unwrap();
+    world.driver.set_capacity(SIZE + CHUNK);
+    (world, addrs[0], addrs[1])
+}
+
+/// After a resume, or a switch, that had failed for want of memory, what one of its regions held lazily could not make way any more: a resume of the other
+/// region alone failed as well.
+#[test]
+fn what_is_held_lazily_makes_way_after_a_resume_that_failed() {
+    let fails: [fn(&mut World) -> Error; 2] =
+        [|world| world.resume(&tag("m")).unwrap_err(), |world| world.switch(&tag("other"), &tag("m")).unwrap_err()];
+    for fail in fails {
+        let (mut world, _, _) = one_of_two_held();
+        let other = world.region("other", policy(Backup::Host));
+        let small = world.allocate(other, 600).unwrap();
+        world.write(small);
+        assert_eq!(fail(&mut world).status, Status::OutOfDeviceMemory);
+        assert_eq!(stats(&world)["regions"][0]["lazy_bytes"], SIZE);
+        let calls = world.driver.log().len();
+        world.resume(&tag("m/b")).unwrap();
+        assert!(!world.driver.log()[calls..].contains(&"copy_to_host"), "it was in a backup already");
+        world.check();
+        world.driver.set_capacity(1 << 22);
+        resume_and_check(world);
+    }
+}
+
+/// A resume in the background says of what is held lazily that it is ready. What the program writes there before the resume fails is in no backup.
+#[test]
+fn what_was_ready_in_a_resume_that_failed_does_not_make_way() {
+    let (mut world, addr, _) = one_of_two_held();
+    let progress = world.engine.resume_start(&tag("m"), ResumeOptions::default()).unwrap();
+    assert!(progress.ready(addr, SIZE));
+    world.write(addr);
+    assert_eq!(progress.finished(None).unwrap_err().status, Status::OutOfDeviceMemory);
+    assert_eq!(world.resume(&tag("m/b")).unwrap_err().status, Status::OutOfDeviceMemory);
+    assert_eq!(world.pause(&tag("m")).unwrap().bytes_copied, SIZE);
+    world.resume(&tag("m/b")).unwrap();
+    world.driver.set_capacity(1 << 22);
+    resume_and_check(world);
 }
 
 /// A world whose device holds four chunks, with three regions of one chunk each that were paused lazily, in the order of their names.

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, Driver, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
-use sire_core::segments::{Handle, Segments};
+use sire_core::segments::{Handle, NewMemory, Segments};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[test]
 fn a_segment_grows_is_paused_and_comes_back_as_it_was() {
@@ -386,8 +387,11 @@ fn freeing_what_is_being_paused_is_left_to_the_pause() {
             }
             assert!(calls.unreserve(segment.base, segment.slots * STRIDE).unwrap());
         });
+        let before = player.driver.log().len();
         player.pause(&tag("a")).unwrap();
         assert_eq!((player.driver.used_bytes(), player.driver.counts().1), (0, 0), "{verb}");
+        let waits = player.driver.log()[before..].iter().filter(|called| **called == "synchronize").count();
+        assert_eq!(waits, 1, "nobody waits for a device because the program unmaps something: {verb}");
         player.resume(&tag("a")).unwrap();
         player.check_no_leak();
     }
@@ -409,6 +413,160 @@ fn a_switch_hands_pieces_on_that_were_asked_to_do_the_same() {
     assert!(resumed.bytes_recycled > 0, "{resumed:?}");
     player.check();
     assert_eq!(player.driver.properties(), vec![Some(WANTED); 2]);
+    player.check_no_leak();
+}
+
+/// What was unmapped while its region was paused lazily could be mapped again there at once. It had no backup any more, and went without one, and without
+/// waiting for anybody, as soon as somebody needed memory.
+#[test]
+fn what_was_unmapped_while_its_region_was_paused_lazily_waits_for_the_resume() {
+    let mut player = small();
+    player.driver.set_capacity(3 * SMALL);
+    let (a, b) = (player.region("a", policy(Backup::Host)), player.region("b", policy(Backup::None)));
+    let (segment, other) = (player.reserve(Some(a), 4), player.reserve(Some(b), 4));
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    player.engine.pause(&tag("a"), PauseOptions { lazy: true, ..PauseOptions::default() }).unwrap();
+    let piece = player.segments[segment].pieces.remove(&0).unwrap();
+    player.calls().unmap(player.addr(segment, 0), SMALL).unwrap();
+    let there = player.addr(segment, 3);
+    let (refused, message) = refusal(player.calls().map(there, SMALL, 0, piece.handle, false));
+    assert!(refused == Status::Paused && message.contains("map memory in region 'a'"), "{message}");
+    player.grow(other, &[0, 1], Some(b), b).unwrap();
+    player.shrink(other, 0);
+    player.resume(&tag("a")).unwrap();
+    assert_eq!(player.calls().map(there, SMALL, 0, piece.handle, false).unwrap(), None);
+    player.segments[segment].pieces.insert(3, piece);
+    player.open(segment, &[3], HERE);
+    player.check();
+    player.check_no_leak();
+}
+
+/// A handle of memory that a pre-copy was reading could not be exported, retained or mapped twice: the memory was said to be being paused.
+#[test]
+fn memory_is_handed_out_while_a_pre_copy_reads_it() {
+    let mut player = small();
+    let a = player.region("a", Policy { clean: Clean::Verified, ..policy(Backup::Host) });
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let (engine, handle) = (Arc::clone(&player.engine), player.segments[segment].pieces[&0].handle);
+    player.driver.at_next("copy_to_host", move || {
+        engine.segments().lend(handle, "it was exported").unwrap();
+    });
+    assert_eq!(player.engine.pre_copy(&tag("a"), false).unwrap().bytes_copied, 2 * SMALL);
+    player.segments[segment].pieces.get_mut(&0).unwrap().lent = true;
+    assert_eq!(player.pause(&tag("a")).unwrap().bytes_moved, SMALL);
+    player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
+/// Runs `call` in a thread of its own while a driver call is under way, and looks for a moment whether it comes to an end before that does.
+fn beside<T: Send + 'static>(
+    player: &Player,
+    verb: &'static str,
+    call: impl FnOnce(&Engine) -> T + Send + 'static,
+) -> std::sync::mpsc::Receiver<T> {
+    let engine = Arc::clone(&player.engine);
+    let (send, outcome) = std::sync::mpsc::sync_channel(1);
+    player.driver.at_next(verb, move || {
+        let (begins, begun) = std::sync::mpsc::channel();
+        let calling = std::thread::spawn(move || {
+            begins.send(()).unwrap();
+            let outcome = call(&engine);
+            drop(engine);
+            send.send(outcome).unwrap();
+        });
+        begun.recv().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_millis(30);
+        while !calling.is_finished() && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+    });
+    outcome
+}
+
+/// While access is being given to memory of a resident region, a hand-out was refused as if the region were being paused.
+#[test]
+fn a_hand_out_waits_for_access_that_is_being_given() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    let handle = player.segments[segment].pieces[&0].handle;
+    let lent = beside(&player, "set_access", move |engine| engine.segments().lend(handle, "it was exported").map(drop));
+    player.open(segment, &[0], PEER);
+    assert_eq!(lent.recv().unwrap(), Ok(()));
+    player.check_no_leak();
+}
+
+/// Two threads found addresses that the driver had refused to unmap before. While one tried again, the other was told that the driver still refused.
+#[test]
+fn a_mapping_waits_for_whoever_unmaps_what_was_there() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    player.driver.fail_always(Some(("unmap", DriverErrorKind::Other)));
+    player.shrink(segment, 0);
+    player.shrink(segment, 1);
+    player.driver.fail_always(None);
+    assert_eq!(player.driver.counts().1, 2, "both wait to be unmapped");
+    let handle = player.calls().create(NewMemory { capturing: true, ..player.memory(Some(a)) }).unwrap().unwrap();
+    let there = player.addr(segment, 1);
+    let mapped = beside(&player, "unmap", move |engine| engine.segments().map(there, SMALL, 0, handle, false));
+    player.engine.trim();
+    assert_eq!(mapped.recv().unwrap(), Ok(None));
+    player.calls().unmap(there, SMALL).unwrap();
+    player.calls().release(handle).unwrap();
+    player.check_no_leak();
+}
+
+/// What the program had unmapped while a transition had it could not be given back during a capture that began meanwhile, because a device would have been
+/// waited for, which nobody had asked for. Memory could not be mapped there before the capture's end.
+#[test]
+fn addresses_that_were_unmapped_are_free_also_during_a_capture() {
+    static CAPTURING: AtomicBool = AtomicBool::new(false);
+    let mut player = small();
+    player.engine.watch_captures(|| CAPTURING.load(Ordering::SeqCst));
+    let (a, b) = (player.region("a", policy(Backup::Host)), player.region("b", policy(Backup::Host)));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let handle = player.calls().create(player.memory(Some(b))).unwrap().unwrap();
+    let (engine, driver, there) = (Arc::clone(&player.engine), Arc::clone(&player.driver), player.addr(segment, 1));
+    let gone = player.segments[segment].pieces.remove(&1).unwrap();
+    player.driver.at_next("copy_to_host", move || {
+        engine.segments().unmap(there, SMALL).unwrap();
+        engine.segments().release(gone.handle).unwrap();
+        CAPTURING.store(true, Ordering::SeqCst);
+        driver.set_capturing(true);
+    });
+    player.pause(&tag("a")).unwrap();
+    assert_eq!(player.calls().map(there, SMALL, 0, handle, true), Ok(None));
+    CAPTURING.store(false, Ordering::SeqCst);
+    player.driver.set_capturing(false);
+    player.calls().unmap(there, SMALL).unwrap();
+    player.calls().release(handle).unwrap();
+    player.check_no_leak();
+}
+
+/// A size that is garbage made the call look through the whole address space, page by page.
+#[test]
+fn garbage_sizes_are_refused_at_once() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let addr = player.addr(segment, 0);
+    for size in [u64::MAX, u64::MAX - addr.0, 1 << 57] {
+        assert_eq!(refusal(player.calls().unmap(addr, size)).0, Status::InvalidArgument);
+        assert_eq!(refusal(player.calls().grant(addr, size, &access(PEER))).0, Status::InvalidArgument);
+    }
+    assert_eq!(
+        player.calls().unmap(Addr(1 << 56), u64::MAX).unwrap(),
+        vec![(Addr(1 << 56), u64::MAX)],
+        "the driver may judge"
+    );
+    player.check();
+    player.calls().lend_range(addr, u64::MAX, "it is part of a multicast object").unwrap();
     player.check_no_leak();
 }
 
