@@ -146,6 +146,7 @@ def test_memory_that_is_handed_out(workshop: Workshop, sim_dir: Path) -> None:
     done = check(workshop.run(workshop.program("handed_out.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
     assert "stay on the device: a handle of it was retained" in done.stderr
     assert "stay on the device: it is bound to a multicast object" in done.stderr
+    assert "stay on the device: a dma-buf handle of it was made" in done.stderr
     assert "cudaIpcGetMemHandle cannot hand such memory to another process" in done.stderr
 
 

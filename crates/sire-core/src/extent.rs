@@ -51,6 +51,10 @@ struct Inner {
     settling: Ranges,
     /// Why a pause cannot follow what the program does with the memory, and leaves it.
     held: Option<&'static str>,
+    /// Whether that is for good.
+    handed_out: bool,
+    /// Calls in progress that may hand the memory out; until they end it is held.
+    lending: u32,
     /// Offsets that files are said to hold; no two overlap.
     attached: Vec<Attached>,
 }
@@ -145,6 +149,8 @@ impl Extent {
             changed: Ranges::new(),
             settling: Ranges::new(),
             held: None,
+            handed_out: false,
+            lending: 0,
             attached: Vec::new(),
         };
         Extent {
@@ -201,9 +207,24 @@ impl Extent {
         lock(&self.inner).held
     }
 
-    /// From now on a pause leaves it. To be called by whoever has claimed it.
+    /// Until [`Extent::settle`] a pause leaves it. To be called by whoever has claimed it.
     pub(crate) fn hold(&self, why: &'static str) {
-        lock(&self.inner).held.get_or_insert(why);
+        let mut inner = lock(&self.inner);
+        inner.lending += 1;
+        inner.held.get_or_insert(why);
+    }
+
+    /// Ends one [`Extent::hold`]: with `keeps` every later pause leaves it, too.
+    pub(crate) fn settle(&self, why: &'static str, keeps: bool) {
+        let mut inner = lock(&self.inner);
+        inner.lending -= 1;
+        if keeps && !inner.handed_out {
+            inner.handed_out = true;
+            inner.held = Some(why);
+        }
+        if inner.lending == 0 && !inner.handed_out {
+            inner.held = None;
+        }
     }
 
     /// Claims a live extent; `None` if it is claimed, freed or being read.

@@ -22,6 +22,27 @@ pub(crate) struct Made {
     pub(crate) properties: Properties,
 }
 
+/// Memory that no pause takes while this is there, because the driver is being asked to hand it out; see [`Hold::keep`].
+#[derive(Debug)]
+pub(crate) struct Hold {
+    extent: Arc<Extent>,
+    why: &'static str,
+    keeps: bool,
+}
+
+impl Hold {
+    /// The driver did: no later pause takes it either.
+    pub(crate) fn keep(mut self) {
+        self.keeps = true;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.extent.settle(self.why, self.keeps);
+    }
+}
+
 impl Heap {
     /// Physical memory for the program. When it is short, what is only cached is given back, once, before giving up.
     pub(crate) fn create_in(
@@ -142,8 +163,8 @@ impl Heap {
         Ok(granted?)
     }
 
-    /// From now on the extent stays on the device; returns its first chunk's memory.
-    pub(crate) fn hold(&self, extent: &Arc<Extent>, why: &'static str) -> Result<Physical> {
+    /// The extent stays on the device as long as the [`Hold`] says; returns its first chunk's memory, too.
+    pub(crate) fn hold(&self, extent: &Arc<Extent>, why: &'static str) -> Result<(Physical, Hold)> {
         let away = || {
             Error::new(Status::Paused, format!("the memory at {:?} is paused; resume its region first", extent.base))
         };
@@ -152,11 +173,12 @@ impl Heap {
         })?;
         let is_there = claim.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
         let physical = claim.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
-        if physical.is_some() {
+        let held = physical.map(|physical| {
             extent.hold(why);
-        }
+            (physical, Hold { extent: Arc::clone(extent), why, keeps: false })
+        });
         self.put_back(claim);
-        physical.ok_or_else(away)
+        held.ok_or_else(away)
     }
 
     /// The program gives a reservation back. It goes when nothing of ours is mapped there any more, at the latest with a later call.
