@@ -215,7 +215,10 @@ impl Player<'_> {
             return Ok(());
         };
         let handle = memory.handle;
-        if self.timed("lend", |engine| engine.segments().lend(handle, HANDED_OUT).map(|(_, lent)| lent.keep())).is_none() {
+        if self
+            .timed("lend", |engine| engine.segments().lend(handle, HANDED_OUT).map(|(_, lent)| lent.keep()))
+            .is_none()
+        {
             return Ok(());
         }
         let at = self.views.mapped.iter().find(|(_, view)| view.handle == name).map(|(at, _)| *at);

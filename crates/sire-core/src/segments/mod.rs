@@ -171,7 +171,9 @@ impl Segments {
         let mut table = lock(&self.table);
         table.made += 1;
         let handle = Handle((MARK << 48) + table.made);
-        table.entries.insert(handle, Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0 });
+        table
+            .entries
+            .insert(handle, Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0 });
         Ok(Some(handle))
     }
 
@@ -221,7 +223,9 @@ impl Segments {
         memory.capturing = capturing;
         let whole = offset == 0 && size == memory.size && addr.0.is_multiple_of(crate::registry::PAGE);
         let (state, outcome) = match state {
-            State::Loose(physical, in_hand) if whole && !lending => self.map_loose(addr, handle, memory, physical, in_hand),
+            State::Loose(physical, in_hand) if whole && !lending => {
+                self.map_loose(addr, handle, memory, physical, in_hand)
+            }
             State::Loose(physical, _) => (State::Stray(physical), Ok(Some(physical))),
             State::Gone => self.map_gone(addr, handle, memory),
             State::Mapped(extent) => {

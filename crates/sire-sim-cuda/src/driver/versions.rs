@@ -128,10 +128,7 @@ const SINCE: &[(c_uint, &[&str])] = &[
             "cuMemUnmap",
         ],
     ),
-    (
-        11_000,
-        &["cuDevicePrimaryCtxSetFlags", "cuIpcOpenMemHandle", "cuMemRetainAllocationHandle"],
-    ),
+    (11_000, &["cuDevicePrimaryCtxSetFlags", "cuIpcOpenMemHandle", "cuMemRetainAllocationHandle"]),
     (11_010, &["cuEventRecordWithFlags"]),
     (
         11_020,
@@ -153,15 +150,7 @@ const SINCE: &[(c_uint, &[&str])] = &[
     (11_040, &["cuGraphInstantiateWithFlags"]),
     (11_070, &["cuMemGetHandleForAddressRange", "cuStreamWriteValue32"]),
     (12_000, &["cuStreamGetId"]),
-    (
-        12_010,
-        &[
-            "cuMulticastAddDevice",
-            "cuMulticastCreate",
-            "cuMulticastGetGranularity",
-            "cuMulticastUnbind",
-        ],
-    ),
+    (12_010, &["cuMulticastAddDevice", "cuMulticastCreate", "cuMulticastGetGranularity", "cuMulticastUnbind"]),
     (12_030, &["cuStreamBeginCaptureToGraph"]),
     (12_080, &["cuStreamGetDevice"]),
     (12_090, &["cuLogsRegisterCallback", "cuLogsUnregisterCallback"]),
