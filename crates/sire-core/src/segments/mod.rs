@@ -171,9 +171,8 @@ impl Segments {
         let mut table = lock(&self.table);
         table.made += 1;
         let handle = Handle((MARK << 48) + table.made);
-        table
-            .entries
-            .insert(handle, Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0 });
+        let entry = Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0 };
+        table.entries.insert(handle, entry);
         Ok(Some(handle))
     }
 

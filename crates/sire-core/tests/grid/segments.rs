@@ -272,7 +272,7 @@ fn memory_that_is_mapped_nowhere_is_managed_again_after_a_refusal() {
     assert_eq!((report.bytes_moved, player.driver.used_bytes()), (SMALL, 2 * SMALL));
     player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
     assert!(player.calls().unmap(addr, SMALL).unwrap().is_empty());
-    [refused, exported, racing].map(|handle| player.calls().release(handle).unwrap());
+    [refused, exported, racing].into_iter().for_each(|handle| player.calls().release(handle).unwrap());
     player.check_no_leak();
 }
 
