@@ -173,6 +173,12 @@ answers! {
         (group: u64, at: usize, handle: u64, offset: usize, size: usize, flags: c_ulonglong);
     segments::bind_address = c"cuMulticastBindAddr" as c"cuMulticastBindAddr" to Everybody [12_010, 13_010]
         (group: u64, at: usize, addr: u64, size: usize, flags: c_ulonglong);
+    segments::bind_memory_of_device = c"cuMulticastBindMem" as c"cuMulticastBindMem_v2" to Everybody [13_010, 99_999]
+        (group: u64, device: c_int, at: usize, handle: u64, offset: usize, size: usize, flags: c_ulonglong);
+    segments::bind_address_of_device = c"cuMulticastBindAddr" as c"cuMulticastBindAddr_v2" to Everybody [13_010, 99_999]
+        (group: u64, device: c_int, at: usize, addr: u64, size: usize, flags: c_ulonglong);
+    segments::range_handle = c"cuMemGetHandleForAddressRange" as c"cuMemGetHandleForAddressRange" to Everybody [11_070, 99_999]
+        (out: *mut c_void, addr: u64, size: usize, kind: c_int, flags: c_ulonglong);
 
     lookup::proc_address = c"cuGetProcAddress" as c"cuGetProcAddress" to Driver [11_030, 12_000]
         (name: *const c_char, out: *mut *mut c_void, version: c_int, flags: c_ulonglong);
@@ -266,6 +272,11 @@ pub(super) fn replace_next(name: &CStr, found: *mut c_void) -> *mut c_void {
         }
         None => found,
     }
+}
+
+/// Whether functions of the table are asked for by this name and a version. What is none of them then is one with other arguments.
+pub(super) fn has_versions(name: &CStr) -> bool {
+    ANSWERS.iter().any(|answer| answer.base == name)
 }
 
 /// Some function of the driver's; null before one was answered.

@@ -4,7 +4,7 @@
 //! ([`sire_driver_answer`]); who got `cuGetProcAddress` that way asks ours. What is answered is in [`super::entry`]. A library that is not heard gets
 //! what it would have got without Sire, so its calls never come here.
 
-use super::entry::{Code, Question, original, replace, replace_next};
+use super::entry::{Code, Question, has_versions, original, replace, replace_next};
 use super::{guard, original as found_by, stub};
 use crate::boundary::catch;
 use crate::config;
@@ -185,7 +185,7 @@ unsafe fn answered(
         if !found.is_null() && hears(caller) {
             let version = u32::try_from(version).unwrap_or(0);
             let mut answer = replace(&Question::Versioned(name, version, flags), found, true);
-            if answer == found {
+            if answer == found && !has_versions(name) {
                 // Not CUDA's way, but some drivers take the exported name too.
                 answer = replace(&Question::Exported(name), found, true);
             }

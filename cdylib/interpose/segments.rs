@@ -14,7 +14,7 @@ use crate::log;
 use crate::process::{self, Process};
 use sire_core::driver::{Access, Addr, Device, Physical, Properties, Rights};
 use sire_core::error::{Error, Result, Status};
-use sire_core::segments::{Handle, NewMemory, Segments};
+use sire_core::segments::{Handle, Lent, NewMemory, Segments};
 use std::ffi::{c_int, c_ulonglong, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{ptr, slice};
@@ -35,6 +35,7 @@ const FABRIC: u32 = 8;
 const EXPORTED: &str = "it was exported to other processes";
 const RETAINED: &str = "a handle of it was retained";
 const IN_GROUP: &str = "it is bound to a multicast object";
+const AS_DMA_BUF: &str = "a dma-buf handle of it was made";
 const ODD_ACCESS: &str = "access to it was set in a way that cannot be repeated";
 
 /// Runs `call` on the engine's segments, if there is an engine; virtual-memory calls do not void a capture meanwhile.
@@ -221,18 +222,38 @@ fn described(memory: &NewMemory) -> MemoryProperties {
     }
 }
 
-/// The driver's handle for a virtual one, whose memory then stays on the device; any other as it is.
-fn real(handle: u64, why: &'static str) -> std::result::Result<u64, Code> {
+/// Has the driver hand out the memory behind a virtual handle: `call` gets its own handle for it. From before that no pause takes the memory, and later ones
+/// only if the driver refused. Any other handle goes on as it is.
+fn hand_out(handle: u64, why: &'static str, call: impl FnOnce(u64) -> Code) -> Code {
     if !Segments::is_virtual(handle) {
-        return Ok(handle);
+        return call(handle);
     }
-    let lent = ask("handing out physical memory", None, |segments| segments.lend(Handle(handle), why).map(Some))?;
-    lent.map(|Physical(handle)| handle).ok_or(INVALID_VALUE)
+    code(ask("handing out physical memory", INVALID_VALUE, |segments| {
+        let (Physical(handle), lent) = segments.lend(Handle(handle), why)?;
+        Ok(kept(lent, call(handle)))
+    }))
+}
+
+/// The same for all of ours in a range, whoever mapped it.
+fn hand_out_range(addr: u64, size: usize, why: &'static str, call: impl Fn() -> Code) -> Code {
+    let handed_out = with_segments("handing out memory", |_, segments| {
+        let lent = segments.lend_range(Addr(addr), size as u64, why)?;
+        Ok(kept(lent, call()))
+    });
+    handed_out.map_or_else(&call, code)
+}
+
+/// What the driver has refused to hand out is lent no more.
+fn kept(lent: Lent<'_>, code: Code) -> Code {
+    if code == SUCCESS {
+        lent.keep();
+    }
+    code
 }
 
 pub(super) unsafe extern "C" fn export(out: *mut c_void, handle: u64, kind: c_int, flags: c_ulonglong) -> Code {
     // SAFETY: the program's own arguments, as it passed them; the handle is the driver's.
-    code(real(handle, EXPORTED).map(|handle| unsafe { original::export(out, handle, kind, flags) }))
+    hand_out(handle, EXPORTED, |handle| unsafe { original::export(out, handle, kind, flags) })
 }
 
 pub(super) unsafe extern "C" fn bind_memory(
@@ -244,7 +265,21 @@ pub(super) unsafe extern "C" fn bind_memory(
     flags: c_ulonglong,
 ) -> Code {
     // SAFETY: the program's own arguments, as it passed them; the handle is the driver's.
-    code(real(handle, IN_GROUP).map(|handle| unsafe { original::bind_memory(group, at, handle, offset, size, flags) }))
+    hand_out(handle, IN_GROUP, |handle| unsafe { original::bind_memory(group, at, handle, offset, size, flags) })
+}
+
+pub(super) unsafe extern "C" fn bind_memory_of_device(
+    group: u64,
+    device: c_int,
+    at: usize,
+    handle: u64,
+    offset: usize,
+    size: usize,
+    flags: c_ulonglong,
+) -> Code {
+    // SAFETY: the program's own arguments, as it passed them; the handle is the driver's.
+    let bind = |handle| unsafe { original::bind_memory_of_device(group, device, at, handle, offset, size, flags) };
+    hand_out(handle, IN_GROUP, bind)
 }
 
 pub(super) unsafe extern "C" fn bind_address(
@@ -254,36 +289,65 @@ pub(super) unsafe extern "C" fn bind_address(
     size: usize,
     flags: c_ulonglong,
 ) -> Code {
-    let held = ask("binding memory", (), |segments| segments.lend_range(Addr(addr), size as u64, IN_GROUP));
     // SAFETY: the program's own arguments, as it passed them.
-    code(held.map(|()| unsafe { original::bind_address(group, at, addr, size, flags) }))
+    hand_out_range(addr, size, IN_GROUP, || unsafe { original::bind_address(group, at, addr, size, flags) })
+}
+
+pub(super) unsafe extern "C" fn bind_address_of_device(
+    group: u64,
+    device: c_int,
+    at: usize,
+    addr: u64,
+    size: usize,
+    flags: c_ulonglong,
+) -> Code {
+    // SAFETY: the program's own arguments, as it passed them.
+    let bind = || unsafe { original::bind_address_of_device(group, device, at, addr, size, flags) };
+    hand_out_range(addr, size, IN_GROUP, bind)
+}
+
+pub(super) unsafe extern "C" fn range_handle(
+    out: *mut c_void,
+    addr: u64,
+    size: usize,
+    kind: c_int,
+    flags: c_ulonglong,
+) -> Code {
+    // SAFETY: the program's own arguments, as it passed them.
+    hand_out_range(addr, size, AS_DMA_BUF, || unsafe { original::range_handle(out, addr, size, kind, flags) })
 }
 
 // ---- mappings -------------------------------------------------------------------------------------------------------
 
 pub(super) unsafe extern "C" fn map(addr: u64, size: usize, offset: usize, handle: u64, flags: c_ulonglong) -> Code {
-    let mut real = handle;
-    if Segments::is_virtual(handle) {
-        let capturing = capture::in_progress();
-        let mapped = ask("a mapping", None, |segments| {
-            if flags != 0 {
-                return segments.lend(Handle(handle), ODD_ACCESS).map(Some);
-            }
-            segments.map(Addr(addr), size as u64, offset as u64, Handle(handle), capturing)
-        });
-        match mapped {
-            Ok(None) if process::started().is_some() => return SUCCESS,
-            Ok(None) => return INVALID_VALUE,
-            Ok(Some(Physical(physical))) => real = physical,
-            Err(code) => return code,
-        }
+    // SAFETY: the program's own arguments, as it passed them.
+    let outside = |handle| unsafe { map_outside(addr, size, offset, handle, flags) };
+    if flags != 0 || !Segments::is_virtual(handle) {
+        return hand_out(handle, ODD_ACCESS, outside);
     }
+    let capturing = capture::in_progress();
+    let mapped = ask("a mapping", None, |segments| {
+        segments.map(Addr(addr), size as u64, offset as u64, Handle(handle), capturing)
+    });
+    match mapped {
+        Ok(None) if process::started().is_some() => SUCCESS,
+        Ok(None) => INVALID_VALUE,
+        Ok(Some(Physical(handle))) => outside(handle),
+        Err(code) => code,
+    }
+}
+
+/// Maps what nobody follows.
+///
+/// # Safety
+/// As for `cuMemMap`; the handle is the driver's.
+unsafe fn map_outside(addr: u64, size: usize, offset: usize, handle: u64, flags: c_ulonglong) -> Code {
     // What is paused is mapped too, though the driver does not know.
     if process::started().is_some_and(|process| process.engine.segments().mapping(Addr(addr)).is_some()) {
         return INVALID_VALUE;
     }
-    // SAFETY: the program's own arguments, as it passed them; the handle is the driver's.
-    let code = unsafe { original::map(addr, size, offset, real, flags) };
+    // SAFETY: the caller's promise.
+    let code = unsafe { original::map(addr, size, offset, handle, flags) };
     if code == SUCCESS {
         let _ = ask("a mapping", (), |segments| {
             segments.mapped(Addr(addr), size as u64);
@@ -318,13 +382,14 @@ pub(super) unsafe extern "C" fn set_access(
         // SAFETY: the program's own arguments: so many descriptions lie there.
         unsafe { slice::from_raw_parts(access, count) }
     };
-    let whole = || vec![(Addr(addr), size as u64)];
-    let parts = ask("setting access", whole(), |segments| match repeatable(described) {
-        Some(access) => segments.grant(Addr(addr), size as u64, &access),
-        None => segments.lend_range(Addr(addr), size as u64, ODD_ACCESS).map(|()| whole()),
-    });
     // SAFETY: the program's own descriptions for its own range, or parts of it that it has mapped itself.
-    code(parts.map(|parts| each(parts, |addr, size| unsafe { original::set_access(addr, size, access, count) })))
+    let set = |addr, size| unsafe { original::set_access(addr, size, access, count) };
+    let Some(repeated) = repeatable(described) else {
+        return hand_out_range(addr, size, ODD_ACCESS, || set(addr, size));
+    };
+    let whole = || vec![(Addr(addr), size as u64)];
+    let parts = ask("setting access", whole(), |segments| segments.grant(Addr(addr), size as u64, &repeated));
+    code(parts.map(|parts| each(parts, set)))
 }
 
 /// What can be kept and replayed: reading and writing, for devices.
@@ -348,9 +413,8 @@ pub(super) unsafe extern "C" fn retain(out: *mut u64, addr: *mut c_void) -> Code
         }
         None => {
             // With one reference more, a pause would give nothing back.
-            let held = ask("retaining memory", (), |segments| segments.lend_range(Addr(addr as u64), 1, RETAINED));
             // SAFETY: the program's own arguments, as it passed them.
-            code(held.map(|()| unsafe { original::retain(out, addr) }))
+            hand_out_range(addr as u64, 1, RETAINED, || unsafe { original::retain(out, addr) })
         }
     }
 }

@@ -34,6 +34,25 @@ int main(void) {
     }
     CHECK(holds(kept, 2 * MiB, 3));
 
+    /* Into a graph that the program has made. */
+    void *into = NULL;
+    CUDA(0, cudaGraphCreate(&into, 0));
+    CUDA(0, cudaStreamBeginCaptureToGraph(stream, into, NULL, NULL, 0, 2));
+    refused_until();
+    OK(sire_region_enter(region, 0));
+    CUDA(0, cudaMalloc(&made, 4 * MiB));
+    OK(sire_region_leave(region));
+    CUDA(0, cudaMemsetAsync(made, 1, 4 * MiB, stream));
+    CUDA(0, cudaStreamEndCapture(stream, &graph));
+    CHECK(graph == into);
+    CUDA(0, cudaGraphDestroy(graph));
+    CUDA(0, cudaFree(made));
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_resume(NULL, NULL, NULL));
+    CHECK(cudaStreamBeginCaptureToGraph(stream, into, NULL, NULL, 0, 2) != 0); /* it is gone */
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_resume(NULL, NULL, NULL));
+
     /* A capture that could not begin does not count; one that we are told about does. */
     CHECK(cudaStreamBeginCapture(stream, 77) != 0);
     OK(sire_pause(NULL, NULL, NULL));

@@ -54,17 +54,37 @@ typedef int (*GetProc11)(const char *, void **, int, unsigned long long);
     X(cuStreamDestroy, cuStreamDestroy_v2, 4000, (void *))                                                             \
     X(cuStreamBeginCapture, cuStreamBeginCapture_v2, 10010, (void *, int))                                             \
     X(cuStreamEndCapture, cuStreamEndCapture, 10000, (void *, void **))                                                \
-    X(cuGraphDestroy, cuGraphDestroy, 10000, (void *))
+    X(cuStreamBeginCaptureToGraph, cuStreamBeginCaptureToGraph, 12030, (void *, void *, void *const *, const void *, size_t, int)) \
+    X(cuGraphCreate, cuGraphCreate, 10000, (void **, unsigned))                                                        \
+    X(cuGraphDestroy, cuGraphDestroy, 10000, (void *))                                                                 \
+    X(cuMemExportToShareableHandle, cuMemExportToShareableHandle, 10020, (void *, Ptr, int, unsigned long long))       \
+    X(cuMemRetainAllocationHandle, cuMemRetainAllocationHandle, 11000, (Ptr *, void *))                                \
+    X(cuMemGetAllocationPropertiesFromHandle, cuMemGetAllocationPropertiesFromHandle, 10020, (Properties *, Ptr))      \
+    X(cuMemGetHandleForAddressRange, cuMemGetHandleForAddressRange, 11070, (void *, Ptr, size_t, int, unsigned long long)) \
+    X(cuMulticastBindMem, cuMulticastBindMem, 12010, (Ptr, size_t, Ptr, size_t, size_t, unsigned long long))           \
+    X(cuMulticastBindAddr, cuMulticastBindAddr, 12010, (Ptr, size_t, Ptr, size_t, unsigned long long))
+
+/* Other forms of functions above: a name for the table first. */
+#define OTHER_FORMS(X)                                                                                                 \
+    X(reset_before_11, cuDevicePrimaryCtxReset, cuDevicePrimaryCtxReset, 7000, (int))                                  \
+    X(bind_memory_of, cuMulticastBindMem, cuMulticastBindMem_v2, 13010, (Ptr, int, size_t, Ptr, size_t, size_t, unsigned long long)) \
+    X(bind_address_of, cuMulticastBindAddr, cuMulticastBindAddr_v2, 13010, (Ptr, int, size_t, Ptr, size_t, unsigned long long))
 
 #define DECLARE(base, exported, version, arguments) int exported arguments;
 DRIVER_FUNCTIONS(DECLARE)
 #undef DECLARE
+#define DECLARE(member, base, exported, version, arguments) int exported arguments;
+OTHER_FORMS(DECLARE)
+#undef DECLARE
+int cuStreamBeginCaptureToGraph_ptsz(void *, void *, void *const *, const void *, size_t, int), cuStreamBeginCapture_v2_ptsz(void *, int), cuStreamEndCapture_ptsz(void *, void **);
 int cuMemAllocAsync_ptsz(Ptr *, size_t, void *), cuMemFreeAsync_ptsz(Ptr, void *), cuMemAllocFromPoolAsync_ptsz(Ptr *, size_t, void *, void *);
 int cuGetProcAddress(const char *, void **, int, unsigned long long), cuGetProcAddress_v2(const char *, void **, int, unsigned long long, int *);
 
 #define MEMBER(base, exported, version, arguments) int (*base) arguments;
-typedef struct { DRIVER_FUNCTIONS(MEMBER) } Driver;
+#define OTHER_MEMBER(member, base, exported, version, arguments) int (*member) arguments;
+typedef struct { DRIVER_FUNCTIONS(MEMBER) OTHER_FORMS(OTHER_MEMBER) } Driver;
 #undef MEMBER
+#undef OTHER_MEMBER
 
 /* How a library of fixtures/private.c finds things, and what it does at its start and end. */
 typedef void *(*Find)(const char *exported, const char *base, int version, unsigned long long flags);

@@ -2,6 +2,8 @@
  *   company           beside fixtures/company.c: prints what was Sire's and what the other one heard
  *   chain             beside two copies of fixtures/chain.c
  *   two LIB LIB       two libraries with their own ways to the driver: what one allocates, the other frees
+ *   lists LIB LIB OWN two of them by the lists of file names: the first is heard, the second is not, and the program's own calls as OWN says (1, 0)
+ *   early KIND        behind fixtures/early.c in a region of the whole process: its driver calls are heard (1) or not (0)
  *   threads           look-ups, allocations and pauses at once */
 #define _GNU_SOURCE
 #include "driver.h"
@@ -48,6 +50,13 @@ static void company(uint32_t region) {
     REPORT("runtime", "company_runtime", cudaMalloc((void **)&ptr, MiB), cudaFree((void *)(uintptr_t)ptr));
     REPORT("linked", "company_driver", cuMemAlloc_v2(&ptr, MiB), cuMemFree_v2(ptr));
     REPORT("found", "company_driver", alloc(&ptr, MiB), release(ptr));
+    /* What fails is the runtime's own error, however many have passed the call on. */
+    void *none = NULL;
+    int before = heard("company_runtime");
+    CUDA(2, cudaMalloc(&none, (size_t)1 << 45));
+    CHECK(none == NULL && heard("company_runtime") == before + 1);
+    CUDA(2, cudaGetLastError());
+    CUDA(0, cudaGetLastError());
 }
 
 static void two(uint32_t region, char **paths) {
@@ -69,6 +78,60 @@ static void two(uint32_t region, char **paths) {
         CUDA(0, release(plain));
         CUDA(1, release(plain));
     }
+}
+
+/* Which library is heard is asked for each by itself, and its memory goes and stays accordingly. */
+static void lists(uint32_t region, char **paths, int own) {
+    int (*alloc[2])(Ptr *, size_t), (*release[2])(Ptr);
+    Ptr memory[2] = {0, 0}, linked = 0, found = 0;
+    for (int i = 0; i < 2; i++) {
+        Find find = (Find)dlsym(dlopen(paths[i], RTLD_NOW | RTLD_LOCAL), "private_find");
+        CHECK(find != NULL);
+        alloc[i] = (int (*)(Ptr *, size_t))find("cuMemAlloc_v2", "cuMemAlloc", 12000, 0);
+        release[i] = (int (*)(Ptr))find("cuMemFree_v2", "cuMemFree", 12000, 0);
+        CHECK(alloc[i] && release[i] && is_ours((void *)alloc[i]) == (i == 0));
+    }
+    OK(sire_region_enter(region, 0));
+    for (int i = 0; i < 2; i++) CUDA(0, alloc[i](&memory[i], 2 * MiB));
+    CUDA(0, cuMemAlloc_v2(&linked, 2 * MiB));
+    CUDA(0, ((int (*)(Ptr *, size_t))driver_function("cuMemAlloc_v2"))(&found, 2 * MiB));
+    OK(sire_region_leave(region));
+    CHECK(sire_owns((void *)(uintptr_t)memory[0]) && !sire_owns((void *)(uintptr_t)memory[1]));
+    CHECK(sire_owns((void *)(uintptr_t)linked) == own && sire_owns((void *)(uintptr_t)found) == own);
+    for (int i = 0; i < 2; i++) fill((void *)(uintptr_t)memory[i], 2 * MiB, 5 + i);
+    uint64_t used = device_used(0);
+    OK(sire_pause("r", NULL, NULL));
+    CHECK(used - device_used(0) == (uint64_t)(2 + 4 * own) * MiB);
+    CHECK(holds((void *)(uintptr_t)memory[1], 2 * MiB, 6));
+    OK(sire_resume("r", NULL, NULL));
+    CHECK(holds((void *)(uintptr_t)memory[0], 2 * MiB, 5));
+    for (int i = 0; i < 2; i++) CUDA(0, release[i](memory[i]));
+    CUDA(0, cuMemFree_v2(linked));
+    CUDA(0, cuMemFree_v2(found));
+}
+
+static void *of_early(const char *name) {
+    void **there = dlsym(RTLD_DEFAULT, name);
+    CHECK(there != NULL);
+    return *there;
+}
+
+/* It was served in its constructor as it would be later. RTLD_NEXT finds what lies behind it, as for every other interposer. */
+static void early(int heard) {
+    void *runtime = of_early("early_memory"), *driver = of_early("early_driver_memory");
+    CHECK(is_ours(of_early("early_by_handle")) == heard);
+    CHECK(in_file(of_early("early_runtime"), "libsire_alloc"));
+    printf("next %s\nanyone %s\nruntime next %s\n", file_of(of_early("early_next")), file_of(of_early("early_anyone")), file_of(of_early("early_runtime_next")));
+    CHECK(sire_owns(runtime) && sire_owns(driver) == heard);
+    fill(runtime, 3 * MiB, 7);
+    fill(driver, 3 * MiB, 8);
+    uint64_t used = device_used(0);
+    OK(sire_pause("whole", NULL, NULL));
+    CHECK(used - device_used(0) >= (uint64_t)(3 + 3 * heard) * MiB);
+    OK(sire_resume("whole", NULL, NULL));
+    CHECK(holds(runtime, 3 * MiB, 7) && holds(driver, 3 * MiB, 8));
+    CUDA(0, cudaFree(runtime));
+    CUDA(0, ((int (*)(Ptr))driver_function("cuMemFree_v2"))((Ptr)(uintptr_t)driver));
 }
 
 static uint32_t of_threads;
@@ -111,10 +174,15 @@ int main(int argc, char **argv) {
         CHECK(release != NULL && release(0) == 0);
         return 0;
     }
+    if (!strcmp(argv[1], "early")) {
+        early(argv[2][0] == '1');
+        return 0;
+    }
     with_context();
     uint32_t region = region_of("r", 1);
     if (!strcmp(argv[1], "company")) company(region);
     if (!strcmp(argv[1], "two")) two(region, argv + 2);
+    if (!strcmp(argv[1], "lists")) lists(region, argv + 2, argv[4][0] == '1');
     if (!strcmp(argv[1], "threads")) threads(region);
     return 0;
 }

@@ -24,10 +24,14 @@ static void *find(const char *way, const char *exported, const char *base, int v
 static void fill_table(const char *way, Find private) {
 #define FIND(base, exported, version, arguments) *(void **)&D.base = find(way, #exported, #base, version, private);
 #define LINKED(base, exported, version, arguments) D.base = exported;
+#define FIND_FORM(member, base, exported, version, arguments) *(void **)&D.member = find(way, #exported, #base, version, private);
+#define LINKED_FORM(member, base, exported, version, arguments) D.member = exported;
     if (!strcmp(way, "linked")) {
         DRIVER_FUNCTIONS(LINKED)
+        OTHER_FORMS(LINKED_FORM)
     } else {
         DRIVER_FUNCTIONS(FIND)
+        OTHER_FORMS(FIND_FORM)
     }
 }
 
@@ -167,6 +171,92 @@ static void mapped(uint32_t region) {
     OK(sire_region_leave(region));
 }
 
+/* What a pause and a resume give back meanwhile. */
+static uint64_t given_back(void) {
+    uint64_t used = device_used(0);
+    OK(sire_pause("r", NULL, NULL));
+    used -= device_used(0);
+    OK(sire_resume("r", NULL, NULL));
+    return used;
+}
+
+/* The driver hands out what is behind a virtual handle, and then it stays on the device; what it refuses to hand out goes as before. */
+static void handed_out(uint32_t region) {
+    const Properties memory = {.kind = 1, .handle_types = 1, .where = {1, 0}};
+    const Access access = {{1, 0}, 3};
+    Properties found = {0};
+    Ptr base = 0, handle = 0, again = 0, linear = 0;
+    char token[64];
+    int descriptor = -1;
+    OK(sire_region_enter(region, 0));
+    CUDA(0, D.cuMemAddressReserve(&base, 4 * MiB, 0, 0, 0));
+    CUDA(0, D.cuMemCreate(&handle, 4 * MiB, &memory, 0));
+    CUDA(0, D.cuMemMap(base, 4 * MiB, 0, handle, 0));
+    CUDA(0, D.cuMemSetAccess(base, 4 * MiB, &access, 1));
+    CUDA(0, D.cuMemAlloc(&linear, 2 * MiB));
+    OK(sire_region_leave(region));
+    CUDA(0, D.cuMemGetAllocationPropertiesFromHandle(&found, handle));
+    CHECK(found.kind == 1 && found.handle_types == 1 && found.where.kind == 1 && found.where.id == 0);
+    CUDA(0, D.cuMemRetainAllocationHandle(&again, at(base + MiB)));
+    CHECK(again == handle);
+    CUDA(0, D.cuMemRelease(again));
+    /* 801: the driver has no such objects. It was given its own handle, and memory that it knows: else it were 1 and 500. */
+    CUDA(1, D.cuMemExportToShareableHandle(token, handle, 8, 0));
+    CUDA(801, D.cuMulticastBindMem(1, 0, handle, 0, 4 * MiB, 0));
+    CUDA(801, D.bind_memory_of(1, 0, 0, handle, 0, 4 * MiB, 0));
+    CUDA(801, D.cuMulticastBindAddr(1, 0, linear, 2 * MiB, 0));
+    CUDA(801, D.bind_address_of(1, 0, 0, linear, 2 * MiB, 0));
+    CUDA(801, D.cuMemGetHandleForAddressRange(&descriptor, linear, 2 * MiB, 1, 0));
+    CUDA(1, D.cuMemRetainAllocationHandle(NULL, at(linear)));
+    CHECK(given_back() == 6 * MiB);
+    CUDA(0, D.cuMemExportToShareableHandle(&descriptor, handle, 1, 0));
+    CHECK(descriptor >= 0 && close(descriptor) == 0);
+    CHECK(given_back() == 2 * MiB);
+    CUDA(0, D.cuMemRetainAllocationHandle(&again, at(linear)));
+    CHECK(given_back() == 0);
+    CUDA(0, D.cuMemRelease(again));
+    CUDA(0, D.cuMemFree(linear));
+    CUDA(0, D.cuMemUnmap(base, 4 * MiB));
+    CUDA(0, D.cuMemRelease(handle));
+    CUDA(0, D.cuMemAddressFree(base, 4 * MiB));
+    /* That a bind or a dma-buf went well is the fault plan's word. */
+    for (int way = 0; way < 3; way++) {
+        OK(sire_region_enter(region, 0));
+        CUDA(0, D.cuMemAlloc(&linear, 2 * MiB));
+        OK(sire_region_leave(region));
+        CHECK(given_back() == 2 * MiB);
+        device_fault("cuMulticastBindAddr=error:0; cuMulticastBindAddr_v2=error:0; cuMemGetHandleForAddressRange=error:0");
+        if (way == 0) CUDA(0, D.cuMulticastBindAddr(1, 0, linear, 2 * MiB, 0));
+        if (way == 1) CUDA(0, D.bind_address_of(1, 0, 0, linear, 2 * MiB, 0));
+        if (way == 2) CUDA(0, D.cuMemGetHandleForAddressRange(&descriptor, linear, 2 * MiB, 1, 0));
+        device_fault("");
+        CHECK(given_back() == 0);
+        CUDA(0, D.cuMemFree(linear));
+    }
+}
+
+/* Captures of the thread's own stream, by the names that are for it. */
+static void captures_of_this_thread(const char *way) {
+    int (*begin)(void *, int) = cuStreamBeginCapture_v2_ptsz, (*end)(void *, void **) = cuStreamEndCapture_ptsz;
+    int (*begin_to)(void *, void *, void *const *, const void *, size_t, int) = cuStreamBeginCaptureToGraph_ptsz;
+    if (strcmp(way, "linked")) {
+        const char *how = strcmp(way, "dlsym") ? "stream" : "dlsym";
+        *(void **)&begin = find(how, "cuStreamBeginCapture_v2_ptsz", "cuStreamBeginCapture", 10010, NULL);
+        *(void **)&end = find(how, "cuStreamEndCapture_ptsz", "cuStreamEndCapture", 10000, NULL);
+        *(void **)&begin_to = find(how, "cuStreamBeginCaptureToGraph_ptsz", "cuStreamBeginCaptureToGraph", 12030, NULL);
+    }
+    void *into = NULL, *graph = NULL;
+    CUDA(0, D.cuGraphCreate(&into, 0));
+    for (int to_graph = 0; to_graph < 2; to_graph++) {
+        CUDA(0, to_graph ? begin_to(NULL, into, NULL, NULL, 0, 2) : begin(NULL, 2));
+        EXPECT(SIRE_STATUS_CAPTURING, sire_pause("r", NULL, NULL));
+        CUDA(0, end(NULL, &graph));
+        CHECK(graph != NULL && (graph == into) == to_graph);
+        CUDA(0, D.cuGraphDestroy(graph));
+        CHECK(given_back() == 0);
+    }
+}
+
 /* While a capture is in progress nothing is paused, whoever began it. */
 static void captures(uint32_t region) {
     void *stream = NULL, *graph = NULL;
@@ -189,6 +279,17 @@ static void captures(uint32_t region) {
     CUDA(0, D.cuStreamBeginCapture(stream, 2));
     EXPECT(SIRE_STATUS_CAPTURING, sire_pause("r", NULL, NULL));
     CUDA(0, cudaStreamEndCapture(stream, &graph));
+    OK(sire_pause("r", NULL, NULL));
+    OK(sire_resume("r", NULL, NULL));
+    /* Into a graph of the program's. */
+    void *into = NULL;
+    CUDA(0, D.cuGraphCreate(&into, 0));
+    CUDA(0, D.cuStreamBeginCaptureToGraph(stream, into, NULL, NULL, 0, 2));
+    EXPECT(SIRE_STATUS_CAPTURING, sire_pause("r", NULL, NULL));
+    CUDA(0, D.cuStreamEndCapture(stream, &graph));
+    CHECK(graph == into);
+    CUDA(0, D.cuGraphDestroy(into));
+    CHECK(D.cuStreamBeginCaptureToGraph(stream, into, NULL, NULL, 0, 2) != 0); /* it is gone */
     OK(sire_pause("r", NULL, NULL));
     OK(sire_resume("r", NULL, NULL));
     (void)region;
@@ -302,12 +403,12 @@ static void reserved(void) {
 }
 
 /* The primary context goes, and with it what was allocated; in the next one everything works. */
-static void reset(uint32_t region) {
+static void reset(uint32_t region, int (*reset_context)(int)) {
     Ptr ptr = 0;
     OK(sire_region_enter(region, 0));
     CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
     uint64_t used = device_used(0);
-    CUDA(0, D.cuDevicePrimaryCtxReset(0));
+    CUDA(0, reset_context(0));
     CHECK(!sire_owns(at(ptr)) && used - device_used(0) >= 3 * MiB);
     with_context(0);
     CUDA(0, D.cuMemAlloc(&ptr, 3 * MiB));
@@ -339,12 +440,15 @@ int main(int argc, char **argv) {
         in_a_context_of_its_own(region);
         in_stream_order(region);
         mapped(region);
+        handed_out(region);
         captures(region);
         if (getenv("TORCHTOOLS_LOCK_DIR")) reserved();
+        captures_of_this_thread(way);
         int devices = 0;
         CUDA(0, cudaGetDeviceCount(&devices));
         if (devices > 1) peers(region);
-        reset(region);
+        reset(region, D.cuDevicePrimaryCtxReset);
+        reset(region, D.reset_before_11);
     }
     CHECK(cudaGetLastError() == 0);
     if (library) {

@@ -3,6 +3,9 @@
 #define _GNU_SOURCE
 #include "driver.h"
 
+typedef int (*BindMemory)(Ptr, size_t, Ptr, size_t, size_t, unsigned long long), (*BindAddress)(Ptr, size_t, Ptr, size_t, unsigned long long);
+typedef int (*BindMemoryOf)(Ptr, int, size_t, Ptr, size_t, size_t, unsigned long long), (*BindAddressOf)(Ptr, int, size_t, Ptr, size_t, unsigned long long);
+
 static const char *(*fixture_last)(void);
 static void *library;
 
@@ -14,7 +17,7 @@ static void *by_name(const char *name) { return dlsym(library, name); }
 static void names(int heard) {
     static const char *const table[] = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemAllocPitch_v2", "cuMemAllocManaged", "cuMemAllocAsync", "cuMemAllocAsync_ptsz",
         "cuMemFreeAsync", "cuMemFreeAsync_ptsz", "cuStreamBeginCapture_v2", "cuStreamBeginCaptureToGraph", "cuMemGetAddressRange_v2", "cuGetProcAddress",
-        "cuGetProcAddress_v2"};
+        "cuGetProcAddress_v2", "cuMulticastBindMem", "cuMulticastBindMem_v2", "cuMulticastBindAddr", "cuMulticastBindAddr_v2", "cuMemGetHandleForAddressRange"};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) CHECK(is_ours(by_name(table[i])) == heard);
     /* Other versions, other functions, other people's: never. */
     static const char *const others[] = {"cuMemAlloc", "cuMemFree", "cuStreamBeginCapture", "cuInit", "cuCtxGetCurrent", "cudnnCreate", "curl_easy_init", "cuSomethingNew"};
@@ -44,6 +47,12 @@ static void arguments(void) {
     CUDA(42, ((int (*)(Ptr, void *))by_name("cuMemFreeAsync"))(40, (void *)2));
     IS_LAST("cuMemFreeAsync");
     CUDA(0, ((int (*)(void *, void *, void *const *, const void *, size_t, int))by_name("cuStreamBeginCaptureToGraph"))((void *)1, (void *)2, (void *)3, (void *)4, 5, 6));
+    CUDA(0, ((BindMemory)by_name("cuMulticastBindMem"))(1, 2, 3, 4, 5, 6));
+    CUDA(0, ((BindMemoryOf)by_name("cuMulticastBindMem_v2"))(1, 7, 2, 3, 4, 5, 6));
+    CUDA(0, ((BindAddress)by_name("cuMulticastBindAddr"))(1, 2, 3, 4, 5));
+    CUDA(0, ((BindAddressOf)by_name("cuMulticastBindAddr_v2"))(1, 7, 2, 3, 4, 5));
+    IS_LAST("cuMulticastBindAddr_v2");
+    CUDA(0, ((int (*)(void *, Ptr, size_t, int, unsigned long long))by_name("cuMemGetHandleForAddressRange"))((void *)1, 2, 3, 4, 5));
     size_t size = 0;
     CUDA(0, ((int (*)(Ptr *, size_t *, Ptr))by_name("cuMemGetAddressRange_v2"))(&out, &size, 77));
     CHECK(out == 77 && size == 9);
@@ -88,6 +97,35 @@ static void versions(int heard) {
     FINDS("cuStreamBeginCapture", 12000, 0, 1);
     FINDS("cuCtxGetCurrent", 12000, 0, 0);
     FINDS("cuSomethingNew", 13000, 0, 0);
+    /* The arguments changed: whoever asks for the form before gets that, also after somebody has asked for the other. Sire once answered the later versions
+     * with the form before, because the name is also one that the driver exports, and called the later one with its arguments. */
+    for (int again = 0; again < 2; again++) {
+        static const int before[] = {12010, 13000}, since[] = {13010, 13020};
+        for (int i = 0; i < 2; i++) {
+            FINDS("cuMulticastBindMem", before[i], 0, 1);
+            CUDA(0, ((BindMemory)found)(1, 2, 3, 4, 5, 6));
+            IS_LAST("cuMulticastBindMem");
+            FINDS("cuMulticastBindAddr", before[i], 0, 1);
+            CUDA(0, ((BindAddress)found)(1, 2, 3, 4, 5));
+            IS_LAST("cuMulticastBindAddr");
+            FINDS("cuMulticastBindMem", since[i], 0, 1);
+            CUDA(0, ((BindMemoryOf)found)(1, 7, 2, 3, 4, 5, 6));
+            IS_LAST("cuMulticastBindMem_v2");
+            FINDS("cuMulticastBindAddr", since[i], 0, 1);
+            CUDA(0, ((BindAddressOf)found)(1, 7, 2, 3, 4, 5));
+            IS_LAST("cuMulticastBindAddr_v2");
+        }
+    }
+    /* A form that the table does not know is the driver's, though the name is in it. An exported name, which only some drivers take, is as by dlsym. */
+    FINDS("cuMemAllocManaged", 5000, 0, 0);
+    CUDA(21, ((int (*)(void))found)());
+    FINDS("cuMemAllocManaged", 6000, 0, 1);
+    CUDA(0, ((int (*)(Ptr *, size_t, unsigned))found)(&out, 10, 1));
+    IS_LAST("cuMemAllocManaged");
+    FINDS("cuMemCreate", 100000, 0, 0);
+    CUDA(22, ((int (*)(void))found)());
+    FINDS("cuMemFree_v2", 12000, 0, 1);
+    CUDA(0, ((int (*)(Ptr))found)(0x700000000007ull));
     /* What is not there yet, and what is not there at all: since CUDA 12 the status says which, before it was one error. The answer is the driver's. */
 #define FINDS_NOTHING(name, version, why)                                                                              \
     do {                                                                                                               \

@@ -45,6 +45,15 @@ static void capture(uint32_t region) {
     CUDA(0, cudaStreamEndCapture_ptsz((void *)2, &graph));
     OK(sire_pause("own stream", NULL, NULL));
     OK(sire_resume("own stream", NULL, NULL));
+    void *into = NULL, *ended = NULL;
+    CUDA(0, cudaGraphCreate(&into, 0));
+    CUDA(0, cudaStreamBeginCaptureToGraph_ptsz(NULL, into, NULL, NULL, 0, 2));
+    EXPECT(SIRE_STATUS_CAPTURING, sire_pause("own stream", NULL, NULL));
+    CUDA(0, cudaStreamEndCapture_ptsz((void *)2, &ended));
+    CHECK(ended == into);
+    CUDA(0, cudaGraphDestroy(into));
+    OK(sire_pause("own stream", NULL, NULL));
+    OK(sire_resume("own stream", NULL, NULL));
     CHECK(cudaStreamBeginCaptureToGraph_ptsz(stream, NULL, NULL, NULL, 0, 77) != 0);
     OK(sire_pause("own stream", NULL, NULL));
     OK(sire_resume("own stream", NULL, NULL));

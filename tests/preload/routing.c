@@ -36,11 +36,17 @@ int main(int argc, char **argv) {
     CHECK(count_12() == 2);
     CHECK(count_13() == 6);
 
+    /* An error is the last one of the runtime that made it, and of no other. */
+    entry fail_12 = (entry)dlsym(twelve, "plugin_fail"), last_12 = (entry)dlsym(twelve, "plugin_last_error"), last_13 = (entry)dlsym(thirteen, "plugin_last_error");
+    CHECK(fail_12 && last_12 && last_13);
+    CHECK(fail_12() == 1 && count_12() == 3 && count_13() == 6);
+    CHECK(last_13() == 0 && last_12() == 1 && last_12() == 0);
+
     /* A caller without a runtime of its own that found cudaMalloc in the global scope gets some runtime. */
     cudaError (*anyone)(void **, size_t) = (cudaError(*)(void **, size_t))dlsym(RTLD_DEFAULT, "cudaMalloc");
     CHECK(anyone != NULL);
     void *out = NULL;
     CUDA(0, anyone(&out, 16));
-    CHECK(out != NULL && count_13() + count_12() == 9);
+    CHECK(out != NULL && count_13() + count_12() == 10);
     return 0;
 }

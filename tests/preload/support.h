@@ -39,7 +39,7 @@ cudaError cudaStreamDestroy(void *stream);
 cudaError cudaStreamBeginCapture(void *stream, int mode);
 cudaError cudaStreamBeginCaptureToGraph(void *stream, void *graph, void *const *dependencies, const void *edges, size_t count, int mode);
 cudaError cudaStreamEndCapture(void *stream, void **graph);
-cudaError cudaGraphDestroy(void *graph);
+cudaError cudaGraphCreate(void **graph, unsigned flags), cudaGraphDestroy(void *graph);
 cudaError cudaGetDriverEntryPoint(const char *symbol, void **out, unsigned long long flags, int *status);
 cudaError cudaGetDriverEntryPointByVersion(const char *symbol, void **out, unsigned version, unsigned long long flags, int *status);
 

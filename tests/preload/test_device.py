@@ -110,12 +110,29 @@ def test_progress(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("progress.c", "-lm"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 
 
+def local_library(workshop: Workshop, major: str) -> Path:
+    """fixtures/local.c on the runtime of this version."""
+    runtime = workshop.fixture(f"libcudart.so.{major}", FIXTURES / "runtime.c", "-shared", "-fPIC", f"-Wl,-soname,libcudart.so.{major}", subdirectory="local")
+    return workshop.fixture(f"local_{major}.so", FIXTURES / "local.c", "-shared", "-fPIC", runtime, workshop.sire_so, subdirectory="local-libraries")
+
+
 @pytest.mark.parametrize("major", ["12", "13"])
 def test_a_runtime_that_was_loaded_locally(workshop: Workshop, sim_dir: Path, major: str) -> None:
-    runtime = workshop.fixture(f"libcudart.so.{major}", FIXTURES / "runtime.c", "-shared", "-fPIC", f"-Wl,-soname,libcudart.so.{major}", subdirectory="local")
-    library = workshop.fixture(f"local_{major}.so", FIXTURES / "local.c", "-shared", "-fPIC", runtime, workshop.sire_so, subdirectory="local-libraries")
-    done = workshop.run(workshop.program("local_load.c", runtime=False), str(library), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB")
-    check(done)
+    library = local_library(workshop, major)
+    check(workshop.run(workshop.program("local_load.c", runtime=False), str(library), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
+
+
+@pytest.mark.parametrize("second", ["the device's own", "another"])
+@pytest.mark.parametrize("order", [("12", "13"), ("13", "12")])
+def test_two_runtimes_that_were_loaded_locally(workshop: Workshop, sim_dir: Path, second: str, order: tuple[str, str]) -> None:
+    # The device's own is one library under two names; another is a library, with functions, of its own.
+    folders = [sim_dir]
+    if second == "another":
+        runtime = workshop.fixture("libcudart.so.12", FIXTURES / "second.c", "-shared", "-fPIC", "-Wl,-soname,libcudart.so.12", "-Wl,-Bsymbolic", subdirectory="second")
+        folders.insert(0, runtime.parent)
+    libraries = [str(local_library(workshop, major)) for major in order]
+    done = check(workshop.run(workshop.program("local_load.c", runtime=False), *libraries, folders=tuple(folders), SIRE_SIM_MEMORY="256MiB"))
+    assert done.stdout == f"second runtime: {int(second == 'another')}\n"
 
 
 def test_peers(workshop: Workshop, sim_dir: Path) -> None:
@@ -146,6 +163,7 @@ def test_memory_that_is_handed_out(workshop: Workshop, sim_dir: Path) -> None:
     done = check(workshop.run(workshop.program("handed_out.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB"))
     assert "stay on the device: a handle of it was retained" in done.stderr
     assert "stay on the device: it is bound to a multicast object" in done.stderr
+    assert "stay on the device: a dma-buf handle of it was made" in done.stderr
     assert "cudaIpcGetMemHandle cannot hand such memory to another process" in done.stderr
 
 

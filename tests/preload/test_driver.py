@@ -130,10 +130,13 @@ def test_another_interposer_without_driver_level_hooks(workshop: Workshop, sim_d
     assert done.stdout.splitlines() == expected
 
 
-@pytest.mark.parametrize("preload", ["sire", "driver sire", "sire driver", "other driver sire", "driver sire other"])
+OTHERS = ["other sire", "other driver sire", "driver sire other", "sire driver other", "sire other driver"]
+
+
+@pytest.mark.parametrize(("preload", "style"), [(alone, 2) for alone in ("sire", "driver sire", "sire driver")] + [(order, style) for order in OTHERS for style in (1, 2)])
 @pytest.mark.parametrize("how", ["handler", "destructor", "library", "closed"])
-def test_the_end_of_a_process_in_every_order(workshop: Workshop, sim_dir: Path, driver_so: Path, preload: str, how: str) -> None:
-    paths = {"other": other(workshop, 2), "driver": driver_so, "sire": workshop.sire_so}
+def test_the_end_of_a_process_in_every_order(workshop: Workshop, sim_dir: Path, driver_so: Path, preload: str, style: int, how: str) -> None:
+    paths = {"other": other(workshop, style), "driver": driver_so, "sire": workshop.sire_so}
     library = workshop.fixture("exit.so", FIXTURES / "exit.c", "-shared", "-fPIC", "-ldl", subdirectory="exit")
     settings = {"LD_PRELOAD": " ".join(str(paths[name]) for name in preload.split()), "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off"}
     for when in ("early", "late"):
@@ -152,6 +155,29 @@ def test_the_next_definition_is_the_askers(workshop: Workshop, sim_dir: Path, be
 def test_two_ways_in_one_process(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int]) -> None:
     settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
     check(workshop.run(beside, "two", *(str(private(workshop, way)) for way in ways), folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize("ways", [(1, 2), (2, 1), (1, 3), (3, 1)])
+@pytest.mark.parametrize("listed", ["denied", "allowed"])
+def test_the_lists_tell_libraries_of_one_process_apart(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int], listed: str) -> None:
+    settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
+    first, second = (private(workshop, way) for way in ways)
+    # The program is heard where only the second library is denied, and is not where only the first is allowed.
+    settings |= {"SIRE_DRIVER_DENY": second.name} if listed == "denied" else {"SIRE_DRIVER_ALLOW": first.stem}
+    check(workshop.run(beside, "lists", str(first), str(second), "1" if listed == "denied" else "0", folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize("order", ["early sire", "sire early", "early driver sire", "driver sire early", "sire early driver"])
+def test_a_constructor_that_allocates_before_anybody_has_asked_sire(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, order: str) -> None:
+    library = workshop.fixture("early.so", FIXTURES / "early.c", "-shared", "-fPIC", workshop.link_runtime, subdirectory="early")
+    paths, names = {"early": library, "driver": driver_so, "sire": workshop.sire_so}, order.split()
+    settings = {"LD_PRELOAD": " ".join(str(paths[name]) for name in names), "SIRE_SIM_MEMORY": "256MiB", "SIRE_REGION": "whole", "SIRE_BACKUP": "cpu"}
+    done = check(workshop.run(beside, "early", str(int("driver" in names)), folders=(sim_dir,), extra=settings))
+    found = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    behind = names[names.index("early") :]
+    assert found["next"].startswith("libsire_driver" if "driver" in behind else "libcu"), found
+    assert found["anyone"].startswith("libsire_driver" if "driver" in names else "libcu"), found
+    assert found["runtime next"].startswith("libsire_alloc" if "sire" in behind else "libcu"), found
 
 
 def test_many_threads(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, compile_c
+from conftest import FIXTURES, HERE, ROOT, compile_c
 
 
 def _tool(name: str, *arguments: str | Path) -> str:
@@ -48,6 +48,33 @@ def test_the_contract_page_names_every_hook() -> None:
     page = (ROOT / "docs" / "abi.md").read_text()
     named = set(re.findall(r"`(cuda\w+)`", page))
     assert _hooked() <= named
+
+
+WITHOUT_A_DEVICE = {"routing.c", "driver_names.c", "probe.c", "no_cuda.c"}
+"""Programs whose runtime or driver is one of fixtures/."""
+
+
+def test_every_hooked_function_is_called_on_the_device() -> None:
+    programs = [path for path in HERE.glob("*.c") if path.name not in WITHOUT_A_DEVICE] + [FIXTURES / "local.c", FIXTURES / "private.c"]
+    text = re.sub(r"/\*.*?\*/", "", "\n".join(path.read_text() for path in programs), flags=re.S)
+    # per_thread.c's part for the counting runtime.
+    text, parts = re.subn(r"^static void arguments\(void\) \{.*?^\}", "", text, flags=re.S | re.M)
+    assert parts == 1
+    # Functions of the driver are called by their names, or through a table; those for the thread's own stream, through the same one.
+    header = (HERE / "driver.h").read_text()
+    members = {exported: base for base, exported in re.findall(r"^    X\((\w+), (\w+), \d+, ", header, flags=re.M)}
+    members |= {exported: member for member, exported in re.findall(r"^    X\((\w+), \w+, (\w+), \d+, ", header, flags=re.M)}
+    assert len(members) > 40
+    names = (ROOT / "crates" / "sire-driver-hooks" / "src" / "names.rs").read_text()
+    driver = set(re.findall(r"^ {12}(cu\w+)$", names, flags=re.M))
+
+    def is_called(name: str) -> bool:
+        member = members.get(name) or members.get(name.removesuffix("_ptsz"))
+        return bool(re.search(rf"\b{name}\b", text) or (member and re.search(rf"\bD\.{member}\b", text)))
+
+    hooked = _hooked() | driver
+    assert len(hooked) > 60
+    assert [name for name in sorted(hooked) if not is_called(name)] == []
 
 
 def test_exports_carry_no_version(sire_so: Path) -> None:

@@ -51,6 +51,10 @@ struct Inner {
     settling: Ranges,
     /// Why a pause cannot follow what the program does with the memory, and leaves it.
     held: Option<&'static str>,
+    /// Whether that is for good.
+    handed_out: bool,
+    /// Calls in progress that may hand the memory out; until they end it is held.
+    lending: u32,
     /// Offsets that files are said to hold; no two overlap.
     attached: Vec<Attached>,
 }
@@ -89,7 +93,7 @@ pub(crate) enum Freed {
 
 /// What came of [`Extent::hold`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Hold {
+pub(crate) enum Standing {
     /// It is held, with this memory at its start.
     There(Physical),
     /// Its bytes are in a backup.
@@ -156,6 +160,8 @@ impl Extent {
             changed: Ranges::new(),
             settling: Ranges::new(),
             held: None,
+            handed_out: false,
+            lending: 0,
             attached: Vec::new(),
         };
         Extent {
@@ -212,18 +218,32 @@ impl Extent {
         lock(&self.inner).held
     }
 
-    /// From now on a pause leaves it, if its bytes are on the device. Whoever only reads it does not mind.
-    pub(crate) fn hold(&self, why: &'static str) -> Hold {
+    /// Until [`Extent::settle`] a pause leaves it, if its bytes are on the device. Whoever only reads it does not mind.
+    pub(crate) fn hold(&self, why: &'static str) -> Standing {
         let mut inner = lock(&self.inner);
         if inner.claimed || inner.freed {
-            return Hold::Claimed;
+            return Standing::Claimed;
         }
         let is_there = inner.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
         let first = inner.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
         if first.is_some() {
+            inner.lending += 1;
             inner.held.get_or_insert(why);
         }
-        first.map_or(Hold::Away, Hold::There)
+        first.map_or(Standing::Away, Standing::There)
+    }
+
+    /// Ends one [`Extent::hold`]: with `keeps` every later pause leaves it, too.
+    pub(crate) fn settle(&self, why: &'static str, keeps: bool) {
+        let mut inner = lock(&self.inner);
+        inner.lending -= 1;
+        if keeps && !inner.handed_out {
+            inner.handed_out = true;
+            inner.held = Some(why);
+        }
+        if inner.lending == 0 && !inner.handed_out {
+            inner.held = None;
+        }
     }
 
     /// Claims a live extent; `None` if it is claimed, freed or being read.

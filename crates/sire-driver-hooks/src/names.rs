@@ -31,6 +31,7 @@ macro_rules! driver_functions {
             cuMemFree_v2
             cuMemGetAddressRange_v2
             cuMemGetAllocationPropertiesFromHandle
+            cuMemGetHandleForAddressRange
             cuMemMap
             cuMemPoolCreate
             cuMemPoolDestroy
@@ -40,7 +41,9 @@ macro_rules! driver_functions {
             cuMemSetAccess
             cuMemUnmap
             cuMulticastBindAddr
+            cuMulticastBindAddr_v2
             cuMulticastBindMem
+            cuMulticastBindMem_v2
             cuStreamBeginCaptureToGraph
             cuStreamBeginCaptureToGraph_ptsz
             cuStreamBeginCapture_v2

@@ -259,9 +259,9 @@ fn record_shared() -> Trace {
         handle
     });
     segments.grant(base, 4 * CHUNK, &[Access { device: Ordinal(0), rights: Rights::ReadWrite }]).unwrap();
-    segments.lend(handles[0], "it was exported").unwrap();
-    segments.lend_range(base.offset(CHUNK), 1, "it is bound").unwrap();
-    segments.lend_range(lent, CHUNK, "it was retained").unwrap();
+    segments.lend(handles[0], "it was exported").unwrap().1.keep();
+    segments.lend_range(base.offset(CHUNK), 1, "it is bound").unwrap().keep();
+    segments.lend_range(lent, CHUNK, "it was retained").unwrap().keep();
     // A second mapping of our own memory, and one of memory that another process has made.
     let twice = segments.map(foreign, CHUNK, 0, handles[2], false).unwrap().unwrap();
     driver.map(foreign, CHUNK, twice).unwrap();

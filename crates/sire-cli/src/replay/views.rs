@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use sire_core::driver::{Access, Addr, Device as Ordinal, Driver, Physical, Properties, Rights};
-use sire_core::engine::{Backup, RegionId, State};
+use sire_core::engine::{Backup, Engine, RegionId, State};
 use sire_core::error::Result;
-use sire_core::segments::{Handle, NewMemory};
+use sire_core::segments::{Handle, Lent, NewMemory};
 use sire_core::trace::SegmentCall;
 
 use super::needs::taken;
@@ -215,7 +215,8 @@ impl Player<'_> {
             return Ok(());
         };
         let handle = memory.handle;
-        if self.timed("lend", |engine| engine.segments().lend(handle, HANDED_OUT)).is_none() {
+        let lend = |engine: &Engine| engine.segments().lend(handle, HANDED_OUT).map(|(_, lent)| lent.keep());
+        if self.timed("lend", lend).is_none() {
             return Ok(());
         }
         let at = self.views.mapped.iter().find(|(_, view)| view.handle == name).map(|(at, _)| *at);
@@ -236,7 +237,7 @@ impl Player<'_> {
             self.played.left_out += 1;
             return;
         };
-        self.timed("lend", |engine| engine.segments().lend_range(here, size, HANDED_OUT));
+        self.timed("lend", |engine| engine.segments().lend_range(here, size, HANDED_OUT).map(Lent::keep));
     }
 
     fn unmap(&mut self, name: u64, size: u64) {

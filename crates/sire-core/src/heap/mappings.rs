@@ -5,7 +5,7 @@ use super::Heap;
 use crate::clock;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::error::{Error, Result, Status};
-use crate::extent::{Claim, Extent, Freed, Hold};
+use crate::extent::{Claim, Extent, Freed, Standing};
 use crate::mapping::{Handle, Mapping};
 use crate::region::Region;
 use crate::sync::lock;
@@ -20,6 +20,27 @@ pub(crate) struct Made {
     pub(crate) size: u64,
     pub(crate) physical: Physical,
     pub(crate) properties: Properties,
+}
+
+/// Memory that no pause takes while this is there, because the driver is being asked to hand it out; see [`Hold::keep`].
+#[derive(Debug)]
+pub(crate) struct Hold {
+    extent: Arc<Extent>,
+    why: &'static str,
+    keeps: bool,
+}
+
+impl Hold {
+    /// The driver did: no later pause takes it either.
+    pub(crate) fn keep(mut self) {
+        self.keeps = true;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.extent.settle(self.why, self.keeps);
+    }
 }
 
 impl Heap {
@@ -149,17 +170,19 @@ impl Heap {
         Ok(granted?)
     }
 
-    /// From now on the extent, which is in `region`, stays on the device; returns its first chunk's memory. In a resident region nobody keeps a claim for
-    /// longer than a driver call.
-    pub(crate) fn hold(&self, extent: &Extent, region: &Region, why: &'static str) -> Result<Physical> {
+    /// The extent, which is in `region`, stays on the device as long as the [`Hold`] says; returns its first chunk's memory, too. In a resident region nobody
+    /// keeps a claim for longer than a driver call.
+    pub(crate) fn hold(&self, extent: &Arc<Extent>, region: &Region, why: &'static str) -> Result<(Physical, Hold)> {
         let refusal = |status, what| Err(Error::new(status, format!("the memory at {:?} is {what}", extent.base)));
         loop {
             match extent.hold(why) {
-                Hold::There(physical) => return Ok(physical),
-                Hold::Away => return refusal(Status::Paused, "paused; resume its region first"),
-                Hold::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
-                Hold::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
-                Hold::Claimed => return refusal(Status::Busy, "being paused or resumed"),
+                Standing::There(physical) => {
+                    return Ok((physical, Hold { extent: Arc::clone(extent), why, keeps: false }));
+                }
+                Standing::Away => return refusal(Status::Paused, "paused; resume its region first"),
+                Standing::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
+                Standing::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
+                Standing::Claimed => return refusal(Status::Busy, "being paused or resumed"),
             }
         }
     }

@@ -14,7 +14,7 @@
 //!   what must go is tried again later. (What was unmapped while its region was paused is mapped again only after the resume.)
 //! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
 //! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
-//!   leaves it on the device and says so. Handing out what is paused is refused.
+//!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out is held only while it is asked ([`Lent`]).
 //! * **One region per reservation.** A pause is refused if memory of other regions, or of none, lies in a reservation with what is to be paused ([`ledger`]). Memory made outside
 //!   any region joins the region of the reservation that it is mapped in: PyTorch's other threads grow a pool without being in its region.
 //! * **An unknown virtual handle is an error**, and never goes to the driver. All other handles are none of our business: calls with them, and parts of calls, are given back to
@@ -25,12 +25,13 @@
 //! Calls about memory of ours are recorded in a [trace](crate::trace).
 
 mod ledger;
+mod lending;
 
 use crate::driver::{Access, Addr, Device, Physical, Properties, Rights};
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
 use crate::heap::Orphan;
-use crate::heap::mappings::Made;
+use crate::heap::mappings::{Hold, Made};
 use crate::region::{InHand, Region};
 use crate::sync::{Mutex, lock};
 use crate::terms::RegionId;
@@ -42,6 +43,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use crate::mapping::Handle;
+pub use lending::Lent;
 
 /// Virtual handles have these upper 16 bits, which no handle of a driver's has.
 const MARK: u64 = 0x51AE;
@@ -84,6 +86,8 @@ struct Entry {
     memory: NewMemory,
     references: u64,
     state: State,
+    /// Calls in progress that may hand the memory out, and began while it was loose.
+    lending: u32,
 }
 
 #[derive(Debug, Default)]
@@ -167,7 +171,8 @@ impl Segments {
         let mut table = lock(&self.table);
         table.made += 1;
         let handle = Handle((MARK << 48) + table.made);
-        table.entries.insert(handle, Entry { memory, references: 1, state: State::Loose(physical, in_hand) });
+        let entry = Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0 };
+        table.entries.insert(handle, entry);
         Ok(Some(handle))
     }
 
@@ -213,15 +218,21 @@ impl Segments {
     /// `InvalidArgument` for a handle that is not live, or where something is mapped; `Paused` if the handle is mapped already, and paused, or was unmapped while its
     /// region was paused, and still is (`Busy` while that is resumed); `OutOfDeviceMemory` if its memory went with a paused mapping, and there is no more; the driver's.
     pub fn map(&self, addr: Addr, size: u64, offset: u64, handle: Handle, capturing: bool) -> Result<Option<Physical>> {
-        let (mut memory, state) = self.take_out(handle)?;
+        let (mut memory, state, lending) = self.take_out(handle)?;
         memory.capturing = capturing;
         let whole = offset == 0 && size == memory.size && addr.0.is_multiple_of(crate::registry::PAGE);
         let (state, outcome) = match state {
-            State::Loose(physical, in_hand) if whole => self.map_loose(addr, handle, memory, physical, in_hand),
+            State::Loose(physical, in_hand) if whole && !lending => {
+                self.map_loose(addr, handle, memory, physical, in_hand)
+            }
             State::Loose(physical, _) => (State::Stray(physical), Ok(Some(physical))),
             State::Gone => self.map_gone(addr, handle, memory),
             State::Mapped(extent) => {
-                let outcome = self.hold(&extent, "it is mapped twice").map(Some);
+                let held = self.hold(&extent, "it is mapped twice");
+                let outcome = held.map(|(physical, hold)| {
+                    hold.keep();
+                    Some(physical)
+                });
                 (State::Mapped(extent), outcome)
             }
             State::Stray(physical) => (State::Stray(physical), Ok(Some(physical))),
@@ -233,13 +244,13 @@ impl Segments {
         outcome
     }
 
-    /// The state of a handle, which other calls find moving until it is put back in.
-    fn take_out(&self, handle: Handle) -> Result<(NewMemory, State)> {
+    /// The state of a handle, which other calls find moving until it is put back in; and whether its memory is being handed out.
+    fn take_out(&self, handle: Handle) -> Result<(NewMemory, State, bool)> {
         let mut table = lock(&self.table);
         let entry = table.live(handle)?;
         match std::mem::replace(&mut entry.state, State::Moving) {
             State::Moving => Err(moving(handle)),
-            state => Ok((entry.memory, state)),
+            state => Ok((entry.memory, state, entry.lending > 0)),
         }
     }
 
@@ -403,46 +414,8 @@ impl Segments {
         Ok(lock(&self.table).live(handle)?.memory)
     }
 
-    /// The memory behind a handle, for a purpose that nobody can follow: from now on it stays on the device.
-    ///
-    /// # Errors
-    /// `Paused` or `Busy` if the memory is not there now; `InvalidArgument` for a handle that is not live.
-    pub fn lend(&self, handle: Handle, why: &'static str) -> Result<Physical> {
-        let lent = self.hand_out(handle, why);
-        self.record(|| SegmentCall::Lend { handle: handle.0, status: status(&lent) });
-        lent
-    }
-
-    fn hand_out(&self, handle: Handle, why: &'static str) -> Result<Physical> {
-        let (_, state) = self.take_out(handle)?;
-        let (state, lent) = match state {
-            State::Loose(physical, _) | State::Stray(physical) => (State::Stray(physical), Ok(physical)),
-            State::Mapped(extent) => {
-                let lent = self.hold(&extent, why);
-                (State::Mapped(extent), lent)
-            }
-            other => (other, Err(Error::new(Status::Paused, format!("the memory of {handle:?} went with a pause")))),
-        };
-        self.put_in(handle, state);
-        lent
-    }
-
-    fn hold(&self, extent: &Extent, why: &'static str) -> Result<Physical> {
+    fn hold(&self, extent: &Arc<Extent>, why: &'static str) -> Result<(Physical, Hold)> {
         self.machine.heap.hold(extent, &*self.machine.regions.get(extent.region)?, why)
-    }
-
-    /// The same for all of ours that lies in a range, whoever mapped it.
-    ///
-    /// # Errors
-    /// As [`Segments::lend`]; some may stay on the device then, too.
-    pub fn lend_range(&self, addr: Addr, size: u64, why: &'static str) -> Result<()> {
-        let mapped = self.machine.heap.registry.within(range(addr, size));
-        let ours: Vec<_> = mapped.iter().filter(|extent| !extent.is_freed()).collect();
-        let lent = ours.iter().map(|extent| self.hold(extent, why)).try_for_each(|held| held.map(drop));
-        if !ours.is_empty() {
-            self.record(|| SegmentCall::LendRange { addr: addr.0, size, status: status(&lent) });
-        }
-        lent
     }
 
     /// Refuses to pause regions beside whose memory others' lies in one reservation.

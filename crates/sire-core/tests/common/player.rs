@@ -171,7 +171,7 @@ impl Player {
     /// Hands a piece out, as for another process, if it is there.
     pub fn lend(&mut self, segment: usize, slot: u64) -> Result<(), Error> {
         let Some(piece) = self.segments[segment].pieces.get_mut(&slot) else { return Ok(()) };
-        self.engine.segments().lend(piece.handle, "it was exported")?;
+        self.engine.segments().lend(piece.handle, "it was exported")?.1.keep();
         piece.lent = true;
         Ok(())
     }

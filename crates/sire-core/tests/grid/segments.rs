@@ -196,7 +196,7 @@ fn what_was_handed_out_stays_and_is_named() {
     let segment = player.reserve(Some(a), 4);
     player.grow(segment, &[0, 1], Some(a), a).unwrap();
     let handle = player.segments[segment].pieces[&0].handle;
-    player.calls().lend(handle, "it was exported").unwrap();
+    player.calls().lend(handle, "it was exported").unwrap().1.keep();
     let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
     assert_eq!((report.bytes_moved, player.driver.used_bytes()), (SMALL, SMALL));
     let notices = player.engine.take_notices();
@@ -204,6 +204,76 @@ fn what_was_handed_out_stays_and_is_named() {
     let paused = player.segments[segment].pieces[&1].handle;
     assert_eq!(refusal(player.calls().lend(paused, "it was exported")).0, Status::Paused);
     player.resume(&tag("a")).unwrap();
+    player.check_no_leak();
+}
+
+/// A library that tried whether there are fabric handles, and heard that there are none, once kept that memory on the device at every later pause.
+#[test]
+fn what_the_driver_refuses_to_hand_out_is_held_only_while_it_is_asked() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let handle = player.segments[segment].pieces[&0].handle;
+    let moved = |player: &Player| {
+        let moved = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap().bytes_moved;
+        player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+        moved
+    };
+    let (_, asking) = player.calls().lend(handle, "it was exported").unwrap();
+    assert_eq!(moved(&player), SMALL, "the driver may just be handing it out");
+    drop(asking);
+    assert_eq!(moved(&player), 2 * SMALL);
+    // Of several calls at once the one that came to something counts.
+    let (_, refused) = player.calls().lend(handle, "it was tried").unwrap();
+    let kept = player.calls().lend_range(player.addr(segment, 0), SMALL, "it was bound").unwrap();
+    kept.keep();
+    drop(refused);
+    assert_eq!(moved(&player), SMALL);
+    let notices = player.engine.take_notices();
+    assert!(notices.last().is_some_and(|notice| notice.contains("stay on the device: it was bound")), "{notices:?}");
+    player.segments[segment].pieces.get_mut(&0).unwrap().lent = true;
+    player.check_no_leak();
+}
+
+#[test]
+fn a_range_of_which_a_part_is_away_is_not_held() {
+    let mut player = small();
+    let (a, b) = (player.region("a", policy(Backup::Host)), player.region("b", policy(Backup::Host)));
+    let first = player.reserve(Some(a), 1);
+    let second = player.reserve(Some(b), 1);
+    player.grow(first, &[0], Some(a), a).unwrap();
+    player.grow(second, &[0], Some(b), b).unwrap();
+    let (from, to) = (player.addr(first, 0), player.addr(second, 0));
+    assert!(from < to, "the reservations lie in order");
+    player.pause(&tag("b")).unwrap();
+    let size = to.0 + SMALL - from.0;
+    assert_eq!(refusal(player.calls().lend_range(from, size, "it was bound")).0, Status::Paused);
+    assert_eq!(player.pause(&tag("a")).unwrap().bytes_moved, SMALL);
+    player.resume(&Selection::All).unwrap();
+    player.check_no_leak();
+}
+
+#[test]
+fn memory_that_is_mapped_nowhere_is_managed_again_after_a_refusal() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    let [refused, exported, racing] =
+        [(); 3].map(|()| player.calls().create(player.memory(Some(a))).unwrap().expect("it is ours"));
+    drop(player.calls().lend(refused, "it was exported").unwrap());
+    player.calls().lend(exported, "it was exported").unwrap().1.keep();
+    let addr = player.addr(segment, 0);
+    assert_eq!(player.calls().map(addr, SMALL, 0, refused, false).unwrap(), None);
+    // Another thread maps it while the driver is asked: whatever that says, it is not followed.
+    let (physical, asking) = player.calls().lend(racing, "it was exported").unwrap();
+    assert_eq!(player.calls().map(player.addr(segment, 1), SMALL, 0, racing, false).unwrap(), Some(physical));
+    drop(asking);
+    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
+    assert_eq!((report.bytes_moved, player.driver.used_bytes()), (SMALL, 2 * SMALL));
+    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+    assert!(player.calls().unmap(addr, SMALL).unwrap().is_empty());
+    [refused, exported, racing].into_iter().for_each(|handle| player.calls().release(handle).unwrap());
     player.check_no_leak();
 }
 

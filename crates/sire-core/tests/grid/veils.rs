@@ -177,7 +177,7 @@ fn memory_that_was_handed_out_stays_and_says_why() {
     let own = world.allocate(region, CHUNK).unwrap();
     world.write(shared);
     world.write(own);
-    world.engine.segments().lend_range(shared, CHUNK, "it was exported").unwrap();
+    world.engine.segments().lend_range(shared, CHUNK, "it was exported").unwrap().keep();
     let held = |world: &World| {
         let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
         stats["regions"][0]["held"].clone()

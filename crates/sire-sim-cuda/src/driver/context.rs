@@ -7,6 +7,13 @@ use crate::{names, properties, visible};
 use sire_sim::{Code, Machine, Result};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
+fn reset_primary(machine: &Machine, device: c_int) -> Result<()> {
+    let device = state::check_device(machine, device)?;
+    machine.reset(device);
+    state::reset_primary(device);
+    Ok(())
+}
+
 export! { Driver:
     fn cuInit(flags: c_uint) |_machine| {
         if flags == 0 { Ok(()) } else { Err(Code::INVALID_VALUE.because("cuInit takes no flags")) }
@@ -79,12 +86,8 @@ export! { Driver:
     }
     fn cuDevicePrimaryCtxRelease(device: c_int) |machine| { state::release_primary(state::check_device(machine, device)?) }
     fn cuDevicePrimaryCtxRelease_v2(device: c_int) |machine| { state::release_primary(state::check_device(machine, device)?) }
-    fn cuDevicePrimaryCtxReset_v2(device: c_int) |machine| {
-        let device = state::check_device(machine, device)?;
-        machine.reset(device);
-        state::reset_primary(device);
-        Ok(())
-    }
+    fn cuDevicePrimaryCtxReset(device: c_int) |machine| { reset_primary(machine, device) }
+    fn cuDevicePrimaryCtxReset_v2(device: c_int) |machine| { reset_primary(machine, device) }
     fn cuDevicePrimaryCtxSetFlags_v2(device: c_int, _flags: c_uint) |machine| { state::check_device(machine, device).map(drop) }
     fn cuDevicePrimaryCtxGetState(device: c_int, flags: Out<c_uint>, active: Out<c_int>) |machine| {
         let device = state::check_device(machine, device)?;

@@ -2,15 +2,20 @@
 
 use super::{per_thread, stream_of};
 use crate::abi::{Handle, HostFn};
-use crate::boundary::{Out, export};
+use crate::boundary::{In, Out, export};
 use crate::runtime::{
     CaptureOutputs, create_event, create_stream, describe_capture, exchange_mode, host_function, mode_of, own_stream,
     query_event,
 };
 use crate::state::{self, Context};
 use crate::visible;
-use sire_sim::{Code, EventId, ExecId, GraphId};
+use sire_sim::{Code, EventId, ExecId, GraphId, Machine, NodeId, Result};
 use std::ffi::{c_float, c_int, c_uint, c_ulonglong, c_void};
+
+fn begin_to_graph(machine: &Machine, stream: Handle, graph: Handle, after: Vec<u64>, mode: c_int) -> Result<()> {
+    let after: Vec<NodeId> = after.into_iter().map(NodeId).collect();
+    machine.capture_begin_to_graph(stream_of(machine, stream)?, GraphId(graph as u64), &after, mode_of(mode)?)
+}
 
 export! { Driver:
     fn cuStreamCreate(out: Out<Handle>, flags: c_uint) |machine| { create_stream(machine, out, state::context_device(machine)?, flags, 0) }
@@ -56,6 +61,12 @@ export! { Driver:
     fn cuStreamEndCapture_ptsz(stream: Handle, out: Out<Handle>) |machine| {
         out.set(machine.capture_end(stream_of(machine, per_thread(stream))?)?.0 as Handle)
     }
+    fn cuStreamBeginCaptureToGraph(stream: Handle, graph: Handle, dependencies: In<u64>, _edges: In<u8>, count: usize, mode: c_int) |machine| {
+        begin_to_graph(machine, stream, graph, dependencies.all(count)?, mode)
+    }
+    fn cuStreamBeginCaptureToGraph_ptsz(stream: Handle, graph: Handle, dependencies: In<u64>, _edges: In<u8>, count: usize, mode: c_int) |machine| {
+        begin_to_graph(machine, per_thread(stream), graph, dependencies.all(count)?, mode)
+    }
     fn cuStreamGetCaptureInfo(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>) |machine| {
         state::context_device(machine)?;
         describe_capture(machine, stream, &CaptureOutputs::brief(status, id))
@@ -73,6 +84,7 @@ export! { Driver:
         out.required()?.set(machine.graph_instantiate(GraphId(graph as u64))?.0 as Handle)
     }
     fn cuGraphLaunch(exec: Handle, stream: Handle) |machine| { machine.graph_launch(ExecId(exec as u64), stream_of(machine, stream)?) }
+    fn cuGraphCreate(out: Out<Handle>, _flags: c_uint) |machine| { out.required()?.set(machine.graph_create()?.0 as Handle) }
     fn cuGraphDestroy(graph: Handle) |machine| { machine.graph_destroy(GraphId(graph as u64)) }
     fn cuGraphExecDestroy(exec: Handle) |machine| { machine.exec_destroy(ExecId(exec as u64)) }
 

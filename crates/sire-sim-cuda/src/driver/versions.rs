@@ -10,10 +10,13 @@ const FORMS: &[(&str, Forms)] = &[
     ("cuCtxCreate", &[(12_050, "cuCtxCreate_v4"), (11_040, "cuCtxCreate_v3"), (3_020, "cuCtxCreate_v2")]),
     ("cuDeviceGetUuid", &[(11_040, "cuDeviceGetUuid_v2"), (9_020, "cuDeviceGetUuid")]),
     ("cuDevicePrimaryCtxRelease", &[(11_000, "cuDevicePrimaryCtxRelease_v2"), (7_000, "cuDevicePrimaryCtxRelease")]),
+    ("cuDevicePrimaryCtxReset", &[(11_000, "cuDevicePrimaryCtxReset_v2"), (7_000, "cuDevicePrimaryCtxReset")]),
     ("cuEventElapsedTime", &[(12_080, "cuEventElapsedTime_v2"), (2_000, "cuEventElapsedTime")]),
     ("cuGetProcAddress", &[(12_000, "cuGetProcAddress_v2"), (11_030, "cuGetProcAddress")]),
     ("cuMemAdvise", &[(12_020, "cuMemAdvise_v2"), (8_000, "cuMemAdvise")]),
     ("cuMemPrefetchAsync", &[(12_020, "cuMemPrefetchAsync_v2"), (8_000, "cuMemPrefetchAsync")]),
+    ("cuMulticastBindAddr", &[(13_010, "cuMulticastBindAddr_v2"), (12_010, "cuMulticastBindAddr")]),
+    ("cuMulticastBindMem", &[(13_010, "cuMulticastBindMem_v2"), (12_010, "cuMulticastBindMem")]),
     (
         "cuStreamGetCaptureInfo",
         &[
@@ -98,6 +101,7 @@ const SINCE: &[(c_uint, &[&str])] = &[
     (
         10_000,
         &[
+            "cuGraphCreate",
             "cuGraphDestroy",
             "cuGraphExecDestroy",
             "cuGraphLaunch",
@@ -124,10 +128,7 @@ const SINCE: &[(c_uint, &[&str])] = &[
             "cuMemUnmap",
         ],
     ),
-    (
-        11_000,
-        &["cuDevicePrimaryCtxReset", "cuDevicePrimaryCtxSetFlags", "cuIpcOpenMemHandle", "cuMemRetainAllocationHandle"],
-    ),
+    (11_000, &["cuDevicePrimaryCtxSetFlags", "cuIpcOpenMemHandle", "cuMemRetainAllocationHandle"]),
     (11_010, &["cuEventRecordWithFlags"]),
     (
         11_020,
@@ -147,19 +148,10 @@ const SINCE: &[(c_uint, &[&str])] = &[
         ],
     ),
     (11_040, &["cuGraphInstantiateWithFlags"]),
-    (11_070, &["cuStreamWriteValue32"]),
+    (11_070, &["cuMemGetHandleForAddressRange", "cuStreamWriteValue32"]),
     (12_000, &["cuStreamGetId"]),
-    (
-        12_010,
-        &[
-            "cuMulticastAddDevice",
-            "cuMulticastBindAddr",
-            "cuMulticastBindMem",
-            "cuMulticastCreate",
-            "cuMulticastGetGranularity",
-            "cuMulticastUnbind",
-        ],
-    ),
+    (12_010, &["cuMulticastAddDevice", "cuMulticastCreate", "cuMulticastGetGranularity", "cuMulticastUnbind"]),
+    (12_030, &["cuStreamBeginCaptureToGraph"]),
     (12_080, &["cuStreamGetDevice"]),
     (12_090, &["cuLogsRegisterCallback", "cuLogsUnregisterCallback"]),
 ];

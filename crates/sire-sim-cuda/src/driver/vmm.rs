@@ -72,6 +72,21 @@ fn access_of(machine: &Machine, description: AccessDesc) -> Result<sire_sim::Acc
     Ok(sire_sim::AccessDesc { device, prot })
 }
 
+/// What to hand out is there, but the device has nobody to hand it to.
+fn nobody_takes(what: &str) -> Result<()> {
+    Err(Code::NOT_SUPPORTED.because(format!("not simulated: {what}")))
+}
+
+fn bind_memory(machine: &Machine, memory: u64) -> Result<()> {
+    machine.physical_info(PhysicalId(memory))?;
+    nobody_takes("multicast objects")
+}
+
+fn bind_address(machine: &Machine, address: u64) -> Result<()> {
+    machine.address_range(address)?;
+    nobody_takes("multicast objects")
+}
+
 export! { Driver:
     fn cuMemGetAllocationGranularity(out: Out<usize>, prop: In<AllocationProp>, _option: c_int) |machine| {
         let device = location(machine, &prop.get()?)?;
@@ -131,5 +146,21 @@ export! { Driver:
         base.set_if(range.0);
         size.set_if(range.1 as usize);
         Ok(())
+    }
+    fn cuMulticastBindMem(_group: u64, _at: usize, memory: u64, _offset: usize, _size: usize, _flags: c_ulonglong) |machine| {
+        bind_memory(machine, memory)
+    }
+    fn cuMulticastBindMem_v2(
+        _group: u64, _device: c_int, _at: usize, memory: u64, _offset: usize, _size: usize, _flags: c_ulonglong
+    ) |machine| { bind_memory(machine, memory) }
+    fn cuMulticastBindAddr(_group: u64, _at: usize, address: u64, _size: usize, _flags: c_ulonglong) |machine| {
+        bind_address(machine, address)
+    }
+    fn cuMulticastBindAddr_v2(
+        _group: u64, _device: c_int, _at: usize, address: u64, _size: usize, _flags: c_ulonglong
+    ) |machine| { bind_address(machine, address) }
+    fn cuMemGetHandleForAddressRange(_out: *mut c_void, address: u64, _size: usize, _kind: c_int, _flags: c_ulonglong) |machine| {
+        machine.address_range(address)?;
+        nobody_takes("dma-buf handles")
     }
 }

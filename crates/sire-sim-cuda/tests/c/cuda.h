@@ -54,6 +54,8 @@ int cudaLaunchKernel(const void *, dim3_t, dim3_t, void **, size_t, stream_t), c
 int cuStreamGetCaptureInfo(stream_t, int *, unsigned long long *), cuStreamGetCaptureInfo_v2(stream_t, int *, unsigned long long *, graph_t *, const void ***, size_t *);
 int cuStreamGetCaptureInfo_v3(stream_t, int *, unsigned long long *, graph_t *, const void ***, const void **, size_t *), cuGetProcAddress(const char *, void **, int, unsigned long long);
 int cuCtxCreate_v2(ctx_t *, unsigned, int), cuCtxCreate_v3(ctx_t *, void *, int, unsigned, int), cuCtxCreate_v4(ctx_t *, void *, unsigned, int);
+int cuMulticastBindMem(unsigned long long, size_t, unsigned long long, size_t, size_t, unsigned long long), cuMulticastBindAddr(unsigned long long, size_t, ptr_t, size_t, unsigned long long);
+int cuMulticastBindMem_v2(unsigned long long, int, size_t, unsigned long long, size_t, size_t, unsigned long long), cuMulticastBindAddr_v2(unsigned long long, int, size_t, ptr_t, size_t, unsigned long long);
 int cuMemPrefetchAsync(ptr_t, size_t, int, stream_t), cuMemPrefetchAsync_v2(ptr_t, size_t, location_t, unsigned, stream_t);
 int cuInit(unsigned), cuDeviceGet(int *, int), cuDeviceGetCount(int *), cuDevicePrimaryCtxRetain(ctx_t *, int), cuDevicePrimaryCtxRelease_v2(int), cuDevicePrimaryCtxGetState(int, unsigned *, int *);
 int cuCtxPushCurrent_v2(ctx_t), cuCtxPopCurrent_v2(ctx_t *), cuCtxGetCurrent(ctx_t *), cuCtxSetCurrent(ctx_t), cuCtxGetDevice(int *), cuCtxSynchronize(void), cuGetErrorName(int, const char **), cuGetErrorString(int, const char **);

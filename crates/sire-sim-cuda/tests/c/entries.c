@@ -26,7 +26,9 @@ int main(int argc, char **argv) {
       {"cuStreamGetCaptureInfo", 12030, cuStreamGetCaptureInfo_v3}, {"cuStreamGetCaptureInfo", 13000, cuStreamGetCaptureInfo_v3},
       {"cuCtxCreate", 11030, cuCtxCreate_v2},                    {"cuCtxCreate", 12040, cuCtxCreate_v3},
       {"cuCtxCreate", 12050, cuCtxCreate_v4},                    {"cuMemPrefetchAsync", 12010, cuMemPrefetchAsync},
-      {"cuMemPrefetchAsync", 12020, cuMemPrefetchAsync_v2},
+      {"cuMemPrefetchAsync", 12020, cuMemPrefetchAsync_v2},      {"cuMulticastBindMem", 12010, cuMulticastBindMem},
+      {"cuMulticastBindMem", 13010, cuMulticastBindMem_v2},      {"cuMulticastBindAddr", 13000, cuMulticastBindAddr},
+      {"cuMulticastBindAddr", 13010, cuMulticastBindAddr_v2},
   };
   for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
     OK(cuGetProcAddress_v2(forms[i].name, &function, forms[i].version, 0, &status));
