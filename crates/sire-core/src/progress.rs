@@ -349,7 +349,8 @@ mod tests {
             let progress = Progress::new(Ranges::of(0..100));
             progress.begin(0);
             progress.sent(0..10, Event(1));
-            let queued = progress.queued(&(0..10), None).unwrap_or_default().unwrap_or_else(|| unreachable!("it is queued"));
+            let queued =
+                progress.queued(&(0..10), None).unwrap_or_default().unwrap_or_else(|| unreachable!("it is queued"));
             assert!(progress.note_told(queued) && !progress.is_told(&(0..10)));
             progress.stop(drained);
             assert_eq!(progress.is_told(&(0..10)), drained);

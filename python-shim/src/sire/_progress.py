@@ -23,10 +23,11 @@ _SLICE_SECONDS = 0.1
 class Progress:
     """A resume that goes on in the background. All methods may be called from any thread.
 
-    Whoever uses memory that is not ready meets an illegal address, so wait for it first; work that is given to the
-    device after a wait sees the memory, on any stream. Nothing is ready before all memory of the call is there. If
-    the call fails, waiting raises its exception, the tags are paused again, what was ready stays until the next pause
-    or resume, and the call can be repeated. A `Progress` that is forgotten harms nothing: the resume goes on.
+    Whoever uses memory that is not ready meets an illegal address, so wait for it first (`wait`), or have a stream
+    wait (`wait_stream`); work that is given to the device after a `wait` sees the memory, on any stream. Nothing is
+    ready before all memory of the call is there. If the call fails, waiting raises its exception, the tags are paused
+    again, what was ready stays until the next pause or resume, and the call can be repeated. A `Progress` that is
+    forgotten harms nothing: the resume goes on.
     """
 
     def __init__(
@@ -126,10 +127,10 @@ class Progress:
 
     @contextmanager
     def guarding(self, module: Any) -> Iterator[Progress]:
-        """Inside, the current stream waits for the own parameters and buffers of each part of the module before that runs.
+        """Inside, the current stream waits for each part's own parameters and buffers before the part runs.
 
-        So a forward can begin while the last layers are still on their way. A part that gives work to other streams has
-        them wait for the current one first, as for what else it was given.
+        So a forward can begin while the last layers are on their way. A part that gives work to other streams
+        lets them wait for the current one first, as for its inputs.
         """
         hooks = []
         try:

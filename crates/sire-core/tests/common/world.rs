@@ -409,7 +409,7 @@ impl World {
         self.driver.at_later("wait", waits, move || {
             let soon = Some(Instant::now() + Duration::from_millis(20));
             let queued = started.recv().is_ok_and(|progress| progress.wait_on(range, PROGRAM, soon) == Ok(true));
-            drop(tell.send(queued));
+            let _ = tell.send(queued);
         });
         let progress = self.engine.resume_start(selection, ResumeOptions::default());
         progress.iter().for_each(|progress| sender.send(Arc::clone(progress)).unwrap());

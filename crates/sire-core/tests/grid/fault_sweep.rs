@@ -220,10 +220,11 @@ fn short_behind(life: &mut Life) {
     life.resume(&tag("host"));
 }
 
-/// A resume in the background, for which a stream of the program's waits when the first chunk's copies are queued and have not landed.
+/// A resume in the background, for which a stream of the program's waits when the copies are queued and have not landed. A single chunk is made before
+/// copies begin, so that this is so in every life.
 fn short_streamed(life: &mut Life) {
     let region = life.world.region("host", policy(Backup::Host));
-    let addr = life.allocate(region, CHUNK + GRANULARITY);
+    let addr = life.allocate(region, CHUNK);
     life.pause(&tag("host"));
     let sent = CHUNK / GRANULARITY - IN_FLIGHT;
     life.step("resume", |world| world.resume_for_stream(&tag("host"), (addr, CHUNK), sent));
@@ -511,6 +512,9 @@ fn every_pair_of_calls_fails_in_automatic_backups() {
 
 #[test]
 fn pairs_of_calls_fail_behind_a_stream() {
+    let mut life = Life::new();
+    short_streamed(&mut life);
+    assert!(life.world.driver.log().contains(&"wait_on"), "no stream was made to wait");
     every_pair(short_streamed, DriverErrorKind::Other, if is_full() { 1 } else { 7 });
 }
 

@@ -91,9 +91,7 @@ class Transitions(Loaded):
     ) -> bool:
         """Has a stream wait for the range, once that is queued; with pointer 0, for all."""
         queued = c_bool()
-        self._call(
-            "sire_progress_wait_stream", progress, pointer, size, device, stream, timeout_seconds, byref(queued)
-        )
+        self._call("sire_progress_wait_stream", progress, pointer, size, device, stream, timeout_seconds, byref(queued))
         return queued.value
 
     def progress_report(self, progress: int) -> dict[str, Any]:
