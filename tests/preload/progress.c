@@ -8,6 +8,8 @@
 cudaError cudaStreamGetFlags(void *stream, unsigned *flags), cudaStreamQuery(void *stream);
 cudaError cudaLaunchHostFunc(void *stream, void (*function)(void *), void *data);
 cudaError cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream);
+/* The runtime that programs are linked with does not have them. */
+#define DEVICE(function) ((__typeof__(&function))dlsym(RTLD_DEFAULT, #function))
 enum { ON_DEVICE = 3, NOT_READY = 600, NON_BLOCKING = 1, RELAXED = 2 };
 
 enum { COUNT = 4, SIZE = 32 * MiB };
@@ -33,8 +35,8 @@ static void hold_copies(void *last) {
     atomic_store(&closed, 1);
     for (uintptr_t number = 16; number < (uintptr_t)last; number += 16) {
         unsigned flags = 0;
-        if (cudaStreamGetFlags((void *)number, &flags) != 0 || flags != NON_BLOCKING) continue;
-        CUDA(0, cudaLaunchHostFunc((void *)number, wait_until_open, NULL));
+        if (DEVICE(cudaStreamGetFlags)((void *)number, &flags) != 0 || flags != NON_BLOCKING) continue;
+        CUDA(0, DEVICE(cudaLaunchHostFunc)((void *)number, wait_until_open, NULL));
         held++;
     }
     cudaGetLastError();
@@ -58,8 +60,8 @@ static void streams_wait(void) {
     OK(sire_progress_wait_stream(progress, ours, FEW, 0, stream, INFINITY, &queued));
     OK(sire_progress_ready(progress, ours, FEW, &ready));
     CHECK(queued && !ready);
-    CUDA(0, cudaMemcpyAsync(other, ours, FEW, ON_DEVICE, stream));
-    CUDA(NOT_READY, cudaStreamQuery(stream));
+    CUDA(0, DEVICE(cudaMemcpyAsync)(other, ours, FEW, ON_DEVICE, stream));
+    CUDA(NOT_READY, DEVICE(cudaStreamQuery)(stream));
     OK(sire_progress_wait_stream(progress, NULL, 0, 0, stream, INFINITY, &queued));
     OK(sire_progress_wait(progress, NULL, 0, 0, &ready));
     CHECK(queued && !ready);
