@@ -68,6 +68,9 @@ def test_a_forward_begins_before_the_last_layer_is_there(tag: str) -> None:
     assert sire.resume(tag, order=model).changed
 
 
+PATIENCE = 20.0
+
+
 def streams_of_sire(runtime: Any) -> list[int]:
     """On the software device streams are numbers: those that are not PyTorch's, and do not wait for the default one."""
     newest, flags = ctypes.c_void_p(), ctypes.c_uint()
@@ -91,7 +94,7 @@ def held_copies() -> Iterator[threading.Event]:
     opened, lapsed = threading.Event(), threading.Event()
 
     def hold(_: Any) -> None:
-        if not opened.wait(60):
+        if not opened.wait(PATIENCE):
             lapsed.set()
 
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(hold)
@@ -118,19 +121,26 @@ def small(tag: str) -> torch.Tensor:
 
 def test_a_stream_waits_and_its_caller_goes_on(tag: str) -> None:
     tensor = small(tag)
-    stream = torch.cuda.Stream()
+    stream, doubled = torch.cuda.Stream(), []
+
+    def double() -> None:
+        # The software device computes in the thread that asks for it, when the stream has come so far.
+        with torch.cuda.stream(stream):
+            doubled.append(tensor * 2)
+
+    thread = threading.Thread(target=double)
     with held_copies() as opened:
         progress = sire.resume(tag, non_blocking=True)
-        assert progress.wait_stream(stream, tensor, timeout=60)
+        assert progress.wait_stream(stream, tensor, timeout=PATIENCE)
         assert not progress.ready(tensor)
-        with torch.cuda.stream(stream):
-            doubled = tensor * 2
         assert not stream.query()
-        assert progress.wait_stream(stream, timeout=60), "and for the whole resume"
+        assert progress.wait_stream(stream, timeout=PATIENCE), "and for the whole resume"
         assert not progress.ready()
+        thread.start()
         opened.set()
+        thread.join()
         stream.synchronize()
-    assert torch.equal(doubled.cpu(), torch.arange(64 << 10) * 2)
+    assert torch.equal(doubled[0].cpu(), torch.arange(64 << 10) * 2)
     assert progress.wait()
 
 
@@ -139,14 +149,14 @@ def test_an_event_is_recorded_behind_the_bytes(tag: str) -> None:
     event = torch.cuda.Event()
     with held_copies() as opened:
         progress = sire.resume(tag, non_blocking=True)
-        assert progress.wait_stream(event, tensor, timeout=60)
+        assert progress.wait_stream(event, tensor, timeout=PATIENCE)
         assert not progress.ready(tensor)
         assert not event.query()
         torch.cuda.current_stream().wait_event(event)
-        sums = tensor.sum()
+        assert not torch.cuda.current_stream().query()
         opened.set()
-        event.synchronize()
-    assert int(sums) == (64 << 10) * ((64 << 10) - 1) // 2
+        assert int(tensor.sum()) == (64 << 10) * ((64 << 10) - 1) // 2
+        assert event.query()
     assert progress.wait()
 
 
@@ -154,32 +164,39 @@ def test_a_part_that_is_guarded_runs_behind_its_weights(tag: str) -> None:
     with sire.region(tag, backup="cpu"):
         model = torch.nn.Linear(256, 256, device="cuda")
     data = torch.randn(4, 256, device="cuda")
+    ready = []
     with torch.no_grad():
         expected = model(data)
         sire.pause(tag)
         with held_copies() as opened:
             progress = sire.resume(tag, non_blocking=True)
-            with progress.guarding(model):
-                found = model(data)
-            assert not progress.ready(model.weight), "the forward was queued, and is over"
-            opened.set()
-        assert torch.equal(found, expected)
+
+            def begins(_module: Any, _inputs: Any) -> None:
+                ready.append(progress.ready(model.weight))
+                opened.set()
+
+            with progress.guarding(model), model.register_forward_pre_hook(begins):
+                assert torch.equal(model(data), expected)
+    assert ready == [False], "the part began when its weights were on their way"
     assert progress.wait()
 
 
 def test_in_a_capture_the_caller_waits(tag: str) -> None:
     tensor = small(tag)
     graph, doubled = torch.cuda.CUDAGraph(), torch.empty(64 << 10, dtype=torch.int64, device="cuda")
-    with held_copies() as opened:
+    torch.cuda.synchronize()
+    with held_copies() as opened, torch.cuda.stream(torch.cuda.Stream()):
         progress = sire.resume(tag, non_blocking=True)
-        with torch.cuda.graph(graph, capture_error_mode="relaxed"):
-            assert not progress.wait_stream(tensor=tensor, timeout=0.01)
-            opened.set()
-            assert progress.wait_stream(tensor=tensor, timeout=60)
-            assert progress.ready(tensor)
-            torch.mul(tensor, 2, out=doubled)
+        # As torch.cuda.graph does it, which would wait for the device first.
+        graph.capture_begin(capture_error_mode="relaxed")
+        assert not progress.wait_stream(tensor=tensor, timeout=0.01)
+        opened.set()
+        assert progress.wait_stream(tensor=tensor, timeout=PATIENCE)
+        assert progress.ready(tensor)
+        torch.mul(tensor, 2, out=doubled)
+        graph.capture_end()
         graph.replay()
-    assert torch.equal(doubled.cpu(), torch.arange(64 << 10) * 2)
+        assert torch.equal(doubled.cpu(), torch.arange(64 << 10) * 2)
     assert progress.wait()
 
 
