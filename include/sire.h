@@ -535,6 +535,20 @@ sire_status sire_progress_wait(const struct sire_progress *progress,
                                double timeout_seconds,
                                bool *out_ready);
 
+// Has `stream` of `device` wait for these bytes, or, with `ptr` NULL, for all that the resume brings back: what is put there from now on finds them. The
+// caller waits only until the copies that bring them are queued, at most `timeout_seconds` (as in `sire_progress_wait`); `*out_queued`: whether it came to
+// that. For a stream that captures a graph the caller waits until the bytes have arrived. Fails as the resume did, if it ended before.
+//
+// What the caller sees to:
+// `progress` is open, also while others wait; `stream` is a stream of the device, which nobody destroys meanwhile; `out_queued` is NULL or writable.
+sire_status sire_progress_wait_stream(const struct sire_progress *progress,
+                                      const void *ptr,
+                                      size_t bytes,
+                                      int32_t device,
+                                      void *stream,
+                                      double timeout_seconds,
+                                      bool *out_queued);
+
 // What the resume did; `SIRE_STATUS_BUSY` while it is not over, and its own failure if it failed.
 //
 // What the caller sees to:

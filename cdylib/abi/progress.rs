@@ -8,6 +8,7 @@ use crate::log;
 use crate::process;
 use crate::region;
 use crate::status::sire_status;
+use sire_core::driver::{Addr, ProgramStream};
 use sire_core::engine::ResumeOptions;
 use sire_core::error::{Error, Result, Status};
 use sire_core::progress::Progress;
@@ -117,6 +118,34 @@ pub unsafe extern "C" fn sire_progress_wait(
         };
         // SAFETY: the caller's promise.
         unsafe { boundary::put(out_ready, ready) };
+        Ok(())
+    })
+}
+
+/// Has `stream` of `device` wait for these bytes, or, with `ptr` NULL, for all that the resume brings back: what is put there from now on finds them. The
+/// caller waits only until the copies that bring them are queued, at most `timeout_seconds` (as in `sire_progress_wait`); `*out_queued`: whether it came to
+/// that. For a stream that captures a graph the caller waits until the bytes have arrived. Fails as the resume did, if it ended before.
+///
+/// # Safety
+/// `progress` is open, also while others wait; `stream` is a stream of the device, which nobody destroys meanwhile; `out_queued` is NULL or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sire_progress_wait_stream(
+    progress: *const sire_progress,
+    ptr: *const c_void,
+    bytes: usize,
+    device: i32,
+    stream: *mut c_void,
+    timeout_seconds: f64,
+    out_queued: *mut bool,
+) -> sire_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        let progress = unsafe { known(progress) }?;
+        let stream = (allocate::device(device)?, ProgramStream(stream as u64));
+        let range = if ptr.is_null() { (Addr(0), u64::MAX) } else { (allocate::address(ptr), bytes as u64) };
+        let queued = progress.wait_on(range, stream, deadline(timeout_seconds)?)?;
+        // SAFETY: the caller's promise.
+        unsafe { boundary::put(out_queued, queued) };
         Ok(())
     })
 }

@@ -1,6 +1,16 @@
 /* A resume in the background: what is ready can be used, the rest is waited for, and a wrong question gets an answer. */
 #include "support.h"
 #include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <unistd.h>
+
+cudaError cudaStreamGetFlags(void *stream, unsigned *flags), cudaStreamQuery(void *stream);
+cudaError cudaLaunchHostFunc(void *stream, void (*function)(void *), void *data);
+cudaError cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream);
+/* The runtime that programs are linked with does not have them. */
+#define DEVICE(function) ((__typeof__(&function))dlsym(RTLD_DEFAULT, #function))
+enum { ON_DEVICE = 3, NOT_READY = 600, NON_BLOCKING = 1, RELAXED = 2 };
 
 enum { COUNT = 4, SIZE = 32 * MiB };
 
@@ -11,7 +21,85 @@ static sire_progress *start(const sire_resume_options *options) {
     return progress;
 }
 
+static atomic_int closed;
+
+static void wait_until_open(void *unused) {
+    (void)unused;
+    while (atomic_load(&closed)) usleep(1000);
+}
+
+/* Sire's copies are queued from now on, and none begins. On the software device streams are numbers, of which `last` is one of the newest; the
+ * program itself makes only streams that wait for the default one. */
+static void hold_copies(void *last) {
+    int held = 0;
+    atomic_store(&closed, 1);
+    for (uintptr_t number = 16; number < (uintptr_t)last; number += 16) {
+        unsigned flags = 0;
+        if (DEVICE(cudaStreamGetFlags)((void *)number, &flags) != 0 || flags != NON_BLOCKING) continue;
+        CUDA(0, DEVICE(cudaLaunchHostFunc)((void *)number, wait_until_open, NULL));
+        held++;
+    }
+    cudaGetLastError();
+    CHECK(held > 0);
+}
+
+/* Whoever has a stream goes on when the copies are queued; the stream waits for them. */
+static void streams_wait(void) {
+    enum { FEW = 2 * MiB };
+    uint32_t region = region_of("a", 1);
+    char *ours = allocate_in(region, FEW), *other = NULL;
+    void *stream = NULL, *graph = NULL;
+    bool queued = false, ready = true;
+    CUDA(0, cudaMalloc((void **)&other, FEW));
+    fill(ours, FEW, 7);
+    OK(sire_pause("a", NULL, NULL));
+    CUDA(0, cudaStreamCreate(&stream));
+
+    hold_copies(stream);
+    sire_progress *progress = start(NULL);
+    OK(sire_progress_wait_stream(progress, ours, FEW, 0, stream, INFINITY, &queued));
+    OK(sire_progress_ready(progress, ours, FEW, &ready));
+    CHECK(queued && !ready);
+    CUDA(0, DEVICE(cudaMemcpyAsync)(other, ours, FEW, ON_DEVICE, stream));
+    CUDA(NOT_READY, DEVICE(cudaStreamQuery)(stream));
+    OK(sire_progress_wait_stream(progress, NULL, 0, 0, stream, INFINITY, &queued));
+    OK(sire_progress_wait(progress, NULL, 0, 0, &ready));
+    CHECK(queued && !ready);
+    CHECK(sire_progress_wait_stream(progress, ours, FEW, 0, (void *)12345, 0, NULL) != SIRE_STATUS_OK);
+    CHECK(sire_progress_wait_stream(progress, ours, FEW, 99, NULL, 0, NULL) != SIRE_STATUS_OK);
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_wait_stream(progress, ours, FEW, -1, stream, 0, &queued));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_wait_stream(progress, ours, FEW, 0, stream, NAN, &queued));
+    EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_progress_wait_stream(NULL, ours, FEW, 0, stream, 0, &queued));
+    atomic_store(&closed, 0);
+    CUDA(0, cudaStreamSynchronize(stream));
+    CHECK(holds(other, FEW, 7));
+    OK(sire_progress_wait(progress, NULL, 0, INFINITY, &ready));
+    OK(sire_progress_wait_stream(progress, ours, FEW, 0, stream, 0, &queued));
+    CHECK(ready && queued);
+    OK(sire_progress_close(progress));
+
+    /* A stream that captures a graph is left alone: the caller waits, and the capture goes on. */
+    OK(sire_pause("a", NULL, NULL));
+    hold_copies(stream);
+    progress = start(NULL);
+    CUDA(0, cudaStreamBeginCapture(stream, RELAXED));
+    OK(sire_progress_wait_stream(progress, ours, FEW, 0, stream, 0.01, &queued));
+    CHECK(!queued);
+    atomic_store(&closed, 0);
+    OK(sire_progress_wait_stream(progress, ours, FEW, 0, stream, INFINITY, &queued));
+    OK(sire_progress_ready(progress, ours, FEW, &ready));
+    CHECK(queued && ready);
+    CUDA(0, cudaStreamEndCapture(stream, &graph));
+    CUDA(0, cudaGraphDestroy(graph));
+    OK(sire_progress_wait(progress, NULL, 0, INFINITY, &ready));
+    OK(sire_progress_close(progress));
+    CUDA(0, cudaStreamDestroy(stream));
+    CUDA(0, cudaFree(other));
+    CUDA(0, cudaFree(ours));
+}
+
 int main(void) {
+    streams_wait();
     uint32_t region = region_of("a", 1);
     char *ours[COUNT];
     sire_range order[COUNT];

@@ -65,7 +65,7 @@ NOTHING(sire_reclaimable_open) NOTHING(sire_reclaimable_used) NOTHING(sire_recla
 NOTHING(sire_time_slice_open) NOTHING(sire_time_slice_close) NOTHING(sire_time_slice_json)
 NOTHING(sire_memory_stats_json) NOTHING(sire_memory_snapshot_json) NOTHING(sire_memory_stats_reset) NOTHING(sire_empty_cache)
 NOTHING(sire_resume_start) NOTHING(sire_progress_bytes) NOTHING(sire_progress_cancel) NOTHING(sire_progress_close)
-NOTHING(sire_progress_ready) NOTHING(sire_progress_report) NOTHING(sire_progress_wait) NOTHING(sire_pre_copy)
+NOTHING(sire_progress_ready) NOTHING(sire_progress_report) NOTHING(sire_progress_wait) NOTHING(sire_progress_wait_stream) NOTHING(sire_pre_copy)
 #ifndef INCOMPLETE
 NOTHING(sire_capture_end)
 #endif

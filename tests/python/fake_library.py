@@ -172,6 +172,12 @@ class FakeLibrary:
         # Not the thread's word: a join that Ctrl-C has interrupted may take it for dead.
         return bool(outcomes)
 
+    def progress_wait_stream(
+        self, progress: int, pointer: int, size: int, device: int, stream: int, timeout_seconds: float
+    ) -> bool:
+        self.settings["stream"] = (device, stream)
+        return self.progress_wait(progress, pointer, size, timeout_seconds)
+
     def progress_ready(self, progress: int, pointer: int, size: int) -> bool:
         return not self.progresses[progress - 1][0].is_alive()
 

@@ -6,6 +6,7 @@ import gc
 import math
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import sire
@@ -46,6 +47,57 @@ def test_it_returns_at_once_and_ends_later(held: FakeLibrary) -> None:
 
 def test_prefetch_is_a_resume_in_the_background(held: FakeLibrary) -> None:
     progress = sire.prefetch("a")
+    release(held)
+    assert progress.wait_stream()
+
+
+class Stream:
+    """A CUDA stream, as far as it is asked."""
+
+    def __init__(self, device: int | None = None) -> None:
+        self.device = SimpleNamespace(index=1 if device is None else device)
+        self.cuda_stream = 77
+
+
+class Event:
+    """A CUDA event."""
+
+    device = 0
+    recorded: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.recorded = stream
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch with a current stream."""
+    cuda = SimpleNamespace(current_stream=Stream, Stream=Stream, is_current_stream_capturing=lambda: False)
+    torch = SimpleNamespace(cuda=cuda)
+    monkeypatch.setattr("sire._torch.cuda_in_use", lambda: torch)
+    monkeypatch.setattr("sire._torch.device_index", lambda _torch, device: device)
+    monkeypatch.setattr("sire._progress._event_streams", {})
+
+
+def test_a_stream_is_named_by_its_device_and_handle(held: FakeLibrary, streams: None) -> None:
+    progress = sire.resume("a", non_blocking=True)
+    assert progress.wait_stream(timeout=0.01) is False
+    assert held.settings["stream"] == (1, 77)
+    event = Event()
+    assert progress.wait_stream(event, timeout=0.01) is False
+    assert event.recorded is None
+    release(held)
+    assert progress.wait_stream(event) is True
+    assert held.settings["stream"] == (0, 77)
+    assert event.recorded is not None
+    assert event.recorded.device.index == 0
+
+
+def test_ctrl_c_ends_the_waiting_for_a_stream(held: FakeLibrary, streams: None) -> None:
+    progress = sire.resume("a", non_blocking=True)
+    with pytest.raises(KeyboardInterrupt), interrupted(lambda: True):
+        progress.wait_stream()
+    assert "cancel" not in held.calls
     release(held)
     assert progress.wait_stream()
 

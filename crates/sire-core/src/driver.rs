@@ -298,6 +298,17 @@ pub trait Driver: Send + Sync + fmt::Debug + 'static {
         Err(DriverError { kind: DriverErrorKind::Unsupported, verb: "record_on", code: 0, message })
     }
 
+    /// Has the program's `stream` of `device` wait for `event`: what is put there from now on runs once `event` has passed, as it was recorded last.
+    /// The caller goes on at once. The event may be of another device. Not to be called while the program captures that stream.
+    ///
+    /// # Errors
+    /// `Unsupported` if the driver cannot make the program's streams wait: callers wait themselves. The driver's own if there is no such stream.
+    fn wait_on(&self, event: Event, device: Device, stream: ProgramStream) -> DriverResult<()> {
+        let _ = event;
+        let message = format!("this driver does not make the program's streams wait ({:#x} of {device})", stream.0);
+        Err(DriverError { kind: DriverErrorKind::Unsupported, verb: "wait_on", code: 0, message })
+    }
+
     /// Blocks the calling thread until `event` has passed.
     ///
     /// # Errors

@@ -170,11 +170,13 @@ impl<'a, T> Pipe<'a, T> {
     pub(crate) fn send_out(&mut self, src: Addr, span: Span, ticket: T) -> Result<()> {
         span.bring_in()?;
         let flight = raw::copy_to_host(self.driver, self.lane.stream, span, src).map_err(|broken| self.keep(broken))?;
-        Ok(self.mark(flight, ticket)?)
+        self.mark(flight, ticket)?;
+        Ok(())
     }
 
-    /// Sends a piece to the device. The pipe must not be full.
-    pub(crate) fn send_in(&mut self, dst: Addr, span: Span, ticket: T) -> Result<()> {
+    /// Sends a piece to the device, and says which event is behind it. It is so until the piece has landed; afterwards a later piece may have the
+    /// event, and it stays open for as long as the driver does, or until the device is reset. The pipe must not be full.
+    pub(crate) fn send_in(&mut self, dst: Addr, span: Span, ticket: T) -> Result<Event> {
         span.bring_in()?;
         let sent = raw::copy_to_device(self.driver, self.lane.stream, dst, span);
         let flight = sent.map_err(|broken| self.keep(broken))?;
@@ -190,18 +192,19 @@ impl<'a, T> Pipe<'a, T> {
     /// Sends for the digests of `(src, len)`, one per `page`. The pipe must not be full.
     pub(crate) fn send_hash(&mut self, range: (Addr, u64), page: u64, span: Span, ticket: T) -> DriverResult<()> {
         let flight = raw::hash(self.driver, self.lane.stream, range, page, span)?;
-        self.mark(flight, ticket)
+        self.mark(flight, ticket).map(drop)
     }
 
-    fn mark(&mut self, flight: Flight, ticket: T) -> DriverResult<()> {
+    fn mark(&mut self, flight: Flight, ticket: T) -> DriverResult<Event> {
         let place = self.next_place();
-        if let Err(error) = self.driver.record(self.lane.events[place], self.lane.stream) {
+        let event = self.lane.events[place];
+        if let Err(error) = self.driver.record(event, self.lane.stream) {
             self.stray.push(flight);
             return Err(error);
         }
         self.flying.push_back((place, flight, ticket));
         self.next += 1;
-        Ok(())
+        Ok(event)
     }
 
     /// Fills device memory with a byte.

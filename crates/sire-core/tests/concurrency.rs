@@ -11,7 +11,7 @@ mod common;
 
 use common::GRANULARITY;
 use common::player::{PEER, Player};
-use common::world::{CHUNK, World, policy, tag};
+use common::world::{CHUNK, PROGRAM, World, policy, tag};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
@@ -152,9 +152,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Whoever waits for a range hears of it, or of the failure; so does whoever waits for the end.
+    /// Whoever waits for a range, or has a stream wait for it, hears of it, or of the failure; so does whoever waits for the end.
     fn resume_behind(&self) -> Result<(), Error> {
         let progress = self.world.engine.resume_start(&Selection::All, ResumeOptions::default())?;
+        assert_eq!(progress.wait_on((self.large, CHUNK + 1), PROGRAM, None), Ok(true));
         assert_eq!(progress.wait(self.large, CHUNK + 1, None), Ok(true));
         progress.finished(None).map(drop)
     }

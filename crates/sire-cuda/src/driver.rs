@@ -556,6 +556,13 @@ impl Driver for CudaDriver {
         call!(self, "record_on", event_record(event.0 as Opaque, stream), "recording an event on the program's stream")
     }
 
+    fn wait_on(&self, event: Event, device: Device, stream: ProgramStream) -> DriverResult<()> {
+        self.device_of("wait_on", &self.events, event.0)?;
+        let _current = self.enter("wait_on", device)?;
+        let (stream, event) = (stream.0 as Opaque, event.0 as Opaque);
+        call!(self, "wait_on", stream_wait_event(stream, event, 0), "having a stream of {device} wait for an event")
+    }
+
     fn wait(&self, event: Event) -> DriverResult<()> {
         let _current = self.enter_event("wait", event)?;
         call!(self, "wait", event_synchronize(event.0 as Opaque), "waiting for an event")

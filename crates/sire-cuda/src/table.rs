@@ -98,6 +98,7 @@ entry_points! {
     stream_destroy: c"cuStreamDestroy_v2" = c"cuStreamDestroy" @ 4000 (Opaque);
     stream_is_capturing: c"cuStreamIsCapturing" = c"cuStreamIsCapturing" @ 10000 (Opaque, *mut c_int);
     exchange_capture_mode: c"cuThreadExchangeStreamCaptureMode" = c"cuThreadExchangeStreamCaptureMode" @ 10010 (*mut c_int);
+    stream_wait_event: c"cuStreamWaitEvent" = c"cuStreamWaitEvent" @ 3020 (Opaque, Opaque, c_uint);
     event_create: c"cuEventCreate" = c"cuEventCreate" @ 2000 (*mut Opaque, c_uint);
     event_destroy: c"cuEventDestroy_v2" = c"cuEventDestroy" @ 4000 (Opaque);
     event_record: c"cuEventRecord" = c"cuEventRecord" @ 2000 (Opaque, Opaque);

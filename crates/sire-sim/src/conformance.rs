@@ -43,6 +43,7 @@ pub fn questions<D: Driver>() -> Vec<(&'static str, Question<D>)> {
         ("synchronize", synchronize),
         ("dead_handles", dead_handles),
         ("no_capture", no_capture),
+        ("program_streams", program_streams),
         ("threads", threads),
     ]
 }
@@ -535,6 +536,32 @@ pub fn dead_handles<D: Driver>(driver: &D) {
 /// Without a capture, no stream captures.
 pub fn no_capture<D: Driver>(driver: &D) {
     assert!(!driver.is_capturing(HERE, ProgramStream(0)).unwrap());
+}
+
+/// The program's streams can be made to wait for ours, where the driver can do that: what is behind has seen what was before.
+pub fn program_streams<D: Driver>(driver: &D) {
+    let memory = Memory::new(driver, 1);
+    let (stream, ours) = (driver.open_stream(HERE).unwrap(), driver.open_event(HERE).unwrap());
+    let (program, theirs) = (ProgramStream(0), driver.open_event(HERE).unwrap());
+    let mut seen = [0u8; 64];
+    driver.fill(stream, memory.addr, 64, 7).unwrap();
+    // SAFETY: `seen` lives until the event behind the copy has passed: the device is synchronised below.
+    unsafe { driver.copy_to_host(stream, seen.as_mut_ptr(), memory.addr, 64) }.unwrap();
+    driver.record(ours, stream).unwrap();
+    match driver.wait_on(ours, HERE, program) {
+        Ok(()) => {
+            driver.record_on(theirs, program).unwrap();
+            driver.wait(theirs).unwrap();
+            assert!(driver.query(ours).unwrap(), "the program's stream did not wait");
+            assert_eq!(seen, [7; 64]);
+        }
+        Err(error) => assert_eq!(error.kind, DriverErrorKind::Unsupported, "{error}"),
+    }
+    driver.synchronize(HERE).unwrap();
+    [ours, theirs].into_iter().for_each(|event| driver.close_event(event).unwrap());
+    assert!(driver.wait_on(ours, HERE, program).is_err(), "a closed event");
+    driver.close_stream(stream).unwrap();
+    memory.drop(driver);
 }
 
 /// Verbs work from any thread, at the same time.

@@ -192,6 +192,13 @@ impl Driver for SimDriver {
         })
     }
 
+    fn wait_on(&self, event: Event, device: Device, stream: ProgramStream) -> DriverResult<()> {
+        self.call("wait_on", "cuStreamWaitEvent", 0, |machine| {
+            let stream = machine.resolve_stream(device.0, stream.0)?;
+            machine.stream_wait_event(stream, EventId(event.0))
+        })
+    }
+
     fn wait(&self, event: Event) -> DriverResult<()> {
         self.call("wait", "cuEventSynchronize", 0, |machine| machine.event_synchronize(EventId(event.0)))
     }

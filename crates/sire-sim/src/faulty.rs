@@ -206,6 +206,7 @@ impl<D: Driver> Driver for Faulty<D> {
         close_event(event: Event) -> ();
         record(event: Event, stream: Stream) -> ();
         record_on(event: Event, stream: ProgramStream) -> ();
+        wait_on(event: Event, device: Device, stream: ProgramStream) -> ();
         wait(event: Event) -> ();
         query(event: Event) -> bool;
         fill(stream: Stream, dst: Addr, len: u64, byte: u8) -> ();

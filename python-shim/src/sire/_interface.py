@@ -187,6 +187,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "sire_resume_start": [c_char_p, POINTER(ResumeOptions), POINTER(c_void_p)],
     "sire_progress_ready": [c_void_p, c_void_p, c_size_t, POINTER(c_bool)],
     "sire_progress_wait": [c_void_p, c_void_p, c_size_t, c_double, POINTER(c_bool)],
+    "sire_progress_wait_stream": [c_void_p, c_void_p, c_size_t, c_int32, c_void_p, c_double, POINTER(c_bool)],
     "sire_progress_report": [c_void_p, POINTER(ReportStruct)],
     "sire_progress_bytes": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
     "sire_progress_cancel": [c_void_p],

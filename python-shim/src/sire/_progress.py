@@ -7,9 +7,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
-from . import _library, _memory
+from . import _library, _memory, _torch
 from ._errors import BusyError, InvalidArgumentError
 from ._report import Report
 
@@ -22,10 +23,11 @@ _SLICE_SECONDS = 0.1
 class Progress:
     """A resume that goes on in the background. All methods may be called from any thread.
 
-    Whoever uses memory that is not ready meets an illegal address, so wait for it first; work that is given to the
-    device after a wait sees the memory, on any stream. Nothing is ready before all memory of the call is there. If
-    the call fails, waiting raises its exception, the tags are paused again, what was ready stays until the next pause
-    or resume, and the call can be repeated. A `Progress` that is forgotten harms nothing: the resume goes on.
+    Whoever uses memory that is not ready meets an illegal address, so wait for it first (`wait`), or have a stream
+    wait (`wait_stream`); work that is given to the device after a `wait` sees the memory, on any stream. Nothing is
+    ready before all memory of the call is there. If the call fails, waiting raises its exception, the tags are paused
+    again, what was ready stays until the next pause or resume, and the call can be repeated. A `Progress` that is
+    forgotten harms nothing: the resume goes on.
     """
 
     def __init__(
@@ -59,28 +61,37 @@ class Progress:
         At most ``timeout`` seconds; False if it did not come to that. Raises what the resume failed with. Ctrl-C ends
         the waiting, not the resume.
         """
-        pointer, size = (0, 0) if tensor is None else _memory.span(tensor, "wait")[0]
-        if tensor is not None and not size:
-            return True
-        end = time.monotonic() + _timeout(timeout)
-        while True:
-            left = max(end - time.monotonic(), 0.0)
-            if self._library.progress_wait(self._handle, pointer, size, min(left, _SLICE_SECONDS)):
-                if tensor is None:
-                    self.report()
-                return True
-            if left <= _SLICE_SECONDS:
-                return False
+        span = _span(tensor, "wait")
+        reached = _wait(partial(self._library.progress_wait, self._handle, *span), tensor, span, timeout)
+        if reached and tensor is None:
+            self.report()
+        return reached
 
     def wait_stream(self, stream: Any = None, tensor: Any = None, timeout: float | None = None) -> bool:
-        """As `wait`, where code has a stream at hand: what it is given from now on finds the memory there.
+        """Has a stream wait for the tensor, or, without one, for all that the resume brings back.
 
-        The calling thread is what waits. ``stream`` need not be told anything, because when this returns the bytes
-        have arrived; it is checked, and may be a `torch.cuda.Stream`, a `torch.cuda.Event` or None.
+        What the stream is given from now on finds the bytes there. The caller waits only until all memory is there
+        and the copies are queued, at most ``timeout`` seconds; False if it did not come to that. ``stream`` is a CUDA
+        stream, or None for the current one, or a `torch.cuda.Event`: that is then recorded behind the bytes, so that
+        whoever waits for it waits for them. For a stream that captures a graph the caller waits, as in `wait`.
+
+        Raises what the resume failed with. If it fails later, what a stream was made to wait for stays. That the
+        resume is over, so that its regions can be entered, is for `wait` and `report` to say.
         """
         if stream is not None and not hasattr(stream, "wait_stream") and not hasattr(stream, "record"):
             raise InvalidArgumentError(f"wait_stream takes a CUDA stream or event, not {type(stream).__name__}")
-        return self.wait(tensor, timeout)
+        torch = _torch.cuda_in_use()
+        if torch is None:
+            return self.wait(tensor, timeout)
+        span = _span(tensor, "wait_stream")
+        waiting, event = _waiting_stream(torch, stream, tensor)
+        ask = partial(self._library.progress_wait_stream, self._handle, *span)
+        queued = _wait(partial(ask, waiting.device.index, waiting.cuda_stream), tensor, span, timeout)
+        if queued and event is not None:
+            event.record(waiting)
+        if queued and tensor is None:
+            self.report()
+        return queued
 
     def report(self) -> Report | None:
         """What the resume did; None while it is not over. Raises what it failed with."""
@@ -116,9 +127,10 @@ class Progress:
 
     @contextmanager
     def guarding(self, module: Any) -> Iterator[Progress]:
-        """Inside, each part of the module waits for its own parameters and buffers before it runs.
+        """Inside, the current stream waits for each part's own parameters and buffers before the part runs.
 
-        So a forward can begin while the last layers are still on their way.
+        So a forward can begin while the last layers are on their way. A part that gives work to other streams
+        lets them wait for the current one first, as for its inputs.
         """
         hooks = []
         try:
@@ -140,9 +152,47 @@ class Progress:
 def _waiter(progress: Progress, tensors: list[Any]) -> Any:
     def wait(_module: Any, _inputs: Any) -> None:
         for tensor in tensors:
-            progress.wait(tensor)
+            progress.wait_stream(tensor=tensor)
 
     return wait
+
+
+def _span(tensor: Any, asking: str) -> tuple[int, int]:
+    """Where the tensor is; nowhere: everything."""
+    return (0, 0) if tensor is None else _memory.span(tensor, asking)[0]
+
+
+def _wait(ask: Callable[[float], bool], tensor: Any, span: tuple[int, int], timeout: float | None) -> bool:
+    """Asks in slices until the answer is yes. A tensor without bytes need not be waited for."""
+    if tensor is not None and not span[1]:
+        return True
+    end = time.monotonic() + _timeout(timeout)
+    while True:
+        left = max(end - time.monotonic(), 0.0)
+        if ask(min(left, _SLICE_SECONDS)):
+            return True
+        if left <= _SLICE_SECONDS:
+            return False
+
+
+# One stream for each device that waits for nothing but resumes, for those who want an event.
+_event_streams: dict[int, Any] = {}
+
+
+def _waiting_stream(torch: Any, stream: Any, tensor: Any) -> tuple[Any, Any]:
+    """The stream that is to wait, and the event that is to be recorded there then."""
+    device = None if tensor is None else tensor.device
+    if stream is None:
+        return torch.cuda.current_stream(device), None
+    if hasattr(stream, "cuda_stream"):
+        return stream, None
+    if not hasattr(stream, "record"):
+        same = {"stream_id": stream.stream_id, "device_index": stream.device_index, "device_type": stream.device_type}
+        return torch.cuda.Stream(**same), None
+    index = _torch.device_index(torch, device or getattr(stream, "device", None))
+    if index not in _event_streams:
+        _event_streams.setdefault(index, torch.cuda.Stream(index))
+    return _event_streams[index], stream
 
 
 def _own_tensors(module: Any) -> list[Any]:

@@ -72,7 +72,7 @@ impl Machine {
         }
         let mut claims = batch.claim(&self.heap);
         batch.count(&mut claims, &mut report);
-        let progress = Arc::new(Progress::new(away(&claims)));
+        let progress = Arc::new(Progress::new(away(&claims)).on(Arc::clone(&self.heap.driver)));
         self.note_running(&progress);
         let work = Work {
             machine: Arc::clone(self),
@@ -110,8 +110,10 @@ fn away(claims: &[Claim]) -> Ranges {
     away
 }
 
-/// After a failure: chunks that somebody may use already stay on the device.
-pub(super) fn keep_what_was_told(claims: &mut [&mut Claim], progress: &Progress) {
+/// After a failure: chunks that somebody may use already stay on the device. `drained`: nothing is under way any more, so that what streams were made
+/// to wait for has arrived. If that is not known, its backup stays the truth, and, as nothing is given back then, its memory stays, too.
+pub(super) fn keep_what_was_told(claims: &mut [&mut Claim], progress: &Progress, drained: bool) {
+    progress.stop(drained);
     for claim in claims {
         let base = claim.extent.base;
         let told = claim.chunks.iter_mut().filter(|chunk| {

@@ -10,7 +10,7 @@ use super::seam::{Source, Staging};
 use super::team::{Call, Failure, Team, stopped};
 use super::{Machine, background, by_device};
 use crate::clock;
-use crate::driver::Device;
+use crate::driver::{Device, Event};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::heap::{doing, is_shortage};
@@ -75,7 +75,7 @@ impl Machine {
             };
             pool = Pool::open(&self.heap);
             if let Some(progress) = call.progress {
-                background::keep_what_was_told(claims, progress);
+                background::keep_what_was_told(claims, progress, drained);
             }
             if drained {
                 roll_back(claims, &pool);
@@ -282,10 +282,16 @@ impl<'a, 'c> Part<'a, 'c> {
             self.filled.push(at);
         }
         self.unlanded.insert(at, pieces.len());
-        pieces.into_iter().try_for_each(|piece| self.send_piece(pipe, piece))
+        let sent = pieces.into_iter().try_fold(None, |_, piece| self.send_piece(pipe, piece).map(Some))?;
+        if let (Some(event), Some(progress)) = (sent, self.team.call.progress) {
+            // It cannot have landed: its last piece was sent just now, and is landed by this thread.
+            progress.sent(self.addresses(at), event);
+        }
+        Ok(())
     }
 
-    fn send_piece(&mut self, pipe: &mut Pipe<'_, Piece>, piece: Piece) -> Result<()> {
+    /// The event behind the piece.
+    fn send_piece(&mut self, pipe: &mut Pipe<'_, Piece>, piece: Piece) -> Result<Event> {
         if pipe.is_full() {
             self.land(pipe)?;
         }
@@ -293,9 +299,9 @@ impl<'a, 'c> Part<'a, 'c> {
             let claim = &self.claims[piece.at.0];
             let segment = &claim.chunks[piece.at.1].segments[piece.segment];
             if let Some(span) = self.source.bytes(segment, &piece)? {
-                pipe.send_in(claim.extent.base.offset(segment.offset + piece.from), span, piece)?;
+                let event = pipe.send_in(claim.extent.base.offset(segment.offset + piece.from), span, piece)?;
                 self.report.bytes_copied += piece.len;
-                return Ok(());
+                return Ok(event);
             }
             if !self.land(pipe)? {
                 return Err(Error::new(Status::Internal, "there is no buffer for a piece"));

@@ -54,6 +54,8 @@ struct State {
     events: HashMap<u64, (Device, u64, u64)>,
     /// Points in the program's streams that nothing has passed yet: stream, event, ticket.
     marks: Vec<(u64, u64, u64)>,
+    /// What the program's streams wait for: device, stream, event, ticket.
+    waits: Vec<(Device, u64, u64, u64)>,
     /// Start -> bytes.
     registered: BTreeMap<usize, usize>,
     lost: Option<String>,
@@ -181,6 +183,17 @@ impl State {
             if reached {
                 return;
             }
+        }
+    }
+
+    /// Runs the stream that has this point up to it.
+    fn reach(&mut self, event: u64, ticket: u64) {
+        let holds = |queue: &VecDeque<Op>| {
+            queue.iter().any(|op| matches!(op, Op::Mark { event: e, ticket: t } if (*e, *t) == (event, ticket)))
+        };
+        let found = self.streams.iter().find(|(_, (_, queue))| holds(queue)).map(|(id, _)| *id);
+        if let Some(stream) = found {
+            self.run(stream, Some((event, ticket)));
         }
     }
 
@@ -398,6 +411,15 @@ impl MemDriver {
         })
     }
 
+    /// The program reads on one of its streams, behind what that was made to wait for.
+    pub fn peek_on(&self, (device, stream): (Device, ProgramStream), addr: Addr, len: u64) -> Result<Vec<u8>, String> {
+        let mut state = self.peek_state();
+        let waits: Vec<_> = state.waits.extract_if(.., |wait| (wait.0, wait.1) == (device, stream.0)).collect();
+        waits.into_iter().for_each(|(_, _, event, ticket)| state.reach(event, ticket));
+        drop(state);
+        self.peek(device, addr, len)
+    }
+
     /// The program reads.
     pub fn peek(&self, device: Device, addr: Addr, len: u64) -> Result<Vec<u8>, String> {
         let mut bytes = vec![0; len as usize];
@@ -586,17 +608,19 @@ impl Driver for MemDriver {
         Ok(())
     }
 
+    fn wait_on(&self, event: Event, device: Device, stream: ProgramStream) -> DriverResult<()> {
+        let mut state = self.begin("wait_on")?;
+        assert!(!state.capturing, "a stream that is captured would wait for what is outside");
+        let Some(&(_, recorded, _)) = state.events.get(&event.0) else { return invalid("wait_on", "not open") };
+        state.waits.push((device, stream.0, event.0, recorded));
+        Ok(())
+    }
+
     fn wait(&self, event: Event) -> DriverResult<()> {
         let mut state = self.begin("wait")?;
-        let Some(&(device, recorded, passed)) = state.events.get(&event.0) else { return invalid("wait", "not open") };
+        let Some(&(_, recorded, passed)) = state.events.get(&event.0) else { return invalid("wait", "not open") };
         if recorded != passed {
-            let holds = |s: &VecDeque<Op>| {
-                s.iter().any(|op| matches!(op, Op::Mark { event: e, ticket } if (*e, *ticket) == (event.0, recorded)))
-            };
-            let found = state.streams.iter().find(|(_, s)| s.0 == device && holds(&s.1)).map(|(id, _)| *id);
-            if let Some(stream) = found {
-                state.run(stream, Some((event.0, recorded)));
-            }
+            state.reach(event.0, recorded);
         }
         state.check_lost("wait")
     }

@@ -5,14 +5,19 @@ use super::{GRANULARITY, MemDriver};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
+use sire_core::progress::Progress;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 /// Physical chunks of the tests: four granules.
 pub const CHUNK: u64 = 4 * GRANULARITY;
+
+/// A stream of the program's.
+pub const PROGRAM: (Device, ProgramStream) = (Device(0), ProgramStream(77));
 
 /// A set of an allocation's bytes. All or none is by far the most frequent, and fast.
 #[derive(Clone, Debug)]
@@ -394,6 +399,36 @@ impl World {
         let before = self.states();
         let progress = self.engine.resume_start(selection, ResumeOptions::default());
         let outcome = progress.and_then(|progress| progress.finished(None));
+        if outcome.is_err() {
+            assert_eq!(before, self.states(), "a failed resume changed a state: {outcome:?}");
+        }
+        outcome.map(|report| report.expect("it is over"))
+    }
+
+    /// The same; when `waits` pieces have landed, a stream of the program is made to wait for `range`. What it was told is there stays, whatever becomes of the
+    /// call.
+    pub fn resume_for_stream(
+        &mut self,
+        selection: &Selection,
+        range: (Addr, u64),
+        waits: u64,
+    ) -> Result<Report, Error> {
+        let before = self.states();
+        let (sender, started) = mpsc::channel::<Arc<Progress>>();
+        let (tell, told) = mpsc::channel();
+        self.driver.at_later("wait", waits, move || {
+            let soon = Some(Instant::now() + Duration::from_millis(20));
+            let queued = started.recv().is_ok_and(|progress| progress.wait_on(range, PROGRAM, soon) == Ok(true));
+            let _ = tell.send(queued);
+        });
+        let progress = self.engine.resume_start(selection, ResumeOptions::default());
+        progress.iter().for_each(|progress| sender.send(Arc::clone(progress)).unwrap());
+        drop(sender);
+        let outcome = progress.and_then(|progress| progress.finished(None));
+        if told.try_recv() == Ok(true) {
+            let found = self.driver.peek_on(PROGRAM, range.0, range.1).expect("it was told to be there");
+            assert_eq!(found, self.twins[&range.0].bytes[..range.1 as usize]);
+        }
         if outcome.is_err() {
             assert_eq!(before, self.states(), "a failed resume changed a state: {outcome:?}");
         }

@@ -9,6 +9,9 @@ use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 
+/// Copies that are under way at once.
+const IN_FLIGHT: u64 = 2;
+
 /// A step fails at most this often with two planned faults, so that it must succeed in the end.
 const ATTEMPTS: usize = 4;
 
@@ -212,6 +215,19 @@ fn short_behind(life: &mut Life) {
     life.allocate(region, 4096);
     life.pause(&tag("host"));
     life.step("resume", |world| world.resume_behind(&tag("host")));
+    life.world.write(addr);
+    life.pause(&tag("host"));
+    life.resume(&tag("host"));
+}
+
+/// A resume in the background, for which a stream of the program's waits when the copies are queued and have not landed. A single chunk is made before
+/// copies begin, so that this is so in every life.
+fn short_streamed(life: &mut Life) {
+    let region = life.world.region("host", policy(Backup::Host));
+    let addr = life.allocate(region, CHUNK);
+    life.pause(&tag("host"));
+    let sent = CHUNK / GRANULARITY - IN_FLIGHT;
+    life.step("resume", |world| world.resume_for_stream(&tag("host"), (addr, CHUNK), sent));
     life.world.write(addr);
     life.pause(&tag("host"));
     life.resume(&tag("host"));
@@ -456,6 +472,7 @@ fn every_call_of_the_short_lives_fails_once() {
         short_shared,
         short_dead,
         short_behind,
+        short_streamed,
         short_resident,
         short_peer,
         short_auto,
@@ -491,6 +508,14 @@ fn every_pair_of_calls_fails_on_disk() {
 #[test]
 fn every_pair_of_calls_fails_in_automatic_backups() {
     every_pair(short_auto, DriverErrorKind::Other, 7);
+}
+
+#[test]
+fn pairs_of_calls_fail_behind_a_stream() {
+    let mut life = Life::new();
+    short_streamed(&mut life);
+    assert!(life.world.driver.log().contains(&"wait_on"), "no stream was made to wait");
+    every_pair(short_streamed, DriverErrorKind::Other, if is_full() { 1 } else { 7 });
 }
 
 #[test]

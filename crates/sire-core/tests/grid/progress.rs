@@ -2,7 +2,7 @@
 //! for the rest hears how it ended.
 
 use crate::common::GRANULARITY;
-use crate::common::world::{CHUNK, World, policy, tag};
+use crate::common::world::{CHUNK, PROGRAM, World, policy, tag};
 use sire_core::driver::{Addr, Device, DriverErrorKind};
 use sire_core::engine::*;
 use sire_core::error::Status;
@@ -98,6 +98,178 @@ fn what_was_told_to_be_ready_stays_when_the_rest_fails() {
     world.check_no_leak();
 }
 
+/// The resume stops before it waits for the first chunk's last two copies: they are queued, and nothing is behind them.
+fn first_chunk_queued(world: &World) -> Arc<Progress> {
+    world.driver.set_gate(Some(("wait", PIECES - 2)));
+    start(world, &[])
+}
+
+fn wait_ons(world: &World) -> usize {
+    world.driver.log().iter().filter(|verb| **verb == "wait_on").count()
+}
+
+#[test]
+fn a_stream_waits_for_what_is_queued_and_its_caller_does_not() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let progress = first_chunk_queued(&world);
+    assert_eq!(progress.wait_on((addr.offset(5), CHUNK - 5), PROGRAM, None), Ok(true));
+    assert!(!progress.ready(addr, CHUNK) && wait_ons(&world) == 1);
+    assert_eq!(progress.wait_on((addr, CHUNK + 1), PROGRAM, soon()), Ok(false), "the next chunk is not queued");
+    assert_eq!(progress.wait_on((Addr(1), 5), PROGRAM, None), Ok(true), "that is none of its memory");
+    assert_eq!(wait_ons(&world), 1);
+    // Nobody of ours has waited for it: the program's stream does.
+    let found = world.driver.peek_on(PROGRAM, addr, CHUNK).unwrap();
+    assert_eq!(found, world.twins[&addr].bytes[..CHUNK as usize]);
+    world.driver.set_gate(None);
+    progress.finished(None).unwrap();
+    assert_eq!(progress.wait_on((addr, 4 * CHUNK), PROGRAM, None), Ok(true), "it is over");
+    assert_eq!(wait_ons(&world), 1);
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn a_stream_waits_for_the_whole_resume_when_its_last_copy_is_queued() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    world.driver.set_gate(Some(("wait", 4 * PIECES - 2)));
+    let progress = start(&world, &[]);
+    assert_eq!(progress.wait_on((Addr(0), u64::MAX), PROGRAM, None), Ok(true));
+    assert_eq!(progress.bytes(), (3 * CHUNK, 4 * CHUNK));
+    let found = world.driver.peek_on(PROGRAM, addr, 4 * CHUNK).unwrap();
+    assert_eq!(found, world.twins[&addr].bytes);
+    world.driver.set_gate(None);
+    progress.finished(None).unwrap();
+    world.check_no_leak();
+}
+
+#[test]
+fn what_a_stream_was_made_to_wait_for_stays_when_the_rest_fails() {
+    for cancelled in [false, true] {
+        let (mut world, addr) = paused(policy(Backup::Host));
+        let progress = first_chunk_queued(&world);
+        assert_eq!(progress.wait_on((addr, 1), PROGRAM, None), Ok(true));
+        match cancelled {
+            true => progress.cancel(),
+            false => world.driver.fail_always(Some((COPY, DriverErrorKind::Other))),
+        }
+        world.driver.set_gate(None);
+        let failed = progress.finished(None).unwrap_err().status;
+        assert_eq!(failed, if cancelled { Status::Cancelled } else { Status::Driver });
+        assert_eq!(world.driver.used_bytes(), CHUNK, "the first chunk, and nothing else");
+        assert!(progress.ready(addr, CHUNK) && progress.bytes() == (CHUNK, 4 * CHUNK));
+        assert_eq!(progress.wait_on((addr, 4 * CHUNK), PROGRAM, None).map_err(|e| e.status), Err(failed));
+        let found = world.driver.peek_on(PROGRAM, addr, CHUNK).unwrap();
+        assert_eq!(found, world.twins[&addr].bytes[..CHUNK as usize]);
+        world.driver.fail_always(None);
+        // The program goes on with it, and what it writes survives the next resume.
+        world.driver.poke(Device(0), addr, &[9; 100]).unwrap();
+        world.twins.get_mut(&addr).unwrap().bytes[..100].fill(9);
+        world.resume(&tag("r")).unwrap();
+        world.check();
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn a_backup_outlives_copies_of_which_nobody_knows_whether_they_are_over() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let progress = first_chunk_queued(&world);
+    assert_eq!(progress.wait_on((addr, CHUNK), PROGRAM, None), Ok(true));
+    // From here on the driver does nothing, so that not even the device can be waited for.
+    let calls = world.driver.calls();
+    (1..=40).for_each(|call| world.driver.fail_at(calls + call, DriverErrorKind::Other));
+    world.driver.set_gate(None);
+    assert_eq!(progress.finished(None).unwrap_err().status, Status::Driver);
+    assert!(!progress.ready(addr, CHUNK));
+    world.driver.clear_faults();
+    world.resume(&tag("r")).unwrap();
+    world.check();
+}
+
+#[test]
+fn whoever_waits_for_what_is_never_queued_is_told_why() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let progress = first_chunk_queued(&world);
+    let last = addr.offset(3 * CHUNK);
+    std::thread::scope(|threads| {
+        let waiter = threads.spawn(|| progress.wait_on((last, CHUNK), PROGRAM, None));
+        world.driver.fail_always(Some((COPY, DriverErrorKind::Other)));
+        world.driver.set_gate(None);
+        assert_eq!(waiter.join().unwrap().map_err(|e| e.status), Err(Status::Driver));
+    });
+    assert_eq!((wait_ons(&world), world.driver.used_bytes()), (0, 0));
+    world.driver.fail_always(None);
+    world.resume(&tag("r")).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn what_is_given_up_while_a_stream_is_made_to_wait_was_not_told() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let progress = first_chunk_queued(&world);
+    let (driver, resume) = (world.driver.clone(), progress.clone());
+    world.driver.at_next("wait_on", move || {
+        driver.fail_always(Some((COPY, DriverErrorKind::Other)));
+        driver.set_gate(None);
+        resume.finished(None).unwrap_err();
+        driver.fail_always(None);
+    });
+    assert_eq!(progress.wait_on((addr, CHUNK), PROGRAM, None).map_err(|e| e.status), Err(Status::Driver));
+    assert_eq!((wait_ons(&world), world.driver.used_bytes()), (1, 0));
+    world.resume(&tag("r")).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
+fn where_a_stream_cannot_be_made_to_wait_its_caller_waits() {
+    for capturing in [false, true] {
+        let (mut world, addr) = paused(policy(Backup::Host));
+        let progress = first_chunk_queued(&world);
+        // The test's driver does not let a stream that is captured wait for an event.
+        world.driver.set_capturing(capturing);
+        world.driver.fail_always(Some(("wait_on", DriverErrorKind::Unsupported)));
+        assert_eq!(progress.wait_on((addr, CHUNK), PROGRAM, soon()), Ok(false));
+        world.driver.set_gate(None);
+        assert_eq!(progress.wait_on((addr, CHUNK), PROGRAM, None), Ok(true));
+        assert!(progress.ready(addr, CHUNK));
+        progress.finished(None).unwrap();
+        world.driver.set_capturing(false);
+        world.driver.fail_always(None);
+        world.check();
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn a_driver_that_refuses_says_so_and_the_resume_goes_on() {
+    for verb in ["is_capturing", "wait_on"] {
+        let (mut world, addr) = paused(policy(Backup::Host));
+        let progress = first_chunk_queued(&world);
+        world.driver.fail_always(Some((verb, DriverErrorKind::Other)));
+        let error = progress.wait_on((addr, CHUNK), PROGRAM, None).unwrap_err();
+        assert!(error.status == Status::Driver && error.message.contains(verb), "{error}");
+        world.driver.fail_always(None);
+        assert_eq!(progress.wait_on((addr, CHUNK), PROGRAM, None), Ok(true));
+        world.driver.set_gate(None);
+        progress.finished(None).unwrap();
+        world.check();
+        world.check_no_leak();
+    }
+}
+
+#[test]
+fn memory_that_a_stream_waits_for_can_be_freed() {
+    let (mut world, addr) = paused(policy(Backup::Host));
+    let progress = first_chunk_queued(&world);
+    assert_eq!(progress.wait_on((addr, CHUNK), PROGRAM, None), Ok(true));
+    world.free(addr).unwrap();
+    world.driver.set_gate(None);
+    progress.finished(None).unwrap();
+    world.check_no_leak();
+}
+
 #[test]
 fn without_memory_nothing_is_ready_and_nothing_is_held() {
     let (mut world, addr) = paused(policy(Backup::Host));
@@ -174,6 +346,7 @@ fn zeros_and_undefined_content_are_ready_too() {
     for zero_fill in [false, true] {
         let (mut world, addr) = paused(Policy { zero_fill, ..Policy::default() });
         let progress = start(&world, &[]);
+        assert_eq!(progress.wait_on((addr, 4 * CHUNK), PROGRAM, None), Ok(true));
         assert_eq!(progress.wait(addr, 4 * CHUNK, None), Ok(true));
         progress.finished(None).unwrap();
         world.check();

@@ -86,6 +86,14 @@ class Transitions(Loaded):
         self._call("sire_progress_wait", progress, pointer, size, timeout_seconds, byref(ready))
         return ready.value
 
+    def progress_wait_stream(
+        self, progress: int, pointer: int, size: int, device: int, stream: int, timeout_seconds: float
+    ) -> bool:
+        """Has a stream wait for the range, once that is queued; with pointer 0, for all."""
+        queued = c_bool()
+        self._call("sire_progress_wait_stream", progress, pointer, size, device, stream, timeout_seconds, byref(queued))
+        return queued.value
+
     def progress_report(self, progress: int) -> dict[str, Any]:
         """What the resume did."""
         report = _empty_report()
