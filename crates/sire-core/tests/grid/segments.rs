@@ -520,7 +520,7 @@ fn memory_is_handed_out_while_a_pre_copy_reads_it() {
     player.grow(segment, &[0, 1], Some(a), a).unwrap();
     let (engine, handle) = (Arc::clone(&player.engine), player.segments[segment].pieces[&0].handle);
     player.driver.at_next("copy_to_host", move || {
-        engine.segments().lend(handle, "it was exported").unwrap();
+        engine.segments().lend(handle, "it was exported").unwrap().1.keep();
     });
     assert_eq!(player.engine.pre_copy(&tag("a"), false).unwrap().bytes_copied, 2 * SMALL);
     player.segments[segment].pieces.get_mut(&0).unwrap().lent = true;
@@ -636,7 +636,7 @@ fn garbage_sizes_are_refused_at_once() {
         "the driver may judge"
     );
     player.check();
-    player.calls().lend_range(addr, u64::MAX, "it is part of a multicast object").unwrap();
+    player.calls().lend_range(addr, u64::MAX, "it is part of a multicast object").unwrap().keep();
     player.check_no_leak();
 }
 
