@@ -135,7 +135,7 @@ pub fn test(life: Life) -> Result<Completion, Failed> {
 fn killed_at(life: Life, stop: usize) -> Result<(), Failed> {
     // Every other time nobody was there before, so that the file has to be made.
     let dir = tempfile::tempdir()?;
-    let before = if stop % 2 == 0 { None } else { Some(Ledger::open(dir.path(), "GPU-1")?.join()?) };
+    let before = if stop.is_multiple_of(2) { None } else { Some(Ledger::open(dir.path(), "GPU-1")?.join()?) };
     let held = if before.is_some() { BEFORE } else { 0 };
     if let Some(before) = &before {
         before.reserve(Want::Bytes(BEFORE), &full, PATIENT)?;
