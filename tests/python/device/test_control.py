@@ -442,8 +442,9 @@ def test_evict_budget_and_trace_need_no_safe_point(socket: str, tag: str) -> Non
         ask(socket, verb="trace")
 
 
-def test_managed_models_keep_to_a_budget_from_outside(socket: str) -> None:
+def test_managed_models_keep_to_a_budget_from_outside(socket: str, tag: str) -> None:
     sire.setup_default_pools(release="lazy")
+    own = filled(tag)
     models = [torch.nn.Linear(1024, 2048) for _ in range(3)]
     managed = [sire.manage(model) for model in models]
 
@@ -458,6 +459,7 @@ def test_managed_models_keep_to_a_budget_from_outside(socket: str) -> None:
         use(0)
         use(1)
         assert resident() == [True, True, False]
+        # A region of the program's own does not count.
         assert ask(socket, verb="budget", device=0, limit=12 * MIB) == {}
         use(2)
         assert resident() == [False, False, True], "each has 8 MiB"
@@ -468,6 +470,7 @@ def test_managed_models_keep_to_a_budget_from_outside(socket: str) -> None:
         for number in range(3):
             use(number)
         assert resident() == [True, True, True]
+        assert bool((own == 5).all())
     finally:
         ask(socket, verb="budget", device=0)
         sire.setup_default_pools()

@@ -240,9 +240,12 @@ class ResourcePoolCUDA(ResourcePool):
         limit, headroom = library.budget(self._device.index)
         room = int(free) - headroom
         if limit:
-            # There all regions count, also those that no pool knows.
+            # There all regions count, also those that no pool knows: where they have too much, users are asked instead.
             devices = [each for each in library.stats()["devices"] if each["device"] == self._device.index]
-            room = min(room, limit - sum(each["resident_bytes"] for each in devices))
+            left = limit - sum(each["resident_bytes"] for each in devices)
+            if left + missing < 0:
+                return
+            room = min(room, left)
         with suppress(OutOfMemoryError):
             # In the library's words: so many bytes more than there is.
             given, tags = library.make_room(self._device.index, max(0, room + missing))
