@@ -128,7 +128,9 @@ def test_two_runtimes_that_were_loaded_locally(workshop: Workshop, sim_dir: Path
     # The device's own is one library under two names; another is a library, with functions, of its own.
     folders = [sim_dir]
     if second == "another":
-        runtime = workshop.fixture("libcudart.so.12", FIXTURES / "second.c", "-shared", "-fPIC", "-Wl,-soname,libcudart.so.12", "-Wl,-Bsymbolic", subdirectory="second")
+        runtime = workshop.fixture(
+            "libcudart.so.12", FIXTURES / "second.c", "-shared", "-fPIC", "-Wl,-soname,libcudart.so.12", "-Wl,-Bsymbolic", subdirectory="second"
+        )
         folders.insert(0, runtime.parent)
     libraries = [str(local_library(workshop, major)) for major in order]
     done = check(workshop.run(workshop.program("local_load.c", runtime=False), *libraries, folders=tuple(folders), SIRE_SIM_MEMORY="256MiB"))

@@ -133,7 +133,9 @@ def test_another_interposer_without_driver_level_hooks(workshop: Workshop, sim_d
 OTHERS = ["other sire", "other driver sire", "driver sire other", "sire driver other", "sire other driver"]
 
 
-@pytest.mark.parametrize(("preload", "style"), [(alone, 2) for alone in ("sire", "driver sire", "sire driver")] + [(order, style) for order in OTHERS for style in (1, 2)])
+@pytest.mark.parametrize(
+    ("preload", "style"), [(alone, 2) for alone in ("sire", "driver sire", "sire driver")] + [(order, style) for order in OTHERS for style in (1, 2)]
+)
 @pytest.mark.parametrize("how", ["handler", "destructor", "library", "closed"])
 def test_the_end_of_a_process_in_every_order(workshop: Workshop, sim_dir: Path, driver_so: Path, preload: str, style: int, how: str) -> None:
     paths = {"other": other(workshop, style), "driver": driver_so, "sire": workshop.sire_so}
@@ -159,7 +161,9 @@ def test_two_ways_in_one_process(workshop: Workshop, sim_dir: Path, beside: Path
 
 @pytest.mark.parametrize("ways", [(1, 2), (2, 1), (1, 3), (3, 1)])
 @pytest.mark.parametrize("listed", ["denied", "allowed"])
-def test_the_lists_tell_libraries_of_one_process_apart(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int], listed: str) -> None:
+def test_the_lists_tell_libraries_of_one_process_apart(
+    workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int], listed: str
+) -> None:
     settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
     first, second = (private(workshop, way) for way in ways)
     # The program is heard where only the second library is denied, and is not where only the first is allowed.
