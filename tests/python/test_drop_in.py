@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,6 +155,64 @@ def test_custom_hook_modes(library: FakeLibrary, saver: TorchMemorySaver) -> Non
     assert made[0].calls == ["t", None]
     with pytest.raises(sire.InvalidArgumentError):
         register_hook_mode("torch", Custom)
+
+
+class Mode:
+    """A custom hook mode that takes what the newest release of torch_memory_saver passes, or only what all do."""
+
+    def __init__(self) -> None:
+        self.opened: list[dict[str, object]] = []
+
+    @contextmanager
+    def region(self, tag: str, enable_cpu_backup: bool, enable_disk_backup: bool = False) -> Iterator[None]:
+        self.opened.append({"tag": tag, "cpu": enable_cpu_backup, "disk": enable_disk_backup})
+        yield
+
+    def pause(self, tag: str | None) -> None:
+        self.opened.append({"paused": tag})
+
+
+class OlderMode(Mode):
+    @contextmanager
+    def region(self, tag: str, enable_cpu_backup: bool) -> Iterator[None]:  # type: ignore[override]
+        with super().region(tag, enable_cpu_backup):
+            yield
+
+
+def test_each_hook_mode_has_an_implementation_of_its_own(library: FakeLibrary, saver: TorchMemorySaver) -> None:
+    """The first one that was made served every mode that was chosen later."""
+    made: dict[str, list[Mode]] = {"one": [], "two": []}
+    for name, modes in made.items():
+        register_hook_mode(name, lambda modes=modes: modes.append(Mode()) or modes[-1])  # type: ignore[misc]
+    for name in ("one", "two", "one"):
+        saver.hook_mode = name
+        saver.pause(name)
+    assert {name: [mode.opened for mode in modes] for name, modes in made.items()} == {
+        "one": [[{"paused": "one"}, {"paused": "one"}]],
+        "two": [[{"paused": "two"}]],
+    }
+    register_hook_mode("one", OlderMode)
+    saver.pause("again")
+    assert len(made["one"][0].opened) == 2, "it was registered anew"
+
+
+def test_a_hook_mode_gets_every_argument_or_it_is_said_that_it_takes_none(
+    library: FakeLibrary, saver: TorchMemorySaver
+) -> None:
+    """A disk backup was asked for, and left out."""
+    mode = Mode()
+    register_hook_mode("newer", lambda: mode)
+    register_hook_mode("older", OlderMode)
+    saver.hook_mode = "newer"
+    with saver.region("w", enable_disk_backup=True):
+        assert mode.opened == [{"tag": "w", "cpu": False, "disk": True}]
+    with pytest.raises(sire.UnsupportedError, match="'newer' takes no cpu_backup_backend"):
+        saver.region("w", enable_cpu_backup=True, cpu_backup_backend="mmap")
+    saver.hook_mode = "older"
+    with saver.region("w", enable_cpu_backup=True):
+        pass
+    with pytest.raises(sire.UnsupportedError, match="'older' takes no enable_disk_backup"):
+        saver.region("w", enable_disk_backup=True)
 
 
 def _python(code: str, *paths: Path) -> str:

@@ -60,6 +60,33 @@ def test_ctrl_c_cancels_and_is_raised(held: FakeLibrary) -> None:
     assert sire.pause("a").changed
 
 
+def test_ctrl_c_that_wakes_another_thread_is_heard(held: FakeLibrary) -> None:
+    """The main thread slept on until the call was over, as it does when the signal comes just before it waits."""
+    begun = threading.Event()
+
+    def interrupt() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        begun.set()
+        until("there is something to interrupt", lambda: "pause" in held.calls)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        held.cancelled.wait(30)
+        gate.set()
+
+    gate = threading.Event()
+    held.gate = gate
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        begun.wait()
+        with pytest.raises(KeyboardInterrupt):
+            sire.pause("a")
+    finally:
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert "cancel" in held.calls
+
+
 def test_resume_is_cancelled_too(held: FakeLibrary) -> None:
     held.paused = {0}
     with pytest.raises(KeyboardInterrupt), interrupted(lambda: "resume" in held.calls):

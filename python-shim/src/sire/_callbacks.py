@@ -20,6 +20,7 @@ from ._errors import InvalidArgumentError, PausedAfterFailureError
 from ._tags import encode_tag, is_within
 
 Function = Callable[[str | None], Any]
+Fields = dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -61,14 +62,18 @@ def after_resume(function: Function, *, tag: str | None = None) -> Callback:
     refused.
 
     In the reverse order of registration. All are called; then the first exception is raised, and the memory is there
-    all the same. Of a resume with ``non_blocking``, by whoever is told by its `Progress` that it is over.
+    all the same. Of a resume with ``non_blocking``, by whoever is told by its `Progress` that it is over. Ctrl-C that
+    comes too late to stop a resume is raised after the calls; one that comes too late to stop a pause leads to none.
     """
     return _register(_after, function, tag)
 
 
 @contextmanager
-def around_pause(tag: str | None) -> Iterator[None]:
-    """A pause: calls those who must let go; if it comes to nothing, those who may take hold again."""
+def around_pause(tag: str | None, done: list[Fields]) -> Iterator[None]:
+    """A pause: calls those who must let go; if it comes to nothing, those who may take hold again.
+
+    The call into the library puts into ``done`` what it did, so that this is known though its caller is interrupted.
+    """
     concerned = [each for each in _all(_before) if each.concerns(tag)]
     again = any(each.concerns(tag) for each in _all(_after))
     if not (concerned or again) or not _is_any(tag, "resident"):
@@ -81,8 +86,28 @@ def around_pause(tag: str | None) -> Iterator[None]:
     except PausedAfterFailureError:
         raise
     except BaseException as error:
-        _tell(tag, error)
+        if not done:
+            _tell(tag, error)
         raise
+
+
+@contextmanager
+def around_resume(tag: str | None, done: list[Fields]) -> Iterator[None]:
+    """A resume: if memory has come back, calls those who may take hold again. It is the last one in ``done``, which is
+    as for `around_pause`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _has_changed(done):
+            _tell(tag, error)
+        raise
+    if _has_changed(done):
+        _tell(tag, None)
+
+
+def _has_changed(done: list[Fields]) -> bool:
+    return bool(done) and done[-1]["regions_changed"] > 0
 
 
 def leaving(tag: str | None) -> None:

@@ -21,10 +21,16 @@ from ._errors import CancelledError
 _T = TypeVar("_T")
 
 _RETRY_SECONDS = 0.02
+# A signal that arrives just before a thread waits, or in another thread, does not wake it.
+_LOOK_SECONDS = 0.5
 
 
 def run(call: Callable[[], _T], cancel: Callable[[], object]) -> _T:
-    """The result of ``call()``; an exception of a signal handler cancels it first."""
+    """The result of ``call()``; an exception of a signal handler cancels it first.
+
+    Where that comes too late the exception is raised all the same, and the result is lost: who needs it has ``call``
+    put it somewhere.
+    """
     if threading.current_thread() is not threading.main_thread():
         return call()
     return _Job(call).run(cancel)
@@ -61,7 +67,8 @@ class _Job(Generic[_T]):
         try:
             if not self._start():
                 return self._calls.pop()()
-            self._done.wait()
+            while not self._done.wait(_LOOK_SECONDS):
+                pass
         except BaseException as interruption:
             if self._stop(cancel) and sys.version_info >= (3, 11):
                 interruption.add_note(f"Sire: {self._outcome()}")

@@ -8,7 +8,7 @@ paused or resumed the tag; every step asks the library how things are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -87,9 +87,27 @@ class Moving:
             for block in made:
                 block.drop()
             if len(made) < len(self._blocks):
-                self._pause(lazy=False)
+                with self._or_mistrusted():
+                    self._pause(lazy=False)
                 self._lazy = False
             raise
+
+    @contextmanager
+    def _or_mistrusted(self) -> Iterator[None]:
+        """If what is done inside fails, what the device has counts for nothing any more."""
+        try:
+            yield
+        except BaseException:
+            self._mistrust()
+            raise
+
+    def _mistrust(self) -> None:
+        """The host's bytes are the ones that count: the next load copies all of them, whoever pauses and resumes
+        meanwhile. Memory that is there all the same is given back by another offload.
+        """
+        for piece in [piece for block in self._blocks if block.views for piece in block.pieces]:
+            piece.changed = True
+        self._lazy = True
 
     def _has_arrived(self, library: _library.Library) -> bool:
         """Whether the device has the bytes as soon as the caller's stream gets there."""
@@ -113,7 +131,8 @@ class Moving:
     def _turn_back(self, lazy: bool) -> None:
         """What was begun is given up."""
         if self._await_arrival():
-            self._pause(lazy, idle=True)
+            with self._or_mistrusted():
+                self._pause(lazy, idle=True)
             self._lazy = lazy
 
     def _await_arrival(self) -> bool:
@@ -166,13 +185,36 @@ class Moving:
                 if block.host is not None:
                     block.host.tidy()
         self._arrival = None
-        self._show(torch, Block.show_host)
         try:
+            self._show(torch, Block.show_host)
             self._pause(lazy, idle=after is not None)
         except BaseException:
-            self._show(torch, Block.show_device)
+            with suppress(Exception):
+                self._stay(torch, library, lazy)
             raise
         self._loaded, self._lazy = False, lazy
+
+    def _stay(self, torch: Any, library: _library.Library, lazy: bool) -> None:
+        """After a pause that failed, or that Ctrl-C came too late for: offloaded if memory is away, else loaded.
+
+        Views were named as dead: what the library has thrown away of them, its undo does not bring back. The
+        host has it, and if the device cannot have it again, the module is offloaded although its memory is there.
+        """
+        self._loaded = False
+        self._mistrust()
+        if any(library.region_paused(block.region) for block in self._blocks):
+            self._lazy = lazy
+            return
+        try:
+            for block in self._blocks:
+                if block.views:
+                    self.bytes_copied += block.fill(torch, block.pieces, non_blocking=False)
+            self._show(torch, Block.show_device)
+            self._loaded, self._lazy = True, False
+        finally:
+            if not self._loaded:
+                self._show(torch, Block.show_host)
+                self._mistrust()
 
     def _show(self, torch: Any, how: Any) -> None:
         for block in self._blocks:
@@ -188,7 +230,8 @@ class Moving:
                 self._resume(library)
             return True
         untouched = self._lazy and all(library.region_paused(block.region) for block in held)
-        report = self._resume(library)
+        with self._or_mistrusted():
+            report = self._resume(library)
         return not untouched or report["bytes_moved"] > 0
 
     def _wake(self) -> None:

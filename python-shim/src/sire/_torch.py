@@ -17,7 +17,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -267,11 +267,23 @@ def _current(torch: Any, mem_pool: Any, index: int) -> Iterator[None]:
 
 @contextmanager
 def unrouted(torch: Any) -> Iterator[None]:
-    """The calling thread's tensors go to a plain pool that is dropped at the end; before 2.15, outside all regions."""
-    index = torch.cuda.current_device()
-    keys = _active_keys()
+    """The calling thread's tensors go to plain pools that are dropped at the end; before 2.15, outside all regions.
+
+    On the current device, and on all for which a region's pool is current.
+    """
     _older_torch.refuse_in_capture(torch)
-    pool = torch.cuda.MemPool()
+    devices = {int(torch.cuda.current_device()), *(key[-1] for key in _active_keys())}
+    with ExitStack() as stack:
+        for index in sorted(devices):
+            stack.enter_context(_unrouted(torch, index))
+        yield
+
+
+@contextmanager
+def _unrouted(torch: Any, index: int) -> Iterator[None]:
+    keys = _active_keys()
+    with _on_device(torch, index):
+        pool = torch.cuda.MemPool()
     if not _may_drop_beside_others(torch):
         with _current_lock:
             _retired.append(pool)
@@ -282,6 +294,14 @@ def unrouted(torch: Any) -> Iterator[None]:
             yield
     finally:
         keys.pop()
+
+
+def _on_device(torch: Any, index: int) -> AbstractContextManager[None]:
+    """What is made for the current device is made for this one."""
+    if index == torch.cuda.current_device():
+        return nullcontext()
+    device: AbstractContextManager[None] = torch.cuda.device(index)
+    return device
 
 
 def device_index(torch: Any, device: object) -> int:
@@ -314,9 +334,7 @@ def _take(torch: Any, key: PoolKey, index: int) -> Pool:
 
 def new_pool(torch: Any, index: int) -> Pool:
     """A pool whose memory comes from the library."""
-    with ExitStack() as stack:
-        if index != torch.cuda.current_device():
-            stack.enter_context(torch.cuda.device(index))
+    with _on_device(torch, index):
         try:
             return Pool(torch.cuda.MemPool(_allocator(torch)), index)
         except RuntimeError as error:

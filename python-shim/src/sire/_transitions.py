@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 from . import _blocks, _callbacks, _hooks, _interrupt, _library, _memory, _registration, _torch
+from ._callbacks import Fields
 from ._errors import CapturingError, InvalidArgumentError, UnsupportedError
 from ._progress import Progress, order_ranges
 from ._report import Report
@@ -49,11 +50,18 @@ def pause(tag: str | None = None, *, live_only: bool = True, release: Release = 
     library = ready("pause")
     if held == "refuse":
         _refuse_held(tag)
-    with _callbacks.around_pause(tag):
+    return _pause(library, tag, encoded, live_only, release == "lazy", [])
+
+
+def _pause(
+    library: _library.Library, tag: str | None, encoded: bytes | None, live_only: bool, lazy: bool, done: list[Fields]
+) -> Report:
+    """``done`` has the report's fields as soon as the tag is paused, also if Ctrl-C comes too late to stop that."""
+    with _callbacks.around_pause(tag, done):
         blocks = _blocks.block_map() if live_only else None
-        fields = _interrupt.run(lambda: library.pause(encoded, blocks, lazy=release == "lazy"), library.cancel)
+        _interrupt.run(lambda: done.append(library.pause(encoded, blocks, lazy=lazy)), library.cancel)
     notes = (tuple(blocks.notes) if blocks else ()) + _registration.notes()
-    return Report("pause", tag, **fields, notes=notes)
+    return Report("pause", tag, **done[0], notes=notes)
 
 
 def _refuse_held(tag: str | None) -> None:
@@ -115,10 +123,10 @@ def resume(
     library = ready("resume")
     if non_blocking:
         return Progress(library, library.resume_start(encoded, seconds, ranges), tag, _callbacks.resumed)
-    report = Report("resume", tag, **_interrupt.run(lambda: library.resume(encoded, seconds, ranges), library.cancel))
-    if report.changed:
-        _callbacks.resumed(tag)
-    return report
+    done: list[Fields] = []
+    with _callbacks.around_resume(tag, done):
+        _interrupt.run(lambda: done.append(library.resume(encoded, seconds, ranges)), library.cancel)
+    return Report("resume", tag, **done[0])
 
 
 @overload
@@ -166,23 +174,28 @@ def switch(*, pause: str, resume: str, live_only: bool = True) -> tuple[Report, 
     """
     leaving, coming = encode_tag(pause), encode_tag(resume)
     library = ready("switch")
-    with _callbacks.around_pause(pause):
+    done: list[Fields] = []
+    with _callbacks.around_resume(resume, done), _callbacks.around_pause(pause, done):
         blocks = _blocks.block_map() if live_only else None
-        left, came = _interrupt.run(lambda: library.switch(leaving, coming, blocks), library.cancel)
-    if came["regions_changed"]:
-        _callbacks.resumed(resume)
+        _interrupt.run(lambda: done.extend(library.switch(leaving, coming, blocks)), library.cancel)
+    left, came = done
     notes = tuple(blocks.notes) if blocks else ()
     return Report("pause", pause, **left, notes=notes), Report("resume", resume, **came)
 
 
 @contextmanager
 def paused(tag: str | None = None, *, wait: float = 0.0) -> Iterator[Report]:
-    """The tag is paused inside, and resumed at the end, also when the body raises."""
-    report = pause(tag)
+    """The tag is paused inside, and resumed at the end, also when the body raises, or Ctrl-C comes too late to stop the
+    pause.
+    """
+    encoded = encode_selection(tag)
+    library = ready("pause")
+    done: list[Fields] = []
     try:
-        yield report
+        yield _pause(library, tag, encoded, live_only=True, lazy=False, done=done)
     finally:
-        resume(tag, wait=wait)
+        if done:
+            resume(tag, wait=wait)
 
 
 def ready(action: str) -> _library.Library:

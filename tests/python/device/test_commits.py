@@ -193,6 +193,16 @@ def test_a_failing_commit_leaves_what_was_before(bad: CommitABC[Any]) -> None:
     assert same(model, bits(small()))
 
 
+def test_hooks_are_hung_in_all_or_none() -> None:
+    """The hooks before the one that PyTorch refused stayed in the module."""
+    model = small()
+    model[2].register_backward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="backward hooks"):
+        HookCommit({"0": lambda *_: None, "2": lambda *_: None}, kind="backward").apply(model)
+    assert not model[0]._backward_hooks
+    assert len(model[2]._backward_hooks) == 1
+
+
 def test_a_commit_that_breaks_weights_it_did_not_name_is_told_and_stops_everything() -> None:
     model = small()
 
@@ -311,6 +321,29 @@ def test_alpha_and_convolutions() -> None:
     expected = before + (b.flatten(1) @ a.flatten(1)).reshape(before.shape) * 0.5
     with CommitObjectProxy(model).add_commit(LoraCommit(state)):
         assert torch.equal(model[0].weight, expected)
+
+
+@pytest.mark.parametrize("mode", ["merge", "side"])
+@pytest.mark.parametrize("out", [WIDTH, 2 * WIDTH])
+def test_a_weight_with_a_row_per_input_gets_the_turned_delta(mode: Any, out: int) -> None:
+    """The Conv1D of transformers. Square ones got the delta as it was, and nothing said so."""
+
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf, self.nx = out, WIDTH
+            self.weight = nn.Parameter(torch.randn(WIDTH, out))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    model, x = nn.Sequential(Conv1D()), torch.randn(2, WIDTH)
+    a, b = torch.randn(4, WIDTH), torch.randn(out, 4)
+    with torch.no_grad():
+        plain = model(x)
+        commit = LoraCommit({"0.lora_A.weight": a, "0.lora_B.weight": b}, scale=0.5, mode=mode)
+        with CommitObjectProxy(model).add_commit(commit):
+            assert torch.allclose(model(x), plain + 0.5 * (x @ a.t() @ b.t()), atol=1e-4)
 
 
 def test_a_quantized_layer_gets_a_side_path() -> None:

@@ -103,6 +103,29 @@ def test_training_an_adapter() -> None:
     assert copied <= 2 * trained, "frozen weights were copied back"
 
 
+@needs("transformers", "peft")
+def test_a_lora_of_gpt2_is_merged_as_peft_merges_it() -> None:
+    """Its layers have weights of (in, out), one of them a square."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from sire.models.commits import CommitObjectProxy, LoraCommit
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=1, n_head=2)).eval()
+    plain = {name: each.clone() for name, each in model.state_dict().items()}
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    settings.init_lora_weights = False
+    adapted = get_peft_model(model, settings)
+    lora = {name: each.clone() for name, each in get_peft_model_state_dict(adapted).items()}
+    merged = adapted.merge_and_unload().state_dict()
+    model = GPT2LMHeadModel(model.config).eval()
+    model.load_state_dict(plain)
+    assert not torch.allclose(merged["transformer.h.0.attn.c_proj.weight"], plain["transformer.h.0.attn.c_proj.weight"])
+    with CommitObjectProxy(model).add_commit(LoraCommit(lora, scale=2.0)):
+        for name, each in model.state_dict().items():
+            assert torch.allclose(each, merged[name], atol=1e-5), name
+
+
 def quantized() -> Any:
     """Int8 weights, as torchao quantizes the layers of any model: tensors that are made of other tensors."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
 import sire
 import torch
-from measure import MIB, device_used, region_bytes, stranger
+from measure import MIB, device_used, on_software_device, region_bytes, stranger
 from sire import _library, _torch
 
 SIZE = 8 * MIB
@@ -177,6 +180,51 @@ def test_disable(tag: str) -> None:
     assert owned(again)
     with sire.paused(tag), sire.disable():
         assert int(full(7)[0]) == 7
+
+
+TWO_DEVICES = """
+import os
+import sire, torch
+from sire import _library
+if os.environ["SIRE_TEST_MODE"] == "allocator":
+    sire.use_allocator()
+
+def made(device):
+    tensor = torch.full((1 << 20,), 2.0, device=f"cuda:{device}")
+    library, regions = _library.load(), sire.stats()["regions"]
+    if not library.owns(tensor.data_ptr()):
+        return tensor, None
+    number = library.allocation(tensor.data_ptr()).region
+    tags = [each["tag"] for each in regions if each["region"] == number]
+    return tensor, None if tags == ["default"] else tags[0]
+
+tensors = []
+with sire.region("w", device=1):
+    tensors.append(made(1))
+    with sire.disable():
+        tensors += [made(1), made(0)]
+        with torch.cuda.device(1):
+            tensors += [made(1), made(0)]
+    tensors.append(made(1))
+with torch.cuda.device(1), sire.region("w", device=0), sire.disable():
+    tensors += [made(0), made(1)]
+print([tag for _, tag in tensors], torch.cuda.current_device())
+sire.pause()
+print(all(float(tensor.sum()) == 2 << 20 for tensor, tag in tensors if tag is None))
+"""
+
+
+def test_disable_holds_on_every_device() -> None:
+    """On a device that was not the current one, tensors were the region's, and its pause took them."""
+    if not on_software_device():
+        pytest.skip("there may be one device only")
+    variables = os.environ | {"SIRE_SIM_DEVICES": "2", "SIRE_SIM_MEMORY": "512MiB"}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=variables, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    expected = ["w", None, None, None, None, "w", None, None]
+    assert done.stdout.splitlines() == [f"{expected} 0", "True"]
 
 
 def test_a_device_can_be_named(tag: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from .._errors import InvalidArgumentError, UnsupportedError
 from .._safetensors import read_header
 from ._commits import CommitABC, Revert
-from ._weight_commits import added, written
+from ._weight_commits import added, hooked, written
 
 Mode = Literal["auto", "merge", "side"]
 
@@ -67,16 +67,23 @@ class LoraCommit(CommitABC[Any]):
         """Merges, or hooks."""
         modules = dict(obj.named_modules())
         found = [(name, _target(modules, name), pair) for name, pair in self._pairs.items()]
-        merged = [(name, module.weight, pair) for name, module, pair in found if self._merges(module, name, pair)]
+        merged = [
+            (name, module.weight, (pair, _is_turned(module, pair)))
+            for name, module, pair in found
+            if self._merges(module, name, pair)
+        ]
         beside = [(module, pair) for name, module, pair in found if not self._merges(module, name, pair)]
         for _, module, pair in found:
             _check_shape(module, pair)
-        revert = written(merged, self._new)
-        handles = [module.register_forward_hook(_SidePath(pair, pair.factor(self.scale))) for module, pair in beside]
+        unhook = hooked([(module, _SidePath(pair, pair.factor(self.scale))) for module, pair in beside], "forward")
+        try:
+            revert = written(merged, self._new)
+        except BaseException:
+            unhook(obj)
+            raise
 
         def undo(base: Any) -> None:
-            for handle in handles:
-                handle.remove()
+            unhook(base)
             revert(base)
 
         return undo
@@ -89,8 +96,9 @@ class LoraCommit(CommitABC[Any]):
             )
         return plain and (self._mode != "side" or pair.embedding)
 
-    def _new(self, name: str, tensor: Any, pair: _Pair) -> Any:
-        return added(tensor, _delta(pair, tensor), pair.factor(self.scale))
+    def _new(self, name: str, tensor: Any, change: tuple[_Pair, bool]) -> Any:
+        pair, turned = change
+        return added(tensor, _delta(pair, tensor, turned), pair.factor(self.scale))
 
 
 class _SidePath:
@@ -121,10 +129,19 @@ def _is_plain(weight: Any) -> bool:
     return type(weight) in kinds and weight.is_floating_point() and weight.element_size() >= 2
 
 
-def _delta(pair: _Pair, weight: Any) -> Any:
+def _is_turned(module: Any, pair: _Pair) -> bool:
+    """Whether the weight has a row per input: embeddings, and the Conv1D of transformers (GPT-2 and its relatives),
+    which is a linear layer with a weight of (in, out). Where it is square its shape does not tell.
+    """
+    weight = module.weight
+    is_conv1d = any(each.__name__ == "Conv1D" for each in type(module).__mro__)
+    return pair.embedding or (is_conv1d and weight.dim() == 2 and getattr(module, "nf", None) == weight.shape[1])
+
+
+def _delta(pair: _Pair, weight: Any, turned: bool) -> Any:
     """The product of the matrices, in fp32, shaped like the weight."""
     down, up = (each.to(device=weight.device).float() for each in (pair.down, pair.up))
-    if pair.embedding:
+    if turned:
         return (up @ down).t()
     return (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
 
@@ -134,8 +151,8 @@ def _check_shape(module: Any, pair: _Pair) -> None:
     if up.shape[1] != down.shape[0]:
         raise InvalidArgumentError(f"{pair.keys}: ranks {up.shape[1]} and {down.shape[0]} differ")
     rows, columns = up.shape[0], down.flatten(1).shape[1]
-    wanted = (columns, rows) if pair.embedding else (rows, columns)
     weight = module.weight
+    wanted = (columns, rows) if _is_turned(module, pair) else (rows, columns)
     if _is_plain(weight) and wanted != (weight.shape[0], weight[0].numel()):
         raise InvalidArgumentError(
             f"{pair.keys}: the product of the matrices is {list(wanted)}, the weight is {list(weight.shape)}"

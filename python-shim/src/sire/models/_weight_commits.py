@@ -95,13 +95,24 @@ class HookCommit(CommitABC[Any]):
         unknown = [name for name in self._hooks if name not in modules]
         if unknown:
             raise InvalidArgumentError(f"{type(obj).__name__} has no submodule {unknown[0]!r}")
-        handles = [getattr(modules[name], _REGISTER[self._kind])(hook) for name, hook in self._hooks.items()]
+        return hooked([(modules[name], hook) for name, hook in self._hooks.items()], self._kind)
 
-        def revert(_: Any) -> None:
-            for handle in handles:
-                handle.remove()
 
-        return revert
+def hooked(pairs: list[tuple[Any, Callable[..., Any]]], kind: HookKind) -> Revert:
+    """Hangs each function into its module, or none; returns what removes them."""
+    handles: list[Any] = []
+
+    def revert(_: Any) -> None:
+        for handle in handles:
+            handle.remove()
+
+    try:
+        for module, hook in pairs:
+            handles.append(getattr(module, _REGISTER[kind])(hook))
+    except BaseException:
+        revert(None)
+        raise
+    return revert
 
 
 _REGISTER = {

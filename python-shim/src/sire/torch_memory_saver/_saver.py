@@ -6,6 +6,7 @@ nobody used is not an error here, and an empty tag means everything.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from .._errors import InvalidArgumentError, UnknownAddressError, UnknownTagError
 CpuBackupBackend = Literal["mmap", "pinned"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Custom:
     factory: Callable[[], Any]
     uses_preload: bool
@@ -30,9 +31,10 @@ _custom_modes: dict[str, _Custom] = {}
 
 
 def register_hook_mode(name: str, factory: Callable[[], Any], *, uses_preload: bool = True) -> None:
-    """Adds a hook mode whose implementation ``factory()`` makes at first use.
+    """Adds a hook mode whose implementation ``factory()`` makes at first use; a later one of that name takes its place.
 
-    The implementation has `region`, `cuda_graph`, `pause` and `resume`, and any other method that is called.
+    The implementation has `region`, `cuda_graph`, `pause` and `resume`, and any other method that is called. It gets
+    ``enable_disk_backup`` and ``cpu_backup_backend`` where they are set, and may do without: then they are refused.
     """
     if name in ("preload", "driver", "torch"):
         raise InvalidArgumentError(f"{name!r} is a built-in hook mode")
@@ -44,7 +46,7 @@ class TorchMemorySaver:
 
     def __init__(self) -> None:
         self._custom_name: str | None = None
-        self._custom: Any = None
+        self._implementations: dict[_Custom, Any] = {}
         self._retain: bool | None = None
 
     # --- regions ----------------------------------------------------------------------------------------
@@ -62,7 +64,9 @@ class TorchMemorySaver:
         ``"mmap"``, pageable memory. By default it is what ``TMS_INIT_CPU_BACKUP_BACKEND`` says, else pinned.
         """
         if (custom := self._implementation()) is not None:
-            return _context(custom.region(tag=tag, enable_cpu_backup=enable_cpu_backup))
+            more = {"enable_disk_backup": enable_disk_backup, "cpu_backup_backend": cpu_backup_backend}
+            more = self._passed_on(custom.region, more)
+            return _context(custom.region(tag=tag, enable_cpu_backup=enable_cpu_backup, **more))
         backup = _backup(enable_cpu_backup, enable_disk_backup, cpu_backup_backend)
         pageable = _is_pageable(backup, cpu_backup_backend)
         return sire.region(tag, backup=backup, retain=self.retain_cpu_backup, pageable=pageable)
@@ -87,6 +91,7 @@ class TorchMemorySaver:
                 capture_error_mode=capture_error_mode,
                 tag=tag,
                 enable_cpu_backup=enable_cpu_backup,
+                **self._passed_on(custom.cuda_graph, {"cpu_backup_backend": cpu_backup_backend}),
             ):
                 yield
             return
@@ -207,9 +212,21 @@ class TorchMemorySaver:
         """The custom hook mode's object; None for Sire itself."""
         if self._custom_name is None:
             return None
-        if self._custom is None:
-            self._custom = _custom_modes[self._custom_name].factory()
-        return self._custom
+        mode = _custom_modes[self._custom_name]
+        if mode not in self._implementations:
+            self._implementations[mode] = mode.factory()
+        return self._implementations[mode]
+
+    def _passed_on(self, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+        """Those that are set; raises if the custom hook mode's function does not take one of them."""
+        given = {name: value for name, value in arguments.items() if value}
+        for name in given:
+            if not _takes(function, name):
+                raise UnsupportedError(
+                    f"the hook mode {self._custom_name!r} takes no {name}, so its memory would be without that. Leave "
+                    "it out, or use one of Sire's hook modes."
+                )
+        return given
 
 
 def _backup(cpu: bool, disk: bool, backend: object) -> Literal["cpu", "disk"] | None:
@@ -230,6 +247,17 @@ def _is_pageable(backup: str | None, backend: object) -> bool:
     if wanted not in ("mmap", "pinned"):
         raise InvalidArgumentError(f"TMS_INIT_CPU_BACKUP_BACKEND is 'mmap' or 'pinned', not {wanted!r}")
     return wanted == "mmap"
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether it can be called with an argument of this name; a function that does not tell is believed to."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    any_name = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    return any_name or (name in parameters and parameters[name].kind in named)
 
 
 def _context(manager: Any) -> AbstractContextManager[Any]:

@@ -138,8 +138,10 @@ class SireAllocator:
 
 def _pause_losing(path: str, dead: Callable[[list[int]], _blocks.Ranges]) -> Report:
     encoded, library = encode_tag(path), _transitions.ready("sleep")
-    with _callbacks.around_pause(path):
-        return Report("pause", path, **_interrupt.run(lambda: library.pause(encoded, dead), library.cancel))
+    done: list[dict[str, Any]] = []
+    with _callbacks.around_pause(path, done):
+        _interrupt.run(lambda: done.append(library.pause(encoded, dead)), library.cancel)
+    return Report("pause", path, **done[0])
 
 
 def _known(act: Callable[[str], Report], path: str) -> Report | None:
