@@ -229,7 +229,10 @@ def test_an_offload_that_fails_when_content_has_gone_loses_no_weights(is_undone:
         pytest.skip("only the software device can be asked, or made to fail")
     runtime = ctypes.CDLL(f"libcudart.so.{torch.version.cuda.split('.')[0]}")
     faults = b"cuMemUnmap#2=error:999" if is_undone else b"cuMemUnmap#2=error:999; cuMemCreate=error:2"
-    with adopted(160 * MIB, "view") as (module, made):
+    with adopted(96 * MIB, "view") as (module, made):
+        # What others have freed goes now, and no longer within the pause that is to fail.
+        made.offload()
+        made.load()
         assert runtime.sire_sim_fault(faults) == 0
         try:
             with pytest.raises(sire.DriverError if is_undone else sire.PausedAfterFailureError):
