@@ -98,8 +98,7 @@ impl Segments {
     pub fn lend_range(&self, addr: Addr, size: u64, why: &'static str) -> Result<Lent<'_>> {
         let mapped = self.machine.heap.registry.within(range(addr, size));
         let ours = mapped.iter().filter(|extent| !extent.is_freed());
-        let holds: Result<Vec<Hold>> =
-            ours.map(|extent| self.hold(extent, why).map(|(_, hold)| hold)).collect();
+        let holds: Result<Vec<Hold>> = ours.map(|extent| self.hold(extent, why).map(|(_, hold)| hold)).collect();
         let call = SegmentCall::LendRange { addr: addr.0, size, status: status(&holds) };
         match holds {
             Ok(holds) => {
