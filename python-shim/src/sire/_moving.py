@@ -18,6 +18,15 @@ from ._packing import Terms
 from ._pieces import Block, shown_in
 from ._placing import with_room
 
+_lazy_pauses = [0]
+
+
+def note_lazy_pause() -> None:
+    """Somebody pauses lazily who is no adopted module: afterwards a paused tag whose memory is there may have been
+    given back and brought back in between, without content.
+    """
+    _lazy_pauses[0] += 1
+
 
 class Moving:
     """Blocks of one tag that come to a device, or go, together."""
@@ -31,6 +40,7 @@ class Moving:
         self._others: list[_subclasses.Wrapped] = []
         self._loaded = False
         self._lazy = False
+        self._lazy_pauses = 0
         self._arrival: Arrival | None = None
         self.bytes_copied = 0
         """Bytes that loads and offloads have copied between host and device, without those that the library copied."""
@@ -229,7 +239,11 @@ class Moving:
             if any(library.region_paused(block.region) for block in self._blocks):
                 self._resume(library)
             return True
-        untouched = self._lazy and all(library.region_paused(block.region) for block in held)
+        untouched = (
+            self._lazy
+            and self._lazy_pauses == _lazy_pauses[0]
+            and all(library.region_paused(block.region) for block in held)
+        )
         with self._or_mistrusted():
             report = self._resume(library)
         return not untouched or report["bytes_moved"] > 0
@@ -249,6 +263,7 @@ class Moving:
         if all(block.device is None for block in self._blocks):
             return
         library = _library.load()
+        self._lazy_pauses = _lazy_pauses[0]
         # The host has these bytes, so that the library need not copy them.
         dead = [each for block in self._blocks if block.views for each in block.ranges()]
         _interrupt.run(lambda: library.pause(self._encoded, lambda _: dead, lazy=lazy, idle=idle), library.cancel)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
-from . import _blocks, _callbacks, _hooks, _interrupt, _library, _memory, _registration, _torch
+from . import _blocks, _callbacks, _hooks, _interrupt, _library, _memory, _moving, _registration, _torch
 from ._callbacks import Fields
 from ._errors import CapturingError, InvalidArgumentError, UnsupportedError
 from ._progress import Progress, order_ranges
@@ -57,6 +57,8 @@ def _pause(
     library: _library.Library, tag: str | None, encoded: bytes | None, live_only: bool, lazy: bool, done: list[Fields]
 ) -> Report:
     """``done`` has the report's fields as soon as the tag is paused, also if Ctrl-C comes too late to stop that."""
+    if lazy:
+        _moving.note_lazy_pause()
     with _callbacks.around_pause(tag, done):
         blocks = _blocks.block_map() if live_only else None
         _interrupt.run(lambda: done.append(library.pause(encoded, blocks, lazy=lazy)), library.cancel)

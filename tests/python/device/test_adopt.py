@@ -225,6 +225,21 @@ def test_lazily_released_memory_is_found_again(adopted_ones: list[Adopted]) -> N
     assert_equal(state(net), before)
 
 
+def test_a_lazy_pause_by_somebody_else_is_not_taken_for_ours(adopted_ones: list[Adopted]) -> None:
+    """In between the memory was given back and brought back, without content."""
+    net = Net(width=1024)
+    before = state(net)
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    adopted.offload("lazy")
+    sire.trim()
+    sire.resume(adopted.tag)
+    sire.pause(adopted.tag, release="lazy")
+    adopted.load()
+    assert_equal(state(net), before)
+
+
 def test_a_pause_by_somebody_else_loses_nothing(adopted_ones: list[Adopted], way: str) -> None:
     net = Net()
     before = state(net)
