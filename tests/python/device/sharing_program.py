@@ -62,8 +62,10 @@ def main(case: str) -> None:
     process = context.Process(target=receive, args=(tensors, words))
     process.start()
     try:
+        # Taken before: the other one writes as soon as it has told what it received.
+        sent = float(tensor.sum())
         tensors.put(tensor)
-        print("received:", words.get(timeout=PATIENCE) == float(tensor.sum()))
+        print("received:", words.get(timeout=PATIENCE) == sent)
         total, held = words.get(timeout=PATIENCE)
         print("written:", total == float(tensor.sum()) == sum(range(1001, 2001)), held)
         if case != "plain":
