@@ -89,7 +89,7 @@ pub(crate) enum Freed {
 
 /// What came of [`Extent::hold`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Hold {
+pub(crate) enum Holding {
     /// It is held, with this memory at its start.
     There(Physical),
     /// Its bytes are in a backup.
@@ -213,17 +213,17 @@ impl Extent {
     }
 
     /// From now on a pause leaves it, if its bytes are on the device. Whoever only reads it does not mind.
-    pub(crate) fn hold(&self, why: &'static str) -> Hold {
+    pub(crate) fn hold(&self, why: &'static str) -> Holding {
         let mut inner = lock(&self.inner);
         if inner.claimed || inner.freed {
-            return Hold::Claimed;
+            return Holding::Claimed;
         }
         let is_there = inner.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
         let first = inner.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
         if first.is_some() {
             inner.held.get_or_insert(why);
         }
-        first.map_or(Hold::Away, Hold::There)
+        first.map_or(Holding::Away, Holding::There)
     }
 
     /// Claims a live extent; `None` if it is claimed, freed or being read.

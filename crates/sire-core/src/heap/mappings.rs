@@ -5,7 +5,7 @@ use super::Heap;
 use crate::clock;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::error::{Error, Result, Status};
-use crate::extent::{Claim, Extent, Freed, Hold};
+use crate::extent::{Claim, Extent, Freed, Holding};
 use crate::mapping::{Handle, Mapping};
 use crate::region::Region;
 use crate::sync::lock;
@@ -155,11 +155,11 @@ impl Heap {
         let refusal = |status, what| Err(Error::new(status, format!("the memory at {:?} is {what}", extent.base)));
         loop {
             match extent.hold(why) {
-                Hold::There(physical) => return Ok(physical),
-                Hold::Away => return refusal(Status::Paused, "paused; resume its region first"),
-                Hold::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
-                Hold::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
-                Hold::Claimed => return refusal(Status::Busy, "being paused or resumed"),
+                Holding::There(physical) => return Ok(physical),
+                Holding::Away => return refusal(Status::Paused, "paused; resume its region first"),
+                Holding::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
+                Holding::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
+                Holding::Claimed => return refusal(Status::Busy, "being paused or resumed"),
             }
         }
     }
