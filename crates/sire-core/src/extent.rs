@@ -93,7 +93,7 @@ pub(crate) enum Freed {
 
 /// What came of [`Extent::hold`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Standing {
+pub(crate) enum Holding {
     /// It is held, with this memory at its start.
     There(Physical),
     /// Its bytes are in a backup.
@@ -219,10 +219,10 @@ impl Extent {
     }
 
     /// Until [`Extent::settle`] a pause leaves it, if its bytes are on the device. Whoever only reads it does not mind.
-    pub(crate) fn hold(&self, why: &'static str) -> Standing {
+    pub(crate) fn hold(&self, why: &'static str) -> Holding {
         let mut inner = lock(&self.inner);
         if inner.claimed || inner.freed {
-            return Standing::Claimed;
+            return Holding::Claimed;
         }
         let is_there = inner.chunks.iter().all(|chunk| chunk.mapped && chunk.truth == Truth::Device);
         let first = inner.chunks.first().and_then(|chunk| chunk.physical).filter(|_| is_there);
@@ -230,7 +230,7 @@ impl Extent {
             inner.lending += 1;
             inner.held.get_or_insert(why);
         }
-        first.map_or(Standing::Away, Standing::There)
+        first.map_or(Holding::Away, Holding::There)
     }
 
     /// Ends one [`Extent::hold`]: with `keeps` every later pause leaves it, too.

@@ -5,7 +5,7 @@ use super::Heap;
 use crate::clock;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::error::{Error, Result, Status};
-use crate::extent::{Claim, Extent, Freed, Standing};
+use crate::extent::{Claim, Extent, Freed, Holding};
 use crate::mapping::{Handle, Mapping};
 use crate::region::Region;
 use crate::sync::lock;
@@ -176,13 +176,13 @@ impl Heap {
         let refusal = |status, what| Err(Error::new(status, format!("the memory at {:?} is {what}", extent.base)));
         loop {
             match extent.hold(why) {
-                Standing::There(physical) => {
+                Holding::There(physical) => {
                     return Ok((physical, Hold { extent: Arc::clone(extent), why, keeps: false }));
                 }
-                Standing::Away => return refusal(Status::Paused, "paused; resume its region first"),
-                Standing::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
-                Standing::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
-                Standing::Claimed => return refusal(Status::Busy, "being paused or resumed"),
+                Holding::Away => return refusal(Status::Paused, "paused; resume its region first"),
+                Holding::Claimed if extent.is_freed() => return refusal(Status::Busy, "being unmapped"),
+                Holding::Claimed if region.is_resident() => clock::sleep(Duration::from_micros(50)),
+                Holding::Claimed => return refusal(Status::Busy, "being paused or resumed"),
             }
         }
     }
