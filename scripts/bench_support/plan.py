@@ -27,7 +27,7 @@ class Sizes:
     served: int = 10
     served_mib: int = 32
     requests: int = 60
-    rounds: int = 60
+    rounds: int = 63
     sliced_mib: int = 96
     sliced_steps: int = 12
     sliced_quantum: float = 0.4
@@ -49,7 +49,7 @@ SMOKE = Sizes(
     served=5,
     served_mib=4,
     requests=10,
-    rounds=3,
+    rounds=30,
     sliced_mib=64,
     sliced_steps=8,
     sliced_quantum=0.1,
