@@ -55,6 +55,8 @@ struct Inner {
     handed_out: bool,
     /// Calls in progress that may hand the memory out; until they end it is held.
     lending: u32,
+    /// Whether the last pause of its region left it, so that nothing of it was saved.
+    passed_by: bool,
     /// Offsets that files are said to hold; no two overlap.
     attached: Vec<Attached>,
 }
@@ -162,6 +164,7 @@ impl Extent {
             held: None,
             handed_out: false,
             lending: 0,
+            passed_by: false,
             attached: Vec::new(),
         };
         Extent {
@@ -206,6 +209,16 @@ impl Extent {
     /// Whether no pause takes it, because the program said so.
     pub(crate) fn always_stays(&self) -> bool {
         self.stays_resident(&(0..self.size))
+    }
+
+    /// A pause leaves it, or takes it.
+    pub(crate) fn pass_by(&self, left: bool) {
+        lock(&self.inner).passed_by = left;
+    }
+
+    /// Whether the last pause left it, whatever is the reason, and whether there still is one.
+    pub(crate) fn was_passed_by(&self) -> bool {
+        lock(&self.inner).passed_by
     }
 
     /// Why no pause takes it; `None` if pauses do.

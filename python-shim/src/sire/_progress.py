@@ -76,7 +76,8 @@ class Progress:
         whoever waits for it waits for them. For a stream that captures a graph the caller waits, as in `wait`.
 
         Raises what the resume failed with. If it fails later, what a stream was made to wait for stays. That the
-        resume is over, so that its regions can be entered, is for `wait` and `report` to say.
+        resume is over, so that its regions can be entered, is for `wait` and `report` to say; owners that registered
+        with `sire.after_resume` are told by these, too.
         """
         if stream is not None and not hasattr(stream, "wait_stream") and not hasattr(stream, "record"):
             raise InvalidArgumentError(f"wait_stream takes a CUDA stream or event, not {type(stream).__name__}")

@@ -22,6 +22,7 @@ import torch
 from measure import MIB, command_or_skip, device_used, region_bytes
 from outside import RefusedError, Visitor, ask
 from running import line, running, until
+from sire import _library
 from sire.slyce import SlyceModel
 
 SIZE = 16 * MIB
@@ -463,6 +464,10 @@ def test_managed_models_keep_to_a_budget_from_outside(socket: str, tag: str) -> 
         assert ask(socket, verb="budget", device=0, limit=12 * MIB) == {}
         use(2)
         assert resident() == [False, False, True], "each has 8 MiB"
+        # New pools do not undo what was said from outside.
+        sire.setup_default_pools(release="lazy")
+        use(0)
+        assert resident() == [True, False, False]
         assert ask(socket, verb="budget", device=0, limit=4 * MIB) == {}
         with pytest.raises(sire.OutOfMemoryError):
             use(1)
@@ -471,6 +476,26 @@ def test_managed_models_keep_to_a_budget_from_outside(socket: str, tag: str) -> 
             use(number)
         assert resident() == [True, True, True]
         assert bool((own == 5).all())
+    finally:
+        ask(socket, verb="budget", device=0)
+        sire.setup_default_pools()
+
+
+def test_what_others_want_free_outlasts_new_pools(socket: str) -> None:
+    def told() -> tuple[int, int]:
+        return _library.load().budget(0)
+
+    try:
+        sire.setup_default_pools(headroom=2 * MIB)
+        assert told() == (0, 2 * MIB)
+        assert ask(socket, verb="budget", device=0, limit=64 * MIB, headroom=16 * MIB) == {}
+        for headroom in (MIB, 4 * MIB):
+            sire.setup_default_pools(headroom=headroom)
+            assert told() == (64 * MIB, 16 * MIB)
+        assert ask(socket, verb="budget", device=0) == {}
+        for headroom in (4 * MIB, MIB):
+            sire.setup_default_pools(headroom=headroom)
+            assert told() == (0, headroom)
     finally:
         ask(socket, verb="budget", device=0)
         sire.setup_default_pools()

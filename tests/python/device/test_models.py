@@ -747,6 +747,39 @@ def test_what_ctrl_c_ends_inside_another_module_ends_with_that() -> None:
     assert inner.am.user.locks == outer.am.user.locks == 0
 
 
+def test_what_ctrl_c_ends_inside_a_module_that_nobody_manages_is_found_at_its_next_call() -> None:
+    model = nn.Sequential(layers(), Interrupted()).eval()
+    first, second = (sire.AutoManageHook.manage_module(each) for each in model)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), torch.no_grad():
+            model(torch.ones(1, 32))
+        assert second.am.user.locks == 1, "of this call; that of the one before has ended"
+    model[1].raises = None
+    with torch.no_grad():
+        model(torch.ones(1, 32))
+    assert first.am.user.locks == second.am.user.locks == 0
+
+
+def test_a_use_by_hand_lasts_until_it_is_ended_by_hand() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.ones(32)), nn.Linear(32, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.inner(x)
+            with sire.auto_manage(other):
+                assert self.weight.is_cuda
+            return found * self.weight
+
+    model, other = Outer().eval(), layers()
+    inner, hook = sire.AutoManageHook.manage_module(model.inner), sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        args, kwargs = hook.pre_forward(model, torch.ones(1, 32))
+        assert hook.post_forward(model, model.forward(*args, **kwargs)).is_cuda
+    assert inner.am.user.locks == hook.am.user.locks == 0
+
+
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
     model = Interrupted()
     hook = sire.AutoManageHook.manage_module(model)

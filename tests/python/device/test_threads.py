@@ -100,7 +100,13 @@ class Batch:
 def test_a_data_loaders_workers_and_threads_are_outside(tag: str, outside: str | None) -> None:
     with sire.region(tag, backup="cpu"):
         loader = DataLoader(
-            Numbers(), batch_size=4, num_workers=2, collate_fn=Batch, pin_memory=True, multiprocessing_context="fork"
+            Numbers(),
+            batch_size=4,
+            num_workers=2,
+            collate_fn=Batch,
+            pin_memory=True,
+            multiprocessing_context="fork",
+            timeout=120,
         )
         batches = list(loader)
         copies = [batch.rows.to("cuda", non_blocking=True) for batch in batches]

@@ -12,9 +12,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What regions are closed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Pause,
+    Resume,
+    /// To give back what a pause has left lazily.
+    Release,
+}
+
 /// Closed regions, and the phase each had before.
 #[derive(Debug)]
 pub(super) struct Batch {
+    purpose: Purpose,
     closed: BTreeMap<RegionId, (Arc<Region>, Phase)>,
     unchanged: u32,
     /// Bytes that a pause has to copy, by region.
@@ -30,8 +40,7 @@ impl Batch {
         regions.sort_by_key(|region| region.id);
         // Asked first, so that a call that is refused closes nothing, and allocations elsewhere do not meet a closed region.
         regions.iter().try_for_each(|region| region.check(target))?;
-        let mut batch =
-            Batch { closed: BTreeMap::new(), unchanged: 0, pending: BTreeMap::new(), keep_all: false, opened: false };
+        let mut batch = Batch::of(if target == Phase::Paused { Purpose::Pause } else { Purpose::Resume });
         for region in regions {
             match region.close(target)? {
                 Some(before) => drop(batch.closed.insert(region.id, (region, before))),
@@ -40,6 +49,11 @@ impl Batch {
         }
         batch.closed.values().for_each(|(region, _)| region.drain());
         Ok(batch)
+    }
+
+    fn of(purpose: Purpose) -> Batch {
+        let (closed, pending) = (BTreeMap::new(), BTreeMap::new());
+        Batch { purpose, closed, unchanged: 0, pending, keep_all: false, opened: false }
     }
 
     /// The same batch; `keep_all`: whether what nothing keeps is saved all the same.
@@ -55,12 +69,10 @@ impl Batch {
 
     /// One paused region, to give back what it holds lazily; `None` if it holds nothing so.
     pub(super) fn release(region: &Arc<Region>) -> Option<Batch> {
-        region.begin_release().then(|| Batch {
-            closed: BTreeMap::from([(region.id, (Arc::clone(region), Phase::Paused))]),
-            unchanged: 0,
-            pending: BTreeMap::new(),
-            keep_all: false,
-            opened: false,
+        region.begin_release().then(|| {
+            let mut batch = Batch::of(Purpose::Release);
+            batch.closed.insert(region.id, (Arc::clone(region), Phase::Paused));
+            batch
         })
     }
 
@@ -90,7 +102,7 @@ impl Batch {
         let extents = heap.registry.extents_of(self.closed.keys().copied());
         extents
             .iter()
-            .filter(|extent| !extent.always_stays())
+            .filter(|extent| !self.leaves(extent))
             .filter_map(|extent| {
                 loop {
                     match extent.claim() {
@@ -105,9 +117,22 @@ impl Batch {
             .collect()
     }
 
+    /// Whether the extent stays on the device, claimed or not. What a pause has left was not saved: nothing of it may be released before another pause, also
+    /// where the reason is gone.
+    fn leaves(&self, extent: &Extent) -> bool {
+        let stays = extent.always_stays();
+        if self.purpose == Purpose::Pause {
+            extent.pass_by(stays);
+        }
+        stays || self.purpose == Purpose::Release && extent.was_passed_by()
+    }
+
     /// The claim, if a pause can follow what the program does with that memory.
     fn unless_held(&self, heap: &Heap, claim: Claim) -> Option<Claim> {
         let Some(why) = claim.extent.held() else { return Some(claim) };
+        if self.purpose == Purpose::Pause {
+            claim.extent.pass_by(true);
+        }
         let Extent { base, size, region, .. } = *claim.extent;
         let tag = self.region(region).map_or("", |region| &region.tag);
         heap.notices.add(format!("{size} bytes at {base:?} in region '{tag}' stay on the device: {why}"));

@@ -352,3 +352,25 @@ fn budgets_are_for_what_regions_hold_and_for_others() {
     assert_eq!(make_room(&world, 4), ["three"], "spared only while somebody else is left");
     resume_and_check(world);
 }
+
+/// Memory that a lazy pause had left for the program's sake was given back, unsaved, once the program no longer wanted it to stay: with it its neighbours.
+#[test]
+fn what_was_kept_resident_is_not_given_back_before_another_pause() {
+    for clean in [Clean::No, Clean::Verified] {
+        let mut world = World::new(1 << 22);
+        let region = world.region("small", Policy { clean, ..policy(Backup::Host) });
+        let slots = [600, 700].map(|size| world.allocate(region, size).unwrap());
+        slots.iter().for_each(|&slot| world.write(slot));
+        let other = world.allocate(region, SIZE).unwrap();
+        world.write(other);
+        world.keep_resident(slots[0]).unwrap();
+        world.pause_lazily(&tag("small")).unwrap();
+        world.free(slots[0]).unwrap();
+        assert_eq!(world.engine.trim().0, SIZE, "of the slab nothing was saved");
+        world.resume(&tag("small")).unwrap();
+        world.check();
+        world.pause_lazily(&tag("small")).unwrap();
+        assert!(world.engine.trim().0 > SIZE, "the next pause has taken it");
+        resume_and_check(world);
+    }
+}

@@ -242,6 +242,39 @@ fn what_the_driver_refuses_to_hand_out_is_held_only_while_it_is_asked() {
     player.check_no_leak();
 }
 
+/// What a lazy pause had left because the driver was being asked was given back, unsaved, once the driver had refused and somebody needed memory.
+#[test]
+fn what_was_being_handed_out_when_its_region_was_paused_lazily_is_not_given_back() {
+    let mut player = small();
+    let a = player.region("a", Policy { clean: Clean::Verified, ..policy(Backup::Host) });
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0, 1], Some(a), a).unwrap();
+    let handle = player.segments[segment].pieces[&0].handle;
+    let lazily = |player: &Player| {
+        player.engine.pause(&tag("a"), PauseOptions { lazy: true, ..PauseOptions::default() }).unwrap();
+    };
+    // With the backup of an earlier pause, and without.
+    for earlier in [false, true] {
+        if earlier {
+            player.pause(&tag("a")).unwrap();
+            player.resume(&tag("a")).unwrap();
+            player.write(segment, 0);
+        }
+        let (_, asking) = player.calls().lend(handle, "it was exported").unwrap();
+        lazily(&player);
+        drop(asking);
+        assert_eq!(player.engine.trim().0, SMALL, "the other one");
+        assert_eq!(player.driver.used_bytes(), SMALL);
+        player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+        player.check();
+    }
+    lazily(&player);
+    assert_eq!(player.engine.trim().0, 2 * SMALL, "the next pause took both");
+    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+    player.check();
+    player.check_no_leak();
+}
+
 #[test]
 fn a_range_of_which_a_part_is_away_is_not_held() {
     let mut player = small();

@@ -89,7 +89,7 @@ class DiskStore:
     def used(self) -> int:
         """Bytes on the disk."""
         with self._lock:
-            return sum(each.stored_bytes for each in self._files.values())
+            return sum(each.stored_bytes for each in list(self._files.values()))
 
     def info(self) -> dict[str, Any]:
         """Files, bytes on the disk (``stored_bytes``), bytes they stand for (``raw_bytes``), limit and directory."""
@@ -133,9 +133,8 @@ class DiskStore:
             raise BackupIoError(f"cannot read {stored.path}: {error.strerror}; the tensors stay on the disk") from error
 
     def drop(self, stored: Stored) -> None:
-        """Removes a file. Repeating it is harmless."""
-        with self._lock:
-            self._files.pop(stored.path, None)
+        """Removes a file. Repeating it is harmless. No lock: it is called wherever garbage is collected."""
+        self._files.pop(stored.path, None)
         with contextlib.suppress(OSError):
             stored.path.unlink(missing_ok=True)
 

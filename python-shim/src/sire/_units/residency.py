@@ -73,6 +73,8 @@ class Residency:
         self._order: UseOrder[str] = UseOrder()
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._backward: dict[int, Unit] = {}
+        self._passes: set[int] = set()
+        """Backward passes whose end will be told."""
         self._worker: ThreadPoolExecutor | None = None
         self._coming: set[str] = set()
         self._promised: dict[str, tuple[Any, int]] = {}
@@ -208,18 +210,25 @@ class Residency:
                 self._bring(unit, unit.gradient_bytes)
                 unit.ends = None
                 if task >= 0:
-                    with self._lock:
-                        self._backward[task] = unit
+                    self._note_backward(task, unit)
             finally:
                 unit.let_go(threading.get_ident())
         self._used(unit)
         if before is not None and before is not unit:
             self.left(before)
-        if before is None and task >= 0:
+
+    def _note_backward(self, task: int, unit: Unit) -> None:
+        with self._lock:
+            is_known = task in self._passes
+            self._passes.add(task)
+        if not is_known:
             at_end(lambda _failed: self._backward_ended(task))
+        with self._lock:
+            self._backward[task] = unit
 
     def _backward_ended(self, task: int) -> None:
         with self._freed:
+            self._passes.discard(task)
             unit = self._backward.pop(task, None)
             self._freed.notify_all()
         if unit is not None:

@@ -21,8 +21,8 @@ _making = threading.RLock()
 class _Call(_under_way.Call):
     """A call of a module that is under way."""
 
-    def __init__(self, hook: AutoManageHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__(hook)
+    def __init__(self, hook: AutoManageHook, args: tuple[Any, ...], kwargs: dict[str, Any], by_hand: bool) -> None:
+        super().__init__(hook, by_hand)
         self.peak: Peak | None = None
         self.args, self.kwargs = args, kwargs
         self._user, self._holder = hook.am.user, threading.get_ident()
@@ -73,7 +73,7 @@ class AutoManageHook:
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What happens before a forward; returns its arguments, on the device."""
-        moved: tuple[tuple[Any, ...], dict[str, Any]] | None = self._before(module, args, kwargs)
+        moved: tuple[tuple[Any, ...], dict[str, Any]] | None = self._before(module, args, kwargs, by_hand=True)
         return (args, kwargs) if moved is None else moved
 
     def post_forward(self, module: Any, output: Any) -> Any:
@@ -95,10 +95,10 @@ class AutoManageHook:
         """A copy of the module (``copy.deepcopy``, ``torch.save``) does not manage itself."""
         return AutoManageHook, (_Nobody(),)
 
-    def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], by_hand: bool = False) -> Any:
         if isinstance(self.am, _Nobody):
             return None
-        call = _Call(self, args, kwargs)
+        call = _Call(self, args, kwargs, by_hand)
         # Before anything can fail: PyTorch calls the other hook after any Exception.
         _under_way.begin(call)
         try:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Share = Size | str
 
+_headrooms: dict[int, tuple[int, int]] = {}
+"""By device: what the library was told to keep free, and how much of that others had asked for."""
+
 
 def _bytes(amount: Share | None, total: int) -> int | None:
     """An amount such as ``"6GiB"`` or ``"5%"`` of ``total``."""
@@ -192,9 +195,18 @@ class ResourcePoolCUDA(ResourcePool):
         super().__init__(torch.device("cuda", index), limit=limit, headroom=headroom)
 
     def set_limits(self, limit: Share | None, headroom: Share = 0) -> None:
-        """Changes the limits. The library is told what stays free; its own limit would count others' regions too."""
+        """Changes the limits. The library is told what stays free. Its own limit would count others' regions too: it is
+        for `sire budget` to set, which may want more to stay free, too.
+        """
         super().set_limits(limit, headroom)
-        _library.load().budget_set(self._device.index, 0, self.headroom, self.residency)
+        library, index = _library.load(), int(self._device.index)
+        others_limit, stays_free = library.budget(index)
+        told, others = _headrooms.get(index, (0, 0))
+        if stays_free != told:
+            others = stays_free
+        told = max(self.headroom, others)
+        _headrooms[index] = told, others
+        library.budget_set(index, others_limit, told, self.residency)
 
     def get_pool_total_size(self) -> int:
         """Bytes of the device."""

@@ -1,7 +1,8 @@
 """Calls of modules that manage themselves, by thread, while they are under way.
 
 PyTorch tells the end of a call also where it raised an `Exception`, but not where Ctrl-C, `SystemExit` or a cancelled
-task ended it. Such a call is known by the thread's stack, on which no module's call is any more, and is ended then.
+task ended it. Such a call is known by the thread's stack: fewer modules' calls are on it than when it began, or as many
+for another one that begins. It is ended then.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ _here = threading.local()
 
 
 class Call:
-    """A call of a module; ``entered`` while it uses the module."""
+    """A call of a module; ``entered`` while it uses the module. ``by_hand``: PyTorch does not make it, so that it is
+    not on the stack itself.
+    """
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: Any, by_hand: bool) -> None:
         self.owner = owner
+        self.by_hand = by_hand
         self.entered = False
+        self.depth = 0 if by_hand else 1
 
     def end_use(self) -> None:
         """Its use of the module is over."""
@@ -44,6 +49,10 @@ def _calls() -> list[Call]:
 
 def begin(call: Call) -> None:
     """The thread enters a call."""
+    depth = _depth()
+    if depth is not None:
+        _abandon(depth if call.by_hand else depth - 1)
+        call.depth = depth
     _calls().append(call)
 
 
@@ -60,24 +69,31 @@ def end(owner: Any) -> Call | None:
 
 def abandon_ended() -> None:
     """Ends the thread's calls that ended without a word. To be called where a use begins, or others are to make way."""
+    depth = _depth() if _calls() else None
+    if depth is not None:
+        _abandon(depth)
+
+
+def _abandon(depth: int) -> None:
+    """Ends calls that began deeper."""
     calls = _calls()
-    entering = [each for each in calls if not each.entered]
-    if len(calls) > len(entering) and _modules_on_the_stack() == len(entering):
-        ended = [each for each in calls if each.entered]
-        calls[:] = entering
-        for call in reversed(ended):
-            call.abandon()
+    ended = [each for each in calls if each.entered and each.depth > depth]
+    calls[:] = [each for each in calls if each not in ended]
+    for call in reversed(ended):
+        call.abandon()
 
 
-def _modules_on_the_stack() -> int:
-    """Calls of modules on this thread's stack; -1 where a compiler has taken frames apart: it cannot be said."""
+def _depth() -> int | None:
+    """Calls of modules on this thread's stack; None where a compiler has taken frames apart, so that nobody knows."""
     import torch
 
     found, frame = 0, sys._getframe(1)
     called = torch.nn.Module._call_impl.__code__
     while frame is not None:
-        if frame.f_code.co_name.startswith("torch_dynamo_resume"):
-            return -1
-        found += frame.f_code is called
+        code = frame.f_code
+        if code.co_name.startswith("torch_dynamo_resume"):
+            return None
+        # A compiler's version of the function has its name.
+        found += code.co_name == called.co_name and code.co_filename == called.co_filename
         frame = frame.f_back  # type: ignore[assignment]
     return found
