@@ -221,6 +221,11 @@ impl Extent {
         lock(&self.inner).passed_by
     }
 
+    /// Whether it may be given back while its region is paused lazily.
+    pub(crate) fn may_be_given_back(&self) -> bool {
+        self.stays_because().is_none() && !self.was_passed_by()
+    }
+
     /// Why no pause takes it; `None` if pauses do.
     pub(crate) fn stays_because(&self) -> Option<&'static str> {
         self.held().or_else(|| self.always_stays().then_some("the program keeps it resident"))

@@ -139,7 +139,7 @@ pub(crate) fn json(machine: &Machine, counters: Counters) -> String {
     for extent in machine.heap.registry.extents(|_| true) {
         bookkeeping += extent.bookkeeping();
         let stays = extent.stays_because();
-        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false) && stays.is_none();
+        let is_lazy = lazy.get(extent.region.0 as usize).copied().unwrap_or(false) && extent.may_be_given_back();
         let (figures, kind) = (extent.figures(), (extent.slab.is_some(), is_lazy));
         by_device.entry(extent.device.0).or_default().add(figures, extent.size, kind);
         by_region.entry(extent.region).or_default().add(figures, extent.size, kind);

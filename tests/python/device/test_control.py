@@ -478,12 +478,12 @@ def test_managed_models_keep_to_a_budget_from_outside(socket: str, tag: str) -> 
         assert bool((own == 5).all())
     finally:
         ask(socket, verb="budget", device=0)
-        sire.setup_default_pools()
+        sire.setup_default_pools(release="eager")
 
 
 def test_what_others_want_free_outlasts_new_pools(socket: str) -> None:
     def told() -> tuple[int, int]:
-        return _library.load().budget(0)
+        return _library.load().budget(0)[:2]
 
     try:
         sire.setup_default_pools(headroom=2 * MIB)
@@ -492,13 +492,16 @@ def test_what_others_want_free_outlasts_new_pools(socket: str) -> None:
         for headroom in (MIB, 4 * MIB):
             sire.setup_default_pools(headroom=headroom)
             assert told() == (64 * MIB, 16 * MIB)
+        assert ask(socket, verb="budget", device=0, residency=3.5) == {}
+        sire.setup_default_pools(headroom=MIB)
+        assert _library.load().budget(0) == (0, MIB, 3.5)
         assert ask(socket, verb="budget", device=0) == {}
         for headroom in (4 * MIB, MIB):
             sire.setup_default_pools(headroom=headroom)
             assert told() == (0, headroom)
     finally:
         ask(socket, verb="budget", device=0)
-        sire.setup_default_pools()
+        sire.setup_default_pools(release="eager")
 
 
 def test_devices_are_told_by_the_drivers_own_figures(socket: str, tag: str) -> None:

@@ -780,6 +780,39 @@ def test_a_use_by_hand_lasts_until_it_is_ended_by_hand() -> None:
     assert inner.am.user.locks == hook.am.user.locks == 0
 
 
+def test_a_use_that_nobody_will_end_is_over_when_the_next_begins() -> None:
+    """As diffusers uses a VAE's ``decode``."""
+    vae, other = layers().eval(), layers().eval()
+    hook, next_hook = sire.AutoManageHook.manage_module(vae), sire.AutoManageHook.manage_module(other)
+    hook.is_paired = False
+    with torch.no_grad():
+        for _ in range(2):
+            args, _ = hook.pre_forward(vae, torch.ones(1, 32))
+            assert vae[0].forward(*args).is_cuda
+            assert hook.am.user.locks == 1
+        other(torch.ones(1, 32))
+        assert hook.am.user.locks == next_hook.am.user.locks == 0
+        hook.pre_forward(vae)
+        sire.models.evict()
+    assert hook.am.user.locks == 0
+    assert not vae[0].weight.is_cuda
+
+
+def test_uses_by_hand_may_overlap_and_fail() -> None:
+    first, second = layers().eval(), layers().eval()
+    one, other = sire.AutoManageHook.manage_module(first), sire.AutoManageHook.manage_module(second)
+    one.pre_forward(first)
+    other.pre_forward(second)
+    one.post_forward(first, None)
+    assert second[0].weight.is_cuda, "it is still in use"
+    other.post_forward(second, None)
+    assert one.am.user.locks == other.am.user.locks == 0
+    sire.setup_default_pools(vram_limit=0)
+    with pytest.raises(sire.OutOfMemoryError):
+        one.pre_forward(first)
+    assert not models._under_way._calls()
+
+
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
     model = Interrupted()
     hook = sire.AutoManageHook.manage_module(model)

@@ -394,9 +394,9 @@ impl Heap {
         // Whoever maps at these addresses waits for this, and must not wait for a device.
         let vouched_for = self.dig_out(|extent| extent.mapping.is_some());
         let mut bytes = vouched_for.into_iter().map(|claim| self.destroy(claim)).sum();
-        for claim in self.dig_out(|_| true) {
+        for claim in self.dig_out(|extent| extent.mapping.is_none()) {
             let device = claim.extent.device;
-            if !claim.may_be_in_use() || claim.extent.mapping.is_some() || idle.contains(&device) {
+            if !claim.may_be_in_use() || idle.contains(&device) {
                 bytes += self.destroy(claim);
             } else if self.synchronize(device).is_ok() {
                 idle.insert(device);

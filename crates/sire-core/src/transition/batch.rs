@@ -120,19 +120,23 @@ impl Batch {
     /// Whether the extent stays on the device, claimed or not. What a pause has left was not saved: nothing of it may be released before another pause, also
     /// where the reason is gone.
     fn leaves(&self, extent: &Extent) -> bool {
-        let stays = extent.always_stays();
-        if self.purpose == Purpose::Pause {
-            extent.pass_by(stays);
+        match self.purpose {
+            // Until it is claimed: what somebody is just freeing may stay after all.
+            Purpose::Pause => extent.pass_by(true),
+            Purpose::Release if extent.was_passed_by() => return true,
+            Purpose::Release | Purpose::Resume => {}
         }
-        stays || self.purpose == Purpose::Release && extent.was_passed_by()
+        extent.always_stays()
     }
 
     /// The claim, if a pause can follow what the program does with that memory.
     fn unless_held(&self, heap: &Heap, claim: Claim) -> Option<Claim> {
-        let Some(why) = claim.extent.held() else { return Some(claim) };
-        if self.purpose == Purpose::Pause {
-            claim.extent.pass_by(true);
-        }
+        let Some(why) = claim.extent.held() else {
+            if self.purpose == Purpose::Pause {
+                claim.extent.pass_by(false);
+            }
+            return Some(claim);
+        };
         let Extent { base, size, region, .. } = *claim.extent;
         let tag = self.region(region).map_or("", |region| &region.tag);
         heap.notices.add(format!("{size} bytes at {base:?} in region '{tag}' stay on the device: {why}"));

@@ -40,7 +40,7 @@ impl Machine {
 
     fn resident_on(&self, region: &Region, on: impl Fn(Device) -> bool) -> u64 {
         let extents = self.heap.registry.extents_of(std::iter::once(region.id));
-        let there = |extent: &&Arc<Extent>| on(extent.device) && extent.stays_because().is_none();
+        let there = |extent: &&Arc<Extent>| on(extent.device) && extent.may_be_given_back();
         extents.iter().filter(there).map(|extent| extent.resident()).sum()
     }
 

@@ -142,11 +142,13 @@ class Transitions(Loaded):
         budget = _interface.Budget(ctypes.sizeof(_interface.Budget), limit, headroom, residency_seconds)
         self._call("sire_budget_set", device, byref(budget))
 
-    def budget(self, device: int) -> tuple[int, int]:
-        """Limit (0: what there is) and headroom of a device, as this program or somebody outside has set them last."""
+    def budget(self, device: int) -> tuple[int, int, float]:
+        """Limit (0: what there is), headroom and seconds of residency of a device, as this program or somebody outside
+        has set them last.
+        """
         budget = _interface.Budget(ctypes.sizeof(_interface.Budget))
         self._call("sire_budget_get", device, byref(budget))
-        return budget.limit_bytes, budget.headroom_bytes
+        return budget.limit_bytes, budget.headroom_bytes, budget.residency_seconds
 
     def make_room(self, device: int, size: int) -> tuple[int, list[str]]:
         """What regions that nobody uses gave back so that there is room, and their tags."""

@@ -22,7 +22,7 @@ class _Call(_under_way.Call):
     """A call of a module that is under way."""
 
     def __init__(self, hook: AutoManageHook, args: tuple[Any, ...], kwargs: dict[str, Any], by_hand: bool) -> None:
-        super().__init__(hook, by_hand)
+        super().__init__(hook, by_hand, lasts=by_hand and hook.is_paired)
         self.peak: Peak | None = None
         self.args, self.kwargs = args, kwargs
         self._user, self._holder = hook.am.user, threading.get_ident()
@@ -43,6 +43,9 @@ class AutoManageHook:
 
     no_grad = False
     """For accelerate and diffusers, which look at hooks like this one."""
+
+    is_paired = True
+    """Whether who calls `pre_forward` calls `post_forward`, too. If not, the use is over when the next one begins."""
 
     def __init__(self, am: AutoManageWrapper | _Weak | _Nobody) -> None:
         self.am = am
@@ -103,11 +106,10 @@ class AutoManageHook:
         _under_way.begin(call)
         try:
             return self._enter(call, args, kwargs)
-        except Exception:
-            raise
-        except BaseException:
-            _under_way.end(self)
-            call.abandon()
+        except BaseException as error:
+            if by_hand or not isinstance(error, Exception):
+                _under_way.end(self)
+                call.abandon()
             raise
 
     def _enter(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

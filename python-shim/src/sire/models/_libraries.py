@@ -30,6 +30,8 @@ class DiffusersPipelineWrapper(WeakRefResourcePoolUser[Any]):
         self.hooks = [AutoManageHook.manage_module(each, **kwargs) for each in models]
         for model, hook in zip(models, self.hooks, strict=True):
             model._hf_hook = hook
+            # What is called beside forward (a VAE's ``decode``) calls `pre_forward` only.
+            hook.is_paired = False
 
     def on_setup(self, _manager: ResourcePoolManagement) -> list[ResourcePool]:
         """None: its models are users themselves."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Share = Size | str
 
-_headrooms: dict[int, tuple[int, int]] = {}
-"""By device: what the library was told to keep free, and how much of that others had asked for."""
+_budgets: dict[int, tuple[tuple[int, float], tuple[int, float]]] = {}
+"""By device: the headroom and the residency that the library was told, and those that others had asked for."""
 
 
 def _bytes(amount: Share | None, total: int) -> int | None:
@@ -200,13 +200,13 @@ class ResourcePoolCUDA(ResourcePool):
         """
         super().set_limits(limit, headroom)
         library, index = _library.load(), int(self._device.index)
-        others_limit, stays_free = library.budget(index)
-        told, others = _headrooms.get(index, (0, 0))
-        if stays_free != told:
-            others = stays_free
-        told = max(self.headroom, others)
-        _headrooms[index] = told, others
-        library.budget_set(index, others_limit, told, self.residency)
+        limit_of_others, *now = library.budget(index)
+        told, of_others = _budgets.get(index, ((0, 0.0), (0, 0.0)))
+        stays_free = of_others[0] if now[0] == told[0] else int(now[0])
+        stays_for = of_others[1] if now[1] == told[1] else now[1]
+        library.budget_set(index, limit_of_others, max(self.headroom, stays_free), max(self.residency, stays_for))
+        # As the library has it, which rounds.
+        _budgets[index] = library.budget(index)[1:], (stays_free, stays_for)
 
     def get_pool_total_size(self) -> int:
         """Bytes of the device."""
@@ -223,7 +223,7 @@ class ResourcePoolCUDA(ResourcePool):
 
     def get_pool_free_size(self) -> int:
         """Bytes that users can have without anybody making way, within what `sire budget` has said, too."""
-        limit, headroom = _library.load().budget(self._device.index)
+        limit, headroom, _ = _library.load().budget(self._device.index)
         free = self.get_device_free_size() - max(headroom, self.headroom)
         limits = [each for each in (limit or None, self.limit) if each is not None]
         if limits:
@@ -249,7 +249,7 @@ class ResourcePoolCUDA(ResourcePool):
         missing = size - self.get_pool_free_size()
         free, _ = torch.cuda.mem_get_info(self._device)
         library = _library.load()
-        limit, headroom = library.budget(self._device.index)
+        limit, headroom, _ = library.budget(self._device.index)
         room = int(free) - headroom
         if limit:
             # There all regions count, also those that no pool knows: where they have too much, users are asked instead.

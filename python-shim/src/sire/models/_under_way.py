@@ -17,14 +17,14 @@ _here = threading.local()
 
 class Call:
     """A call of a module; ``entered`` while it uses the module. ``by_hand``: PyTorch does not make it, so that it is
-    not on the stack itself.
+    not on the stack itself. ``lasts``: such a one that somebody will end, too.
     """
 
-    def __init__(self, owner: Any, by_hand: bool) -> None:
+    def __init__(self, owner: Any, by_hand: bool, lasts: bool) -> None:
         self.owner = owner
-        self.by_hand = by_hand
+        self.by_hand, self.lasts = by_hand, lasts
         self.entered = False
-        self.depth = 0 if by_hand else 1
+        self.depth = 0 if lasts else 1
 
     def end_use(self) -> None:
         """Its use of the module is over."""
@@ -51,20 +51,24 @@ def begin(call: Call) -> None:
     """The thread enters a call."""
     depth = _depth()
     if depth is not None:
-        _abandon(depth if call.by_hand else depth - 1)
-        call.depth = depth
+        around = depth if call.by_hand else depth - 1
+        _abandon(around)
+        call.depth = around if call.lasts else around + 1
     _calls().append(call)
 
 
 def end(owner: Any) -> Call | None:
     """The innermost call of this owner is over, and with it those inside that ended without a word."""
     calls = _calls()
-    while any(each.owner is owner for each in calls):
-        call = calls.pop()
-        if call.owner is owner:
-            return call
-        call.abandon()
-    return None
+    at = max((at for at, each in enumerate(calls) if each.owner is owner), default=None)
+    if at is None:
+        return None
+    call, inside = calls[at], calls[at + 1 :]
+    calls[at:] = [each for each in inside if each.lasts]
+    for each in reversed(inside):
+        if not each.lasts:
+            each.abandon()
+    return call
 
 
 def abandon_ended() -> None:
