@@ -486,6 +486,7 @@ def test_what_others_want_free_outlasts_new_pools(socket: str) -> None:
         return _library.load().budget(0)[:2]
 
     try:
+        ask(socket, verb="budget", device=0)
         sire.setup_default_pools(headroom=2 * MIB)
         assert told() == (0, 2 * MIB)
         assert ask(socket, verb="budget", device=0, limit=64 * MIB, headroom=16 * MIB) == {}

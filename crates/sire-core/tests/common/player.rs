@@ -277,3 +277,28 @@ pub fn persist<T>(mut call: impl FnMut() -> Result<T, Error>) -> T {
     }
     panic!("it still fails")
 }
+
+/// Runs `call` in a thread of its own while a driver call is under way, and looks for a moment whether it comes to an end before that does.
+pub fn beside<T: Send + 'static>(
+    player: &Player,
+    verb: &'static str,
+    call: impl FnOnce(&Engine) -> T + Send + 'static,
+) -> std::sync::mpsc::Receiver<T> {
+    let engine = Arc::clone(&player.engine);
+    let (send, outcome) = std::sync::mpsc::sync_channel(1);
+    player.driver.at_next(verb, move || {
+        let (begins, begun) = std::sync::mpsc::channel();
+        let calling = std::thread::spawn(move || {
+            begins.send(()).unwrap();
+            let outcome = call(&engine);
+            drop(engine);
+            send.send(outcome).unwrap();
+        });
+        begun.recv().unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_millis(30);
+        while !calling.is_finished() && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+    });
+    outcome
+}

@@ -366,6 +366,8 @@ fn what_was_kept_resident_is_not_given_back_before_another_pause() {
         world.keep_resident(slots[0]).unwrap();
         world.pause_lazily(&tag("small")).unwrap();
         world.free(slots[0]).unwrap();
+        let offered = world.engine.holdings(&tag("small")).unwrap()[0].resident.values().sum::<u64>();
+        assert_eq!(offered, SIZE, "nobody is told that the slab could make way");
         assert_eq!(world.engine.trim().0, SIZE, "of the slab nothing was saved");
         world.resume(&tag("small")).unwrap();
         world.check();

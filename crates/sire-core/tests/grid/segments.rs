@@ -1,6 +1,6 @@
 //! Memory that the program maps itself: PyTorch's order of calls, what a pause does to it, and what it does to a pause.
 
-use crate::common::player::{HERE, PEER, Player, SMALL, STRIDE, WANTED, access, refusal, small};
+use crate::common::player::{HERE, PEER, Player, SMALL, STRIDE, WANTED, access, beside, refusal, small};
 use crate::common::world::{policy, tag};
 use proptest::prelude::*;
 use sire_core::driver::{Addr, Device, Driver, DriverErrorKind};
@@ -186,133 +186,6 @@ fn memory_that_nobody_may_touch_yet_is_not_read() {
     player.driver.poke(HERE, addr, &[1; 8]).unwrap();
     player.calls().unmap(addr, SMALL).unwrap();
     player.calls().release(handle).unwrap();
-    player.check_no_leak();
-}
-
-#[test]
-fn what_was_handed_out_stays_and_is_named() {
-    let mut player = small();
-    let a = player.region("a", policy(Backup::Host));
-    let segment = player.reserve(Some(a), 4);
-    player.grow(segment, &[0, 1], Some(a), a).unwrap();
-    let handle = player.segments[segment].pieces[&0].handle;
-    player.calls().lend(handle, "it was exported").unwrap().1.keep();
-    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
-    assert_eq!((report.bytes_moved, player.driver.used_bytes()), (SMALL, SMALL));
-    let notices = player.engine.take_notices();
-    assert!(notices.iter().any(|notice| notice.contains("'a'") && notice.contains("exported")), "{notices:?}");
-    let paused = player.segments[segment].pieces[&1].handle;
-    assert_eq!(refusal(player.calls().lend(paused, "it was exported")).0, Status::Paused);
-    player.resume(&tag("a")).unwrap();
-    player.check_no_leak();
-}
-
-/// A library that tried whether there are fabric handles, and heard that there are none, once kept that memory on the device at every later pause.
-#[test]
-fn what_the_driver_refuses_to_hand_out_is_held_only_while_it_is_asked() {
-    let mut player = small();
-    let a = player.region("a", policy(Backup::Host));
-    let segment = player.reserve(Some(a), 4);
-    player.grow(segment, &[0, 1], Some(a), a).unwrap();
-    let handle = player.segments[segment].pieces[&0].handle;
-    let moved = |player: &Player| {
-        let moved = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap().bytes_moved;
-        player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
-        moved
-    };
-    let (_, asking) = player.calls().lend(handle, "it was exported").unwrap();
-    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
-    assert_eq!((report.bytes_moved, report.bytes_held), (SMALL, SMALL), "the driver may just be handing it out");
-    drop(asking);
-    // The driver has refused while the region was paused: that piece is there, and comes back with the others.
-    assert_eq!(player.driver.used_bytes(), SMALL);
-    assert_eq!(player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap().bytes_moved, SMALL);
-    player.check();
-    assert_eq!(moved(&player), 2 * SMALL);
-    player.check();
-    // Of several calls at once the one that came to something counts.
-    let (_, refused) = player.calls().lend(handle, "it was tried").unwrap();
-    let kept = player.calls().lend_range(player.addr(segment, 0), SMALL, "it was bound").unwrap();
-    kept.keep();
-    drop(refused);
-    assert_eq!(moved(&player), SMALL);
-    let notices = player.engine.take_notices();
-    assert!(notices.last().is_some_and(|notice| notice.contains("stay on the device: it was bound")), "{notices:?}");
-    player.segments[segment].pieces.get_mut(&0).unwrap().lent = true;
-    player.check_no_leak();
-}
-
-/// What a lazy pause had left because the driver was being asked was given back, unsaved, once the driver had refused and somebody needed memory.
-#[test]
-fn what_was_being_handed_out_when_its_region_was_paused_lazily_is_not_given_back() {
-    let mut player = small();
-    let a = player.region("a", Policy { clean: Clean::Verified, ..policy(Backup::Host) });
-    let segment = player.reserve(Some(a), 4);
-    player.grow(segment, &[0, 1], Some(a), a).unwrap();
-    let handle = player.segments[segment].pieces[&0].handle;
-    let lazily = |player: &Player| {
-        player.engine.pause(&tag("a"), PauseOptions { lazy: true, ..PauseOptions::default() }).unwrap();
-    };
-    // With the backup of an earlier pause, and without.
-    for earlier in [false, true] {
-        if earlier {
-            player.pause(&tag("a")).unwrap();
-            player.resume(&tag("a")).unwrap();
-            player.write(segment, 0);
-        }
-        let (_, asking) = player.calls().lend(handle, "it was exported").unwrap();
-        lazily(&player);
-        drop(asking);
-        assert_eq!(player.engine.trim().0, SMALL, "the other one");
-        assert_eq!(player.driver.used_bytes(), SMALL);
-        player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
-        player.check();
-    }
-    lazily(&player);
-    assert_eq!(player.engine.trim().0, 2 * SMALL, "the next pause took both");
-    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
-    player.check();
-    player.check_no_leak();
-}
-
-#[test]
-fn a_range_of_which_a_part_is_away_is_not_held() {
-    let mut player = small();
-    let (a, b) = (player.region("a", policy(Backup::Host)), player.region("b", policy(Backup::Host)));
-    let first = player.reserve(Some(a), 1);
-    let second = player.reserve(Some(b), 1);
-    player.grow(first, &[0], Some(a), a).unwrap();
-    player.grow(second, &[0], Some(b), b).unwrap();
-    let (from, to) = (player.addr(first, 0), player.addr(second, 0));
-    assert!(from < to, "the reservations lie in order");
-    player.pause(&tag("b")).unwrap();
-    let size = to.0 + SMALL - from.0;
-    assert_eq!(refusal(player.calls().lend_range(from, size, "it was bound")).0, Status::Paused);
-    assert_eq!(player.pause(&tag("a")).unwrap().bytes_moved, SMALL);
-    player.resume(&Selection::All).unwrap();
-    player.check_no_leak();
-}
-
-#[test]
-fn memory_that_is_mapped_nowhere_is_managed_again_after_a_refusal() {
-    let mut player = small();
-    let a = player.region("a", policy(Backup::Host));
-    let segment = player.reserve(Some(a), 4);
-    let [refused, exported, racing] =
-        [(); 3].map(|()| player.calls().create(player.memory(Some(a))).unwrap().expect("it is ours"));
-    drop(player.calls().lend(refused, "it was exported").unwrap());
-    player.calls().lend(exported, "it was exported").unwrap().1.keep();
-    let addr = player.addr(segment, 0);
-    assert_eq!(player.calls().map(addr, SMALL, 0, refused, false).unwrap(), None);
-    // Another thread maps it while the driver is asked: whatever that says, it is not followed.
-    let (physical, asking) = player.calls().lend(racing, "it was exported").unwrap();
-    assert_eq!(player.calls().map(player.addr(segment, 1), SMALL, 0, racing, false).unwrap(), Some(physical));
-    drop(asking);
-    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
-    assert_eq!((report.bytes_moved, player.driver.used_bytes()), (SMALL, 2 * SMALL));
-    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
-    assert!(player.calls().unmap(addr, SMALL).unwrap().is_empty());
-    [refused, exported, racing].into_iter().for_each(|handle| player.calls().release(handle).unwrap());
     player.check_no_leak();
 }
 
@@ -547,63 +420,6 @@ fn what_was_unmapped_while_its_region_was_paused_lazily_waits_for_the_resume() {
     player.segments[segment].pieces.insert(3, piece);
     player.open(segment, &[3], HERE);
     player.check();
-    player.check_no_leak();
-}
-
-/// A handle of memory that a pre-copy was reading could not be exported, retained or mapped twice: the memory was said to be being paused.
-#[test]
-fn memory_is_handed_out_while_a_pre_copy_reads_it() {
-    let mut player = small();
-    let a = player.region("a", Policy { clean: Clean::Verified, ..policy(Backup::Host) });
-    let segment = player.reserve(Some(a), 4);
-    player.grow(segment, &[0, 1], Some(a), a).unwrap();
-    let (engine, handle) = (Arc::clone(&player.engine), player.segments[segment].pieces[&0].handle);
-    player.driver.at_next("copy_to_host", move || {
-        engine.segments().lend(handle, "it was exported").unwrap().1.keep();
-    });
-    assert_eq!(player.engine.pre_copy(&tag("a"), false).unwrap().bytes_copied, 2 * SMALL);
-    player.segments[segment].pieces.get_mut(&0).unwrap().lent = true;
-    assert_eq!(player.pause(&tag("a")).unwrap().bytes_moved, SMALL);
-    player.resume(&tag("a")).unwrap();
-    player.check_no_leak();
-}
-
-/// Runs `call` in a thread of its own while a driver call is under way, and looks for a moment whether it comes to an end before that does.
-fn beside<T: Send + 'static>(
-    player: &Player,
-    verb: &'static str,
-    call: impl FnOnce(&Engine) -> T + Send + 'static,
-) -> std::sync::mpsc::Receiver<T> {
-    let engine = Arc::clone(&player.engine);
-    let (send, outcome) = std::sync::mpsc::sync_channel(1);
-    player.driver.at_next(verb, move || {
-        let (begins, begun) = std::sync::mpsc::channel();
-        let calling = std::thread::spawn(move || {
-            begins.send(()).unwrap();
-            let outcome = call(&engine);
-            drop(engine);
-            send.send(outcome).unwrap();
-        });
-        begun.recv().unwrap();
-        let end = std::time::Instant::now() + std::time::Duration::from_millis(30);
-        while !calling.is_finished() && std::time::Instant::now() < end {
-            std::thread::yield_now();
-        }
-    });
-    outcome
-}
-
-/// While access is being given to memory of a resident region, a hand-out was refused as if the region were being paused.
-#[test]
-fn a_hand_out_waits_for_access_that_is_being_given() {
-    let mut player = small();
-    let a = player.region("a", policy(Backup::Host));
-    let segment = player.reserve(Some(a), 4);
-    player.grow(segment, &[0], Some(a), a).unwrap();
-    let handle = player.segments[segment].pieces[&0].handle;
-    let lent = beside(&player, "set_access", move |engine| engine.segments().lend(handle, "it was exported").map(drop));
-    player.open(segment, &[0], PEER);
-    assert_eq!(lent.recv().unwrap(), Ok(()));
     player.check_no_leak();
 }
 

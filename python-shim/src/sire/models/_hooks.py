@@ -81,7 +81,7 @@ class AutoManageHook:
 
     def post_forward(self, module: Any, output: Any) -> Any:
         """What happens after a forward."""
-        self._after(module, (), output)
+        self._after(module, (), output, by_hand=True)
         return output
 
     def remove(self) -> None:
@@ -108,7 +108,7 @@ class AutoManageHook:
             return self._enter(call, args, kwargs)
         except BaseException as error:
             if by_hand or not isinstance(error, Exception):
-                _under_way.end(self)
+                _under_way.end(self, by_hand)
                 call.abandon()
             raise
 
@@ -121,8 +121,8 @@ class AutoManageHook:
             call.peak = Peak(device).__enter__()
         return to_device(args, device), to_device(kwargs, device)
 
-    def _after(self, module: Any, _args: Any, output: Any) -> None:
-        call = _under_way.end(self)
+    def _after(self, module: Any, _args: Any, output: Any, by_hand: bool = False) -> None:
+        call = _under_way.end(self, by_hand)
         if not isinstance(call, _Call) or not call.entered:
             return
         call.entered = False

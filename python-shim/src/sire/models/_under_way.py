@@ -57,10 +57,13 @@ def begin(call: Call) -> None:
     _calls().append(call)
 
 
-def end(owner: Any) -> Call | None:
-    """The innermost call of this owner is over, and with it those inside that ended without a word."""
+def end(owner: Any, by_hand: bool) -> Call | None:
+    """The innermost call of this owner that PyTorch makes, or that is made by hand, is over, and with it those inside
+    that ended without a word.
+    """
     calls = _calls()
-    at = max((at for at, each in enumerate(calls) if each.owner is owner), default=None)
+    mine = [at for at, each in enumerate(calls) if each.owner is owner and each.by_hand is by_hand]
+    at = mine[-1] if mine else None
     if at is None:
         return None
     call, inside = calls[at], calls[at + 1 :]
@@ -73,7 +76,7 @@ def end(owner: Any) -> Call | None:
 
 def abandon_ended() -> None:
     """Ends the thread's calls that ended without a word. To be called where a use begins, or others are to make way."""
-    depth = _depth() if _calls() else None
+    depth = _depth() if any(each.entered for each in _calls()) else None
     if depth is not None:
         _abandon(depth)
 

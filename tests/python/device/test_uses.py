@@ -1,0 +1,237 @@
+"""Uses of managed models that end otherwise than by returning, or that other libraries begin and end by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import managed
+import pytest
+import sire
+import torch
+from managed import layers, plainly
+from running import until
+from sire import models
+from sire.models import _manage
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """As `managed.fresh`."""
+    yield from managed.fresh()
+
+
+class Around(nn.Module):
+    """A model with another one inside, and something that is done in the middle of its forward."""
+
+    def __init__(self, does: Callable[[Any], object], inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.weight, self.inner, self.does = nn.Parameter(torch.ones(32)), inner or nn.Linear(32, 32), does
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.inner(x)
+        self.does(self)
+        return found * self.weight
+
+
+def divide(_gradient: torch.Tensor) -> torch.Tensor:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["kept", "brought back"])
+def test_a_backward_that_raises_ends_the_use(training: bool) -> None:
+    model = layers().train(training)
+    hook = sire.AutoManageHook.manage_module(model)
+    model[0].weight.register_hook(divide)
+    loss = plainly(model, torch.randn(4, 32))
+    with pytest.raises(ZeroDivisionError):
+        loss.backward()
+    # Autograd's thread drops what it was to call.
+    until("the use is over", lambda: hook.am.user.locks == 0)
+    until("nobody holds anything", lambda: not _manage._holders)
+    assert not model[0].weight.is_cuda
+
+
+class Interrupted(nn.Module):
+    """Ends as Ctrl-C ends it, if it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+        self.raises: type[BaseException] | None = KeyboardInterrupt
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.raises is not None:
+            raise self.raises
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+def test_what_ctrl_c_ends_keeps_no_room(ends: type[BaseException]) -> None:
+    model, other = Interrupted(), layers()
+    model.raises = ends
+    hook = sire.AutoManageHook.manage_module(model)
+    with pytest.raises(ends):
+        model(torch.ones(1, 32))
+    with sire.auto_manage(other):
+        assert hook.am.user.locks == 0, "whoever comes next finds out"
+        assert not model.inner.weight.is_cuda
+    model.raises = None
+    with torch.no_grad():
+        assert model(torch.ones(1, 32)).is_cuda
+
+
+def test_what_ctrl_c_ends_inside_another_module_ends_with_that() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.ones(32)), Interrupted()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.inner(x)
+            assert outer.am.user.locks == 1, "it is under way"
+            return x * self.weight
+
+    model = Outer().eval()
+    inner = sire.AutoManageHook.manage_module(model.inner)
+    outer = sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        assert model(torch.ones(1, 32)).is_cuda
+    assert inner.am.user.locks == outer.am.user.locks == 0
+
+
+def test_what_ctrl_c_ends_inside_a_module_that_nobody_manages_is_found_at_its_next_call() -> None:
+    model = nn.Sequential(layers(), Interrupted()).eval()
+    first, second = (sire.AutoManageHook.manage_module(each) for each in model)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), torch.no_grad():
+            model(torch.ones(1, 32))
+        assert second.am.user.locks == 1, "of this call; that of the one before has ended"
+    model[1].raises = None
+    with torch.no_grad():
+        model(torch.ones(1, 32))
+    assert first.am.user.locks == second.am.user.locks == 0
+
+
+def uses_another(model: Any) -> None:
+    """In the middle of a forward, outside of any other's."""
+    with sire.auto_manage(layers()):
+        sire.models.evict()
+        assert model.weight.is_cuda
+
+
+def test_a_use_by_hand_lasts_until_it_is_ended_by_hand() -> None:
+    model = Around(uses_another).eval()
+    inner, hook = sire.AutoManageHook.manage_module(model.inner), sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        args, kwargs = hook.pre_forward(model, torch.ones(1, 32))
+        assert hook.post_forward(model, model.forward(*args, **kwargs)).is_cuda
+    assert inner.am.user.locks == hook.am.user.locks == 0
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_a_forward_may_use_its_own_model_by_hand(is_paired: bool) -> None:
+    """As the forward of a diffusers VAE calls its ``encode``."""
+
+    def by_hand(model: Any) -> None:
+        hook.pre_forward(model)
+        if is_paired:
+            hook.post_forward(model, None)
+        assert hook.am.user.locks == 1 + (not is_paired)
+
+    model = Around(by_hand).eval()
+    hook = sire.AutoManageHook.manage_module(model)
+    hook.is_paired = is_paired
+    with torch.no_grad():
+        for _ in range(2):
+            assert model(torch.ones(1, 32)).is_cuda
+            assert hook.am.user.locks == 0
+            assert not model.weight.is_cuda
+
+
+def test_a_use_that_nobody_will_end_is_over_when_the_next_begins() -> None:
+    """As diffusers uses a VAE's ``decode``."""
+    vae, other = layers().eval(), layers().eval()
+    hook, next_hook = sire.AutoManageHook.manage_module(vae), sire.AutoManageHook.manage_module(other)
+    hook.is_paired = False
+    with torch.no_grad():
+        for _ in range(2):
+            args, _ = hook.pre_forward(vae, torch.ones(1, 32))
+            assert vae[0].forward(*args).is_cuda
+            assert hook.am.user.locks == 1
+        other(torch.ones(1, 32))
+        assert hook.am.user.locks == next_hook.am.user.locks == 0
+        hook.pre_forward(vae)
+        sire.models.evict()
+    assert hook.am.user.locks == 0
+    assert not vae[0].weight.is_cuda
+
+
+def test_uses_by_hand_may_overlap_and_fail() -> None:
+    first, second = layers().eval(), layers().eval()
+    one, other = sire.AutoManageHook.manage_module(first), sire.AutoManageHook.manage_module(second)
+    one.pre_forward(first)
+    other.pre_forward(second)
+    one.post_forward(first, None)
+    assert second[0].weight.is_cuda, "it is still in use"
+    other.post_forward(second, None)
+    assert one.am.user.locks == other.am.user.locks == 0
+    sire.setup_default_pools(vram_limit=0)
+    with pytest.raises(sire.OutOfMemoryError):
+        one.pre_forward(first)
+    assert not models._under_way._calls()
+
+
+def test_a_thread_that_is_gone_keeps_no_room() -> None:
+    model = Interrupted()
+    hook = sire.AutoManageHook.manage_module(model)
+
+    def work() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            model(torch.ones(1, 32))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    until("the use is over", lambda: hook.am.user.locks == 0)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Compiled in place: its calls are compiled ones from then on."""
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "way",
+    [lambda model: model, compiled, lambda model: torch.compile(lambda x: model(x), backend="eager")],
+    ids=["plain", "compiled", "compiled around"],
+)
+def test_a_use_that_is_under_way_is_not_taken_for_one_that_ended(way: Callable[[nn.Module], Any]) -> None:
+    torch.compiler.reset()
+    model = Around(uses_another).eval()
+    inner, outer = sire.AutoManageHook.manage_module(model.inner), sire.AutoManageHook.manage_module(model)
+    called = way(model)
+    with torch.no_grad():
+        for _ in range(2):
+            assert called(torch.ones(1, 32)).is_cuda
+            assert inner.am.user.locks == outer.am.user.locks == 0
+
+
+def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
+    model = layers().eval()
+    sire.AutoManageHook.manage_module(model)
+    with torch.no_grad():
+        expected = model(torch.ones(1, 32)).cpu()
+        loaded = pickle.loads(pickle.dumps(model))  # noqa: S301
+        for copied in (copy.deepcopy(model), loaded):
+            found = copied(torch.ones(1, 32))
+            assert not found.is_cuda
+            assert torch.allclose(found, expected, atol=1e-5)
+        assert model(torch.ones(1, 32)).is_cuda
