@@ -1,8 +1,12 @@
 //! Many threads at once: copies that race with unmaps end in the sticky error, never in a crash; heap and
 //! virtual memory stay whole under contention; random operations agree with a naive twin.
 
-use sire_sim::{AccessDesc, Code, CopyKind, Executor, Machine, Options, Pattern, PhysicalId, Prot};
-use std::collections::BTreeMap;
+use sire_sim::{AccessDesc, Code, CopyKind, Executor, Machine, Options, Pattern, PhysicalId, Prot, StreamId};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -45,6 +49,65 @@ fn copies_that_race_with_unmaps_never_crash() -> Outcome {
         }
     }
     assert!(losses > 0, "no race was ever lost: the test shows nothing");
+    Ok(())
+}
+
+/// Puts work on two streams that others use as well, and waits for its own in every way there is.
+fn push_and_wait(machine: &Machine, streams: [StreamId; 2], seed: u64) -> Result<(), sire_sim::SimError> {
+    let mut random = Random(seed * 0x9E37 + 1);
+    let mut flying = VecDeque::new();
+    for _ in 0..2000 {
+        let mine = random.next(2) as usize;
+        let (done, event) = (Arc::new(AtomicBool::new(false)), machine.event_create(0, false)?);
+        let sets = Arc::clone(&done);
+        machine.launch_host(streams[mine], Arc::new(move || sets.store(true, Ordering::SeqCst)))?;
+        machine.event_record(event, streams[mine])?;
+        flying.push_back((done, event));
+        match random.next(4) {
+            0 => machine.stream_wait_event(streams[1 - mine], event)?,
+            1 => machine.stream_synchronize(streams[mine])?,
+            _ => {}
+        }
+        while flying.len() > random.next(4) as usize {
+            let Some((done, event)) = flying.pop_front() else { break };
+            machine.event_synchronize(event)?;
+            assert!(done.load(Ordering::SeqCst), "an event has passed before what it is behind");
+            machine.event_destroy(event)?;
+        }
+    }
+    machine.device_synchronize(0)
+}
+
+#[test]
+fn nobody_sleeps_for_what_has_passed() -> Outcome {
+    let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
+    let streams = [machine.stream_create(0, false, 0)?, machine.stream_create(0, false, 0)?];
+    let (ended, ends) = mpsc::channel();
+    for seed in 1..5 {
+        let (machine, ended) = (machine.clone(), ended.clone());
+        std::thread::spawn(move || ended.send(push_and_wait(&machine, streams, seed)));
+    }
+    for _ in 1..5 {
+        assert_eq!(ends.recv_timeout(Duration::from_secs(60)), Ok(Ok(())), "a thread sleeps for ever");
+    }
+    Ok(())
+}
+
+#[test]
+fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
+    let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
+    let stream = machine.stream_create(0, false, 0)?;
+    let event = machine.event_create(0, false)?;
+    for _ in 0..200 {
+        let (ran, runs) = mpsc::channel();
+        let runs_here = move || ran.send(std::thread::current().id()).unwrap_or_default();
+        machine.launch_host(stream, Arc::new(runs_here))?;
+        machine.event_record(event, stream)?;
+        machine.launch_host(stream, Arc::new(|| ()))?;
+        machine.event_synchronize(event)?;
+        assert_ne!(runs.try_recv()?, std::thread::current().id());
+        machine.stream_synchronize(stream)?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use crate::error::Code;
 use crate::options::Executor;
 use crate::types::StreamId;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -26,6 +26,19 @@ pub(super) struct Item {
     pub(super) stamp: Option<Arc<OnceLock<Instant>>>,
 }
 
+impl Item {
+    /// Whether it only marks a point of its own stream.
+    fn is_marker(&self) -> bool {
+        matches!(self.work, Work::Empty) && self.after.is_empty()
+    }
+
+    fn note_end(&self) {
+        if let Some(stamp) = &self.stamp {
+            let _ = stamp.set(Instant::now());
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     items: VecDeque<Item>,
@@ -36,6 +49,38 @@ struct Queue {
     running: bool,
     closing: bool,
     worker: Option<JoinHandle<()>>,
+    /// Whether the worker sleeps.
+    idle: bool,
+    /// What others sleep for, one number each.
+    awaited: Vec<u64>,
+}
+
+impl Queue {
+    /// The first operation, if there is one and nobody else is at it.
+    fn take(&mut self) -> Option<Item> {
+        let item = if self.running { None } else { self.items.pop_front() };
+        self.running |= item.is_some();
+        item
+    }
+
+    /// The operation that was taken is over, and so are the events right behind it.
+    fn complete(&mut self) {
+        (self.running, self.completed) = (false, self.completed + 1);
+        while self.items.front().is_some_and(Item::is_marker) {
+            self.items.pop_front().iter().for_each(Item::note_end);
+            self.completed += 1;
+        }
+    }
+
+    /// Whether somebody who sleeps has something to do now.
+    fn concerns_others(&self) -> bool {
+        self.worker.is_none() || self.awaited.iter().any(|number| *number <= self.completed)
+    }
+
+    /// Whether the worker sleeps and has something to do now.
+    fn concerns_worker(&self) -> bool {
+        self.idle && !self.running && !self.items.is_empty()
+    }
 }
 
 /// One stream. See the module's documentation.
@@ -51,12 +96,24 @@ pub struct StreamInner {
     pub legacy: bool,
     pub(super) priority: i32,
     queue: Mutex<Queue>,
-    changed: Condvar,
+    /// There is something for the worker to do.
+    pending: Condvar,
+    /// Something that is awaited is completed; where there is no worker, anything is.
+    passed: Condvar,
 }
 
 impl StreamInner {
     pub(super) fn new(id: StreamId, device: u32, blocking: bool, legacy: bool, priority: i32) -> StreamInner {
-        StreamInner { id, device, blocking, legacy, priority, queue: Mutex::default(), changed: Condvar::new() }
+        StreamInner {
+            id,
+            device,
+            blocking,
+            legacy,
+            priority,
+            queue: Mutex::default(),
+            pending: Condvar::new(),
+            passed: Condvar::new(),
+        }
     }
 
     fn submitted(&self) -> u64 {
@@ -90,9 +147,7 @@ impl StreamInner {
         if marker && queue.completed == queue.submitted {
             // An event behind nothing has passed at once; no worker is woken for it.
             (queue.submitted, queue.completed) = (queue.submitted + 1, queue.completed + 1);
-            if let Some(stamp) = &item.stamp {
-                let _ = stamp.set(Instant::now());
-            }
+            item.note_end();
             return point(&queue);
         }
         queue.items.push_back(item);
@@ -101,8 +156,11 @@ impl StreamInner {
         if core.options.executor == Executor::Threads && queue.worker.is_none() {
             queue.worker = self.start_worker(core);
         }
+        let for_worker = queue.concerns_worker();
         drop(queue);
-        self.changed.notify_all();
+        if for_worker {
+            self.pending.notify_one();
+        }
         if core.options.executor == Executor::Inline {
             self.wait(core, point.number);
         }
@@ -117,36 +175,39 @@ impl StreamInner {
     }
 
     fn work(&self, core: &Core) {
+        let mut queue = locked(&self.queue);
         loop {
-            let mut queue = locked(&self.queue);
-            while queue.items.is_empty() || queue.running {
-                if queue.closing && queue.items.is_empty() {
-                    return;
-                }
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            if let Some(item) = queue.take() {
+                queue = self.step(core, queue, item);
+            } else if queue.closing && queue.items.is_empty() {
+                return;
+            } else {
+                queue.idle = true;
+                queue = self.pending.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle = false;
             }
-            drop(queue);
-            self.step(core);
         }
     }
 
-    /// Takes and carries out the first operation, if there is one and nobody else is at it.
-    fn step(&self, core: &Core) {
-        let mut queue = locked(&self.queue);
-        if queue.running {
-            return;
-        }
-        let Some(item) = queue.items.pop_front() else { return };
-        queue.running = true;
+    /// Carries out the operation that was taken, without the lock, and wakes whom its end concerns. A thread is woken only if
+    /// there is something for it to do: being woken costs more than copying a page.
+    fn step<'a>(&'a self, core: &Core, queue: MutexGuard<'a, Queue>, item: Item) -> MutexGuard<'a, Queue> {
         drop(queue);
         item.after.iter().for_each(|point| point.stream.wait(core, point.number));
         self.carry_out(core, &item);
         drop(item);
         let mut queue = locked(&self.queue);
-        queue.running = false;
-        queue.completed += 1;
+        queue.complete();
+        let (for_others, for_worker) = (queue.concerns_others(), queue.concerns_worker());
+        // Whoever is woken wants the lock at once.
         drop(queue);
-        self.changed.notify_all();
+        if for_others {
+            self.passed.notify_all();
+        }
+        if for_worker {
+            self.pending.notify_one();
+        }
+        locked(&self.queue)
     }
 
     fn carry_out(&self, core: &Core, item: &Item) {
@@ -158,26 +219,29 @@ impl StreamInner {
                 Err(_) => core.lose(self.device, Code::LAUNCH_FAILED),
             }
         }
-        if let Some(stamp) = &item.stamp {
-            let _ = stamp.set(Instant::now());
+        item.note_end();
+    }
+
+    /// Waits until operation `number` is completed. Who waits for all that there is does it himself while nobody is at it: that
+    /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one.
+    pub(super) fn wait(&self, core: &Core, number: u64) {
+        let mut queue = locked(&self.queue);
+        while queue.completed < number && queue.submitted >= number {
+            let mine = queue.worker.is_none() || queue.submitted == number;
+            queue = match if mine { queue.take() } else { None } {
+                Some(item) => self.step(core, queue, item),
+                None => self.sleep(queue, number),
+            };
         }
     }
 
-    /// Waits until operation `number` is completed. While nobody is at the queue, the waiter works on it
-    /// itself: that saves two changes of thread where a worker exists, and is the only way where none does.
-    pub(super) fn wait(&self, core: &Core, number: u64) {
-        loop {
-            let queue = locked(&self.queue);
-            if queue.completed >= number || queue.submitted < number {
-                return;
-            }
-            if queue.running {
-                drop(self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner));
-            } else {
-                drop(queue);
-                self.step(core);
-            }
+    fn sleep<'a>(&'a self, mut queue: MutexGuard<'a, Queue>, number: u64) -> MutexGuard<'a, Queue> {
+        queue.awaited.push(number);
+        let mut queue = self.passed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = queue.awaited.iter().position(|each| *each == number) {
+            queue.awaited.swap_remove(at);
         }
+        queue
     }
 
     pub(super) fn wait_all(&self, core: &Core) {
@@ -190,16 +254,23 @@ impl StreamInner {
             let first = locked(&self.queue).items.front().map(|item| item.after.clone());
             match first.into_iter().flatten().find(|point| !point.stream.is_done(point.number)) {
                 Some(point) => drop(point.stream.poll(core, point.number)),
-                None => self.step(core),
+                None => self.take_step(core),
             }
         }
         self.is_done(number)
     }
 
+    fn take_step(&self, core: &Core) {
+        let mut queue = locked(&self.queue);
+        if let Some(item) = queue.take() {
+            drop(self.step(core, queue, item));
+        }
+    }
+
     /// No more will come: the worker finishes its queue and ends by itself.
     pub(super) fn end_worker(&self) {
         locked(&self.queue).closing = true;
-        self.changed.notify_all();
+        self.pending.notify_all();
     }
 
     /// The same; the worker, to be waited for.
@@ -208,7 +279,8 @@ impl StreamInner {
         queue.closing = true;
         let worker = queue.worker.take();
         drop(queue);
-        self.changed.notify_all();
+        self.pending.notify_all();
+        self.passed.notify_all();
         worker
     }
 }
