@@ -1,11 +1,9 @@
-"""sire.torchtools on the software device: reservations that hold among processes, probes that say what was needed."""
+"""sire.torchtools on the software device: reservations that hold among processes."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
-import functools
 import inspect
 import os
 import random
@@ -19,27 +17,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import ledgers
 import pytest
 import sire
 import torch
+from ledgers import MIB, tensor
 from measure import on_software_device
 from running import line, running, until
 from sire import torchtools
-from sire.torchtools import _measure, gpu_lock
+from sire.torchtools import gpu_lock
 
-MIB = 1024**2
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
 def locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Ledgers of this test's own; every warning is an error."""
-    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
-    torch.cuda.init()
-    torch.cuda.empty_cache()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+    """Ledgers of this test's own."""
+    yield from ledgers.fresh(monkeypatch, tmp_path)
 
 
 def free() -> int:
@@ -51,11 +45,6 @@ def entries() -> list[dict[str, int]]:
     """Who is in the ledger."""
     found: list[dict[str, int]] = sire._library.load().reservations(0)["entries"]
     return found
-
-
-def tensor(size: int) -> torch.Tensor:
-    """So many bytes."""
-    return torch.empty(size, dtype=torch.uint8, device="cuda")
 
 
 def test_the_reserved_bytes_are_ours_and_our_allocations_use_them() -> None:
@@ -592,133 +581,6 @@ def test_two_devices_are_known_by_what_they_are_and_not_by_their_numbers() -> No
         assert other() == ["had", "missed", "0", "1", "0"]
     # With as much room on both, the load decides.
     assert other() == ["had", "had", "0", "1", "1"]
-
-
-# --- probes ----------------------------------------------------------------------------------------------
-
-
-def needs(size: int, tag: str | None = None) -> None:
-    """A probe."""
-    if tag is None:
-        kept = tensor(size)
-    else:
-        with sire.region(tag):
-            kept = tensor(size)
-    del kept
-    torch.cuda.empty_cache()
-
-
-def fails() -> None:
-    """A probe that meets an error."""
-    raise LookupError("no such model")
-
-
-def hangs() -> None:
-    """A probe that does not end."""
-    time.sleep(600)
-
-
-def dies() -> None:
-    """A probe that is killed."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_probe_reports_the_peak_and_the_tags(tmp_path: Path) -> None:
-    arguments = (needs, (100 * MIB,), {"tag": "weights"})
-    report = torchtools.probe(*arguments, timeout=240, cache=tmp_path / "probes")
-    assert 100 * MIB <= report.peak_bytes < 140 * MIB
-    assert 100 * MIB <= report.tags["weights"] < 140 * MIB
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchtools.gpu_scheduler, "_run", None)
-        again = torchtools.estimate_gpu_usage_by_probe(*arguments, cache=tmp_path / "probes")
-    assert again == report.peak_bytes, "it was known"
-
-
-class Odd:
-    """Shows where it lies, and not what it is."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def run(self) -> None:
-        """A probe."""
-
-
-def test_a_probe_is_known_by_what_it_is() -> None:
-    described = torchtools.gpu_scheduler._described
-    same: list[Callable[[], object]] = [
-        lambda: torch.nn.Linear(4, 4),
-        lambda: Odd(3),
-        lambda: Odd(3).run,
-        lambda: functools.partial(needs, Odd(3)),
-        lambda: [Odd(3), {"a": torch.nn.Linear(2, 2)}],
-    ]
-    other: list[object] = [
-        torch.nn.Linear(4, 4, dtype=torch.float64),
-        Odd(4),
-        Odd(4).run,
-        functools.partial(needs, Odd(4)),
-        [Odd(3), {"a": torch.nn.Linear(2, 2, dtype=torch.float16)}],
-    ]
-    for make, another in zip(same, other, strict=True):
-        kept = make()
-        assert described(kept) == described(make()), "of another process it would be another"
-        assert described(kept) != described(another)
-        assert " at 0x" not in described(kept)
-
-
-def takes_from_the_driver(size: int) -> None:
-    """A probe with memory that PyTorch knows nothing of, until it has been looked at."""
-    looks: list[None] = []
-    look = _measure._Watcher._look
-
-    def noted(watcher: _measure._Watcher) -> None:
-        look(watcher)
-        looks.append(None)
-
-    _measure._Watcher._look = noted  # type: ignore[method-assign]
-    maps = [line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line]
-    driver = ctypes.CDLL(next(path for path in maps if "libcuda.so" in path or "libsire_sim_cuda" in path))
-    address = ctypes.c_uint64()
-    assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)) == 0
-    # The first one may have begun before.
-    before = len(looks)
-    until("it was looked at", lambda: len(looks) >= before + 2)
-    assert driver.cuMemFree_v2(address) == 0
-
-
-def test_a_probe_sees_what_libraries_have_beside_pytorch() -> None:
-    report = torchtools.probe(takes_from_the_driver, (64 * MIB,), timeout=240)
-    assert 64 * MIB <= report.peak_bytes < 100 * MIB
-    assert report.torch_peak_bytes < 8 * MIB
-
-
-def test_a_probe_does_not_wait_for_its_turn_without_end(tmp_path: Path) -> None:
-    """Whoever held the lock, of whatever user, kept all probes of the machine waiting for as long as he liked."""
-    file = tmp_path / f"sire-probe-{torch.cuda.get_device_properties(0).uuid}.lock"
-    with file.open("w") as hostile:
-        fcntl.flock(hostile, fcntl.LOCK_EX)
-        with pytest.raises(sire.ProbeTimeoutError, match=rf"within 0\.5 s.* holds the lock {file.name}"):
-            torchtools.probe(needs, (MIB,), timeout=0.05)
-
-
-@pytest.mark.parametrize(("probe_fn", "says"), [(fails, "no such model"), (dies, "signal 9"), (hangs, r"0\.5 s")])
-def test_what_goes_wrong_in_a_probe_is_told(probe_fn: Callable[[], None], says: str) -> None:
-    with pytest.raises(sire.ProbeError, match=says) as raised:
-        torchtools.estimate_gpu_usage_by_probe(probe_fn, timeout=0.5 if probe_fn is hangs else 240)
-    assert isinstance(raised.value, TimeoutError) == (probe_fn is hangs)
-
-
-def test_an_estimate_without_running_is_a_lower_bound() -> None:
-    probe_fn = torchtools.make_probe_fn("torch.nn:Identity", input_shape=(1024, 1024))
-    assert torchtools.estimate_without_running(probe_fn) == 4 * MIB
-    linear = torchtools.make_probe_fn(_linear, input_shape=(64, 1024), forward_and_backward=True)
-    # Weights and their gradients at least; and what is computed is nothing.
-    assert 8 * MIB <= torchtools.estimate_without_running(linear) < 20 * MIB
-
-
-def _linear() -> torch.nn.Module:
-    return torch.nn.Linear(1024, 1024)
 
 
 def test_the_example_runs_beside_another_reservation(tmp_path: Path) -> None:
