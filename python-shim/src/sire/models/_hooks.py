@@ -63,10 +63,14 @@ class AutoManageHook:
             return hook
 
     def _attach(self, module: Any) -> None:
-        # First before everybody else's hooks, and last after them.
+        # First before everybody else's hooks, and last after them. PyTorch's compiler would trace into them, and give up at the first
+        # lock, with warnings, or fail (PyTorch 2.11).
+        import torch
+
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         self._handles = [
-            module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
-            module.register_forward_hook(self._after, always_call=True),
+            module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
+            module.register_forward_hook(after, always_call=True),
         ]
 
     @property
