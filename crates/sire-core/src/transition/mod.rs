@@ -180,10 +180,10 @@ impl Machine {
         Ok((staging, new))
     }
 
-    /// Waits once for each device of the claims.
+    /// Waits once for each device of the claims, and for each of their peers.
     fn synchronize(&self, claims: &[Claim], report: &mut Report) -> Result<()> {
         let start = clock::now();
-        let done = devices(claims).into_iter().try_for_each(|device| self.heap.synchronize(device));
+        let done = self.heap.synchronize_all(&devices(claims));
         report.seconds_synchronize = clock::seconds_since(start);
         done
     }
@@ -230,8 +230,8 @@ impl Machine {
 
     /// After a failed undo: pauses what still can be. Every byte is on the device or in a backup either way.
     fn give_up(&self, claims: &mut [Claim], error: Error, second: &Error) -> Error {
-        let idle = devices(claims).into_iter().all(|device| self.heap.synchronize(device).is_ok());
-        if let (true, Ok(staging)) = (idle, self.staging(&*claims)) {
+        let idle = self.heap.synchronize_all(&devices(claims));
+        if let (Ok(()), Ok(staging)) = (idle, self.staging(&*claims)) {
             // Best effort: what fails here keeps its physical memory, and a later call tries again.
             let _ = self.put_down(claims, staging, &Call::undo(), &mut Report::default());
         }

@@ -161,21 +161,27 @@ impl World {
 
     /// A world in which pieces of `copy_piece` bytes are copied.
     pub fn with(capacity: u64, copy_piece: u64) -> World {
+        World::configured(capacity, |config| config.copy_piece = copy_piece)
+    }
+
+    /// A world with settings of its own.
+    pub fn configured(capacity: u64, change: impl FnOnce(&mut Config)) -> World {
         let driver = Arc::new(MemDriver::new(capacity));
         // Memory where there is some: what a disk does is asked elsewhere, and thousands of lives would wait for it.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let config = Config {
+        let mut config = Config {
             chunk: CHUNK,
             // Tests decide when.
             tends: false,
             small: 4096,
-            copy_piece,
+            copy_piece: GRANULARITY,
             host_unit: CHUNK,
             // In one thread every life is the same each time; under the model checker several meet.
             host_threads: if cfg!(feature = "shuttle") { 2 } else { 0 },
             disk_dir: Some(dir.path().to_path_buf()),
             ..Config::default()
         };
+        change(&mut config);
         let engine = Engine::new(driver.clone(), config);
         World {
             driver,

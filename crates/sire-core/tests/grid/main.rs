@@ -17,6 +17,7 @@ mod lazy;
 mod lending;
 mod live_map;
 mod model;
+mod order;
 mod progress;
 mod refusals;
 mod regressions;
