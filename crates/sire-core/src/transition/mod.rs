@@ -85,17 +85,20 @@ impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO).lazily(options.lazy).on_idle(options.idle);
-        let batch = Batch::close(regions.clone(), Phase::Paused)?.keeping_all(options.keep_all);
+        let before: Vec<Arc<Region>> = regions.iter().filter(|r| r.state() == State::Paused).cloned().collect();
+        let batch = Batch::close(regions, Phase::Paused)?.keeping_all(options.keep_all);
         let mut report = self.pause_batch(batch, options.dead, &call)?;
         let paused = report.regions_changed;
         if options.lazy {
             return Ok(report);
         }
-        match self.release_now(&regions, &mut report) {
+        match before.iter().try_for_each(|region| self.pause_rest(region, options, &call, &mut report)) {
             Err(error) if paused == 0 => Err(error),
             Err(error) => {
                 // The pause itself came to its end, which an error would deny.
-                self.heap.notices.add(format!("memory that was held lazily stays for now: {error}; pause it again"));
+                self.heap
+                    .notices
+                    .add(format!("memory that an earlier pause had left stays for now: {error}; pause it again"));
                 Ok(report)
             }
             Ok(()) => Ok(report),

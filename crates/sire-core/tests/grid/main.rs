@@ -14,6 +14,7 @@ mod engine;
 mod fault_sweep;
 mod files;
 mod lazy;
+mod left;
 mod lending;
 mod live_map;
 mod model;
