@@ -9,8 +9,8 @@ use sire_sim::Profile;
 use std::sync::{Mutex, PoisonError};
 
 const GIB: u64 = 2;
-/// How many switches are tried until one is as fast as they all are on an idle machine. Their two directions are threads that wait for one another; where the machine is busy one of them may come
-/// late in virtual time, too, because it did in real time.
+/// How many switches are tried until one is as fast as all are on an idle machine. Their two directions are threads that wait for one another; where the
+/// machine is busy, one that comes late in real time may come late in virtual time, too.
 const TRIES: usize = 16;
 
 /// One at a time: each takes a GiB of host memory, and both cores.

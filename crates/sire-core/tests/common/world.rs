@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 /// Physical chunks of the tests: four granules.
 pub const CHUNK: u64 = 4 * GRANULARITY;
 
+/// Smaller allocations share slabs.
+const SMALL: u64 = 4096;
+
 /// A stream of the program's.
 pub const PROGRAM: (Device, ProgramStream) = (Device(0), ProgramStream(77));
 
@@ -173,7 +176,7 @@ impl World {
             chunk: CHUNK,
             // Tests decide when.
             tends: false,
-            small: 4096,
+            small: SMALL,
             copy_piece: GRANULARITY,
             host_unit: CHUNK,
             // In one thread every life is the same each time; under the model checker several meet.
@@ -193,6 +196,11 @@ impl World {
             attached: 0,
             dir,
         }
+    }
+
+    /// Whether the allocation shares a slab.
+    pub fn is_small(twin: &Twin) -> bool {
+        (twin.bytes.len() as u64) < SMALL
     }
 
     pub fn region(&mut self, tag: &str, policy: Policy) -> RegionId {
@@ -338,7 +346,8 @@ impl World {
                 !twin.resident
                     && addr.0 < end
                     && start.0 < addr.0 + twin.bytes.len() as u64
-                    && resident[&twin.region] == State::Resident
+                    // Of what is paused, a slab may have stayed.
+                    && (resident[&twin.region] == State::Resident || World::is_small(twin))
             });
             for (addr, twin) in touched {
                 let len = twin.bytes.len();

@@ -87,8 +87,8 @@ fn only_a_pause_that_means_now_takes_it_and_only_what_may_go() {
     let kept = world.allocate(again, SIZE).unwrap();
     world.write(kept);
     world.keep_resident(kept).unwrap();
-    for _ in 0..2 {
-        world.pause(&tag("r")).unwrap();
+    for changed in [1, 0] {
+        assert_eq!(world.pause(&tag("r")).unwrap().regions_changed, changed);
         assert_eq!(world.driver.used_bytes(), SIZE);
         world.check();
     }
