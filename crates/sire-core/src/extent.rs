@@ -226,6 +226,11 @@ impl Extent {
         self.stays_because().is_none() && !self.was_passed_by()
     }
 
+    /// Whether the last pause left it, and another one would take it.
+    pub(crate) fn may_go_after_all(&self) -> bool {
+        self.was_passed_by() && self.stays_because().is_none() && !self.is_freed() && self.resident() > 0
+    }
+
     /// Why no pause takes it; `None` if pauses do.
     pub(crate) fn stays_because(&self) -> Option<&'static str> {
         self.held().or_else(|| self.always_stays().then_some("the program keeps it resident"))

@@ -294,6 +294,14 @@ impl Region {
         begins
     }
 
+    /// Notes that a pause has more to do, if it is paused still.
+    pub(crate) fn note_left_over(&self) -> bool {
+        let mut gate = self.when_released();
+        let paused = gate.phase == Phase::Paused;
+        gate.left.over |= paused;
+        paused
+    }
+
     /// Whether it is paused, and its memory is still there until somebody needs it.
     pub(crate) fn is_lazy(&self) -> bool {
         let gate = lock(&self.gate);

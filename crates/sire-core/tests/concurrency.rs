@@ -32,6 +32,8 @@ struct Shared {
     peer: Mutex<Option<bool>>,
     /// No pause may take the large allocation any more.
     stays: Mutex<bool>,
+    /// What the large allocation holds now.
+    rewritten: Mutex<Option<Vec<u8>>>,
 }
 
 impl Shared {
@@ -81,6 +83,7 @@ impl Shared {
             freed: Mutex::default(),
             peer: Mutex::default(),
             stays: Mutex::default(),
+            rewritten: Mutex::default(),
         }
     }
 
@@ -147,6 +150,19 @@ impl Shared {
         Ok(())
     }
 
+    fn limit_host(&self, limit: Option<u64>) {
+        self.world.engine.configure(&|config| config.host_limit = limit);
+    }
+
+    /// The program has its memory back, changes it, and has it paused again. Nobody else pauses meanwhile.
+    fn rewrite(&self) -> Result<(), Error> {
+        self.world.engine.resume(&tag("a"), ResumeOptions::default())?;
+        let bytes: Vec<u8> = self.large_bytes.iter().map(|byte| !byte).collect();
+        self.world.driver.poke(Device(0), self.large, &bytes).unwrap();
+        *self.rewritten.lock().unwrap() = Some(bytes);
+        self.world.engine.pause(&tag("a"), PauseOptions::default()).map(drop)
+    }
+
     fn trim(&self) -> Result<(), Error> {
         self.world.engine.trim();
         Ok(())
@@ -201,7 +217,10 @@ impl Shared {
     fn check(self) {
         self.check_paused_means_released();
         self.check_peer();
-        let Shared { mut world, more, freed, .. } = self;
+        let Shared { mut world, more, freed, rewritten, large, .. } = self;
+        if let Some(bytes) = rewritten.into_inner().unwrap() {
+            world.twins.get_mut(&large).unwrap().bytes = bytes;
+        }
         let freed = freed.into_inner().unwrap();
         for addr in &freed {
             assert!(world.twins.remove(addr).is_some(), "{addr:?} was freed twice");
@@ -421,6 +440,55 @@ fn memory_that_is_held_lazily_goes_once() {
 fn run_short(shared: &Shared, (name, operation): Operation) {
     if let Err(error) = operation(shared) {
         let expected = EXPECTED.contains(&error.status) || error.status == Status::OutOfDeviceMemory;
+        assert!(expected, "{name}: {error}");
+    }
+}
+
+/// An automatic backup moves, to the disk because host memory has become scarce, or back, while its region is paused, resumed, resumed and changed and paused
+/// again, or loses an allocation: whoever looks for it finds the old place or the new one, both hold the bytes, and none comes back from before.
+#[test]
+fn a_backup_that_moves_is_in_nobodys_way() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static MOVED: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+    const TEND: Operation = ("tend", |s| {
+        s.limit_host(Some(CHUNK));
+        MOVED[0].fetch_add(s.world.engine.tend().bytes_demoted, Ordering::SeqCst);
+        Ok(())
+    });
+    const PROMOTE: Operation = ("promote", |s| {
+        s.limit_host(None);
+        MOVED[1].fetch_add(s.world.engine.promote(&tag("a"))?, Ordering::SeqCst);
+        Ok(())
+    });
+    const REWRITE: Operation = ("rewrite", Shared::rewrite);
+    let others = [0, 2, 5, 6, 13, 15].map(|index| OPERATIONS[index]);
+    let others = others.into_iter().chain([TEND, PROMOTE, REWRITE]);
+    let pairs = [TEND, PROMOTE].into_iter().flat_map(|moves| others.clone().map(move |other| (moves, other)));
+    for ((moves, other), paused) in pairs.flat_map(|pair| [(pair, true), (pair, false)]) {
+        let once = move || {
+            let shared = Arc::new(Shared::with_policy(paused, 0, policy(Backup::Auto)));
+            if moves.0 == PROMOTE.0 {
+                run_scarce(&shared, TEND);
+            }
+            let thread = {
+                let shared = Arc::clone(&shared);
+                shuttle::thread::spawn(move || run_scarce(&shared, other))
+            };
+            run_scarce(&shared, moves);
+            thread.join().unwrap();
+            shared.limit_host(None);
+            Arc::into_inner(shared).unwrap().check();
+        };
+        println!("{} || {}, paused: {paused}", moves.0, other.0);
+        check_with_stack(once, schedules());
+    }
+    assert!(MOVED.iter().all(|bytes| bytes.load(Ordering::SeqCst) > 0), "nothing moved: {MOVED:?}");
+}
+
+/// As `run`, where host memory may be short.
+fn run_scarce(shared: &Shared, (name, operation): Operation) {
+    if let Err(error) = operation(shared) {
+        let expected = EXPECTED.contains(&error.status) || error.status == Status::OutOfBackupSpace;
         assert!(expected, "{name}: {error}");
     }
 }

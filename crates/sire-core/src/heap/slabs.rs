@@ -11,7 +11,7 @@ use crate::region::Region;
 use crate::sync::{Mutex, lock};
 use crate::terms::{RegionId, Request};
 use dashmap::DashMap;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The smallest slot, and what every slot is aligned to.
@@ -105,7 +105,7 @@ impl Heap {
         let mut found = lock(&bin).ready.pop();
         let quarantined = || lock(&bin).quarantine.len() as u64 * class;
         if found.is_none() && !request.capturing && quarantined() >= QUARANTINED_SLABS * slab_size {
-            match self.synchronize_bins(request.device) {
+            match self.synchronize_bins(&[request.device].into()) {
                 Ok(touched) => drop(self.shed_from(touched, 1)),
                 // It began after the request was made: a new slab is as good.
                 Err(error) if error.status == Status::Capturing => {}
@@ -154,24 +154,31 @@ impl Heap {
     /// # Errors
     /// `Capturing` if a capture has begun, as far as is known: waiting would void it. Else the driver's.
     pub(crate) fn synchronize(&self, device: Device) -> Result<()> {
-        self.synchronize_bins(device).map(drop)
+        self.synchronize_all(&[device].into())
     }
 
-    /// As `synchronize`; returns the bins that have more slots ready now.
-    fn synchronize_bins(&self, device: Device) -> Result<Vec<Arc<Mutex<Bin>>>> {
-        if self.is_capturing() {
+    /// As `synchronize`, for memory on any of these; each device is waited for once, also where they are one another's peers.
+    pub(crate) fn synchronize_all(&self, devices: &BTreeSet<Device>) -> Result<()> {
+        self.synchronize_bins(devices).map(drop)
+    }
+
+    /// As `synchronize_all`; returns the bins that have more slots ready now.
+    fn synchronize_bins(&self, devices: &BTreeSet<Device>) -> Result<Vec<Arc<Mutex<Bin>>>> {
+        if let (true, Some(device)) = (self.is_capturing(), devices.first()) {
             let message =
                 format!("{device} cannot be waited for: a CUDA graph is being captured; end the capture first");
             return Err(Error::new(Status::Capturing, message));
         }
-        let taken = self.bins.take_waiting(device);
-        let done = self.users(device).into_iter().try_for_each(|user| self.driver.synchronize(user));
-        for (bin, slots) in &taken {
+        let waiting = |&device: &Device| self.bins.take_waiting(device).into_iter().map(move |taken| (device, taken));
+        let taken: Vec<_> = devices.iter().flat_map(waiting).collect();
+        let users: BTreeSet<Device> = devices.iter().flat_map(|&device| self.users(device)).collect();
+        let done = users.into_iter().try_for_each(|user| self.driver.synchronize(user));
+        for (device, (bin, slots)) in &taken {
             let slots = slots.iter().copied();
-            if done.is_ok() { lock(bin).ready.extend(slots) } else { self.bins.quarantine(device, bin, slots) }
+            if done.is_ok() { lock(bin).ready.extend(slots) } else { self.bins.quarantine(*device, bin, slots) }
         }
         done?;
-        Ok(taken.into_iter().map(|(bin, _)| bin).collect())
+        Ok(taken.into_iter().map(|(_, (bin, _))| bin).collect())
     }
 
     /// Gives back slabs of which every slot is ready, but keeps `keep` of them in each bin. Returns physical bytes.

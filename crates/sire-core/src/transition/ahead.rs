@@ -70,7 +70,7 @@ impl Machine {
         all().for_each(|extent| extent.begin_settling());
         let devices: BTreeSet<Device> = all().map(|extent| extent.device).collect();
         let start = clock::now();
-        devices.into_iter().try_for_each(|device| self.heap.synchronize(device))?;
+        self.heap.synchronize_all(&devices)?;
         report.seconds_synchronize = clock::seconds_since(start);
         let start = clock::now();
         let copied = found.iter().try_for_each(|(region, extents)| {

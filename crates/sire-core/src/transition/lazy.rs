@@ -4,6 +4,8 @@
 //! Who needs it: an allocation or a resume for which there is no room, a pause of the same tag that is not lazy, a trim. Then the region
 //! is *released*, which is the second half of a pause: nothing is copied, and no device waited for, since nothing was submitted on that
 //! memory after the pause. Which region goes first is said by [`crate::policy`]. What the driver refuses to take stays held.
+//!
+//! What a pause has left because the program does something with it was not saved, and is used on: only another pause takes it, once it need not stay.
 
 use super::Machine;
 use super::batch::Batch;
@@ -13,7 +15,7 @@ use crate::driver::Device;
 use crate::error::Result;
 use crate::extent::Claim;
 use crate::region::{Phase, Region};
-use crate::terms::Report;
+use crate::terms::{PauseOptions, Report};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -50,6 +52,33 @@ impl Machine {
             report.add(&released);
             outcome?;
         }
+        Ok(())
+    }
+
+    /// Takes what an earlier pause has left of a region that was paused already: memory that is held lazily goes, and what had to stay on the device, and
+    /// no longer has to, is paused.
+    pub(super) fn pause_rest(
+        &self,
+        region: &Arc<Region>,
+        options: PauseOptions<'_>,
+        call: &Call,
+        report: &mut Report,
+    ) -> Result<()> {
+        let changed = report.regions_changed;
+        self.release_now(std::slice::from_ref(region), report)?;
+        let extents = self.heap.registry.extents_of(std::iter::once(region.id));
+        if !extents.iter().any(|extent| extent.may_go_after_all()) || !region.note_left_over() {
+            return Ok(());
+        }
+        let batch = Batch::close(vec![Arc::clone(region)], Phase::Paused)?.keeping_all(options.keep_all);
+        let rest = self.pause_batch(batch, options.dead, call)?;
+        if report.regions_changed == changed {
+            report.regions_changed += rest.regions_changed;
+            report.regions_unchanged = report.regions_unchanged.saturating_sub(rest.regions_changed);
+        }
+        report.bytes_expected += rest.bytes_moved;
+        report.bytes_discarded += rest.bytes_discarded;
+        report.add(&rest);
         Ok(())
     }
 

@@ -1,8 +1,10 @@
 //! The maker: makes, maps and opens memory ahead of the copies that will fill it, on a thread of its own. It changes no chunk
 //! itself: what became of each is sent, in order, to whoever copies, and noted there.
 //!
-//! Access is set for runs of chunks that lie side by side, because one call for many costs what one for a single chunk does. The first run is one
-//! chunk, so that the copy can begin; each next one is twice as long.
+//! Access is set for runs of chunks that lie side by side, because one call for many costs what one for a single chunk does. Not for all of them in one
+//! call, because no copy into a run begins before the last of its chunks is made: the first run is one chunk, and each next one is twice as long, while the
+//! copies into those before it are under way. Where memory is made more slowly than it is filled (the small pieces of PyTorch's segments), a last run of
+//! half of everything would leave half of the copies to the end: hence a longest run.
 
 use super::pieces::At;
 use super::pool::{Kind, Supply};
@@ -14,7 +16,7 @@ use crate::sync::mpsc::Sender;
 use std::sync::Arc;
 
 /// The longest run of chunks that get access in one call.
-const LONGEST_RUN: usize = 8;
+const LONGEST_RUN: usize = 64;
 
 /// A chunk that is to have memory; what it has already is left over from an earlier call.
 #[derive(Clone, Debug)]

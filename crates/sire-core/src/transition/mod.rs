@@ -85,17 +85,20 @@ impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO).lazily(options.lazy).on_idle(options.idle);
-        let batch = Batch::close(regions.clone(), Phase::Paused)?.keeping_all(options.keep_all);
+        let before: Vec<Arc<Region>> = regions.iter().filter(|r| r.state() == State::Paused).cloned().collect();
+        let batch = Batch::close(regions, Phase::Paused)?.keeping_all(options.keep_all);
         let mut report = self.pause_batch(batch, options.dead, &call)?;
         let paused = report.regions_changed;
         if options.lazy {
             return Ok(report);
         }
-        match self.release_now(&regions, &mut report) {
+        match before.iter().try_for_each(|region| self.pause_rest(region, options, &call, &mut report)) {
             Err(error) if paused == 0 => Err(error),
             Err(error) => {
                 // The pause itself came to its end, which an error would deny.
-                self.heap.notices.add(format!("memory that was held lazily stays for now: {error}; pause it again"));
+                self.heap
+                    .notices
+                    .add(format!("memory that an earlier pause had left stays for now: {error}; pause it again"));
                 Ok(report)
             }
             Ok(()) => Ok(report),
@@ -180,10 +183,10 @@ impl Machine {
         Ok((staging, new))
     }
 
-    /// Waits once for each device of the claims.
+    /// Waits once for each device of the claims, and for each of their peers.
     fn synchronize(&self, claims: &[Claim], report: &mut Report) -> Result<()> {
         let start = clock::now();
-        let done = devices(claims).into_iter().try_for_each(|device| self.heap.synchronize(device));
+        let done = self.heap.synchronize_all(&devices(claims));
         report.seconds_synchronize = clock::seconds_since(start);
         done
     }
@@ -230,8 +233,8 @@ impl Machine {
 
     /// After a failed undo: pauses what still can be. Every byte is on the device or in a backup either way.
     fn give_up(&self, claims: &mut [Claim], error: Error, second: &Error) -> Error {
-        let idle = devices(claims).into_iter().all(|device| self.heap.synchronize(device).is_ok());
-        if let (true, Ok(staging)) = (idle, self.staging(&*claims)) {
+        let idle = self.heap.synchronize_all(&devices(claims));
+        if let (Ok(()), Ok(staging)) = (idle, self.staging(&*claims)) {
             // Best effort: what fails here keeps its physical memory, and a later call tries again.
             let _ = self.put_down(claims, staging, &Call::undo(), &mut Report::default());
         }

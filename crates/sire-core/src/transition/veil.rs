@@ -47,10 +47,8 @@ impl Machine {
         let mut veiled: Vec<&mut Claim> =
             claims.filter(|claim| claim.chunks.iter().any(|chunk| chunk.veiled > 0)).collect();
         let devices: BTreeSet<Device> = veiled.iter().map(|claim| claim.extent.device).collect();
-        for device in devices {
-            self.heap.synchronize(device)?;
-            self.look_for_strays(device);
-        }
+        self.heap.synchronize_all(&devices)?;
+        devices.into_iter().for_each(|device| self.look_for_strays(device));
         for claim in &mut veiled {
             let Claim { extent, chunks, .. } = &mut **claim;
             chunks.iter_mut().try_for_each(|chunk| self.heap.unveil(extent.device, extent.base, chunk))?;

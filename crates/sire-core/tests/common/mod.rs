@@ -62,7 +62,9 @@ struct State {
     /// How often memory was asked for that was not there.
     refused: u64,
     calls: u64,
-    log: Vec<&'static str>,
+    log: Vec<Call>,
+    /// Calls that an order let pass only because its time was over.
+    overdue: Vec<Call>,
     faults: BTreeMap<u64, DriverErrorKind>,
     fail_verb: Option<(&'static str, DriverErrorKind)>,
     widest_access: Option<u64>,
@@ -78,8 +80,25 @@ struct State {
 /// What is to happen when a verb is called.
 type Surprise = Box<dyn FnOnce() + Send>;
 
+/// One call: who made it, and what it was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub verb: &'static str,
+    pub thread: std::thread::ThreadId,
+    /// An address, an event, a device or host memory, as fits the verb.
+    pub of: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Whether a call may pass now, after the calls that have passed.
+type Order = Box<dyn Fn(&Call, &[Call]) -> bool + Send>;
+
+/// How long an order is obeyed.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// A driver in plain memory.
-pub struct MemDriver(Mutex<State>, Mutex<Option<(&'static str, u64, Surprise)>>);
+pub struct MemDriver(Mutex<State>, Mutex<Option<(&'static str, u64, Surprise)>>, Mutex<Option<Order>>);
 
 impl std::fmt::Debug for MemDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -233,7 +252,7 @@ impl MemDriver {
             lowest: 0x7000_0000_0000,
             ..State::default()
         };
-        MemDriver(Mutex::new(state), Mutex::new(None))
+        MemDriver(Mutex::new(state), Mutex::new(None), Mutex::new(None))
     }
 
     fn peek_state(&self) -> MutexGuard<'_, State> {
@@ -242,6 +261,11 @@ impl MemDriver {
 
     /// Begins a verb: a chance for other threads, a number, perhaps a fault.
     fn begin(&self, verb: &'static str) -> DriverResult<MutexGuard<'_, State>> {
+        self.begin_on(verb, 0, 0)
+    }
+
+    /// The same, for a verb that says what it is about.
+    fn begin_on(&self, verb: &'static str, of: u64, size: u64) -> DriverResult<MutexGuard<'_, State>> {
         #[cfg(feature = "shuttle")]
         shuttle::thread::yield_now();
         let is_due = |(awaited, before, _): &mut (&'static str, u64, Surprise)| {
@@ -256,10 +280,9 @@ impl MemDriver {
         while !self.may_pass(verb) {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        let mut state = self.peek_state();
+        let mut state = self.in_order(Call { verb, thread: std::thread::current().id(), of, size });
         state.calls += 1;
         let number = state.calls;
-        state.log.push(verb);
         if let Some(kind) = state.faults.remove(&number) {
             return Err(error(kind, verb, format!("planned fault at call {number}")));
         }
@@ -285,8 +308,26 @@ impl MemDriver {
         }
     }
 
+    /// Notes the call, once the order lets it pass.
+    fn in_order(&self, call: Call) -> MutexGuard<'_, State> {
+        let begun = std::time::Instant::now();
+        loop {
+            let order = self.2.lock().unwrap();
+            let mut state = self.peek_state();
+            let may = order.as_ref().is_none_or(|order| order(&call, &state.log));
+            // One call that waits in vain is enough to know.
+            if may || !state.overdue.is_empty() || begun.elapsed() > PATIENCE {
+                state.log.push(call);
+                state.overdue.extend((!may).then_some(call));
+                return state;
+            }
+            drop((state, order));
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn make(&self, device: Device, size: u64, properties: Option<Properties>) -> DriverResult<Physical> {
-        let mut state = self.begin("create")?;
+        let mut state = self.begin_on("create", device.0.into(), size)?;
         aligned("create", &[size])?;
         if state.used(device) + size > state.capacity {
             state.refused += 1;
@@ -347,7 +388,24 @@ impl MemDriver {
     }
 
     pub fn log(&self) -> Vec<&'static str> {
-        self.peek_state().log.clone()
+        self.peek_state().log.iter().map(|call| call.verb).collect()
+    }
+
+    /// The calls since so many had been made.
+    pub fn trail(&self, since: usize) -> Vec<Call> {
+        self.peek_state().log[since..].to_vec()
+    }
+
+    /// Every later call waits until `order` lets it pass. It is asked with the driver locked: it may look at what it is told, and call nobody.
+    pub fn set_order(&self, order: impl Fn(&Call, &[Call]) -> bool + Send + 'static) {
+        *self.2.lock().unwrap() = Some(Box::new(order));
+    }
+
+    /// Ends the order. Nothing may have waited in vain.
+    pub fn end_order(&self) {
+        *self.2.lock().unwrap() = None;
+        let overdue = std::mem::take(&mut self.peek_state().overdue);
+        assert!(overdue.is_empty(), "waited in vain for what was to come first: {overdue:?}");
     }
 
     pub fn fail_at(&self, number: u64, kind: DriverErrorKind) {
@@ -440,8 +498,8 @@ impl Driver for MemDriver {
         if device.0 < 2 { Ok(GRANULARITY) } else { invalid("granularity", "no such device") }
     }
 
-    fn host_node(&self, _: Device) -> Option<u32> {
-        Some(0)
+    fn host_node(&self, device: Device) -> Option<u32> {
+        Some(device.0)
     }
 
     fn memory_info(&self, device: Device) -> DriverResult<MemoryInfo> {
@@ -502,7 +560,7 @@ impl Driver for MemDriver {
     }
 
     fn map(&self, addr: Addr, size: u64, physical: Physical) -> DriverResult<()> {
-        let mut state = self.begin("map")?;
+        let mut state = self.begin_on("map", addr.0, size)?;
         aligned("map", &[addr.0, size])?;
         let inside = state.reservations.range(..=addr.0).next_back().is_some_and(|(s, l)| addr.0 + size <= s + l);
         let before = state.mappings.range(..addr.0 + size).next_back();
@@ -517,7 +575,7 @@ impl Driver for MemDriver {
     }
 
     fn unmap(&self, addr: Addr, size: u64) -> DriverResult<()> {
-        let mut state = self.begin("unmap")?;
+        let mut state = self.begin_on("unmap", addr.0, size)?;
         if state.mappings.get(&addr.0).is_none_or(|m| m.size != size) {
             return invalid("unmap", "not exactly one mapping");
         }
@@ -531,7 +589,7 @@ impl Driver for MemDriver {
     }
 
     fn set_access(&self, addr: Addr, size: u64, access: &[Access]) -> DriverResult<()> {
-        let mut state = self.begin("set_access")?;
+        let mut state = self.begin_on("set_access", addr.0, size)?;
         if state.widest_access.is_some_and(|widest| size > widest) {
             return invalid("set_access", "spans too much for one call");
         }
@@ -551,7 +609,7 @@ impl Driver for MemDriver {
     }
 
     fn synchronize(&self, device: Device) -> DriverResult<()> {
-        let mut state = self.begin("synchronize")?;
+        let mut state = self.begin_on("synchronize", device.0.into(), 0)?;
         assert!(!state.capturing, "synchronize during a capture");
         let streams: Vec<u64> = state.streams.iter().filter(|(_, s)| s.0 == device).map(|(id, _)| *id).collect();
         streams.into_iter().for_each(|stream| state.run(stream, None));
@@ -589,7 +647,7 @@ impl Driver for MemDriver {
     }
 
     fn record(&self, event: Event, stream: Stream) -> DriverResult<()> {
-        let mut state = self.begin("record")?;
+        let mut state = self.begin_on("record", event.0, 0)?;
         let ticket = state.id();
         let Some(known) = state.events.get_mut(&event.0) else { return invalid("record", "event not open") };
         known.1 = ticket;
@@ -617,7 +675,7 @@ impl Driver for MemDriver {
     }
 
     fn wait(&self, event: Event) -> DriverResult<()> {
-        let mut state = self.begin("wait")?;
+        let mut state = self.begin_on("wait", event.0, 0)?;
         let Some(&(_, recorded, passed)) = state.events.get(&event.0) else { return invalid("wait", "not open") };
         if recorded != passed {
             state.reach(event.0, recorded);
@@ -631,7 +689,7 @@ impl Driver for MemDriver {
     }
 
     unsafe fn copy_to_host(&self, stream: Stream, dst: *mut u8, src: Addr, len: u64) -> DriverResult<()> {
-        let mut state = self.begin("copy_to_host")?;
+        let mut state = self.begin_on("copy_to_host", src.0, len)?;
         state.check_host_range("copy_to_host", dst as usize, len as usize)?;
         let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("copy_to_host", "not open") };
         queue.1.push_back(Op::Out { dst: dst as usize, src: src.0, len });
@@ -639,7 +697,7 @@ impl Driver for MemDriver {
     }
 
     unsafe fn copy_to_device(&self, stream: Stream, dst: Addr, src: *const u8, len: u64) -> DriverResult<()> {
-        let mut state = self.begin("copy_to_device")?;
+        let mut state = self.begin_on("copy_to_device", dst.0, len)?;
         state.check_host_range("copy_to_device", src as usize, len as usize)?;
         let Some(queue) = state.streams.get_mut(&stream.0) else { return invalid("copy_to_device", "not open") };
         queue.1.push_back(Op::In { dst: dst.0, src: src as usize, len });
@@ -667,7 +725,7 @@ impl Driver for MemDriver {
     }
 
     unsafe fn register_host(&self, ptr: *mut u8, len: u64) -> DriverResult<()> {
-        let mut state = self.begin("register_host")?;
+        let mut state = self.begin_on("register_host", ptr as u64, len)?;
         if !state.registration {
             return Err(error(DriverErrorKind::Unsupported, "register_host", "not allowed"));
         }

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 /// Physical chunks of the tests: four granules.
 pub const CHUNK: u64 = 4 * GRANULARITY;
 
+/// Smaller allocations share slabs.
+const SMALL: u64 = 4096;
+
 /// A stream of the program's.
 pub const PROGRAM: (Device, ProgramStream) = (Device(0), ProgramStream(77));
 
@@ -161,21 +164,27 @@ impl World {
 
     /// A world in which pieces of `copy_piece` bytes are copied.
     pub fn with(capacity: u64, copy_piece: u64) -> World {
+        World::configured(capacity, |config| config.copy_piece = copy_piece)
+    }
+
+    /// A world with settings of its own.
+    pub fn configured(capacity: u64, change: impl FnOnce(&mut Config)) -> World {
         let driver = Arc::new(MemDriver::new(capacity));
         // Memory where there is some: what a disk does is asked elsewhere, and thousands of lives would wait for it.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let config = Config {
+        let mut config = Config {
             chunk: CHUNK,
             // Tests decide when.
             tends: false,
-            small: 4096,
-            copy_piece,
+            small: SMALL,
+            copy_piece: GRANULARITY,
             host_unit: CHUNK,
             // In one thread every life is the same each time; under the model checker several meet.
             host_threads: if cfg!(feature = "shuttle") { 2 } else { 0 },
             disk_dir: Some(dir.path().to_path_buf()),
             ..Config::default()
         };
+        change(&mut config);
         let engine = Engine::new(driver.clone(), config);
         World {
             driver,
@@ -187,6 +196,11 @@ impl World {
             attached: 0,
             dir,
         }
+    }
+
+    /// Whether the allocation shares a slab.
+    pub fn is_small(twin: &Twin) -> bool {
+        (twin.bytes.len() as u64) < SMALL
     }
 
     pub fn region(&mut self, tag: &str, policy: Policy) -> RegionId {
@@ -332,7 +346,8 @@ impl World {
                 !twin.resident
                     && addr.0 < end
                     && start.0 < addr.0 + twin.bytes.len() as u64
-                    && resident[&twin.region] == State::Resident
+                    // Of what is paused, a slab may have stayed.
+                    && (resident[&twin.region] == State::Resident || World::is_small(twin))
             });
             for (addr, twin) in touched {
                 let len = twin.bytes.len();

@@ -205,7 +205,7 @@ fn a_pause_that_cannot_release_what_was_paused_before_is_a_pause_nevertheless() 
     world.driver.fail_always(Some(("unmap", DriverErrorKind::Other)));
     assert_eq!(world.pause(&Selection::All).unwrap().bytes_moved, 0);
     world.driver.fail_always(None);
-    assert!(world.engine.take_notices().iter().any(|notice| notice.contains("held lazily")));
+    assert!(world.engine.take_notices().iter().any(|notice| notice.contains("an earlier pause had left")));
     assert_eq!(world.engine.state(other), Ok(State::Paused));
     assert_eq!(world.pause(&Selection::All).unwrap().bytes_moved, SIZE);
     resume_and_check(world);

@@ -37,7 +37,6 @@ enum Step {
         len: u64,
         keep: bool,
     },
-    /// Of an allocation that shares no slab.
     KeepResident(usize),
     Pause(usize),
     /// The program holds part of an allocation free.
@@ -318,7 +317,13 @@ impl Life {
     }
 
     fn keep_resident(&mut self, which: usize) {
-        let Some(addr) = self.pick(which).filter(|addr| self.world.twins[addr].bytes.len() >= 4096) else { return };
+        let suits = |addr: &Addr| {
+            let twin = &self.world.twins[addr];
+            let policy = self.world.policies[&twin.region];
+            // What stays with it, in its slab, is neither thrown away nor zero afterwards.
+            !World::is_small(twin) || policy.backup != Backup::None && !policy.zero_fill
+        };
+        let Some(addr) = self.pick(which).filter(suits) else { return };
         let twin = &self.world.twins[&addr];
         let (known, paused) = (twin.resident, self.is_paused(twin.region));
         let outcome = self.world.keep_resident(addr);

@@ -2,8 +2,10 @@
 //! byte comes back.
 
 use crate::common::world::{CHUNK, World, policy, tag};
-use sire_core::driver::Addr;
+use sire_core::driver::{Addr, Device};
 use sire_core::engine::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const SIZE: u64 = 4 * CHUNK;
 
@@ -131,4 +133,39 @@ fn a_thread_tends_backups_after_a_pause() {
     assert!(used(&world, "disk") < full);
     world.resume(&Selection::All).unwrap();
     world.check();
+}
+
+/// In the middle of a move the program has its memory back, changes it, and has it paused again: what was moved is from before, and is put nowhere.
+#[test]
+fn a_backup_that_was_replaced_while_it_moved_is_not_put_back() {
+    for promotes in [false, true] {
+        let (mut world, addrs) = automatic(&["a"], policy(Backup::Auto));
+        let scarce = |world: &World, limit| world.engine.configure(&|config| config.host_limit = limit);
+        world.pause(&Selection::All).unwrap();
+        if promotes {
+            scarce(&world, Some(CHUNK));
+            assert_eq!(world.engine.tend().bytes_demoted, SIZE);
+        }
+        scarce(&world, if promotes { None } else { Some(SIZE / 2) });
+        let bytes: Vec<u8> = world.twins[&addrs[0]].bytes.iter().map(|byte| !byte).collect();
+        world.twins.get_mut(&addrs[0]).unwrap().bytes = bytes.clone();
+        let engine = Arc::new(world.engine);
+        let (driver, inside, came) = (world.driver.clone(), Arc::downgrade(&engine), Arc::new(AtomicBool::new(false)));
+        let (comes, addr) = (Arc::clone(&came), addrs[0]);
+        // Both moves have host memory brought in after they have looked, and before they write.
+        world.driver.at_next("register_host", move || {
+            let engine = inside.upgrade().unwrap();
+            engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+            driver.poke(Device(0), addr, &bytes).unwrap();
+            engine.configure(&|config| config.host_limit = None);
+            engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+            comes.store(true, Ordering::SeqCst);
+        });
+        let moved = if promotes { engine.promote(&tag("a")) } else { Ok(engine.tend().bytes_demoted) };
+        assert_eq!((moved, came.load(Ordering::SeqCst)), (Ok(0), true), "promotes: {promotes}");
+        world.engine = Arc::into_inner(engine).unwrap();
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        world.check_no_leak();
+    }
 }
