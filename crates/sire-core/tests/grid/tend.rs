@@ -96,6 +96,18 @@ fn automatic_backups_go_to_the_disk_when_host_memory_is_full() {
 }
 
 #[test]
+fn what_files_hold_is_not_compressed_and_the_rest_is() {
+    let (mut world, addrs) = automatic(&["auto"], policy(Backup::Auto));
+    world.attach(addrs[0], 0, 3 * CHUNK, false).unwrap();
+    world.engine.configure(&|config| (config.host_limit, config.disk_compress) = (Some(0), Compress::Always));
+    world.pause(&Selection::All).unwrap();
+    assert_eq!(world.engine.tend().bytes_compressed, SIZE - 3 * CHUNK);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
 fn the_least_recently_used_make_way_and_come_back() {
     let (mut world, _) = automatic(&["a", "b", "c"], policy(Backup::Auto));
     for tag_of in ["b", "c", "a"] {
