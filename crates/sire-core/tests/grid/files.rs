@@ -8,7 +8,8 @@ use sire_core::engine::*;
 use sire_core::error::Status;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 /// Tensors rarely begin at a round offset of their file.
 const AT: u64 = 1237;
@@ -220,6 +221,37 @@ fn small_allocations_have_files_too_until_they_are_freed() {
         life.world.write(again);
         life.pause();
         life.resume();
+    }
+}
+
+/// Lines of this process's map of addresses that name the file.
+fn mappings(path: &Path) -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().filter(|line| line.ends_with(path.to_str().unwrap())).count()
+}
+
+#[test]
+fn a_file_is_never_mapped() {
+    for mut life in Life::each(Clean::No) {
+        let (done, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let path = life.path.clone();
+        std::thread::scope(|scope| {
+            let look = || {
+                while !done.load(SeqCst) {
+                    assert_eq!(mappings(&path), 0);
+                    looks.fetch_add(1, SeqCst);
+                }
+            };
+            let watcher = scope.spawn(look);
+            // Until it was looked at during many pauses and resumes, and at rest between them.
+            while looks.load(SeqCst) < 100 && !watcher.is_finished() {
+                life.pause();
+                assert_eq!(mappings(&path), 0);
+                life.resume();
+                assert_eq!(mappings(&path), 0);
+            }
+            done.store(true, SeqCst);
+        });
     }
 }
 
