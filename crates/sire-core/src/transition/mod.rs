@@ -191,7 +191,7 @@ impl Machine {
     /// Has what the first pause of a region will need made ready, once its first memory is there.
     pub(crate) fn make_ready(&self, region: &Region, device: Device) {
         self.host.prepare();
-        if matches!(region.policy.clean, Clean::Declared | Clean::Verified) {
+        if matches!(region.judged(), Clean::Declared | Clean::Verified) {
             self.prepare_hash(device);
         }
     }

@@ -115,6 +115,15 @@ fn what_is_declared_not_to_change_is_compared_once() {
     }
 }
 
+/// A pause hashes what no file holds: what that needs is there before memory is short.
+#[test]
+fn hashing_is_made_ready_with_the_first_memory() {
+    for clean in [Clean::No, Clean::Declared, Clean::Verified] {
+        let life = Life::of(Policy { clean, ..policy(Backup::File) });
+        assert!(life.world.driver.log().contains(&"hash"), "{clean:?}");
+    }
+}
+
 #[test]
 fn what_the_file_does_not_hold_is_kept_in_host_memory() {
     for mut life in [Clean::No, Clean::Declared].into_iter().flat_map(Life::each) {
