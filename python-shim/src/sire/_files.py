@@ -54,7 +54,7 @@ class _Match:
 def file_backup(
     tensors: Any, path: Path | Iterable[Path], *, names: Names | None = None, strict: bool = True
 ) -> FileBackup:
-    """Says that a safetensors file holds the content of tensors, which are in a region with ``backup="file"`` or ``"auto"``.
+    """Says that a safetensors file holds the content of tensors; their region has ``backup="file"`` or ``"auto"``.
 
     ``tensors`` is a module (its state_dict is taken), a table from name to tensor, or pairs of both, such as
     ``model.named_parameters()``. ``path`` is a file or, of a model in several parts, all of them. ``names`` says how

@@ -307,7 +307,7 @@ fn an_automatic_backup_puts_the_rest_where_there_is_room() {
             assert_eq!((report.bytes_copied, report.bytes_clean), (SIZE - HALF, HALF));
             assert_eq!(life.used("file"), HALF);
             let (used, other) = (life.used(tier), life.used(if tier == "host" { "disk" } else { "host" }));
-            assert!(used >= SIZE - HALF && used < SIZE - HALF + 2 * GRANULARITY && other == 0, "{used} {other}");
+            assert!((SIZE - HALF..SIZE - HALF + 2 * GRANULARITY).contains(&used) && other == 0, "{used} {other}");
             life.resume();
             // Where nothing is to be retained, only what costs nothing is: the next pause need not read the file.
             assert_eq!((life.used("host"), life.used("disk"), life.stored()), (0, 0, HALF));

@@ -207,11 +207,11 @@ fn the_kernel_has_two_requests_at_once() {
     let buffers = buffers();
     let mut queue = Queue::new(2, true);
     let mut writers = Vec::new();
-    for number in 0..2 {
+    for (number, buffer) in buffers.iter().enumerate().take(2) {
         let (reader, writer) = must(std::io::pipe());
         writers.push(writer);
         let record = Record { room: Arc::new(Pipe(reader)), at: 0, len: BLOCK };
-        queue.read(record, buffers[number].clone(), None, number);
+        queue.read(record, buffer.clone(), None, number);
     }
     // The one that was asked for last is there first: it did not wait for the other.
     for number in [1, 0] {
