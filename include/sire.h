@@ -72,7 +72,8 @@ typedef struct sire_region_options {
   // `sizeof(sire_region_options)`.
   size_t struct_size;
   // Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk, 3 a file that was
-  // attached (host memory for the rest), 4 chosen by the engine: host memory, the disk for what it has no room for.
+  // attached (host memory for the rest), 4 chosen by the engine: such a file for what it
+  // holds, else host memory, the disk for what it has no room for.
   int32_t backup;
   // Bytes that were not backed up read as zero after resume.
   bool zero_fill;
@@ -393,7 +394,8 @@ sire_status sire_changed(const void *ptr,
                          size_t bytes);
 
 // The file at `path` holds these bytes, from byte `offset` on. The next pause compares them: what is equal is backed up nowhere else, and
-// read from the file by the resume; the rest goes to host memory. The range lies inside one allocation of a region with `backup` 3.
+// read from the file by the resume; the rest goes to host memory, or with `backup` 4 where the engine chooses. The range lies inside one allocation of a
+// region with `backup` 3 or 4.
 // The file may be renamed or removed afterwards, but must not be written to while the region is paused: a resume that meets other bytes fails, with the
 // region paused as before, and works again when the file is as it was.
 //

@@ -104,7 +104,8 @@ pub extern "C" fn sire_changed(ptr: *const c_void, bytes: usize) -> sire_status 
 }
 
 /// The file at `path` holds these bytes, from byte `offset` on. The next pause compares them: what is equal is backed up nowhere else, and
-/// read from the file by the resume; the rest goes to host memory. The range lies inside one allocation of a region with `backup` 3.
+/// read from the file by the resume; the rest goes to host memory, or with `backup` 4 where the engine chooses. The range lies inside one allocation of a
+/// region with `backup` 3 or 4.
 /// The file may be renamed or removed afterwards, but must not be written to while the region is paused: a resume that meets other bytes fails, with the
 /// region paused as before, and works again when the file is as it was.
 ///

@@ -16,7 +16,8 @@ pub struct sire_region_options {
     /// `sizeof(sire_region_options)`.
     pub struct_size: usize,
     /// Where the content goes while the region is paused: 0 nowhere, 1 host memory, 2 disk, 3 a file that was
-    /// attached (host memory for the rest), 4 chosen by the engine: host memory, the disk for what it has no room for.
+    /// attached (host memory for the rest), 4 chosen by the engine: such a file for what it
+    /// holds, else host memory, the disk for what it has no room for.
     pub backup: i32,
     /// Bytes that were not backed up read as zero after resume.
     pub zero_fill: bool,

@@ -215,6 +215,11 @@ def test_killed_in_the_middle(workshop: Workshop, sim_dir: Path, tmp_path: Path,
     assert sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) == 0, "a dead process' backup was left behind"
 
 
+def test_backups_on_a_slow_disk_are_compressed_where_that_saves_bytes(workshop: Workshop, sim_dir: Path, tmp_path: Path) -> None:
+    settings = {"SIRE_DISK_COMPRESS": "1", "SIRE_DISK_DIR": str(tmp_path)}
+    check(workshop.run(workshop.program("slow_disk.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", extra=settings))
+
+
 def test_tms(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("tms.c"), "api", folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

@@ -416,7 +416,7 @@ impl Engine {
     }
 
     /// Says that the file at `path` holds `[addr, addr + len)` from byte `at` on. The next pause compares them; what is equal is not backed up
-    /// anywhere else, and read from the file by the resume. The region's backup must be [`Backup::File`].
+    /// anywhere else, and read from the file by the resume. The region's backup must be [`Backup::File`] or [`Backup::Auto`].
     ///
     /// # Errors
     /// `UnknownAddress` unless the range lies inside one allocation; `InvalidArgument` for another backup or bytes that the file
@@ -431,7 +431,7 @@ impl Engine {
     fn attach(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<u64> {
         let parts = self.parts_remarked(addr, len)?;
         for part in &parts {
-            self.require_files(part.extent.region)?;
+            self.allow_files(part.extent.region)?;
         }
         if len == 0 {
             return Ok(0);
@@ -446,13 +446,15 @@ impl Engine {
         Ok(bytes.room.size())
     }
 
-    fn require_files(&self, region: RegionId) -> Result<()> {
+    fn allow_files(&self, region: RegionId) -> Result<()> {
         let region = self.machine.regions.get(region)?;
-        if region.policy.backup == Backup::File {
+        if region.allow_files() {
             return Ok(());
         }
-        let message =
-            format!("region '{}' does not keep its content in files; make it with the backup \"file\"", region.tag);
+        let message = format!(
+            "region '{}' does not keep its content in files; make it with the backup \"file\" or \"auto\"",
+            region.tag
+        );
         Err(Error::new(Status::InvalidArgument, message))
     }
 

@@ -113,6 +113,8 @@ pub(crate) struct Region {
     history: Mutex<History>,
     /// When it was used last, by [`use_clock`], as far as somebody [wants to know](Region::observe); 0: nobody does.
     last_use: AtomicU64,
+    /// Whether a file was ever said to hold some of its content.
+    in_files: AtomicBool,
     /// The room of the last backup in a tier, kept for the next one if the policy says so.
     pub(crate) room: Mutex<Option<Arc<dyn Room>>>,
 }
@@ -136,6 +138,7 @@ impl Region {
             door: Arc::new(AtomicBool::new(true)),
             history: Mutex::default(),
             last_use: AtomicU64::new(0),
+            in_files: AtomicBool::new(false),
             room: Mutex::new(None),
         }
     }
@@ -438,6 +441,18 @@ impl Region {
     /// How the region's old backups are judged once files have been compared: what a file is proven to hold, it holds.
     pub(crate) fn judged(&self) -> Clean {
         if self.policy.backup == Backup::File { Clean::Declared } else { self.policy.clean }
+    }
+
+    /// Whether files of the program's may hold some of its content.
+    pub(crate) fn has_files(&self) -> bool {
+        self.policy.backup == Backup::File || self.in_files.load(Ordering::Acquire)
+    }
+
+    /// From now on they may, if such a backup is what the region is for; says whether it is.
+    pub(crate) fn allow_files(&self) -> bool {
+        let allowed = matches!(self.policy.backup, Backup::File | Backup::Auto);
+        self.in_files.fetch_or(allowed, Ordering::AcqRel);
+        allowed
     }
 
     /// Whether the content goes to a tier unless something says otherwise.

@@ -24,7 +24,8 @@ pub enum Backup {
     Disk,
     /// A file of the program's that holds the bytes already, where that was said and proven; host memory for the rest.
     File,
-    /// Host memory, as long as there is room; then the disk, for what was used least recently.
+    /// A file of the program's for what it holds already, where that was said and proven. For the rest host memory, as long as there is room; then
+    /// the disk, for what was used least recently.
     Auto,
     /// A tier from outside, as [`Engine::add_tier`](crate::engine::Engine::add_tier) numbered it.
     Tier(u8),

@@ -1,5 +1,6 @@
 //! Hashing on the device: the kernel in `hash.ptx`, which the driver compiles for each device when it is first needed, and the buffer that a
-//! stream's digests pass through. Whatever of that cannot be had makes hashing unsupported, which callers can live with.
+//! stream's digests pass through. Buffers are made for several streams at a time, when hashing is to be made ready: a stream that hashes first while
+//! memory is short finds one. Whatever of that cannot be had makes hashing unsupported, which callers can live with.
 
 use crate::driver::CudaDriver;
 use crate::result::{SUCCESS, failure, invalid};
@@ -20,12 +21,16 @@ const THREADS: u32 = 256;
 /// Digests that one launch makes.
 const SLOTS: u64 = 2048;
 const DIGEST: u64 = size_of::<Digest>() as u64;
+/// Streams of a device that are made ready at once: so many pauses may hash at the same time. Their buffers are half a MiB.
+const STREAMS: usize = 8;
 
 /// What has been made ready. Functions and buffers are numbers here, since nobody dereferences them.
 #[derive(Debug, Default)]
 pub(crate) struct Hashing {
     functions: Mutex<HashMap<Device, usize>>,
     buffers: Mutex<HashMap<Stream, DevicePtr>>,
+    /// Buffers that no stream has yet.
+    spare: Mutex<HashMap<Device, Vec<DevicePtr>>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,6 +54,7 @@ impl Hashing {
     /// The context of `device` goes, and with it the kernel and the buffers of these streams.
     pub(crate) fn forget_device(&self, device: Device, streams: &[u64]) {
         locked(&self.functions).remove(&device);
+        locked(&self.spare).remove(&device);
         locked(&self.buffers).retain(|stream, _| !streams.contains(&stream.0));
     }
 }
@@ -73,7 +79,10 @@ impl CudaDriver {
             ));
         }
         let function = self.hash_function(device).map_err(|code| self.cannot(code, "compiling the kernel"))?;
-        let buffer = self.hash_buffer(stream).map_err(|code| self.cannot(code, "allocating its buffer"))?;
+        let buffer = self.hash_buffer(stream, device).map_err(|code| self.cannot(code, "allocating its buffer"))?;
+        if len == 0 {
+            self.make_spare_buffers(device);
+        }
         let at_once = SLOTS * page;
         for done in (0..len).step_by(at_once as usize) {
             // SAFETY: the caller has room for a digest of each page.
@@ -120,19 +129,34 @@ impl CudaDriver {
         Ok(function as usize)
     }
 
-    fn hash_buffer(&self, stream: Stream) -> Result<DevicePtr, Code> {
+    /// The stream's buffer: its own, one that was made beforehand, or a new one.
+    fn hash_buffer(&self, stream: Stream, device: Device) -> Result<DevicePtr, Code> {
         let mut buffers = locked(&self.hashing().buffers);
         if let Some(&known) = buffers.get(&stream) {
             return Ok(known);
         }
+        let spare = locked(&self.hashing().spare).get_mut(&device).and_then(Vec::pop);
+        let buffer = spare.map_or_else(|| self.new_buffer(), Ok)?;
+        buffers.insert(stream, buffer);
+        Ok(buffer)
+    }
+
+    /// Makes buffers for streams of the device that have not hashed yet. Those that there is no memory for are made when they are needed.
+    fn make_spare_buffers(&self, device: Device) {
+        let mut spare = locked(&self.hashing().spare);
+        let spare = spare.entry(device).or_default();
+        while spare.len() + 1 < STREAMS {
+            let Ok(buffer) = self.new_buffer() else { return };
+            spare.push(buffer);
+        }
+    }
+
+    /// A buffer in the current context.
+    fn new_buffer(&self) -> Result<DevicePtr, Code> {
         let mut buffer = 0;
         // SAFETY: writes one address.
         let code = self.raw(|table| unsafe { (table.mem_alloc)(&raw mut buffer, (SLOTS * DIGEST) as usize) });
-        if code != SUCCESS {
-            return Err(code);
-        }
-        buffers.insert(stream, buffer);
-        Ok(buffer)
+        if code == SUCCESS { Ok(buffer) } else { Err(code) }
     }
 
     /// Clears the buffer, launches, and fetches the digests. Nothing is written to host memory unless all of it is queued.

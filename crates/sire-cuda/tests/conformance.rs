@@ -3,7 +3,8 @@
 //! unless `SIRE_LIBCUDA` named it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use sire_core::driver::{Driver, DriverErrorKind};
+use sire_core::digest::Digest;
+use sire_core::driver::{Access, Device, Driver, DriverErrorKind, Rights, Stream};
 use sire_cuda::{CudaDriver, Options};
 use sire_sim::conformance;
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ use std::process::Command;
 
 /// Names the one losing question that a child process is to ask.
 const LOSING: &str = "SIRE_CONFORMANCE_LOSING";
+
+const HERE: Device = Device(0);
 
 fn open() -> Option<CudaDriver> {
     let path = std::env::var_os("SIRE_LIBCUDA").map(PathBuf::from);
@@ -34,6 +37,7 @@ fn the_real_driver_keeps_the_bargain() {
     }
     let Some(driver) = open() else { return };
     eprintln!("asking {}", driver.description());
+    streams_that_hash_later_need_no_memory(&driver);
     drop(driver);
     conformance::suite(|| open().unwrap());
 
@@ -57,6 +61,35 @@ fn ask_losing(question: &str) {
     }
 }
 
+/// Once hashing was made ready, on one stream, a pause that hashes on another one allocates nothing: it makes exactly the calls of the first.
+fn streams_that_hash_later_need_no_memory(driver: &CudaDriver) {
+    let size = driver.granularity(HERE).unwrap();
+    let (addr, physical) = (driver.reserve(size, 0).unwrap(), driver.create(HERE, size).unwrap());
+    driver.map(addr, size, physical).unwrap();
+    driver.set_access(addr, size, &[Access { device: HERE, rights: Rights::ReadWrite }]).unwrap();
+    driver.release(physical).unwrap();
+    let hash = |stream: Stream, len: u64| {
+        let (mut digest, before) = (Digest::default(), driver.calls());
+        // SAFETY: there is one page, for whose digest there is room until the device has been waited for.
+        let queued = unsafe { driver.hash(stream, addr, len, size, &raw mut digest) };
+        let calls = driver.calls() - before;
+        driver.synchronize(HERE).unwrap();
+        queued.map(|()| calls)
+    };
+    let streams: Vec<Stream> = (0..8).map(|_| driver.open_stream(HERE).unwrap()).collect();
+    match hash(streams[0], 0) {
+        Err(error) if error.kind == DriverErrorKind::Unsupported => eprintln!("{error}"),
+        ready => {
+            assert!(ready.unwrap() > 2);
+            let calls: Vec<u64> = streams.iter().map(|&stream| hash(stream, size).unwrap()).collect();
+            assert_eq!(calls, [5; 8], "push, clear, launch, copy, pop");
+        }
+    }
+    streams.into_iter().for_each(|stream| driver.close_stream(stream).unwrap());
+    driver.unmap(addr, size).unwrap();
+    driver.unreserve(addr, size).unwrap();
+}
+
 /// What `is_capturing`, `description` and `calls` add to the bargain.
 #[test]
 fn facts_about_the_driver() {
@@ -66,7 +99,7 @@ fn facts_about_the_driver() {
     let Some(driver) = open() else { return };
     assert!(driver.description().starts_with("CUDA "));
     let before = driver.calls();
-    driver.memory_info(sire_core::driver::Device(0)).unwrap();
+    driver.memory_info(HERE).unwrap();
     assert_eq!(driver.calls() - before, 3, "push, ask, pop");
 }
 

@@ -54,14 +54,15 @@ class _Match:
 def file_backup(
     tensors: Any, path: Path | Iterable[Path], *, names: Names | None = None, strict: bool = True
 ) -> FileBackup:
-    """Says that a safetensors file holds the content of tensors, which are in a region with ``backup="file"``.
+    """Says that a safetensors file holds the content of tensors; their region has ``backup="file"`` or ``"auto"``.
 
     ``tensors`` is a module (its state_dict is taken), a table from name to tensor, or pairs of both, such as
     ``model.named_parameters()``. ``path`` is a file or, of a model in several parts, all of them. ``names`` says how
     tensors are called in the file where that is another name: a table, or a function of the name.
 
     Nothing is believed: the next pause compares the file with the device's memory, and what is equal is not backed up
-    anywhere else; a resume reads it from the file. What differs, and tensors that no file holds, go to host memory.
+    anywhere else; a resume reads it from the file. What differs, and tensors that no file holds, go to host
+    memory (``"auto"``: where there is room).
 
     A tensor that is in no file, or that has another dtype or shape there, or that cannot have a backup in a file (it is
     not contiguous, or not in a region) is an `InvalidArgumentError` that names it, and nothing is attached; with

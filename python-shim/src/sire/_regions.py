@@ -227,9 +227,9 @@ def region(
 
     ``tag`` is a path: pausing ``"model"`` also pauses ``"model/weights"``. ``backup`` says where the content
     goes during a pause: ``None`` throws it away, ``"cpu"`` keeps it in host memory, ``"disk"`` in a private file,
-    ``"auto"`` in host memory as long as there is room and then in a file; what was used least recently makes way in the
-    background. ``"file"``: files that the program has hold it already (`sire.file_backup` says which), host memory the
-    rest.
+    ``"auto"`` where files of the program's hold it (`sire.file_backup` says which), else in host memory as long as
+    there is room and then on the disk; what was used least recently makes way in the background. ``"file"``: in such
+    files too, host memory the rest.
     ``zero_fill`` makes memory without backup read as zero after resume; otherwise it is undefined. ``retain``
     keeps the backup's space for the next pause.
 

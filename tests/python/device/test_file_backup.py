@@ -205,6 +205,30 @@ def test_other_regions_have_no_backups_in_files(tag: str, path: Path) -> None:
         sire.file_backup({"one": one}, path)
 
 
+def test_an_automatic_backup_needs_no_room_for_what_a_file_holds(tag: str, path: Path) -> None:
+    # Sizes for which PyTorch takes exactly as much: no free blocks lie between.
+    with sire.region(tag, backup="auto"):
+        weights = {f"layer.{i}": torch.randn(3 * MIB, device="cuda") for i in range(4)}
+        state = torch.randn(3 * MIB, device="cuda")
+    write(path, weights)
+    size = sire.file_backup(weights, path).bytes_attached
+    others = host_backups()
+    for trained in (0, 0, 1):
+        with torch.no_grad():
+            weights["layer.1"].add_(trained)
+            state.add_(1)
+        expected = [content(each) for each in (*weights.values(), state)]
+        report = sire.pause(tag)
+        changed = trained * size // 4
+        assert region_bytes(tag)["stored_bytes"] == size - changed
+        assert report.bytes_clean >= size - changed
+        assert report.bytes_copied == host_backups() - others == 12 * MIB + changed
+        sire.resume(tag)
+        assert [content(each) for each in (*weights.values(), state)] == expected
+        # Nothing but the file is kept for the next pause.
+        assert host_backups() == others
+
+
 def test_files_of_the_formats_own_package(tag: str, path: Path) -> None:
     package = pytest.importorskip("safetensors.torch")
     with sire.region(tag, backup="file", immutable=True):

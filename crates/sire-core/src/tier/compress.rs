@@ -261,6 +261,25 @@ mod tests {
         weights(count).flat_map(|w| ((w.to_bits() >> 16) as u16).to_le_bytes()).collect()
     }
 
+    /// As IEEE's 16 bits: five of exponent, ten behind the point.
+    fn half(weight: f32) -> [u8; 2] {
+        narrowed(weight, 15, 10).to_le_bytes()
+    }
+
+    /// As 8 bits: four of exponent, three behind the point. Such weights are scaled to the range first.
+    fn quarter(weight: f32) -> [u8; 1] {
+        [narrowed(weight * 1024.0, 7, 3) as u8]
+    }
+
+    /// A number with another bias of its exponent and fewer bits behind the point; what is too small for it is zero.
+    fn narrowed(weight: f32, bias: u32, bits: u32) -> u16 {
+        let (sign, exponent, fraction) =
+            (weight.to_bits() >> 31, weight.to_bits() >> 23 & 0xFF, weight.to_bits() & 0x7F_FFFF);
+        let number = (exponent + bias).checked_sub(127).filter(|exponent| *exponent > 0);
+        let width = if bits == 10 { 15 } else { 7 };
+        (sign << width | number.map_or(0, |exponent| exponent << bits | fraction >> (23 - bits))) as u16
+    }
+
     fn round_trip(bytes: &[u8]) -> Option<usize> {
         let frame = pack(bytes)?;
         let mut back = vec![0xEE; bytes.len()];
@@ -277,6 +296,12 @@ mod tests {
         let fp32: Vec<u8> = weights(1 << 19).flat_map(f32::to_le_bytes).collect();
         let share = round_trip(&fp32).map_or(1.0, |len| len as f64 / fp32.len() as f64);
         assert!(share < 0.86, "32 bits: {share}");
+        let fp16: Vec<u8> = weights(1 << 20).flat_map(half).collect();
+        let share = round_trip(&fp16).map_or(1.0, |len| len as f64 / fp16.len() as f64);
+        assert!(share < 0.86, "16 bits: {share}");
+        let fp8: Vec<u8> = weights(1 << 21).flat_map(quarter).collect();
+        let share = round_trip(&fp8).map_or(1.0, |len| len as f64 / fp8.len() as f64);
+        assert!(share < 0.83, "8 bits: {share}");
         let noise: Vec<u8> =
             (0..1_u64 << 16).flat_map(|i| twox_hash::XxHash3_128::oneshot(&i.to_le_bytes()).to_le_bytes()).collect();
         assert_eq!(round_trip(&noise), None);

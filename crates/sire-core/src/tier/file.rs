@@ -120,6 +120,14 @@ impl Room for FileRoom {
         Err(Error::new(Status::Internal, message))
     }
 
+    fn is_rewritable(&self) -> bool {
+        false
+    }
+
+    fn is_borrowed(&self) -> bool {
+        true
+    }
+
     /// The last block of a file may be short: what is not there is zero.
     fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
         let count = self.file.read(into, at).map_err(|error| self.failed(at, into.len(), &error))?;

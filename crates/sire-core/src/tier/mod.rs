@@ -115,6 +115,11 @@ pub trait Room: Send + Sync + Debug {
     fn is_rewritable(&self) -> bool {
         true
     }
+
+    /// Whether the bytes were there before any backup, in a file of the program's: keeping them there costs nothing, and nothing is written.
+    fn is_borrowed(&self) -> bool {
+        false
+    }
 }
 
 /// Where one segment of a backup is.
@@ -190,6 +195,11 @@ impl Segment {
     /// Whether its bytes are outside host memory.
     pub(crate) fn is_stored(&self) -> bool {
         matches!(self.place, Place::Stored { .. })
+    }
+
+    /// Whether its bytes are in a file of the program's.
+    pub(crate) fn is_borrowed(&self) -> bool {
+        matches!(&self.place, Place::Stored { room, .. } if room.is_borrowed())
     }
 
     /// Notes that somebody may read it from now on: no pause writes there any more.

@@ -288,4 +288,4 @@ impl<T: Send + 'static> Drop for Queue<T> {
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]
-mod tests;
+pub(super) mod tests;

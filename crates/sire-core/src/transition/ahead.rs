@@ -23,7 +23,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Extent};
 use crate::raw::Span;
 use crate::region::{Ahead, Region};
-use crate::terms::{Backup, Report};
+use crate::terms::Report;
 use crate::tier::{Segment, page_cuts};
 use crate::transfer::Pipe;
 use std::collections::BTreeSet;
@@ -112,7 +112,7 @@ impl Machine {
             }
         };
         let Some(mut shadow) = extent.shadow(window) else { return Ok(()) };
-        if region.policy.backup == Backup::File {
+        if region.has_files() {
             // What a file is said to hold is proven at the pause.
             extent.attached().iter().for_each(|file| shadow.dead.add(file.range.clone()));
         }

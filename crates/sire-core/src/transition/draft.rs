@@ -19,6 +19,16 @@ pub(super) enum Part {
     Needs(Range<u64>, Vec<Option<PageId>>),
 }
 
+impl Part {
+    /// Where it begins.
+    fn start(&self) -> u64 {
+        match self {
+            Part::Has(segment) => segment.offset,
+            Part::Needs(range, _) => range.start,
+        }
+    }
+}
+
 /// What each chunk's segments are to be; `None` leaves a chunk as it is.
 pub(super) type Draft = Vec<Option<Vec<Part>>>;
 
@@ -43,27 +53,52 @@ pub(super) fn draft(survey: &Survey, claim: &Claim, known: &Pages, page: u64, re
     survey.chunks.iter().map(|pieces| Some(drafter.draft(pieces.as_ref()?))).collect()
 }
 
-/// A draft in which nothing is known about old content: retained room is used again if it has exactly the wanted shape
-/// and nobody else may be reading it.
+/// A draft in which nothing is known about old content, but for what files were just proven to hold: retained room is used again if it has
+/// exactly the wanted shape and nobody else may be reading it.
 fn unproven(claim: &Claim, wanted: &Wanted) -> Draft {
-    let reuse = is_reusable(claim, wanted);
-    let each = claim.chunks.iter().zip(wanted).map(|(chunk, ranges)| {
-        let again = |segment: &Segment| Part::Has(Segment { filled: false, ..segment.clone() });
+    let both = || claim.chunks.iter().zip(wanted);
+    let open: Wanted = both().map(|(chunk, ranges)| without_files(chunk, ranges)).collect();
+    let reuse = is_reusable(claim, &open);
+    let again = |segment: &Segment| Part::Has(Segment { filled: false, ..segment.clone() });
+    let each = both().zip(&open).map(|((chunk, ranges), open)| {
         let on_device = chunk.truth == Truth::Device;
-        on_device.then(|| match reuse {
-            true => chunk.segments.iter().map(again).collect(),
-            false => ranges.iter().map(|range| Part::Needs(range.clone(), Vec::new())).collect(),
+        on_device.then(|| {
+            let mut parts: Vec<Part> = in_files(chunk, ranges).cloned().map(Part::Has).collect();
+            match reuse {
+                true => parts.extend(elsewhere(chunk).map(again)),
+                false => parts.extend(open.iter().map(|range| Part::Needs(range.clone(), Vec::new()))),
+            }
+            parts.sort_by_key(Part::start);
+            parts
         })
     });
     each.collect()
 }
 
+/// The chunk's segments that are in files, and wanted as they are.
+fn in_files<'a>(chunk: &'a Chunk, wanted: &'a Ranges) -> impl Iterator<Item = &'a Segment> {
+    let is_wanted = |segment: &&Segment| wanted.clip(&segment.range()).total() == segment.len;
+    chunk.segments.iter().filter(|segment| segment.filled && segment.is_borrowed()).filter(is_wanted)
+}
+
+/// The chunk's other segments.
+fn elsewhere(chunk: &Chunk) -> impl Iterator<Item = &Segment> {
+    chunk.segments.iter().filter(|segment| !segment.is_borrowed())
+}
+
+/// What is wanted of a chunk and in no file.
+fn without_files(chunk: &Chunk, wanted: &Ranges) -> Ranges {
+    let mut open = wanted.clone();
+    in_files(chunk, wanted).for_each(|segment| open.remove(&segment.range()));
+    open
+}
+
 /// Whether retained host segments have exactly the wanted shape, and may be written to.
 fn is_reusable(claim: &Claim, wanted: &Wanted) -> bool {
     let fits = |chunk: &Chunk, ranges: &Ranges| {
-        let same = chunk.segments.iter().map(Segment::range).eq(ranges.iter().cloned());
+        let same = elsewhere(chunk).map(Segment::range).eq(ranges.iter().cloned());
         let usable = |segment: &Segment| matches!(&segment.place, Place::Host(span) if !span.keeper().is_lent());
-        chunk.truth == Truth::Device && same && chunk.segments.iter().all(usable)
+        chunk.truth == Truth::Device && same && elsewhere(chunk).all(usable)
     };
     wanted.iter().any(|ranges| ranges.total() > 0) && claim.chunks.iter().zip(wanted).all(|(c, r)| fits(c, r))
 }

@@ -44,8 +44,8 @@ use crate::region::{Left, Phase, Region, Regions};
 use crate::settings::Settings;
 use crate::sync::{AtomicU64, Mutex, lock};
 use crate::terms::{Clean, DeadRanges, PauseOptions, RegionId, Report, ResumeOptions, State};
-use crate::tier::Tiers;
 use crate::tier::host::HostTier;
+use crate::tier::{Segment, Tiers};
 use crate::transfer::Lanes;
 use background::Order;
 use batch::Batch;
@@ -194,7 +194,7 @@ impl Machine {
     /// Has what the first pause of a region will need made ready, once its first memory is there.
     pub(crate) fn make_ready(&self, region: &Region, device: Device) {
         self.host.prepare();
-        if matches!(region.policy.clean, Clean::Declared | Clean::Verified) {
+        if matches!(region.judged(), Clean::Declared | Clean::Verified) {
             self.prepare_hash(device);
         }
     }
@@ -287,7 +287,7 @@ impl Machine {
 
     fn commit_resume(&self, batch: Batch, mut claims: Vec<Claim>, report: &Report) {
         batch.note_success(&claims, report, Phase::Resident);
-        forget_backups(&mut claims, |region| batch.retains(region));
+        forget_backups(&mut claims, |region, segment| batch.retains(region) || segment.is_borrowed());
         self.end(batch, claims, |_| Phase::Resident);
         self.host.relax();
     }
@@ -311,7 +311,7 @@ impl Machine {
         let is_paused = |id: RegionId| self.regions.get(id).is_ok_and(|region| region.state() == State::Paused);
         if let Some(claim) = extent.claim() {
             let mut claims = [claim];
-            forget_backups(&mut claims, is_paused);
+            forget_backups(&mut claims, |region, _| is_paused(region));
             claims.into_iter().for_each(|claim| self.heap.put_back(claim));
         }
     }
@@ -339,10 +339,11 @@ impl Machine {
 }
 
 /// Drops backups of what is on the device, except where they are retained.
-fn forget_backups(claims: &mut [Claim], retains: impl Fn(RegionId) -> bool) {
-    for claim in claims.iter_mut().filter(|claim| !retains(claim.extent.region)) {
+fn forget_backups(claims: &mut [Claim], retains: impl Fn(RegionId, &Segment) -> bool) {
+    for claim in claims {
+        let region = claim.extent.region;
         let resident = claim.chunks.iter_mut().filter(|chunk| chunk.truth == Truth::Device);
-        resident.for_each(|chunk| chunk.segments.clear());
+        resident.for_each(|chunk| chunk.segments.retain(|segment| retains(region, segment)));
     }
 }
 

@@ -26,7 +26,7 @@ const SLOT_GAP: u64 = 64 << 10;
 
 /// That gap in a region. Where files hold what is live, what lies between would be all that needs host memory.
 pub(super) fn slot_gap(region: &Region) -> u64 {
-    if region.policy.backup == Backup::File { 0 } else { SLOT_GAP }
+    if region.has_files() { 0 } else { SLOT_GAP }
 }
 
 impl Machine {

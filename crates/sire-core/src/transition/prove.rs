@@ -13,7 +13,7 @@ use crate::extent::{Chunk, Claim, Truth};
 use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::settings::IN_FLIGHT;
-use crate::terms::{Backup, Clean, Report};
+use crate::terms::{Backup, Clean, Policy, Report};
 use crate::tier::file::Attached;
 use crate::tier::queue::Queue;
 use crate::tier::record::{Answer, Record, Sum};
@@ -42,8 +42,8 @@ impl Machine {
         let mut checks: BTreeMap<Device, Vec<Check>> = BTreeMap::new();
         for (index, claim) in claims.iter_mut().enumerate() {
             let Some(region) = batch.region(claim.extent.region) else { continue };
-            if region.policy.backup == Backup::File {
-                let list = to_check(index, claim, region.policy.clean, self.settings.page());
+            if region.has_files() {
+                let list = to_check(index, claim, &region.policy, self.settings.page());
                 checks.entry(claim.extent.device).or_default().extend(list);
             }
         }
@@ -152,7 +152,7 @@ impl<'a> Files<'a> {
 }
 
 /// What has to be compared of a claim before its files' records can be used; segments of which nothing is known are not filled afterwards.
-fn to_check(index: usize, claim: &mut Claim, clean: Clean, page: u64) -> Vec<Check> {
+fn to_check(index: usize, claim: &mut Claim, policy: &Policy, page: u64) -> Vec<Check> {
     let extent = Arc::clone(&claim.extent);
     let attached = extent.attached();
     let changed = extent.take_changed();
@@ -163,8 +163,8 @@ fn to_check(index: usize, claim: &mut Claim, clean: Clean, page: u64) -> Vec<Che
             changed.clip(range).total() > 0
                 || stale.iter().any(|stale| stale.start < range.end && range.start < stale.end)
         };
-        chunk.segments.retain(|segment| !segment.is_stored() || !is_void(&segment.range()));
-        checks.extend(known(index, number, extent.base, chunk, clean));
+        chunk.segments.retain(|segment| !segment.is_borrowed() || !is_void(&segment.range()));
+        checks.extend(known(index, number, extent.base, chunk, policy));
         checks.extend(unknown(index, number, extent.base, chunk, &attached, page));
     }
     // What a file is proven to hold is not new any more, whatever else is.
@@ -172,14 +172,16 @@ fn to_check(index: usize, claim: &mut Claim, clean: Clean, page: u64) -> Vec<Che
     checks
 }
 
-/// Records that were proven before. Host segments of a region that may change are to be written again.
-fn known(claim: usize, number: usize, base: Addr, chunk: &mut Chunk, clean: Clean) -> Vec<Check> {
-    if clean == Clean::Declared {
+/// Records that were proven before. What such a region keeps elsewhere is to be written again, unless its backups are automatic: then its policy
+/// says how that is judged.
+fn known(claim: usize, number: usize, base: Addr, chunk: &mut Chunk, policy: &Policy) -> Vec<Check> {
+    if policy.clean == Clean::Declared {
         return Vec::new();
     }
     let check = |segment: &mut Segment| {
-        segment.filled = false;
-        let (record, sum) = segment.place.record(segment.len)?;
+        let is_borrowed = segment.is_borrowed();
+        segment.filled &= policy.backup == Backup::Auto && !is_borrowed;
+        let (record, sum) = segment.place.record(segment.len).filter(|_| is_borrowed)?;
         let (range, addr) = (segment.range(), base.offset(segment.offset));
         Some(Check { claim, chunk: number, range, addr, record, known: Some(sum) })
     };
@@ -192,8 +194,8 @@ fn unknown(claim: usize, number: usize, base: Addr, chunk: &Chunk, attached: &[A
     for file in attached {
         let (start, end) = (file.range.start.max(chunk.offset), file.range.end.min(chunk.offset + chunk.size));
         let mut open = if start < end { Ranges::of(start..end) } else { Ranges::new() };
-        let stored = chunk.segments.iter().filter(|segment| segment.is_stored());
-        stored.for_each(|segment| open.remove(&segment.range()));
+        let proven = chunk.segments.iter().filter(|segment| segment.is_borrowed());
+        proven.for_each(|segment| open.remove(&segment.range()));
         for range in open.iter() {
             for cut in page_cuts(range, page) {
                 let (offset, len) = (cut.start, cut.end - cut.start);

@@ -84,8 +84,9 @@ impl Survey {
                 return None;
             }
             let mut pieces: Vec<Piece> = ranges.iter().flat_map(|range| pieces(chunk, range, page)).collect();
-            for piece in pieces.iter_mut().filter(|_| declared) {
-                let filled = piece.old.as_ref().is_some_and(|old| old.filled);
+            for piece in &mut pieces {
+                // What is in a file was proven just now.
+                let filled = piece.old.as_ref().is_some_and(|old| old.filled && (declared || old.is_borrowed()));
                 if filled && changed.clip(&piece.range).total() == 0 {
                     piece.fact = Fact::Same;
                 }

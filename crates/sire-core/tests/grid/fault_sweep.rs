@@ -260,8 +260,8 @@ fn short_between_processes(life: &mut Life) {
 }
 
 /// A file that holds a part of an allocation, and another that holds other bytes than it is said to.
-fn in_files(life: &mut Life, clean: Clean) {
-    let region = life.world.region("file", Policy { clean, ..policy(Backup::File) });
+fn in_files(life: &mut Life, clean: Clean, backup: Backup) {
+    let region = life.world.region("file", Policy { clean, ..policy(backup) });
     let addr = life.allocate(region, CHUNK + 2 * GRANULARITY);
     let slot = life.allocate(region, 600);
     life.world.attach(addr, 100, CHUNK, false).unwrap();
@@ -276,11 +276,19 @@ fn in_files(life: &mut Life, clean: Clean) {
 }
 
 fn short_file(life: &mut Life) {
-    in_files(life, Clean::No);
+    in_files(life, Clean::No, Backup::File);
 }
 
 fn short_declared_file(life: &mut Life) {
-    in_files(life, Clean::Declared);
+    in_files(life, Clean::Declared, Backup::File);
+}
+
+fn short_automatic_file(life: &mut Life) {
+    in_files(life, Clean::No, Backup::Auto);
+}
+
+fn short_verified_automatic_file(life: &mut Life) {
+    in_files(life, Clean::Verified, Backup::Auto);
 }
 
 /// Backups made ahead, of which a part changes before the next, and before the pause.
@@ -479,6 +487,8 @@ fn every_call_of_the_short_lives_fails_once() {
         short_between_processes,
         short_file,
         short_declared_file,
+        short_automatic_file,
+        short_verified_automatic_file,
         short_reset,
     ]
     .into_iter()
@@ -525,7 +535,7 @@ fn every_pair_of_calls_fails_in_shared_memory() {
 
 #[test]
 fn pairs_of_calls_fail_with_files() {
-    [short_file, short_declared_file].into_iter().for_each(|script| {
+    [short_file, short_declared_file, short_automatic_file].into_iter().for_each(|script| {
         every_pair(script, DriverErrorKind::Other, if is_full() { 1 } else { 29 });
     });
 }

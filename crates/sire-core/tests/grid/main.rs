@@ -10,6 +10,7 @@ mod ahead;
 mod caching;
 mod clean;
 mod damage;
+mod disk;
 mod engine;
 mod fault_sweep;
 mod files;
@@ -18,7 +19,11 @@ mod left;
 mod lending;
 mod live_map;
 mod model;
+<<<<<<< HEAD
 mod order;
+=======
+mod namespaces;
+>>>>>>> tiers
 mod progress;
 mod refusals;
 mod regressions;

@@ -81,19 +81,26 @@ enum Step {
     Hashing(bool),
 }
 
-const TAGS: [&str; 12] = ["a", "a/b", "a/b/c", "d", "e", "a/f", "g", "a/h", "d/i", "g/j", "a/k", "d/l"];
+const TAGS: [&str; 15] =
+    ["a", "a/b", "a/b/c", "d", "e", "a/f", "g", "a/h", "d/i", "g/j", "a/k", "d/l", "e/m", "g/n", "d/o"];
 const SELECTIONS: [Option<&str>; 6] = [None, Some("a"), Some("a/b"), Some("d"), Some("e"), Some("g")];
 
 fn policy(index: usize) -> Policy {
     use Backup::{Auto, Disk, File, Host, None};
-    let backup = [Host, None, Disk, Auto, None, Host, Disk, Host, Disk, Host, File, File][index];
+    let backup = [Host, None, Disk, Auto, None, Host, Disk, Host, Disk, Host, File, File, Auto, Auto, Auto][index];
     let clean = match index {
-        0..5 | 10 => Clean::No,
-        5 | 6 | 11 => Clean::Declared,
-        7 | 8 => Clean::Verified,
+        0..5 | 10 | 12 => Clean::No,
+        5 | 6 | 11 | 13 => Clean::Declared,
+        7 | 8 | 14 => Clean::Verified,
         _ => Clean::Paranoid,
     };
-    Policy { backup, zero_fill: index.is_multiple_of(2), retain: index >= 2, clean, pageable: index == 5 }
+    Policy {
+        backup,
+        zero_fill: index.is_multiple_of(2),
+        retain: index >= 2 && index != 12,
+        clean,
+        pageable: index == 5,
+    }
 }
 
 fn size() -> impl Strategy<Value = u64> {
@@ -134,6 +141,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop::option::of(0..8_u64).prop_map(|chunks| Step::HostLimit(chunks.map(|chunks| chunks * CHUNK))),
         1 => (0..TAGS.len()).prop_map(Step::Enter),
     ]
+}
+
+fn has_files(backup: Backup) -> bool {
+    matches!(backup, Backup::File | Backup::Auto)
 }
 
 fn selection(index: usize) -> Selection {
@@ -297,13 +308,13 @@ impl Life {
         let from = from % size;
         match self.world.attach(addr, from, len.min(size - from), stale) {
             Ok(path) => self.attached.push(path),
-            Err(e) => assert_eq!((e.status, backup == Backup::File), (Status::InvalidArgument, false), "{e}"),
+            Err(e) => assert_eq!((e.status, has_files(backup)), (Status::InvalidArgument, false), "{e}"),
         }
     }
 
     /// While regions with files are resident, what happens to files is of no consequence.
     fn harm(&mut self, which: usize) {
-        let in_files = |region: &&RegionId| self.world.policies[*region].backup == Backup::File;
+        let in_files = |region: &&RegionId| has_files(self.world.policies[*region].backup);
         let depends = self.regions.iter().filter(in_files).any(|region| self.is_paused(*region));
         if let Some(path) = self.attached.get(which % self.attached.len().max(1)).filter(|_| !depends) {
             let file = OpenOptions::new().read(true).write(true).open(path).unwrap();

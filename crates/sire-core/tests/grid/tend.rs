@@ -2,8 +2,11 @@
 //! byte comes back.
 
 use crate::common::world::{CHUNK, World, policy, tag};
+use crate::namespaces::{place, run_with_own};
 use sire_core::driver::{Addr, Device};
 use sire_core::engine::*;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -98,6 +101,18 @@ fn automatic_backups_go_to_the_disk_when_host_memory_is_full() {
 }
 
 #[test]
+fn what_files_hold_is_not_compressed_and_the_rest_is() {
+    let (mut world, addrs) = automatic(&["auto"], policy(Backup::Auto));
+    world.attach(addrs[0], 0, 3 * CHUNK, false).unwrap();
+    world.engine.configure(&|config| (config.host_limit, config.disk_compress) = (Some(0), Compress::Always));
+    world.pause(&Selection::All).unwrap();
+    assert_eq!(world.engine.tend().bytes_compressed, SIZE - 3 * CHUNK);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+#[test]
 fn the_least_recently_used_make_way_and_come_back() {
     let (mut world, _) = automatic(&["a", "b", "c"], policy(Backup::Auto));
     for tag_of in ["b", "c", "a"] {
@@ -168,4 +183,70 @@ fn a_backup_that_was_replaced_while_it_moved_is_not_put_back() {
         world.check();
         world.check_no_leak();
     }
+}
+
+const GROUPS: &str = "/sys/fs/cgroup";
+
+#[test]
+fn a_control_group_that_is_nearly_full_makes_backups_move() {
+    if !Path::new(GROUPS).exists() {
+        return eprintln!("there are no control groups here");
+    }
+    run_with_own(Path::new(GROUPS), "size=1m", "tend::nearly_full_group");
+}
+
+/// What the files of control groups say that is left, in both versions.
+fn leave(bytes: u64) {
+    const USED: u64 = 1 << 30;
+    let old = Path::new(GROUPS).join("memory");
+    fs::create_dir_all(&old).unwrap();
+    for (name, bytes) in [("memory.current", USED), ("memory.max", USED + bytes)] {
+        fs::write(Path::new(GROUPS).join(name), bytes.to_string()).unwrap();
+    }
+    for (name, bytes) in [("memory.usage_in_bytes", USED), ("memory.limit_in_bytes", USED + bytes)] {
+        fs::write(old.join(name), bytes.to_string()).unwrap();
+    }
+}
+
+/// The child's program.
+#[test]
+#[ignore = "a part of another test"]
+fn nearly_full_group() {
+    if place().is_none() {
+        return;
+    }
+    leave(64 * SIZE);
+    let tags = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    let (mut world, _) = automatic(&tags, policy(Backup::Auto));
+    // A disk that is no memory.
+    let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    world.engine.configure(&|config| config.disk_dir = Some(disk.path().to_path_buf()));
+    // The last of these was used first.
+    for tag_of in tags.iter().rev() {
+        world.pause(&tag(tag_of)).unwrap();
+    }
+    assert_eq!((used(&world, "disk"), world.engine.tend().bytes_demoted), (0, 0));
+    // More than 90 % of what there is are backups now; without the three that were used first it is less than 75 %.
+    leave(SIZE * 5 / 4);
+    assert_eq!(world.engine.tend().bytes_demoted, 3 * SIZE);
+    assert_eq!(stored(&world), ["j", "k", "l"]);
+    // What there is no room for goes to the disk at once.
+    let region = world.region("z/large", policy(Backup::Auto));
+    let addr = world.allocate(region, 2 * SIZE).unwrap();
+    world.write(addr);
+    world.pause(&tag("z/large")).unwrap();
+    assert_eq!(used(&world, "disk"), 5 * SIZE);
+    leave(64 * SIZE);
+    assert_eq!(world.engine.tend().bytes_demoted, 0);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+/// The tags of regions whose backups are wholly outside host memory.
+fn stored(world: &World) -> Vec<String> {
+    let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
+    let regions = stats["regions"].as_array().unwrap().iter();
+    let found = regions.filter(|region| region["stored_bytes"] == SIZE);
+    found.map(|region| region["tag"].as_str().unwrap().to_owned()).collect()
 }

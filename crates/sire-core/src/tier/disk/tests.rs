@@ -1,10 +1,13 @@
-//! The bargain of tiers, quotas, and processes that die at every step of a backup: what they leave behind is nothing, or a file that the
-//! next process removes.
+//! The bargain of tiers, quotas, requests past the page cache, several at once, and processes that die at every step of a backup: what they leave
+//! behind is nothing, or a file that the next process removes.
 
 use super::super::conformance;
-use super::super::step::die_at;
+use super::super::queue::{Queue, tests::buffers, tests::has_ring};
+use super::super::record::{Record, Sum};
+use super::super::step::{die_at, have_met, meet};
 use super::*;
 use crate::terms::Config;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
 /// A tier in a directory, with a quota.
@@ -43,7 +46,49 @@ fn a_quota_is_kept() {
     assert!(tier.reserve(3 * BLOCK).is_ok());
 }
 
-// Processes that die.
+// The page cache.
+
+/// Bytes that this thread has had read from disks; `None` where the kernel does not count them.
+fn read_from_disks() -> Option<u64> {
+    let counters = fs::read_to_string("/proc/thread-self/io").ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok())
+}
+
+/// The flags of an open file, as the kernel tells them.
+fn flags(file: BorrowedFd<'_>) -> Option<i32> {
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    about.lines().find_map(|line| i32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok())
+}
+
+#[test]
+fn the_page_cache_is_passed_by_where_that_can_be() {
+    let dir = here();
+    let path = dir.path().join("direct");
+    let mut direct = OpenOptions::new();
+    if direct.write(true).create(true).custom_flags(libc::O_DIRECT).open(&path).is_err() {
+        return eprintln!("{} is on a file system whose page cache cannot be passed by", dir.path().display());
+    }
+    let Ok(room) = tier(dir.path(), None).reserve(6 * BLOCK) else { unreachable!("there is room") };
+    // The way of the kernel's queue.
+    let flags = room.file().and_then(flags);
+    assert!(flags.is_some_and(|flags| flags & libc::O_DIRECT != 0), "{flags:?}");
+    // The way of threads: what was just written is not found in memory.
+    let pages = buffers();
+    let moved = pages[0].write(|bytes| {
+        let bytes = &mut bytes[..6 * BLOCK as usize];
+        let written = room.write(0, bytes);
+        let before = read_from_disks();
+        let read = room.read(0, bytes);
+        assert!(written.is_ok() && read.is_ok(), "{written:?} {read:?}");
+        Some(read_from_disks()? - before?)
+    });
+    match moved {
+        Some(moved) => assert_eq!(moved, 6 * BLOCK),
+        None => eprintln!("this kernel does not count what is read from disks"),
+    }
+}
+
+// Processes that die, or whose threads meet.
 
 fn with_a_name(dir: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
@@ -74,25 +119,68 @@ fn life(tier: &DiskTier) {
     }
 }
 
-/// The child's program: run by the test below in a process of its own.
+/// Two backups through the engine's queue, each written and read back. Without the kernel's, threads meet while they write.
+fn queued_life(tier: &DiskTier, ring: bool) {
+    let pages = buffers();
+    for _ in 0..2 {
+        let Ok(room) = tier.reserve(6 * BLOCK) else { unreachable!("there is room") };
+        if !ring {
+            meet();
+        }
+        let record = |number: u64| Record { room: Arc::clone(&room), at: number * BLOCK, len: BLOCK };
+        let mut queue = Queue::new(DEPTH, ring);
+        let mut sums = [Sum::default(); 6];
+        for (number, page) in (0..6).zip(&pages) {
+            page.write(|bytes| bytes[..BLOCK as usize].copy_from_slice(&content(number)));
+            queue.write(record(number), page.clone(), number);
+        }
+        while let Some(done) = queue.wait() {
+            let Ok(answer) = done.outcome else { unreachable!("{:?}", done.outcome) };
+            sums[done.ticket as usize] = answer.sum;
+        }
+        for (number, page) in (0..6).zip(&pages) {
+            page.write(|bytes| bytes.fill(0xEE));
+            queue.read(record(number), page.clone(), Some(sums[number as usize]), number);
+        }
+        while let Some(done) = queue.wait() {
+            let is_right = done.outcome.is_ok_and(|answer| answer.bytes.read(|bytes| bytes == content(done.ticket)));
+            assert!(is_right, "record {}", done.ticket);
+        }
+    }
+}
+
+/// What the child's program does.
+const THREADS: &str = "threads write to a room";
+const NAMES: &str = "the same, to a file that has a name at first";
+const QUEUE: &str = "the engine's queue";
+const MEETING: &str = "the engine's queue without the kernel's, in which two threads meet";
+
+/// The child's program: run by the tests below in a process of its own.
 #[test]
 #[ignore = "a part of another test"]
 fn child() {
     let Some(dir) = std::env::var_os("SIRE_TEST_DISK_CHILD") else { return };
+    let what = std::env::var("SIRE_TEST_DISK_LIFE").unwrap_or_default();
     let number = std::env::var("SIRE_TEST_DISK_DIE_AT").ok().and_then(|n| n.parse().ok());
+    let tier = tier(Path::new(&dir), None);
     die_at(number.unwrap_or(0));
-    let make = if std::env::var_os("SIRE_TEST_DISK_NAMES").is_some() { with_a_name } else { nameless };
-    life(&DiskTier { make, ..tier(Path::new(&dir), None) });
+    match &*what {
+        NAMES => life(&DiskTier { make: with_a_name, ..tier }),
+        QUEUE => queued_life(&tier, true),
+        MEETING => {
+            queued_life(&tier, false);
+            assert!(have_met(), "requests come one after the other");
+        }
+        _ => life(&tier),
+    }
 }
 
-/// Whether a child that dies at the given step (or ends before) ended well.
-fn ends_well(dir: &Path, at: u64, names: bool) -> bool {
+/// Whether a child that does that, and dies at the given step (or ends before), ended well.
+fn ends_well(dir: &Path, at: u64, what: &str) -> bool {
     let mut command = Command::new(std::env::current_exe().unwrap_or_default());
     command.args(["--exact", "tier::disk::tests::child", "--ignored", "--quiet", "--test-threads", "1"]);
     command.env("SIRE_TEST_DISK_CHILD", dir).env("SIRE_TEST_DISK_DIE_AT", at.to_string());
-    if names {
-        command.env("SIRE_TEST_DISK_NAMES", "1");
-    }
+    command.env("SIRE_TEST_DISK_LIFE", what);
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }
@@ -101,23 +189,44 @@ fn files(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(usize::MAX, Iterator::count)
 }
 
+/// Lets a child die at every step; returns how many steps it has, and how many files it left behind, one at a time.
+fn die_at_every_step(what: &str) -> (u64, usize) {
+    let dir = here();
+    let (mut at, mut left) = (1, 0);
+    while !ends_well(dir.path(), at, what) {
+        let now = files(dir.path());
+        assert!(now <= usize::from(what == NAMES), "step {at}: {now} files are left");
+        left += now;
+        let next = tier(dir.path(), None);
+        assert!(next.reserve(BLOCK).is_ok());
+        assert_eq!(files(dir.path()), 0, "step {at}");
+        at += 1;
+    }
+    (at - 1, left)
+}
+
 #[test]
 fn a_process_that_dies_at_any_step_leaves_nothing_that_the_next_one_does_not_remove() {
-    let dir = here();
-    for names in [false, true] {
-        let (mut at, mut left) = (1, 0);
-        while !ends_well(dir.path(), at, names) {
-            let now = files(dir.path());
-            assert!(now <= usize::from(names), "step {at}: {now} files are left");
-            left += now;
-            let next = tier(dir.path(), None);
-            assert!(next.reserve(BLOCK).is_ok());
-            assert_eq!(files(dir.path()), 0, "step {at}");
-            at += 1;
-        }
-        assert!(at > 30, "the child has only {at} steps");
-        assert_eq!(left > 0, names, "a name that was left behind was met");
+    for what in [THREADS, NAMES] {
+        let (steps, left) = die_at_every_step(what);
+        assert!(steps >= 30, "the child has only {steps} steps");
+        assert_eq!(left > 0, what == NAMES, "a name that was left behind was met");
     }
+}
+
+#[test]
+fn a_process_that_dies_while_the_kernel_has_its_requests_leaves_nothing() {
+    let (steps, left) = die_at_every_step(QUEUE);
+    assert_eq!(left, 0);
+    // Each request has a step before it is sent and one when it has ended; a thread has two for a write.
+    let has_file = tier(here().path(), None).reserve(BLOCK).is_ok_and(|room| room.file().is_some());
+    let least = if has_ring() && has_file { 2 * 24 } else { 2 * 12 };
+    assert!(steps >= least, "the child has only {steps} steps");
+}
+
+#[test]
+fn two_threads_carry_out_requests_at_once() {
+    assert!(ends_well(here().path(), 0, MEETING));
 }
 
 #[test]

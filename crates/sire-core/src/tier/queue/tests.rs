@@ -4,8 +4,11 @@ use super::*;
 use crate::raw::{Keeper, Kept, Pages};
 use crate::tier::Room;
 use crate::tier::direct::{BLOCK, DirectFile};
+use std::io::{PipeReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 const LEN: u64 = 64 << 10;
 const RECORDS: u64 = 12;
@@ -63,7 +66,8 @@ impl Counted {
     }
 }
 
-fn buffers() -> Vec<Span> {
+/// One for each record.
+pub(crate) fn buffers() -> Vec<Span> {
     let pages = must(Pages::new(LEN * RECORDS, LEN * RECORDS));
     must(pages.bring_in(0..LEN * RECORDS));
     let kept: Arc<dyn Keeper> = Arc::new(Kept(pages));
@@ -71,7 +75,7 @@ fn buffers() -> Vec<Span> {
 }
 
 /// The kernel lets this process have a queue. Where it does not, only threads are there to be tested.
-fn has_ring() -> bool {
+pub(crate) fn has_ring() -> bool {
     let allowed = Ring::<Sent<u64>>::new(4).is_ok();
     if !allowed {
         eprintln!("the kernel refuses io_uring here: threads only");
@@ -174,4 +178,55 @@ fn a_queue_that_is_dropped_waits_for_the_kernel() {
     assert_eq!(last[0], content(3), "a request that had begun was given up");
     let references = buffers.iter().map(|span| Arc::strong_count(span.keeper())).max();
     assert_eq!(references, Some(RECORDS as usize), "the ring still holds buffers");
+}
+
+/// What comes through a pipe, whatever is asked for.
+#[derive(Debug)]
+struct Pipe(PipeReader);
+
+impl Room for Pipe {
+    fn len(&self) -> u64 {
+        BLOCK
+    }
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+    fn write(&self, _: u64, _: &[u8]) -> Result<()> {
+        Err(Error::new(Status::BackupIo, "the pipe was to be written to"))
+    }
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<()> {
+        Err(Error::new(Status::BackupIo, "the pipe was to be read by a thread"))
+    }
+}
+
+#[test]
+fn the_kernel_has_two_requests_at_once() {
+    if !has_ring() {
+        return;
+    }
+    let buffers = buffers();
+    let mut queue = Queue::new(2, true);
+    let mut writers = Vec::new();
+    for (number, buffer) in buffers.iter().enumerate().take(2) {
+        let (reader, writer) = must(std::io::pipe());
+        writers.push(writer);
+        let record = Record { room: Arc::new(Pipe(reader)), at: 0, len: BLOCK };
+        queue.read(record, buffer.clone(), None, number);
+    }
+    // The one that was asked for last is there first: it did not wait for the other.
+    for number in [1, 0] {
+        assert!(queue.poll().is_none());
+        must(writers[number].write_all(&[content(number as u64); BLOCK as usize]));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let done = loop {
+            match queue.poll() {
+                Some(done) => break done,
+                None => assert!(Instant::now() < deadline, "request {number} waits for another one"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(done.ticket, number);
+        let answer = must(done.outcome);
+        assert!(answer.bytes.read(|bytes| bytes.iter().all(|&byte| byte == content(number as u64))));
+    }
 }
