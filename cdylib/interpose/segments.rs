@@ -8,7 +8,7 @@ use super::context;
 use super::entry::{AccessDescription, Code, Location, MemoryProperties, original};
 use super::guard::Guard;
 use super::runtime::{ask_again, report, wanted};
-use crate::boundary::{catch, invalid};
+use crate::boundary::catch;
 use crate::capture;
 use crate::log;
 use crate::process::{self, Process};
@@ -125,8 +125,7 @@ unsafe fn create_outside(out: *mut u64, size: usize, properties: *const MemoryPr
     // SAFETY: the program's own argument: a description, or NULL.
     let asked = unsafe { properties.as_ref() }.and_then(ordinary);
     let Some((device, properties)) = asked else { return ask() };
-    let ordinal = || c_int::try_from(device.0).map_err(|_| invalid("there is no such device"));
-    let code = ask_again(ask, size, ordinal, || ());
+    let code = ask_again(ask, size, || Some(device), || ());
     note_fabric(code == SUCCESS, properties);
     code
 }

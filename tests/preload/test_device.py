@@ -287,7 +287,11 @@ def test_a_process_wide_pause_past_which_memory_goes_is_refused(workshop: Worksh
     check(workshop.run(workshop.program("process_wide.c"), "blind", folders=(sim_dir,), extra=settings))
 
 
-@pytest.mark.parametrize("kind", ["regions", "odd", "off"])
+def test_a_library_that_is_switched_off_says_so(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("process_wide.c"), "disabled", folders=(sim_dir,), SIRE_DISABLE="1"))
+
+
+@pytest.mark.parametrize("kind", ["regions", "odd", "refused", "off"])
 def test_segments(workshop: Workshop, sim_dir: Path, kind: str) -> None:
     settings = {"SIRE_SIM_MEMORY": "512MiB", "SIRE_LOG": "off", "SIRE_DISABLE": "1" if kind == "off" else "0"}
     check(workshop.run(workshop.program("segments.c"), kind, folders=(sim_dir,), extra=settings))
