@@ -1,4 +1,4 @@
-"""Every sentence with which Sire refuses something is read by a test: a sentence that nobody has ever seen printed is likely to say the wrong thing."""
+"""Every sentence with which Sire refuses something is read by a test: what nobody has seen printed is likely to be wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ FOLDERS = ["cdylib", *(f"crates/sire-{name}/src" for name in ("core", "control",
 MAKERS = re.compile(r"(^|\b)(invalid|inactive|refused?|refusal|foreign|Refusal::new|Error::(new|other))$")
 NAMED = re.compile(r"let (mut )?(message|why|what|wrong)\b[^;]*$")
 # Strings, comments and brackets of Rust; names with what calls them.
-TOKEN = re.compile(r"""//[^\n]*|b?r(\#*)".*?"\1|b?"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.[^']*)'|[()\[\]{}]|[\w:.]+!?|.""", re.DOTALL)
+TOKEN = re.compile(
+    r"""//[^\n]*|b?r(\#*)".*?"\1|b?"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.[^']*)'|[()\[\]{}]|[\w:.]+!?|.""", re.DOTALL
+)
+STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 # What no test can bring about, and why.
 UNREAD = {
@@ -78,13 +81,18 @@ def windows(text: str, width: int = 3) -> Iterator[str]:
 def strings(file: Path) -> Iterator[str]:
     text = file.read_text()
     if file.suffix == ".py":
-        yield from (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        constants = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+        yield from (value for value in constants if isinstance(value, str))
     else:
-        yield from re.findall(r'"((?:[^"\\]|\\.)*)"', text, flags=re.DOTALL)
+        yield from STRING.findall(text)
 
 
 def rust_files() -> list[Path]:
     return [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.rs"))]
+
+
+def sources() -> list[Path]:
+    return [file for file in rust_files() if not is_test(file)]
 
 
 def is_test(file: Path) -> bool:
@@ -95,10 +103,10 @@ def is_test(file: Path) -> bool:
 def read_by_tests() -> str:
     """All strings of all tests."""
     folders = [ROOT / "tests", *ROOT.glob("crates/*/tests"), *ROOT.glob("crates/*/src")]
-    files = [file for folder in folders for file in folder.rglob("*") if file.suffix in {".py", ".c", ".cpp", ".rs", ".txt"}]
+    files = [file for folder in folders for file in folder.rglob("*") if file.suffix in {".py", ".c", ".cpp", ".rs"}]
     found = [string for file in files if is_test(file) and file != Path(__file__) for string in strings(file)]
-    own = [file.read_text() for file in rust_files() if not is_test(file)]
-    found += [string for text in own for string in re.findall(r'"((?:[^"\\]|\\.)*)"', text.removeprefix(product(text)), flags=re.DOTALL)]
+    own = [file.read_text() for file in sources()]
+    found += [string for text in own for string in STRING.findall(text.removeprefix(product(text)))]
     return "\n".join(map(plain, found))
 
 
@@ -107,19 +115,19 @@ def unread(file: Path) -> list[str]:
     return [plain(sentence) for sentence, few in parts if few and not any(words in read_by_tests() for words in few)]
 
 
-@pytest.mark.parametrize("file", [file for file in rust_files() if not is_test(file)], ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_refusal_is_read(file: Path) -> None:
     found = [sentence for sentence in unread(file) if not any(plain(known) in sentence for known in UNREAD)]
     assert not found, f"a test should read what is said here: {found}"
 
 
 def test_what_no_test_can_read_is_still_said() -> None:
-    left = [sentence for file in rust_files() if not is_test(file) for sentence in unread(file)]
+    left = [sentence for file in sources() for sentence in unread(file)]
     assert [known for known in UNREAD if not any(plain(known) in sentence for sentence in left)] == []
 
 
 def test_sentences_are_found() -> None:
-    assert sum(len(list(sentences(product(file.read_text())))) for file in rust_files() if not is_test(file)) > 220
+    assert sum(len(list(sentences(product(file.read_text())))) for file in sources()) > 220
     source = """
     // refused("not this: a comment")
     let message = format!("one {tag} \\

@@ -183,8 +183,8 @@ def test_disable(tag: str) -> None:
 
 
 def test_a_region_inside_disable(tag: str) -> None:
-    # A library that opens regions of its own, called by somebody who wants none: leaving the region raised InactiveError, and the memory stayed in the
-    # region's pool, where the next tensors of the region would have had it.
+    # A library that opens regions of its own, called by somebody who wants none: leaving the region raised
+    # InactiveError, and the memory stayed in the region's pool, where its next tensors would have had it.
     with sire.disable(), sire.region(tag, backup="cpu"):
         outside = full(1, 4 * MIB)
         with sire.region(f"{tag}/inner"):
