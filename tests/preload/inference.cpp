@@ -243,12 +243,16 @@ int main(int, char **argv) {
     Weights weights;
     Buffer cache(THREADS * 8 * ROW);
     cuda(cudaMemset(cache.at(), 0, cache.bytes()));
+    // The threads' streams do not wait for it by themselves.
+    cuda(cudaDeviceSynchronize());
     std::vector<uint64_t> states(THREADS);
     std::vector<std::thread> threads;
     for (unsigned i = 0; i < THREADS; i++)
         threads.emplace_back([&, i] { states[i] = Conversation(weights, cache.at(i * 8 * ROW), i).talk(); });
     for (std::thread &thread : threads) thread.join();
     CHECK(how == "never" || was_away);
+    // What the pools have mapped is gone with them.
+    CHECK(mapped_bytes == 0 && (pool_kind != "mapped" || device_used() <= weights.on_device * LAYER + 4 * MiB));
     std::printf("%zu layers on the device\n", weights.on_device);
     for (uint64_t state : states) std::printf("said %016llx\n", static_cast<unsigned long long>(state));
     std::printf("cache %016llx\n", static_cast<unsigned long long>(cache.digest()));
