@@ -1,4 +1,4 @@
-"""Every sentence with which Sire refuses something is read by a test: what nobody has seen printed is likely to be wrong."""
+"""Every sentence with which Sire refuses something is read by a test: what nobody has read is likely to be wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ["cdylib", *(f"crates/sire-{name}/src" for name in ("core", "control", "cuda", "driver-hooks", "ledger"))]
 
-# What makes an error out of a sentence, and what a sentence is called that is made into one in the next line.
-MAKERS = re.compile(r"(^|\b)(invalid|inactive|refused?|refusal|foreign|Refusal::new|Error::(new|other))$")
+# What makes an error, or a warning, out of a sentence, and what a sentence is called that becomes one in the next line.
+MAKERS = re.compile(
+    r"(^|\b)(invalid|inactive|refused?|refusal|foreign|Refusal::new|Error::(new|other)|log::(warning|error)!)$"
+)
 NAMED = re.compile(r"let (mut )?(message|why|what|wrong)\b[^;]*$")
 # Strings, comments and brackets of Rust; names with what calls them.
 TOKEN = re.compile(
@@ -35,6 +37,8 @@ UNREAD = {
     "the margin of": "nobody is told; what is said instead names the missing bytes",
     "is of another version of Sire": "nobody is told; nothing is shared then",
     "no ordinary file": "the file of a device, which root alone can make",
+    "could be registered": "a system without room for one more handler",
+    "the thread of time slices had failed": "a bug in Sire",
     "there are too many regions": "four thousand million of them",
     "/proc does not show this process": "a system that Sire does not run on",
     "another part of the call has failed": "nobody is told; the other part's sentence is",
