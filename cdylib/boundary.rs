@@ -229,6 +229,7 @@ pub(crate) fn invalid(message: impl Into<String>) -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic)]
 mod tests {
     use super::{call, catch, last_error};
     use crate::status::sire_status;
