@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import managed
 import pytest
 import sire
 import torch
-from sire import _memory
+from sire import _library, _memory, _packed, _torch
 from sire._units import disk as units_disk
+from sire._units import wrapping
 from sire.memory import MemoryManager
 from sire.models import _commits, _estimate, _lora, _setup
 from sire.slyce import SlyceModel, _logs
@@ -19,6 +22,12 @@ from sire.slyce import _model as slyce
 from sire.slyce.models import TransformerStack
 from sire.torchtools import gpu_scheduler
 from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """As `managed.fresh`."""
+    yield from managed.fresh()
 
 
 class Silent(_commits.CommitABC[Any]):
@@ -90,6 +99,12 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: slices.Slice("b", dict).construct(), "the constructor of slice 'b' gave a dict, not a torch.nn.Module"),
     (lambda: TransformerStack(0, 8, 2), "layers and layers_per_slice are 1 or more"),
     (
+        lambda: one_slice().manager.offload_slice("a"),
+        "slice 'a' cannot go further: give disk_cache_path for a disk tier",
+    ),
+    (lambda: wrapping.unit_of(nn.Linear(2, 2)), "this module is not managed any more; wrap it again"),
+    (lambda: _packed._on_disk(1 << 62), "4611686018427387904 bytes for a module's tensors cannot be had in the disk ("),
+    (
         lambda: gpu_scheduler.ProbeFunction(model_ctor="model")._model(),
         "'model' names no model; write 'module:attribute'",
     ),
@@ -121,3 +136,82 @@ def test_a_hook_is_attached_once(tmp_path: Path) -> None:
             hook.attach(nn.Linear(2, 2))
     finally:
         hook.detach()
+
+
+def test_a_managed_module_says_what_cannot_be_changed() -> None:
+    module = nn.Linear(8, 8)
+    sire.manage(module)
+    with pytest.raises(sire.InvalidArgumentError, match="is managed already: mode cannot be changed any more"):
+        sire.manage(module, mode="view")
+
+
+def test_a_unit_that_is_needed_stays() -> None:
+    with MemoryManager() as manager:
+        unit = wrapping.unit_of(manager.wrap_module(nn.Linear(8, 8))).unit
+        unit.pinned = True
+        with pytest.raises(sire.BusyError, match=r"cannot be sent away now: it is pinned. Repeat the call afterwards"):
+            unit.refuse_use("sent away")
+
+
+def test_what_is_only_paused_has_no_copy(tag: str) -> None:
+    module = nn.Linear(8, 8)
+    adopted = sire.models.adopt(module, tag=tag, mode="paused")
+    adopted.load()
+    with pytest.raises(sire.InvalidArgumentError, match="in paused mode have no copy to restore from"):
+        adopted.restore(module.weight)
+    adopted.release()
+
+
+def test_a_check_says_who_checks(tag: str) -> None:
+    with sire.region(tag):
+        tensor = torch.ones(8, device="cuda")
+    advice = r"sire.resume\(tag\). Checked because of SIRE_CHECK=1 or sire.checked\(\)"
+    with sire.checked(), sire.paused(tag), pytest.raises(sire.PausedError, match=advice):
+        tensor.add(1)
+
+
+def test_only_streams_and_events_are_waited_for(tag: str) -> None:
+    with sire.region(tag):
+        torch.ones(8, device="cuda")
+    sire.pause(tag)
+    progress = sire.resume(tag, non_blocking=True)
+    with pytest.raises(sire.InvalidArgumentError, match="wait_stream takes a CUDA stream or event, not int"):
+        progress.wait_stream(7)
+    progress.wait()
+
+
+def test_memory_of_somebody_elses_is_found(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _library.load()
+    monkeypatch.setattr(type(library), "owns", lambda *_: False)
+    found = "were allocated at 0x.* without Sire: pausing would release nothing"
+    with pytest.raises(sire.InactiveError, match=found), sire.region(tag):
+        torch.ones(8, device="cuda")
+
+
+def test_a_pytorch_without_such_pools_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise RuntimeError("MemPool does not go with expandable_segments.")
+
+    monkeypatch.setattr(torch.cuda, "MemPool", refuses)
+    with pytest.raises(sire.UnsupportedError, match=r"makes no pool for a region: MemPool does not go with .* Preload"):
+        _torch.new_pool(torch, 0)
+
+
+def test_a_probe_that_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    with pytest.raises(
+        sire.ProbeTimeoutError, match=r"the probe was not done after 0.01 s, and was ended; give it more"
+    ):
+        gpu_scheduler._answer(None, ours, 0.01)
+    theirs.send(("failed", "boom"))
+    with pytest.raises(sire.ProbeError, match="the probe failed:\nboom"):
+        gpu_scheduler._answer(None, ours, 1)
+
+    def taken(*_: object) -> None:
+        raise sire.ReservationTimeoutError("somebody has it")
+
+    monkeypatch.setattr(gpu_scheduler, "take_lock", taken)
+    with pytest.raises(
+        sire.ProbeTimeoutError, match=r"the probe did not have its turn within .* its time-out: somebody"
+    ):
+        gpu_scheduler._turn("name", 1.0)
