@@ -13,7 +13,7 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(argv[1], "disabled")) {
         EXPECT(SIRE_STATUS_INACTIVE, sire_region_open("r", NULL, NULL));
-        SAYS("SIRE_DISABLE is set");
+        SAYS("Sire is not active here: SIRE_DISABLE is set");
         return 0;
     }
     void *ours = NULL, *async = NULL;

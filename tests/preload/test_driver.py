@@ -282,7 +282,11 @@ compiler, source, folder, heard = sys.argv[1], sys.argv[2], pathlib.Path(sys.arg
 def folders_of_the_driver():
     if named := os.environ.get("TRITON_LIBCUDA_PATH"):
         return [named]
-    return [path for path in os.environ["LD_LIBRARY_PATH"].split(":") if os.path.exists(os.path.join(path, "libcuda.so.1"))]
+    known = []
+    if os.path.exists("/sbin/ldconfig"):
+        lines = subprocess.run(["/sbin/ldconfig", "-p"], check=True, capture_output=True, text=True, timeout=100).stdout.splitlines()
+        known = [os.path.dirname(line.split()[-1]) for line in lines if "libcuda.so.1" in line]
+    return known or [path for path in os.environ["LD_LIBRARY_PATH"].split(":") if os.path.exists(os.path.join(path, "libcuda.so.1"))]
 
 def compiled(name):
     library = folder / f"{name}.so"

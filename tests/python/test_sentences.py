@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import sire
@@ -18,6 +20,11 @@ from sire.torch_memory_saver import _saver
 from sire.vllm import _allocator
 
 from fake_library import FakeLibrary
+
+
+def saver() -> _saver.TorchMemorySaver:
+    return _saver.torch_memory_saver
+
 
 WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: encode_tag(7), "a tag is a str such as 'model/weights', not "),
@@ -50,6 +57,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: _saver._backup(True, True, None), "enable_cpu_backup and enable_disk_backup exclude each other"),
     (lambda: _saver._backup(False, True, "mmap"), "cpu_backup_backend needs enable_cpu_backup=True"),
     (lambda: _saver._backup(True, False, "tape"), "cpu_backup_backend is 'mmap' or 'pinned', not 'tape'"),
+    (lambda: saver().disable(dispose_mem_pool_after_use=False), "disable() always drops its pool at the end"),
     (lambda: _allocator._tags(7), "tags are a str, or a tuple or list of them, not 7"),
     (lambda: _allocator._path(7), "a tag is a str such as 'weights', not 7"),
 ]
@@ -66,6 +74,17 @@ def test_an_argument_that_cannot_be_is_named(library: FakeLibrary, call: Callabl
 def test_a_name_that_a_module_does_not_have_is_named(name: str) -> None:
     with pytest.raises(AttributeError, match=f"module '{name}' has no attribute '_nonsense'"):
         sys.modules[name]._nonsense  # noqa: B018
+
+
+def test_without_a_library_it_says_where_it_looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SIRE_LIBRARY", raising=False)
+    monkeypatch.setattr(_library, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_library, "_checkout_candidates", list)
+    looked = (
+        f"is neither named in SIRE_LIBRARY nor in {re.escape(str(tmp_path))}/_native.* Install the package with pip"
+    )
+    with pytest.raises(sire.LibraryNotFoundError, match=looked):
+        _library.library_path()
 
 
 def test_a_backend_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,12 @@ LAYER.add_module("layer", nn.Linear(4, 4))
 
 WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: sire.models.adopt(7), "adopt takes a torch.nn.Module, not int"),
+    (lambda: sire.models.adopt(nn.Linear(2, 2), mode="x"), "mode is one of 'auto', 'view', 'paused', not 'x'"),  # type: ignore[arg-type]
+    (lambda: sire.HookCommit(print, kind="x"), "kind is one of "),  # type: ignore[arg-type]
+    (
+        lambda: _lora.LoraCommit({"a.dora_scale": 1}),
+        "'a.dora_scale' belongs to a variant of LoRA that cannot be applied",
+    ),
     (lambda: _memory.get_cpu_backup(torch.ones(4, 4, device="cuda").t()), "get_cpu_backup takes a contiguous tensor"),
     (lambda: units_disk.bytes_of(torch.ones(4, 4).t()), "a dense CPU tensor is needed"),
     (lambda: MemoryManager().wrap_module(7), "a torch.nn.Module can be wrapped, not int"),

@@ -349,7 +349,7 @@ def test_a_stranger_of_the_same_name_is_refused(stand_in: pytest.MonkeyPatch, ca
     sire.vllm.register()  # nobody asked for it: vLLM goes on
     assert "another plugin" in caplog.text
     stand_in.setenv("SIRE_VLLM", "1")
-    with pytest.raises(sire.UnsupportedError, match="another plugin"):
+    with pytest.raises(sire.UnsupportedError, match="another plugin has given vLLM a sleep-mode backend named 'sire'"):
         sire.vllm.register()
 
 

@@ -14,7 +14,7 @@
 //!   what must go is tried again later. (What was unmapped while its region was paused is mapped again only after the resume.)
 //! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
 //! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
-//!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out is held only while it is asked ([`Lent`]).
+//!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out, or to map a second time, is held only while it is asked ([`Lent`]).
 //! * **One region per reservation.** A pause is refused if memory of other regions, or of none, lies in a reservation with what is to be paused ([`ledger`]). Memory made outside
 //!   any region joins the region of the reservation that it is mapped in: PyTorch's other threads grow a pool without being in its region.
 //! * **An unknown virtual handle is an error**, and never goes to the driver. All other handles are none of our business: calls with them, and parts of calls, are given back to
