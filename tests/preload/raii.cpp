@@ -38,10 +38,13 @@ static void digest(const char *what, const Buffer &buffer) { std::printf("%s %01
 static void containers() {
     std::map<std::string, Buffer> named;
     std::vector<Buffer> many;
+    uint64_t used = device_used();
     for (unsigned i = 0; i < 64; i++) {
         many.emplace_back(1000 + i);
         many.back().write(i);
     }
+    // Small pieces share memory: no 2 MiB for each.
+    CHECK(device_used() - used <= 4 * MiB);
     named.emplace("weights", Buffer(5 * MiB)).first->second.write(7);
     std::unique_ptr<Buffer[]> array(new Buffer[3]);
     for (unsigned i = 0; i < 3; i++) (array[i] = Buffer((i + 1) * 700 * KiB)).write(70 + i);
