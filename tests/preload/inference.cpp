@@ -256,5 +256,7 @@ int main(int, char **argv) {
     std::printf("%zu layers on the device\n", weights.on_device);
     for (uint64_t state : states) std::printf("said %016llx\n", static_cast<unsigned long long>(state));
     std::printf("cache %016llx\n", static_cast<unsigned long long>(cache.digest()));
+    // Whoever has resumed it hears that before it ends.
+    if (how == "asked") std::getchar();
     return 0;
 }

@@ -104,7 +104,9 @@ def test_a_server_that_another_process_pauses(program, under, uninterrupted: dic
         mine = {"XDG_RUNTIME_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
         return subprocess.run([str(command), *arguments], env=mine, capture_output=True, text=True, timeout=60)
 
-    with running([program("inference.cpp"), pool, "asked", heard], 100, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+    with running(
+        [program("inference.cpp"), pool, "asked", heard], 100, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as server:
         pid, middle = str(server.pid), line(server)
         paused = check(ask("pause", pid, "--timeout", "60", "--json"))
         assert json.loads(paused.stdout)["report"]["bytes_moved"] >= 40 << 20
@@ -113,6 +115,6 @@ def test_a_server_that_another_process_pauses(program, under, uninterrupted: dic
         assert away == (heard == "1"), device
         assert server.poll() is None
         check(ask("resume", pid))
-        rest, errors = server.communicate(timeout=60)
+        rest, errors = server.communicate("\n", timeout=60)
     assert (server.returncode, errors) == (0, "")
     assert f"{middle}\n{rest}" == uninterrupted[pool]
