@@ -227,3 +227,31 @@ pub(crate) unsafe fn put<T>(out: *mut T, value: T) {
 pub(crate) fn invalid(message: impl Into<String>) -> Error {
     Error::new(Status::InvalidArgument, message)
 }
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::{call, catch, last_error};
+    use crate::status::sire_status;
+    use sire_core::error::Status;
+    use std::panic::panic_any;
+
+    fn last() -> String {
+        let mut text = vec![0_u8; 256];
+        // SAFETY: so many bytes lie there.
+        let length = unsafe { last_error(text.as_mut_ptr().cast(), text.len()) };
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    }
+
+    #[test]
+    fn a_panic_is_a_status_and_a_sentence() {
+        assert!(call(|| panic!("chunk {} is gone", 7)) == sire_status::Internal);
+        assert_eq!(last(), "a bug in Sire: chunk 7 is gone");
+        assert!(call(|| panic_any(7)) == sire_status::Internal);
+        assert_eq!(last(), "a bug in Sire: a panic without a message");
+        assert_eq!(
+            catch(|| -> Result<(), _> { panic!("at once") }).map_err(|error| error.status),
+            Err(Status::Internal)
+        );
+    }
+}

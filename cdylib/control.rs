@@ -23,7 +23,7 @@ use sire_core::error::{Error, Result, Status};
 use sire_core::policy::Budget;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
@@ -76,6 +76,8 @@ pub(crate) struct Control {
     descriptors: Arc<Descriptors>,
     running: Mutex<Option<Running>>,
     working: AtomicBool,
+    /// Threads that serve a socket, or are about to.
+    servers: AtomicUsize,
     started: f64,
 }
 
@@ -137,6 +139,7 @@ pub(crate) fn made() -> Result<&'static Control> {
         descriptors: Arc::default(),
         running: Mutex::default(),
         working: AtomicBool::new(false),
+        servers: AtomicUsize::new(0),
         started: now(),
     };
     watch_forks_and_exit();
@@ -168,12 +171,14 @@ extern "C" fn after_fork_in_child() {
     }
 }
 
-/// The socket goes; whatever the worker has begun with the driver gets a moment, because the driver goes next.
+/// The socket goes. What was answered already is said before the end; whatever the worker has begun with the driver gets a moment, because the
+/// driver goes next.
 extern "C" fn at_exit() {
     let Some(control) = current() else { return };
     control.stop();
     let until = Instant::now() + FAREWELL;
-    while control.working.load(Ordering::Acquire) && Instant::now() < until {
+    let busy = || control.working.load(Ordering::Acquire) || control.servers.load(Ordering::Acquire) > 0;
+    while busy() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -192,9 +197,14 @@ impl Control {
         let stop = server.stop();
         // The worker first: without a server, which holds the other end, it ends at once. A server that could not be started is dropped, and with it
         // all that is open.
-        let spawned =
-            spawn("sire-control-w", move || self.work(waiting)).and_then(|_| spawn("sire-control", || server.run()));
+        let serve = move || {
+            server.run();
+            self.servers.fetch_sub(1, Ordering::Release);
+        };
+        self.servers.fetch_add(1, Ordering::Relaxed);
+        let spawned = spawn("sire-control-w", move || self.work(waiting)).and_then(|_| spawn("sire-control", serve));
         if let Err(error) = spawned {
+            self.servers.fetch_sub(1, Ordering::Release);
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }

@@ -27,7 +27,7 @@ const DEEPEST: usize = 64;
 struct Thread {
     stack: [Cell<u32>; DEEPEST],
     depth: Cell<usize>,
-    suspended: Cell<u32>,
+    suspended: Cell<u16>,
 }
 
 thread_local! {
@@ -186,7 +186,12 @@ pub(crate) fn leave(region: RegionId) -> Result<()> {
 /// Until as many `unsuspend`s, this thread's allocations pass through.
 pub(crate) fn suspend() -> Result<()> {
     THREAD.with(|thread| {
-        let count = thread.suspended.get().checked_add(1).ok_or_else(|| invalid("suspended too often"))?;
+        let count = thread.suspended.get().checked_add(1).ok_or_else(|| {
+            invalid(format!(
+                "this thread is suspended {} times already; each needs its sire_region_unsuspend",
+                u16::MAX
+            ))
+        })?;
         thread.suspended.set(count);
         Ok(())
     })

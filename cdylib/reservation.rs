@@ -324,13 +324,11 @@ static SPENT_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// The program is about to take memory that the engine does not make: it comes out of the stock. `None` where there is nothing to take from. Until
 /// [`spent`] is called, what was made free for it counts as not owned: anybody may be faster.
-pub(crate) fn spend(device: impl FnOnce() -> Result<Device>, bytes: usize) -> Option<(Device, u64)> {
+pub(crate) fn spend(device: impl FnOnce() -> Option<Device>, bytes: usize) -> Option<(Device, u64)> {
     let process = process::started().filter(|process| process.engine.has_stock() && !capture::in_progress())?;
-    let spent = catch(|| {
-        let device = device()?;
-        Ok((device, process.engine.stock_spend(device, bytes as u64)))
-    });
-    spent.ok().filter(|(_, bytes)| *bytes > 0)
+    let spend = |device| (device, process.engine.stock_spend(device, bytes as u64));
+    let spent = catch(|| Ok(device().map(spend)));
+    spent.ok().flatten().filter(|(_, bytes)| *bytes > 0)
 }
 
 /// What [`spend`] made free was taken, at this address; or, if it is NULL, could not be.

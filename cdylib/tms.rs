@@ -17,7 +17,7 @@ use sire_core::engine::{Backup, BackupView, Policy, RegionId};
 use sire_core::error::{Result, Status};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -124,16 +124,15 @@ fn current_tag(thread: &Thread) -> &'static CStr {
 }
 
 /// The one copy of a tag that lives for good: pointers to it are handed out.
-fn intern(tag: &str) -> Result<&'static CStr> {
+fn intern(tag: &CStr) -> &'static CStr {
     static TAGS: LazyLock<Mutex<HashSet<&'static CStr>>> = LazyLock::new(Mutex::default);
-    let tag = CString::new(tag).map_err(|_| invalid("the tag contains a NUL"))?;
     let mut tags = TAGS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = tags.get(tag.as_c_str()) {
-        return Ok(known);
+    if let Some(known) = tags.get(tag) {
+        return known;
     }
-    let kept: &'static CStr = Box::leak(tag.into_boxed_c_str());
+    let kept: &'static CStr = Box::leak(tag.into());
     tags.insert(kept);
-    Ok(kept)
+    kept
 }
 
 /// Reports the error of a function that returns nothing.
@@ -170,7 +169,8 @@ pub unsafe extern "C" fn tms_set_current_tag(tag: *const c_char) {
         if text.len() > 255 {
             return Err(invalid(format!("the tag has {} bytes; the longest has 255", text.len())));
         }
-        let kept = intern(text)?;
+        // SAFETY: as above; it was not refused, so it is not NULL.
+        let kept = intern(unsafe { CStr::from_ptr(tag) });
         THREAD.with(|thread| thread.tag.set(Some(kept)));
         Ok(())
     });

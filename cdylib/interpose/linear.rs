@@ -5,9 +5,8 @@
 
 use super::context;
 use super::entry::{Code, original};
-use super::runtime::{ask_again, is_recorded, serve, take_back};
+use super::runtime::{ask_again, is_recorded, known, serve, take_back};
 use crate::allocate;
-use crate::boundary::invalid;
 use crate::process;
 use crate::reservation;
 use sire_core::engine::RegionId;
@@ -57,7 +56,7 @@ pub(super) unsafe fn allocated(
     let served = unsafe { serve(out.cast(), bytes, |region| in_region(region, bytes, stream, device)) };
     served.unwrap_or_else(|| {
         passed.fetch_add(1, Ordering::Relaxed);
-        ask_again(ask, bytes, || device.map_or_else(current_device, Ok), || ())
+        ask_again(ask, bytes, || known(device.or_else(context::device)?), || ())
     })
 }
 
@@ -76,10 +75,6 @@ fn in_region(
         return Ok(None);
     }
     allocate::in_region(process, region, device, bytes, stream).map(Some)
-}
-
-fn current_device() -> Result<c_int> {
-    context::device().ok_or_else(|| invalid("no context is current"))
 }
 
 pub(super) unsafe extern "C" fn alloc(out: *mut u64, bytes: usize) -> Code {
@@ -111,7 +106,7 @@ pub(super) unsafe extern "C" fn alloc_pitch(
     PASSED.pitch.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the program's own arguments, as it passed them.
     let ask = || unsafe { original::alloc_pitch(out, pitch, width, height, element) };
-    ask_again(ask, width.saturating_mul(height), current_device, || ())
+    ask_again(ask, width.saturating_mul(height), || known(context::device()?), || ())
 }
 
 pub(super) unsafe extern "C" fn alloc_managed(out: *mut u64, bytes: usize, flags: c_uint) -> Code {

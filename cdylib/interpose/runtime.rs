@@ -57,7 +57,7 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
 /// As for `cudaMalloc`.
 unsafe fn forward(out: *mut *mut c_void, bytes: usize, runtime: &Runtime) -> cudaError {
     let guard = Guard::enter();
-    let first = guard.as_ref().and_then(|_| reservation::spend(|| known(current_device(runtime)?), bytes));
+    let first = guard.as_ref().and_then(|_| reservation::spend(|| known(current_device(runtime).ok()?), bytes));
     drop(guard);
     // SAFETY: the caller's promise.
     let (code, later) = ask_runtime_again(|| unsafe { runtime.malloc(out, bytes) }, bytes, runtime, None);
@@ -81,7 +81,7 @@ fn ask_runtime_again(
         // SAFETY: takes nothing. The program is not to hear of the failure, in case the next attempt succeeds.
         let _ = unsafe { runtime.get_last_error() };
     };
-    ask_until_served(ask, bytes, || device.map_or_else(|| current_device(runtime), Ok), forget)
+    ask_until_served(ask, bytes, || known(device.or_else(|| current_device(runtime).ok())?), forget)
 }
 
 /// What of the reservation was made free for an allocation.
@@ -92,7 +92,7 @@ type Spent = Vec<(Device, u64)>;
 fn ask_until_served(
     ask: impl Fn() -> cudaError,
     bytes: usize,
-    device: impl Fn() -> Result<c_int>,
+    device: impl Fn() -> Option<Device>,
     forget: impl Fn(),
 ) -> (cudaError, Spent) {
     let (mut code, mut spent) = (ask(), Spent::new());
@@ -108,7 +108,7 @@ fn ask_until_served(
 pub(super) fn ask_again(
     ask: impl Fn() -> cudaError,
     bytes: usize,
-    device: impl Fn() -> Result<c_int>,
+    device: impl Fn() -> Option<Device>,
     forget: impl Fn(),
 ) -> cudaError {
     let (code, spent) = ask_until_served(ask, bytes, device, forget);
@@ -123,15 +123,16 @@ fn give_back_unless_taken(code: cudaError, spent: Spent) -> cudaError {
     code
 }
 
-fn known(device: c_int) -> Result<Device> {
-    u32::try_from(device).map(Device).map_err(|_| boundary::invalid("no device is current"))
+/// The device of this ordinal, which CUDA has named; None: it has named none.
+pub(super) fn known(device: c_int) -> Option<Device> {
+    u32::try_from(device).map(Device).ok()
 }
 
-fn make_way(bytes: usize, device: &dyn Fn() -> Result<c_int>, spent: &mut Spent) -> bool {
+fn make_way(bytes: usize, device: &dyn Fn() -> Option<Device>, spent: &mut Spent) -> bool {
     let Some(process) = process::started().filter(|_| !capture::in_progress()) else { return false };
     let Some(_guard) = Guard::enter() else { return false };
     let made = boundary::catch(|| {
-        let device = known(device()?)?;
+        let Some(device) = device() else { return Ok(false) };
         // What is reserved for this process is there for all of it, also where no hook says what it takes.
         if process.engine.make_way(device, bytes as u64) {
             return Ok(true);
@@ -264,7 +265,7 @@ pub(super) fn allocate_on(
 pub(super) fn is_recorded(process: &Process, device: c_int, stream: *mut c_void) -> bool {
     const LEGACY: usize = 1;
     let device = context::device().unwrap_or(device);
-    let asked = || process.driver.is_capturing(known(device).ok()?, ProgramStream(stream as u64)).ok();
+    let asked = || process.driver.is_capturing(known(device)?, ProgramStream(stream as u64)).ok();
     stream as usize > LEGACY && capture::in_progress() && asked().unwrap_or(true)
 }
 

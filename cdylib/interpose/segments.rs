@@ -8,7 +8,7 @@ use super::context;
 use super::entry::{AccessDescription, Code, Location, MemoryProperties, original};
 use super::guard::Guard;
 use super::runtime::{ask_again, report, wanted};
-use crate::boundary::{catch, invalid};
+use crate::boundary::catch;
 use crate::capture;
 use crate::log;
 use crate::process::{self, Process};
@@ -125,8 +125,7 @@ unsafe fn create_outside(out: *mut u64, size: usize, properties: *const MemoryPr
     // SAFETY: the program's own argument: a description, or NULL.
     let asked = unsafe { properties.as_ref() }.and_then(ordinary);
     let Some((device, properties)) = asked else { return ask() };
-    let ordinal = || c_int::try_from(device.0).map_err(|_| invalid("there is no such device"));
-    let code = ask_again(ask, size, ordinal, || ());
+    let code = ask_again(ask, size, || Some(device), || ());
     note_fabric(code == SUCCESS, properties);
     code
 }
@@ -321,27 +320,32 @@ pub(super) unsafe extern "C" fn range_handle(
 
 pub(super) unsafe extern "C" fn map(addr: u64, size: usize, offset: usize, handle: u64, flags: c_ulonglong) -> Code {
     // SAFETY: the program's own arguments, as it passed them.
-    let outside = |handle| unsafe { map_outside(addr, size, offset, handle, flags) };
+    let outside = |handle| unsafe { map_outside(addr, size, offset, handle, flags, None) };
     if flags != 0 || !Segments::is_virtual(handle) {
         return hand_out(handle, ODD_ACCESS, outside);
     }
     let capturing = capture::in_progress();
-    let mapped = ask("a mapping", None, |segments| {
-        segments.map(Addr(addr), size as u64, offset as u64, Handle(handle), capturing)
-    });
-    match mapped {
-        Ok(None) if process::started().is_some() => SUCCESS,
-        Ok(None) => INVALID_VALUE,
-        Ok(Some(Physical(handle))) => outside(handle),
-        Err(code) => code,
-    }
+    code(ask("a mapping", INVALID_VALUE, |segments| {
+        let mapped = segments.map_or_lend(Addr(addr), size as u64, offset as u64, Handle(handle), capturing)?;
+        Ok(mapped.map_or(SUCCESS, |(Physical(handle), lent)| {
+            // SAFETY: the program's own arguments, as it passed them; the handle is the driver's.
+            unsafe { map_outside(addr, size, offset, handle, flags, Some(lent)) }
+        }))
+    }))
 }
 
-/// Maps what nobody follows.
+/// Maps what nobody follows. `lent`: what of it was followed so far, and still is if the driver refuses.
 ///
 /// # Safety
 /// As for `cuMemMap`; the handle is the driver's.
-unsafe fn map_outside(addr: u64, size: usize, offset: usize, handle: u64, flags: c_ulonglong) -> Code {
+unsafe fn map_outside(
+    addr: u64,
+    size: usize,
+    offset: usize,
+    handle: u64,
+    flags: c_ulonglong,
+    lent: Option<Lent<'_>>,
+) -> Code {
     // What is paused is mapped too, though the driver does not know.
     if process::started().is_some_and(|process| process.engine.segments().mapping(Addr(addr)).is_some()) {
         return INVALID_VALUE;
@@ -349,6 +353,7 @@ unsafe fn map_outside(addr: u64, size: usize, offset: usize, handle: u64, flags:
     // SAFETY: the caller's promise.
     let code = unsafe { original::map(addr, size, offset, handle, flags) };
     if code == SUCCESS {
+        lent.into_iter().for_each(Lent::keep);
         let _ = ask("a mapping", (), |segments| {
             segments.mapped(Addr(addr), size as u64);
             Ok(())

@@ -1,6 +1,7 @@
 /* What clients of the control socket are refused, and how that is said: what makes no sense, what comes too early or at a bad moment, and too much at once. */
 #include "support.h"
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -38,6 +39,35 @@ static void refused(const char *request, const char *words) {
     close(connection);
 }
 
+/* What one connection may have under way, and how long it may be. */
+static void too_much_of_one(void) {
+    int connection = client();
+    device_fault("cuMemGetInfo_v2=delay:200000; cuDeviceGetUuid_v2=delay:200000");
+    for (int i = 0; i <= AT_ONCE; i++) say(connection, "{\"verb\":\"list\"}\n");
+    char *answers = hear(connection, AT_ONCE + 1);
+    device_fault("");
+    CHECK(strstr(answers, "8 requests of this connection are unanswered; wait for them") != NULL);
+    free(answers);
+    close(connection);
+    char *request = malloc(8192);
+    memset(request, ' ', 8192);
+    memcpy(request + 8190, "\n", 2);
+    refused(request, "a request has at most 4096 bytes; this one has more");
+    free(request);
+}
+
+/* A socket's path is as long as the kernel lets it be. */
+static void too_long_a_path(void) {
+    const char *before = getenv("XDG_RUNTIME_DIR");
+    char *own = strdup(before), longer[4096];
+    snprintf(longer, sizeof longer, "%s/%0100d", own, 0);
+    CHECK(mkdir(longer, 0700) == 0 && setenv("XDG_RUNTIME_DIR", longer, 1) == 0);
+    CHECK(sire_control_open(NULL, 0, NULL) != SIRE_STATUS_OK);
+    SAYS("is too long for a socket's path; set XDG_RUNTIME_DIR to a shorter one");
+    CHECK(setenv("XDG_RUNTIME_DIR", own, 1) == 0);
+    free(own);
+}
+
 static void too_much_at_once(void) {
     int connections[CLIENTS], full = 0;
     device_fault("cuMemGetInfo_v2=delay:200000; cuDeviceGetUuid_v2=delay:200000");
@@ -57,6 +87,7 @@ static void too_much_at_once(void) {
 }
 
 int main(void) {
+    too_long_a_path();
     OK(sire_control_open(socket_path, sizeof socket_path, NULL));
     refused("{\"verb\":\"evict\"}\n", "the program has not used a device yet");
     uint32_t region = region_of("asked", 1);
@@ -69,6 +100,7 @@ int main(void) {
     CUDA(0, cudaStreamEndCapture(stream, &graph));
     CUDA(0, cudaGraphDestroy(graph));
     CUDA(0, cudaStreamDestroy(stream));
+    too_much_of_one();
     too_much_at_once();
     CUDA(0, cudaFree(memory));
     return 0;

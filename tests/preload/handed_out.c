@@ -86,7 +86,8 @@ static void multicast(int form) {
     pauses(tag, 6 * MiB, 6 * MiB);
     OK(sire_pause(tag, NULL, NULL));
     CUDA(800, bind_range(form, paused)); /* what is away cannot be bound */
-    SAYS("resume its region first");
+    SAYS("the memory at ");
+    SAYS("is paused; resume its region first");
     OK(sire_resume(tag, NULL, NULL));
     device_fault("");
     CUDA(0, cudaFree(bound));

@@ -1,5 +1,5 @@
 /* A program that knows nothing of Sire, under SIRE_REGION: its memory is in that region, and can be paused from outside its code.
- * argv: the tag, or blind (with expandable segments). */
+ * argv: the tag, or blind (with expandable segments), or disabled. */
 #include "support.h"
 
 int main(int argc, char **argv) {
@@ -9,6 +9,11 @@ int main(int argc, char **argv) {
         EXPECT(SIRE_STATUS_UNSUPPORTED, sire_pause(NULL, NULL, NULL));
         SAYS("expandable_segments");
         EXPECT(SIRE_STATUS_UNSUPPORTED, sire_resume(NULL, NULL, NULL));
+        return 0;
+    }
+    if (!strcmp(argv[1], "disabled")) {
+        EXPECT(SIRE_STATUS_INACTIVE, sire_region_open("r", NULL, NULL));
+        SAYS("Sire is not active here: SIRE_DISABLE is set");
         return 0;
     }
     void *ours = NULL, *async = NULL;

@@ -45,10 +45,22 @@ static void peers(uint32_t region) {
     CUDA(0, cudaFree(memory));
 }
 
-int main(void) {
+/* A reservation that is to have a fence if it can, and cannot. */
+static void reservation(const char *directory) {
+    sire_reserve_options wish = {.struct_size = sizeof wish, .bytes = 4 * MiB, .fence = 1, .directory = directory};
+    sire_reservation *held = NULL;
+    device_fault("cuMemCreate=error:2");
+    OK(sire_reserve(0, &wish, &held));
+    device_fault("");
+    OK(sire_reservation_release(held));
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2);
     uint32_t region = region_of("r", 0);
     allocator(region);
     nesting(region);
     peers(region);
+    reservation(argv[1]);
     return 0;
 }

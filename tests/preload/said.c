@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +33,7 @@ static void strings(void) {
     SAID(INVALID_ARGUMENT, "is not UTF-8", sire_resume("\xff", NULL, NULL));
     SAID(INVALID_ARGUMENT, "is NULL or empty, but is needed", sire_attach_file(NULL, 1, "", 0));
     SAID(INVALID_ARGUMENT, "the directory is an empty string", sire_set_disk_directory(""));
+    SAID(INVALID_ARGUMENT, "the tag \"\" cannot be used: it is empty", sire_region_open("", NULL, NULL));
     free(text);
 }
 
@@ -80,6 +83,12 @@ static void threads(uint32_t region) {
     SAID(INVALID_ARGUMENT, "this thread is in no region; was region", sire_region_leave(region));
     SAID(INVALID_ARGUMENT, "this thread is in no region; call sire_region_enter first", sire_allocate(16, 0, NULL, &out));
     SAID(INVALID_ARGUMENT, "this thread is not suspended", sire_region_unsuspend());
+    int suspended = 0;
+    while (sire_region_suspend() == SIRE_STATUS_OK) CHECK(++suspended < 1 << 20);
+    SAYS("this thread is suspended 65535 times already; each needs its sire_region_unsuspend");
+    while (suspended-- > 0) OK(sire_region_unsuspend());
+    SAID(INVALID_ARGUMENT, "no capture is in progress", sire_capture_end());
+    SAID(INVALID_ARGUMENT, "region 'said/inner' has no lease that could end", sire_unlease("said/inner"));
     SAID(UNKNOWN_TAG, "there is no region number 4000000", sire_region_enter(4000000, 0));
     OK(sire_region_enter(region, 0));
     OK(sire_region_enter(inner, 0));
@@ -98,6 +107,10 @@ static void threads(uint32_t region) {
 static void memory(uint32_t region) {
     char *ours = allocate_in(region, 3 * MiB);
     SAID(UNKNOWN_ADDRESS, "is not the start of a live allocation", sire_free(ours + 4096));
+    SAID(INVALID_ARGUMENT, "does not keep its content in files", sire_attach_file(ours, MiB, "/dev/null", 0));
+    const void *data = NULL;
+    void *token = NULL;
+    SAID(UNKNOWN_ADDRESS, "have no host backup; was the region paused with one?", sire_backup_get(ours, MiB, &data, &token));
     SAID(BACKUP_IO, "it is not a regular file", sire_attach_file(allocate_in(region_of("file", 3), MiB), MiB, "/dev/null", 0));
     sire_torch_set_memory_fraction(-0.5, 0);
     SAYS("-0.5 is no part of a device's memory");
@@ -150,11 +163,26 @@ static void turns(const char *directory) {
     OK(sire_reservation_release(reservation));
 }
 
+/* Whoever wants others to give way asks them through their sockets, which lie in a directory that nobody else may write to. */
+static void asking_others(const char *directory) {
+    sire_reserve_options wish = {.struct_size = sizeof wish, .bytes = MiB, .directory = directory, .preempt = 1};
+    sire_reservation *reservation = NULL;
+    char sockets[4096];
+    snprintf(sockets, sizeof sockets, "%s/open", directory);
+    CHECK(mkdir(sockets, 0700) == 0 && setenv("XDG_RUNTIME_DIR", sockets, 1) == 0);
+    strcat(sockets, "/sire");
+    CHECK(mkdir(sockets, 0700) == 0 && chmod(sockets, 0755) == 0);
+    SAID(UNSUPPORTED, "other processes cannot be asked to give way: ", sire_reserve(0, &wish, &reservation));
+    SAYS("/open/sire is not this user's alone (owner, mode 0700); remove it, or set XDG_RUNTIME_DIR");
+    CHECK(setenv("XDG_RUNTIME_DIR", directory, 1) == 0);
+}
+
 /* Another process, made before this one has used a device: it takes the turn when it is told, and keeps it until it is killed. */
 static pid_t other(int orders, int answers, const char *directory) {
     pid_t child = fork();
     CHECK(child >= 0);
     char byte;
+    if (child == 0) prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (child > 0 || read(orders, &byte, 1) != 1) return child;
     sire_time_slice_options turn = {.struct_size = sizeof turn, .quantum_seconds = 3600.0, .directory = directory};
     OK(sire_time_slice_open(0, &turn));
@@ -205,6 +233,7 @@ int main(int argc, char **argv) {
     memory(region);
     tms();
     turns(argv[1]);
+    asking_others(argv[1]);
     waits(child, orders[1], answers[0], argv[1]);
     marks();
     return 0;

@@ -237,6 +237,43 @@ static void outside(void) {
     CHECK(device_used(0) == 0);
 }
 
+/* The program has unmapped, and the driver has refused: nothing else can be mapped there until it does. */
+static void refused(void) {
+    uint32_t region = region_of("refused", 1);
+    OK(sire_region_enter(region, 0));
+    segment s = reserved();
+    CUDA(0, grow(&s, 0, 2));
+    CHECK(Unmap(s.base, (size_t)1 << 60) == 1);
+    SAYS("end beyond the last address there is");
+    /* A second mapping that the driver refuses: the memory has one, as before, and is not held. */
+    device_fault("cuMemMap=error:999");
+    CUDA(999, Map(s.base + 4 * CHUNK, CHUNK, 0, s.handles[0], 0));
+    device_fault("");
+    OK(sire_region_leave(region));
+    sire_report report = {.struct_size = sizeof report};
+    OK(sire_pause("refused", NULL, &report));
+    CHECK(report.bytes_held == 0 && device_used(0) == 0);
+    OK(sire_resume("refused", NULL, NULL));
+    OK(sire_region_enter(region, 0));
+    device_fault("cuMemUnmap=error:999");
+    CUDA(0, Unmap(s.base, CHUNK));
+    CHECK(Map(s.base, CHUNK, 0, s.handles[0], 0) != 0);
+    SAYS("were unmapped, but the driver still refuses to");
+    device_fault("");
+    CUDA(0, Map(s.base, CHUNK, 0, s.handles[0], 0));
+    CUDA(0, SetAccess(s.base, CHUNK, &read_and_write, 1));
+    OK(sire_region_leave(region));
+    fill(at(&s, 0), 2 * CHUNK, 8);
+    OK(sire_pause("refused", NULL, NULL));
+    CHECK(device_used(0) == 0);
+    OK(sire_resume("refused", NULL, NULL));
+    CHECK(holds(at(&s, 0), 2 * CHUNK, 8));
+    shrink(&s, 0, 2);
+    dropped(&s);
+    OK(sire_trim(NULL, NULL));
+    CHECK(device_used(0) == 0);
+}
+
 /* What PyTorch's allocator does not do, but others may. */
 static void odd(void) {
     uint32_t a = region_of("a", 1);
@@ -307,6 +344,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "regions")) regions();
     else if (!strcmp(argv[1], "process")) process_wide();
     else if (!strcmp(argv[1], "odd")) odd();
+    else if (!strcmp(argv[1], "refused")) refused();
     else outside();
     return 0;
 }

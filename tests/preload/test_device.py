@@ -81,8 +81,8 @@ def test_very_many_live_blocks(workshop: Workshop, sim_dir: Path, count: int, ba
     assert done.stdout.startswith(f"{count} live, ")
 
 
-def test_what_is_refused_is_said(workshop: Workshop, sim_dir: Path) -> None:
-    done = check(workshop.run(workshop.program("refusals.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+def test_what_is_refused_is_said(workshop: Workshop, sim_dir: Path, tmp_path: Path) -> None:
+    done = check(workshop.run(workshop.program("refusals.c"), str(tmp_path), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
     said = [
         "nothing is allocated to pool (77, 78)",
         "there is no private pool (77, 78)",
@@ -92,6 +92,8 @@ def test_what_is_refused_is_said(workshop: Workshop, sim_dir: Path) -> None:
         "the CUDA runtime does not know it either",
         "peer access to regions on device 0 is unknown",
         "what device 1 may do with regions on device 0 could not be set",
+        "the reservation of 4194304 bytes on ",
+        " has no fence: ",
     ]
     assert [words for words in said if words not in done.stderr] == [], done.stderr
 
@@ -292,7 +294,11 @@ def test_a_process_wide_pause_past_which_memory_goes_is_refused(workshop: Worksh
     check(workshop.run(workshop.program("process_wide.c"), "blind", folders=(sim_dir,), extra=settings))
 
 
-@pytest.mark.parametrize("kind", ["regions", "odd", "off"])
+def test_a_library_that_is_switched_off_says_so(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("process_wide.c"), "disabled", folders=(sim_dir,), SIRE_DISABLE="1"))
+
+
+@pytest.mark.parametrize("kind", ["regions", "odd", "refused", "off"])
 def test_segments(workshop: Workshop, sim_dir: Path, kind: str) -> None:
     settings = {"SIRE_SIM_MEMORY": "512MiB", "SIRE_LOG": "off", "SIRE_DISABLE": "1" if kind == "off" else "0"}
     check(workshop.run(workshop.program("segments.c"), kind, folders=(sim_dir,), extra=settings))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FIXTURES, ROOT, Workshop, check
+from conftest import COMPILER, FIXTURES, ROOT, Workshop, check
 
 WAYS = ["linked", "dlsym", "proc", "proc11", "stream"]
 
@@ -71,7 +71,7 @@ def test_memory(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path
     check(workshop.run(memory, way, "heard", folders=(sim_dir,), extra=settings))
 
 
-@pytest.mark.parametrize("way", [1, 2, 3])
+@pytest.mark.parametrize("way", [1, 2, 3, 4])
 @pytest.mark.parametrize("mode", ["local", "global"])
 def test_a_library_with_its_own_way_to_the_driver(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path, way: int, mode: str) -> None:
     settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "512MiB", "SIRE_SIM_POISON": "sample", "SIRE_LOG": "error"}
@@ -153,13 +153,22 @@ def test_the_next_definition_is_the_askers(workshop: Workshop, sim_dir: Path, be
         check(workshop.run(beside, "chain", folders=(sim_dir,), extra={"LD_PRELOAD": " ".join(map(str, preload))}))
 
 
-@pytest.mark.parametrize("ways", [(1, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize("order", ["driver first", "driver last"])
+def test_two_libraries_with_a_runtime_inside(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, order: str) -> None:
+    both = [str(driver_so), str(workshop.sire_so)]
+    settings = {"LD_PRELOAD": " ".join(both if order == "driver first" else both[::-1]), "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "off"}
+    names = [f"copy_{number}.so" for number in (1, 2)]
+    copies = [workshop.fixture(name, FIXTURES / "copy.c", "-shared", "-fPIC", workshop.sire_so, subdirectory="copies") for name in names]
+    check(workshop.run(beside, "copies", *map(str, copies), folders=(sim_dir,), extra=settings))
+
+
+@pytest.mark.parametrize("ways", [(1, 2), (1, 3), (2, 3), (2, 4)])
 def test_two_ways_in_one_process(workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int]) -> None:
     settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample"}
     check(workshop.run(beside, "two", *(str(private(workshop, way)) for way in ways), folders=(sim_dir,), extra=settings))
 
 
-@pytest.mark.parametrize("ways", [(1, 2), (2, 1), (1, 3), (3, 1)])
+@pytest.mark.parametrize("ways", [(1, 2), (2, 1), (1, 3), (3, 1), (4, 1)])
 @pytest.mark.parametrize("listed", ["denied", "allowed"])
 def test_the_lists_tell_libraries_of_one_process_apart(
     workshop: Workshop, sim_dir: Path, beside: Path, driver_so: Path, ways: tuple[int, int], listed: str
@@ -225,6 +234,99 @@ assert sire.sire_owns(address.value) and driver.cuMemFree_v2(address) == 0
 """
     environment = workshop.environment(sim_dir, LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_SIM_MEMORY="256MiB", SIRE_SIM_POISON="sample")
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+SOFT_LINKS = """
+import ctypes
+class Library:
+    def __init__(self, loaded, prefix):
+        # A library that is loaded already, by its handle: a CDLL of its own, which looks its names up again.
+        self.loaded, self.prefix = ctypes.CDLL(None, handle=loaded._handle), prefix
+        self.loaded._handle = loaded._handle
+    def get(self, name, *arguments):
+        function = getattr(self.loaded, self.prefix + name, None)
+        if function is None:
+            return None
+        address = ctypes.cast(ctypes.addressof(function), ctypes.POINTER(ctypes.c_void_p)).contents.value
+        return ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(address)
+
+driver, sire = Library(ctypes.CDLL("libcuda.so.1"), "cu"), ctypes.CDLL("libsire_alloc.so")
+sire.sire_owns.argtypes, sire.sire_owns.restype = [ctypes.c_void_p], ctypes.c_bool
+pointer, size = ctypes.c_void_p, ctypes.c_size_t
+alloc, free = driver.get("MemAlloc_v2", pointer, size), driver.get("MemFree_v2", pointer)
+alloc_async, free_async = driver.get("MemAllocAsync", pointer, size, pointer), driver.get("MemFreeAsync", pointer, pointer)
+set_current, retain = driver.get("CtxSetCurrent", pointer), driver.get("DevicePrimaryCtxRetain", pointer, ctypes.c_int)
+assert driver.get("NoSuchThing") is None
+context, region, addresses = pointer(), ctypes.c_uint32(), [pointer(), pointer()]
+assert driver.get("Init", ctypes.c_uint)(0) == retain(ctypes.addressof(context), 0) == set_current(context) == 0
+assert sire.sire_region_open(b"r", None, ctypes.byref(region)) == sire.sire_region_enter(region, 0) == 0
+assert alloc(ctypes.addressof(addresses[0]), 1 << 21) == alloc_async(ctypes.addressof(addresses[1]), 1 << 21, None) == 0
+assert sire.sire_region_leave(region) == 0 and all(sire.sire_owns(address.value) for address in addresses)
+assert sire.sire_pause(b"r", None, None) == sire.sire_resume(b"r", None, None) == 0
+assert free(addresses[0]) == free_async(addresses[1], None) == 0
+"""
+
+
+def test_soft_links(workshop: Workshop, sim_dir: Path, driver_so: Path) -> None:
+    """CuPy's: the address that a function of ctypes holds, taken out and called by itself."""
+    environment = workshop.environment(sim_dir, LD_PRELOAD=f"{driver_so} {workshop.sire_so}", SIRE_SIM_MEMORY="256MiB", SIRE_SIM_POISON="sample")
+    done = subprocess.run([sys.executable, "-c", SOFT_LINKS], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+COMPILES = """
+import ctypes, os, pathlib, subprocess, sys
+compiler, source, folder, heard = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), sys.argv[4] == "heard"
+
+def folders_of_the_driver():
+    if named := os.environ.get("TRITON_LIBCUDA_PATH"):
+        return [named]
+    known = []
+    if os.path.exists("/sbin/ldconfig"):
+        lines = subprocess.run(["/sbin/ldconfig", "-p"], check=True, capture_output=True, text=True, timeout=100).stdout.splitlines()
+        known = [os.path.dirname(line.split()[-1]) for line in lines if "libcuda.so.1" in line]
+    return known or [path for path in os.environ["LD_LIBRARY_PATH"].split(":") if os.path.exists(os.path.join(path, "libcuda.so.1"))]
+
+def compiled(name):
+    library = folder / f"{name}.so"
+    options = [f"-L{path}" for path in folders_of_the_driver()]
+    subprocess.run([compiler, source, "-O3", "-shared", "-fPIC", "-o", library, "-l:libcuda.so.1", *options, "-ldl"], check=True, timeout=100)
+    return ctypes.CDLL(library)
+
+sire = ctypes.CDLL("libsire_alloc.so")
+sire.sire_owns.argtypes, sire.sire_owns.restype = [ctypes.c_void_p], ctypes.c_bool
+region, scratch = ctypes.c_uint32(), [ctypes.c_ulonglong(), ctypes.c_ulonglong()]
+assert sire.sire_region_open(b"r", ctypes.byref((ctypes.c_uint64 * 5)(40, 1, 0, 0, 0)), ctypes.byref(region)) == 0
+launcher = compiled("launcher")
+assert sire.sire_region_enter(region, 0) == 0
+for looked_up, each in enumerate(scratch):
+    assert launcher.launcher_scratch(looked_up, ctypes.byref(each), ctypes.c_size_t(1 << 21)) == 0
+assert sire.sire_region_leave(region) == 0
+assert [sire.sire_owns(each.value) for each in scratch] == [heard, heard]
+# Compiled while the region's memory is there, and again after it was away.
+for value in (7, 8):
+    assert all(launcher.launcher_launch(each, value, ctypes.c_size_t(1 << 21)) == 0 for each in scratch)
+    assert sire.sire_pause(b"r", None, None) == sire.sire_resume(b"r", None, None) == 0
+    host = ctypes.create_string_buffer(1 << 21)
+    copy = ctypes.CDLL("libcuda.so.1").cuMemcpyDtoH_v2
+    assert all(copy(host, each, ctypes.c_size_t(1 << 21)) == 0 and host.raw == bytes([value]) * (1 << 21) for each in scratch)
+    launcher = compiled(f"again_{value}")
+assert launcher.launcher_launch(ctypes.c_ulonglong(id(host)), 1, ctypes.c_size_t(1)) != 0
+assert all(launcher.launcher_free(each) == 0 for each in scratch)
+"""
+
+
+@pytest.mark.parametrize("found_by", ["TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"])
+@pytest.mark.parametrize("heard", ["heard", "deaf"])
+def test_a_launcher_that_is_compiled_meanwhile(workshop: Workshop, sim_dir: Path, driver_so: Path, tmp_path: Path, found_by: str, heard: str) -> None:
+    """Triton's way: the compiler runs as a child, with what is preloaded; the library links the driver where Triton has found it."""
+    preload = f"{driver_so} {workshop.sire_so}" if heard == "heard" else str(workshop.sire_so)
+    environment = workshop.environment(sim_dir, LD_PRELOAD=preload, SIRE_SIM_MEMORY="256MiB", SIRE_SIM_POISON="sample")
+    if found_by == "TRITON_LIBCUDA_PATH":
+        environment[found_by] = str(sim_dir)
+    command = [sys.executable, "-c", COMPILES, COMPILER, str(FIXTURES / "launcher.c"), str(tmp_path), heard]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
 
 

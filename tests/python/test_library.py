@@ -117,7 +117,7 @@ def test_a_preload_that_vanished_is_refused(build: Build) -> None:
     ("define", "reason"),
     [
         ("ABI=2", "version 2 of the C interface"),
-        ('VERSION="9.9.9"', "is version 9.9.9"),
+        ('VERSION="9.9.9"', f"is version 9.9.9, this package is {sire.__version__}"),
         ("INCOMPLETE", "has no function sire_capture_end"),
     ],
 )

@@ -176,6 +176,8 @@ impl<S: Service> Server<S> {
             }
             self.close_ended();
         }
+        // What was answered before the end is still said.
+        self.deliver();
     }
 
     fn sleep(&self, due: Option<Instant>) -> Option<Ready> {

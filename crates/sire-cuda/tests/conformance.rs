@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use sire_core::digest::Digest;
-use sire_core::driver::{Access, Device, Driver, DriverErrorKind, Rights, Stream};
+use sire_core::driver::{Access, Addr, Device, Driver, DriverErrorKind, Rights, Stream};
 use sire_cuda::{CudaDriver, Options};
 use sire_sim::conformance;
 use std::path::PathBuf;
@@ -101,6 +101,12 @@ fn facts_about_the_driver() {
     let before = driver.calls();
     driver.memory_info(HERE).unwrap();
     assert_eq!(driver.calls() - before, 3, "push, ask, pop");
+    let stream = driver.open_stream(Device(0)).unwrap();
+    let mut out = [Digest::default()];
+    // SAFETY: a refused call reads and writes nothing.
+    let refused = unsafe { driver.hash(stream, Addr(8), 16, 16, out.as_mut_ptr()) }.unwrap_err();
+    assert!(refused.message.contains("by pages of 16 bytes: both must be multiples of 16"), "{refused}");
+    driver.close_stream(stream).unwrap();
 }
 
 #[test]

@@ -231,18 +231,25 @@ impl Space {
         Ok(mapping.physical)
     }
 
-    /// Sets rights on a range that is mapped throughout and begins and ends with mappings.
-    pub fn set_access(&mut self, addr: u64, size: u64, access: &[AccessDesc], maker: Maker) -> Result<()> {
+    /// The mappings of a range that is mapped throughout and begins and ends with mappings: where they begin, and their sizes.
+    pub fn filling(&self, addr: u64, size: u64, maker: Maker) -> Result<Vec<(u64, u64)>> {
         self.aligned(addr, size)?;
-        let mut at = addr;
+        let (mut found, mut at) = (Vec::new(), addr);
         while at < addr + size {
-            let found = self.mappings.get(&at).filter(|found| found.maker == maker && found.size <= addr + size - at);
-            let Some(mapping) = found else {
+            let mapping = self.mappings.get(&at).filter(|one| one.maker == maker && one.size <= addr + size - at);
+            let Some(mapping) = mapping else {
                 return Err(Code::INVALID_VALUE
-                    .because(format!("access for {addr:#x} with {size} bytes: nothing whole is mapped at {at:#x}")));
+                    .because(format!("{addr:#x} with {size} bytes: nothing whole is mapped at {at:#x}")));
             };
+            found.push((at, mapping.size));
             at += mapping.size;
         }
+        Ok(found)
+    }
+
+    /// Sets rights on a range that is mapped throughout and begins and ends with mappings.
+    pub fn set_access(&mut self, addr: u64, size: u64, access: &[AccessDesc], maker: Maker) -> Result<()> {
+        self.filling(addr, size, maker)?;
         let mut changed: Vec<(u64, u64, Vec<AccessDesc>)> = Vec::new();
         for (base, mapping) in self.mappings.range(addr..addr + size) {
             let merged = merge(&mapping.access, access);

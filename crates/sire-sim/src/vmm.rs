@@ -181,6 +181,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Removes all mappings of a range that whole mappings fill, as CUDA does it: llama.cpp's pools, and NVIDIA's own samples, unmap at once what
+    /// they have mapped piece by piece.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` if it is not mapped throughout, or cuts a mapping; then nothing has changed.
+    pub fn unmap_range(&self, addr: u64, size: u64) -> Result<()> {
+        self.core().check_open()?;
+        let whole = self.core().space().filling(addr, size, Maker::Vmm)?;
+        whole.into_iter().try_for_each(|(addr, size)| self.unmap(addr, size))
+    }
+
     /// Sets the rights of devices on a range that whole mappings fill.
     ///
     /// # Errors

@@ -73,6 +73,31 @@ fn census_names_every_frame() -> Outcome {
 }
 
 #[test]
+fn mappings_that_fill_a_range_are_removed_at_once() -> Outcome {
+    let machine = Machine::new(Options { memory: 16 * MIB, ..Options::default() })?;
+    let addr = machine.reserve(6 * FRAME, 0, 0)?;
+    for (at, frames) in [(0, 1), (1, 2), (4, 1)] {
+        let physical = machine.create(0, frames * FRAME, 0)?;
+        machine.map(addr + at * FRAME, frames * FRAME, 0, physical)?;
+        machine.release(physical)?;
+    }
+    let refused = [(0, 2), (2, 1), (0, 5), (3, 1), (0, 0)];
+    for (at, frames) in refused {
+        assert_eq!(
+            code(machine.unmap_range(addr + at * FRAME, frames * FRAME)),
+            Code::INVALID_VALUE.0,
+            "{at} {frames}"
+        );
+    }
+    assert_eq!(machine.memory_info(0)?.0, 16 * MIB - 4 * FRAME, "a refused unmap changed something");
+    machine.unmap_range(addr, 3 * FRAME)?;
+    machine.unmap_range(addr + 4 * FRAME, FRAME)?;
+    assert_eq!(machine.memory_info(0)?.0, 16 * MIB);
+    machine.unreserve(addr, 6 * FRAME)?;
+    Ok(())
+}
+
+#[test]
 fn virtual_memory_refuses_with_cudas_codes() -> Outcome {
     let machine = Machine::new(Options { memory: 16 * MIB, ..Options::default() })?;
     let invalid = Code::INVALID_VALUE.0;

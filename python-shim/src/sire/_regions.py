@@ -253,7 +253,7 @@ def region(
 
 @contextmanager
 def disable() -> Iterator[None]:
-    """What the calling thread allocates inside is not tagged, also within a region or a process-wide one."""
+    """What the calling thread allocates inside is not tagged, also within regions, process-wide or opened inside."""
     library = _library.load()
     torch = _torch.ready_torch()
     library.region_suspend()

@@ -146,6 +146,11 @@ def _active_keys() -> list[PoolKey]:
     return keys
 
 
+def _is_plain(key: PoolKey) -> bool:
+    """Whether it stands for `unrouted`: what is opened within takes no tensors either."""
+    return len(key) == 2
+
+
 def is_routed() -> bool:
     """Whether a region's pool is current for the calling thread."""
     return bool(_active_keys())
@@ -162,7 +167,7 @@ def routed(torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool
     keys = _active_keys()
     key = (*key, index)
     _older_torch.refuse_in_capture(torch)
-    if keys and keys[-1] == key:
+    if keys and (keys[-1] == key or _is_plain(keys[-1])):
         yield
         return
     pool = _take(torch, key, index)

@@ -182,6 +182,24 @@ def test_disable(tag: str) -> None:
         assert int(full(7)[0]) == 7
 
 
+def test_a_region_inside_disable(tag: str) -> None:
+    # A library that opens regions of its own, called by somebody who wants none: leaving the region raised
+    # InactiveError, and the memory stayed in the region's pool, where its next tensors would have had it.
+    with sire.disable(), sire.region(tag, backup="cpu"):
+        outside = full(1, 4 * MIB)
+        with sire.region(f"{tag}/inner"):
+            also = full(2, 4 * MIB)
+    assert not owned(outside)
+    assert not owned(also)
+    del outside
+    with sire.region(tag, backup="cpu"):
+        inside = full(3, 4 * MIB)
+    assert owned(inside)
+    with sire.paused(tag):
+        assert int(also[0]) == 2
+    assert int(inside[0]) == 3
+
+
 TWO_DEVICES = """
 import os
 import sire, torch

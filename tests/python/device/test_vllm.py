@@ -334,7 +334,9 @@ def test_a_vllm_without_a_place_for_it_is_refused(stand_in: pytest.MonkeyPatch) 
     stand_in.setitem(sys.modules, "vllm.device_allocator.cumem", None)
     sire.vllm.register()
     stand_in.setenv("SIRE_VLLM", "1")
-    with pytest.raises(sire.UnsupportedError, match="get_mem_allocator_instance"):
+    with pytest.raises(
+        sire.UnsupportedError, match=r"this vLLM has neither vllm.device_allocator.get_mem_allocator_instance"
+    ):
         sire.vllm.register()
     stand_in.setenv("SIRE_VLLM", "yes")
     with pytest.raises(sire.InvalidArgumentError, match="SIRE_VLLM is 1"):
@@ -347,7 +349,7 @@ def test_a_stranger_of_the_same_name_is_refused(stand_in: pytest.MonkeyPatch, ca
     sire.vllm.register()  # nobody asked for it: vLLM goes on
     assert "another plugin" in caplog.text
     stand_in.setenv("SIRE_VLLM", "1")
-    with pytest.raises(sire.UnsupportedError, match="another plugin"):
+    with pytest.raises(sire.UnsupportedError, match="another plugin has given vLLM a sleep-mode backend named 'sire'"):
         sire.vllm.register()
 
 

@@ -148,6 +148,19 @@ fn an_answer_that_comes_later_finds_its_way_and_others_do_not_wait_for_it() -> O
     Ok(())
 }
 
+/// A program that was resumed and ended soon afterwards: whoever had resumed it was told that nobody listens any more, and asked whether it is stopped.
+#[test]
+fn what_was_answered_before_the_end_is_said() -> Outcome {
+    let house = House::open()?;
+    let mut stream = house.connect()?;
+    stream.write_all(b"{\"id\":41,\"verb\":\"pause\"}\n")?;
+    wait_until("the pause did not arrive", || house.waiting().len() == 1);
+    house.stop.store(true, Ordering::Release);
+    house.outbox.put(house.waiting()[0], Ok(json!("done")));
+    assert_eq!(rest(&stream), "{\"id\":41,\"ok\":\"done\"}\n");
+    Ok(())
+}
+
 #[test]
 fn who_hangs_up_is_forgotten() -> Outcome {
     let house = House::open()?;

@@ -1,7 +1,7 @@
 //! Memory that the program hands out. It is held from before the driver is asked, so that no pause slips in between, and for good only if the
 //! driver does as asked: libraries try what a device can do (a fabric handle, a multicast object) and go on without.
 
-use super::{Handle, Segments, State, moving, range};
+use super::{Handle, Mapped, Segments, State, moving, range};
 use crate::driver::{Addr, Physical};
 use crate::error::{Error, Result, Status};
 use crate::heap::mappings::Hold;
@@ -23,6 +23,12 @@ pub struct Lent<'a> {
 }
 
 impl Lent<'_> {
+    /// With what a trace is to say of it once it is handed out.
+    pub(super) fn recorded(mut self, call: SegmentCall) -> Self {
+        self.call = Some(call);
+        self
+    }
+
     /// The memory was handed out: no later pause takes it either.
     pub fn keep(mut self) {
         self.holds.drain(..).for_each(Hold::keep);
@@ -58,8 +64,7 @@ impl Segments {
     }
 
     fn hand_out(&self, handle: Handle, why: &'static str) -> Result<(Physical, Lent<'_>)> {
-        let call = Some(SegmentCall::Lend { handle: handle.0, status: 0 });
-        let lent = |holds, loose| Lent { segments: self, holds, loose, call };
+        let lent = |holds, loose| self.lent(holds, loose).recorded(SegmentCall::Lend { handle: handle.0, status: 0 });
         let mut table = lock(&self.table);
         let entry = table.live(handle)?;
         let extent = match &entry.state {
@@ -78,6 +83,24 @@ impl Segments {
         drop(table);
         let (physical, hold) = self.hold(&extent, why)?;
         Ok((physical, lent(vec![hold], None)))
+    }
+
+    /// What a call has that may hand out memory; nothing is recorded of it.
+    pub(super) fn lent(&self, holds: Vec<Hold>, loose: Option<Handle>) -> Lent<'_> {
+        Lent { segments: self, holds, loose, call: None }
+    }
+
+    /// Lends the memory of a handle that this call has taken out, and that is mapped nowhere.
+    pub(super) fn lend_loose(
+        &self,
+        handle: Handle,
+        physical: Physical,
+        in_hand: Option<InHand>,
+    ) -> (State, Mapped<'_>) {
+        if let Some(entry) = lock(&self.table).entries.get_mut(&handle) {
+            entry.lending += 1;
+        }
+        (State::Loose(physical, in_hand), Ok(Some((physical, self.lent(Vec::new(), Some(handle))))))
     }
 
     /// A call that may have handed out what was loose has ended. Whoever mapped it meanwhile took it for handed out.
@@ -102,8 +125,9 @@ impl Segments {
         let call = SegmentCall::LendRange { addr: addr.0, size, status: status(&holds) };
         match holds {
             Ok(holds) => {
-                let call = (!holds.is_empty()).then_some(call);
-                Ok(Lent { segments: self, holds, loose: None, call })
+                let nothing = holds.is_empty();
+                let lent = self.lent(holds, None);
+                Ok(if nothing { lent } else { lent.recorded(call) })
             }
             Err(error) => {
                 self.record(|| call);

@@ -14,7 +14,7 @@
 //!   what must go is tried again later. (What was unmapped while its region was paused is mapped again only after the resume.)
 //! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
 //! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
-//!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out is held only while it is asked ([`Lent`]).
+//!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out, or to map a second time, is held only while it is asked ([`Lent`]).
 //! * **One region per reservation.** A pause is refused if memory of other regions, or of none, lies in a reservation with what is to be paused ([`ledger`]). Memory made outside
 //!   any region joins the region of the reservation that it is mapped in: PyTorch's other threads grow a pool without being in its region.
 //! * **An unknown virtual handle is an error**, and never goes to the driver. All other handles are none of our business: calls with them, and parts of calls, are given back to
@@ -50,6 +50,9 @@ const MARK: u64 = 0x51AE;
 
 /// Where a range of addresses begins, and its bytes.
 pub type Addresses = (Addr, u64);
+
+/// What becomes of a mapping: done, or the caller's to do.
+type Mapped<'a> = Result<Option<(Physical, Lent<'a>)>>;
 
 /// Physical memory that the program asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -212,12 +215,25 @@ impl Segments {
         }
     }
 
-    /// Maps a virtual handle. `Some`: the caller is to map this memory instead, as the program says, and to tell [`Segments::mapped`].
+    /// [`Segments::map_or_lend`] for a caller whose mapping cannot fail.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map(&self, addr: Addr, size: u64, offset: u64, handle: Handle, capturing: bool) -> Result<Option<Physical>> {
+        let mapped = self.map_or_lend(addr, size, offset, handle, capturing)?;
+        Ok(mapped.map(|(physical, lent)| {
+            lent.keep();
+            physical
+        }))
+    }
+
+    /// Maps a virtual handle. `Some`: the caller is to map this memory instead, as the program says; when it has, it keeps what was lent, and tells
+    /// [`Segments::mapped`]. What the driver refused to map is followed as before.
     ///
     /// # Errors
     /// `InvalidArgument` for a handle that is not live, or where something is mapped; `Paused` if the handle is mapped already, and paused, or was unmapped while its
     /// region was paused, and still is (`Busy` while that is resumed); `OutOfDeviceMemory` if its memory went with a paused mapping, and there is no more; the driver's.
-    pub fn map(&self, addr: Addr, size: u64, offset: u64, handle: Handle, capturing: bool) -> Result<Option<Physical>> {
+    pub fn map_or_lend(&self, addr: Addr, size: u64, offset: u64, handle: Handle, capturing: bool) -> Mapped<'_> {
         let (mut memory, state, lending) = self.take_out(handle)?;
         memory.capturing = capturing;
         let whole = offset == 0 && size == memory.size && addr.0.is_multiple_of(crate::registry::PAGE);
@@ -225,23 +241,25 @@ impl Segments {
             State::Loose(physical, in_hand) if whole && !lending => {
                 self.map_loose(addr, handle, memory, physical, in_hand)
             }
-            State::Loose(physical, _) => (State::Stray(physical), Ok(Some(physical))),
+            State::Loose(physical, in_hand) => self.lend_loose(handle, physical, in_hand),
             State::Gone => self.map_gone(addr, handle, memory),
             State::Mapped(extent) => {
                 let held = self.hold(&extent, "it is mapped twice");
-                let outcome = held.map(|(physical, hold)| {
-                    hold.keep();
-                    Some(physical)
-                });
+                let outcome = held.map(|(physical, hold)| Some((physical, self.lent(vec![hold], None))));
                 (State::Mapped(extent), outcome)
             }
-            State::Stray(physical) => (State::Stray(physical), Ok(Some(physical))),
+            State::Stray(physical) => (State::Stray(physical), Ok(Some((physical, self.lent(Vec::new(), None))))),
             State::Moving => (State::Moving, Err(moving(handle))),
         };
         self.put_in(handle, state);
-        let status = status(&outcome);
-        self.record(|| SegmentCall::Map { handle: handle.0, addr: addr.0, size, offset, status });
-        outcome
+        let call = SegmentCall::Map { handle: handle.0, addr: addr.0, size, offset, status: status(&outcome) };
+        match outcome {
+            Ok(Some((physical, lent))) => Ok(Some((physical, lent.recorded(call)))),
+            other => {
+                self.record(|| call);
+                other
+            }
+        }
     }
 
     /// The state of a handle, which other calls find moving until it is put back in; and whether its memory is being handed out.
@@ -272,9 +290,9 @@ impl Segments {
         memory: NewMemory,
         physical: Physical,
         in_hand: Option<InHand>,
-    ) -> (State, Result<Option<Physical>>) {
+    ) -> (State, Mapped<'_>) {
         let Some(in_hand) = in_hand.or_else(|| self.join(addr)) else {
-            return (State::Stray(physical), Ok(Some(physical)));
+            return self.lend_loose(handle, physical, None);
         };
         // Unmapped while its region was paused lazily, it has no backup: in a paused region it would go without one.
         if let Err(error) = in_hand.0.require_resident("map memory in") {
@@ -298,7 +316,7 @@ impl Segments {
     }
 
     /// What went with a paused mapping has lost its content, as it would have had the program released it.
-    fn map_gone(&self, addr: Addr, handle: Handle, memory: NewMemory) -> (State, Result<Option<Physical>>) {
+    fn map_gone(&self, addr: Addr, handle: Handle, memory: NewMemory) -> (State, Mapped<'_>) {
         let made =
             memory.region.map(|id| self.machine.regions.get(id)?.take_in_hand()).transpose().and_then(|in_hand| {
                 let region = in_hand.as_ref().map(|in_hand| &*in_hand.0);

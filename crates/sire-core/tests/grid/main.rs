@@ -19,11 +19,8 @@ mod left;
 mod lending;
 mod live_map;
 mod model;
-<<<<<<< HEAD
-mod order;
-=======
 mod namespaces;
->>>>>>> tiers
+mod order;
 mod progress;
 mod refusals;
 mod regressions;

@@ -206,6 +206,30 @@ fn a_second_mapping_is_the_drivers() {
     player.check_no_leak();
 }
 
+/// What the driver refused to map a second time, or in part, was held for good, though it was mapped once and whole.
+#[test]
+fn a_mapping_that_the_driver_refuses_holds_nothing() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 4);
+    player.grow(segment, &[0], Some(a), a).unwrap();
+    let twice = player.segments[segment].pieces[&0].handle;
+    let loose = player.calls().create(player.memory(Some(a))).unwrap().unwrap();
+    let (first, second) = (player.addr(segment, 1), player.addr(segment, 2));
+    for (handle, addr, size) in [(twice, second, SMALL), (loose, second, SMALL / 2)] {
+        let asking =
+            player.calls().map_or_lend(addr, size, 0, handle, false).unwrap().expect("the caller is to map it");
+        drop(asking);
+    }
+    assert_eq!(player.calls().map(first, SMALL, 0, loose, false).unwrap(), None, "it is followed");
+    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
+    assert_eq!((report.bytes_held, report.bytes_moved, player.driver.used_bytes()), (0, 2 * SMALL, 0));
+    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+    assert!(player.calls().unmap(first, SMALL).unwrap().is_empty());
+    player.calls().release(loose).unwrap();
+    player.check_no_leak();
+}
+
 #[test]
 fn memory_that_was_unmapped_keeps_its_content_until_it_is_released() {
     let mut player = small();

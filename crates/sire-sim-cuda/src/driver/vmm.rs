@@ -108,7 +108,7 @@ export! { Driver:
         no_flags(flags)?;
         machine.map(address, size as u64, offset as u64, PhysicalId(handle))
     }
-    fn cuMemUnmap(address: u64, size: usize) |machine| { machine.unmap(address, size as u64) }
+    fn cuMemUnmap(address: u64, size: usize) |machine| { machine.unmap_range(address, size as u64) }
     fn cuMemSetAccess(address: u64, size: usize, descriptions: In<AccessDesc>, count: usize) |machine| {
         let access: Vec<_> = descriptions.all(count)?.into_iter().map(|one| access_of(machine, one)).collect::<Result<_>>()?;
         if access.is_empty() {
