@@ -33,7 +33,6 @@ UNREAD = {
     "a run has more pages than digests have room": "a bug in Sire",
     "slice {} has no module": "a bug in Sire",
     "did not come back into the reservation": "a bug in Sire",
-    "were to be written at": "a bug in Sire",
     "no record of": "a bug in Sire",
     "nobody asks for that from outside": "a bug in Sire",
     "the margin of": "nobody is told; what is said instead names the missing bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from contextlib import suppress
@@ -63,14 +64,11 @@ class AutoManageHook:
             return hook
 
     def _attach(self, module: Any) -> None:
-        # First before everybody else's hooks, and last after them. PyTorch's compiler would trace into them, and give up at the first
-        # lock, with warnings, or fail (PyTorch 2.11).
-        import torch
-
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        _keep_compiler_out()
+        # First before everybody else's hooks, and last after them.
         self._handles = [
-            module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
-            module.register_forward_hook(after, always_call=True),
+            module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+            module.register_forward_hook(self._after, always_call=True),
         ]
 
     @property
@@ -164,6 +162,15 @@ class _Nobody:
 
     def get_manage_object(self) -> None:
         """No object is managed."""
+
+
+@functools.cache
+def _keep_compiler_out() -> None:
+    """PyTorch's compiler would trace into hooks, and give up at the first lock, with warnings, or fail (2.11)."""
+    import torch
+
+    for each in (AutoManageHook._before, AutoManageHook._after):
+        setattr(AutoManageHook, each.__name__, torch.compiler.disable(each))
 
 
 class _Weak:
