@@ -78,6 +78,7 @@ pub(crate) struct Control {
     working: AtomicBool,
     /// Threads that serve a socket, or are about to.
     servers: AtomicUsize,
+    process: u32,
     started: f64,
 }
 
@@ -140,6 +141,7 @@ pub(crate) fn made() -> Result<&'static Control> {
         running: Mutex::default(),
         working: AtomicBool::new(false),
         servers: AtomicUsize::new(0),
+        process: std::process::id(),
         started: now(),
     };
     watch_forks_and_exit();
@@ -171,15 +173,27 @@ extern "C" fn after_fork_in_child() {
     }
 }
 
-/// The socket goes. What was answered already is said before the end; whatever the worker has begun with the driver gets a moment, because the
-/// driver goes next.
+/// Whatever the worker has begun with the driver gets a moment, because the driver goes next. Then the socket goes; what was answered is said
+/// before the end. A child that was forked past the C library has neither thread.
 extern "C" fn at_exit() {
-    let Some(control) = current() else { return };
-    control.stop();
+    let Some(control) = current().filter(|control| control.process == std::process::id()) else { return };
     let until = Instant::now() + FAREWELL;
-    let busy = || control.working.load(Ordering::Acquire) || control.servers.load(Ordering::Acquire) > 0;
-    while busy() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(1));
+    let wait_while = |busy: &dyn Fn() -> bool| {
+        while busy() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait_while(&|| control.working.load(Ordering::Acquire));
+    control.stop();
+    wait_while(&|| control.servers.load(Ordering::Acquire) > 0);
+}
+
+/// A server thread that counts, until it ends in whatever way.
+struct Serving<'a>(&'a AtomicUsize);
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -198,8 +212,8 @@ impl Control {
         // The worker first: without a server, which holds the other end, it ends at once. A server that could not be started is dropped, and with it
         // all that is open.
         let serve = move || {
+            let _serving = Serving(&self.servers);
             server.run();
-            self.servers.fetch_sub(1, Ordering::Release);
         };
         self.servers.fetch_add(1, Ordering::Relaxed);
         let spawned = spawn("sire-control-w", move || self.work(waiting)).and_then(|_| spawn("sire-control", serve));
@@ -228,8 +242,8 @@ impl Control {
         for (ticket, verb) in waiting {
             self.working.store(true, Ordering::Release);
             let answer = catch(|| Ok(self.look_up(&verb))).unwrap_or_else(|error| Err(refusal(&error)));
-            self.working.store(false, Ordering::Release);
             self.outbox.put(ticket, answer);
+            self.working.store(false, Ordering::Release);
         }
     }
 

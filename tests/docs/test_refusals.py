@@ -35,6 +35,7 @@ UNREAD = {
     "did not come back into the reservation": "a bug in Sire",
     "no record of": "a bug in Sire",
     "nobody asks for that from outside": "a bug in Sire",
+    "of a shared backup": "a kernel that takes memory back",
     "the margin of": "nobody is told; what is said instead names the missing bytes",
     "is of another version of Sire": "nobody is told; nothing is shared then",
     "no ordinary file": "the file of a device, which root alone can make",
@@ -54,7 +55,8 @@ def plain(text: str) -> str:
 
 def product(text: str) -> str:
     """A Rust source without its own tests."""
-    return re.split(r"^#\[cfg\((?:all\()?test\b.*\]\n(?:#.*\n)*(?:pub )?mod ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    tests = re.compile(r"^#\[cfg\((?:all\()?test\b.*\]\n(?:#.*\n)*(?:pub )?mod \w+ \{", re.MULTILINE)
+    return tests.split(text, maxsplit=1)[0]
 
 
 def sentences(text: str) -> Iterator[str]:

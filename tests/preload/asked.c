@@ -43,7 +43,9 @@ static void refused(const char *request, const char *words) {
 static void too_much_of_one(void) {
     int connection = client();
     device_fault("cuMemGetInfo_v2=delay:200000; cuDeviceGetUuid_v2=delay:200000");
-    for (int i = 0; i <= AT_ONCE; i++) say(connection, "{\"verb\":\"list\"}\n");
+    char requests[(AT_ONCE + 1) * 16 + 1] = "";
+    for (int i = 0; i <= AT_ONCE; i++) strcat(requests, "{\"verb\":\"list\"}\n");
+    say(connection, requests);
     char *answers = hear(connection, AT_ONCE + 1);
     device_fault("");
     CHECK(strstr(answers, "8 requests of this connection are unanswered; wait for them") != NULL);

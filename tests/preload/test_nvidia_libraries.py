@@ -15,6 +15,8 @@ import pytest
 from conftest import Workshop, check
 
 NAMES = {"cublas": "libcublas.so.13", "nccl": "libnccl.so.2"}
+# The wheel of CUDA 12 has NCCL under the same name.
+WHEELS = {"cublas": "nvidia_cublas-*.dist-info", "nccl": "nvidia_nccl_cu13-*.dist-info"}
 
 
 def installed(kind: str) -> Path | None:
@@ -22,7 +24,8 @@ def installed(kind: str) -> Path | None:
     named = os.environ.get(f"SIRE_TEST_{kind.upper()}")
     if named:
         return Path(named).resolve()
-    wheels = (path for folder in sys.path for path in sorted(Path(folder).glob(f"nvidia/*/lib/{NAMES[kind]}")))
+    folders = [Path(folder) for folder in sys.path if any(Path(folder).glob(WHEELS[kind]))]
+    wheels = (path for folder in folders for path in sorted(folder.glob(f"nvidia/*/lib/{NAMES[kind]}")))
     return next((path for path in wheels if path.resolve().name == NAMES[kind]), None)
 
 
@@ -50,6 +53,7 @@ def test_the_software_device_is_taken_for_no_library_of_nvidias(tmp_path: Path, 
             place = tmp_path / folder / "nvidia" / "cu13" / "lib" / name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(target) if target else place.write_bytes(b"")
+            (tmp_path / folder / WHEELS[kind].replace("*", "1.0")).mkdir()
         monkeypatch.delenv(f"SIRE_TEST_{kind.upper()}", raising=False)
         monkeypatch.setattr(sys, "path", [str(tmp_path / "a")])
         assert installed(kind) is None

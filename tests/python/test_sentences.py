@@ -29,6 +29,7 @@ def saver() -> _saver.TorchMemorySaver:
 WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: encode_tag(7), "a tag is a str such as 'model/weights', not "),
     (lambda: encode_tag("a\0b"), "the tag 'a\\x00b' contains a NUL character"),
+    (lambda: encode_tag("a\ud800"), "the tag 'a\\ud800' cannot be written as UTF-8"),
     (lambda: encode_tag(""), "a tag is not empty; leave it out to mean everything"),
     (lambda: sire.parse_size(1.5), "a size is an int or a text such as '6GiB', not float"),  # type: ignore[arg-type]
     (lambda: sire.parse_size(-1), "the size -1 is outside 0 ... 2**63 - 1 bytes"),

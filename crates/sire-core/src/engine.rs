@@ -431,7 +431,7 @@ impl Engine {
     fn attach(&self, addr: Addr, len: u64, path: &Path, at: u64) -> Result<u64> {
         let parts = self.parts_remarked(addr, len)?;
         for part in &parts {
-            self.allow_files(part.extent.region)?;
+            self.require_files(part.extent.region)?;
         }
         if len == 0 {
             return Ok(0);
@@ -440,15 +440,16 @@ impl Engine {
         let mut at = at;
         for Part { extent, range } in parts {
             let len = range.end - range.start;
+            self.machine.regions.get(extent.region)?.note_files();
             extent.attach(Attached::new(range, at, Arc::clone(&bytes)));
             at += len;
         }
         Ok(bytes.room.size())
     }
 
-    fn allow_files(&self, region: RegionId) -> Result<()> {
+    fn require_files(&self, region: RegionId) -> Result<()> {
         let region = self.machine.regions.get(region)?;
-        if region.allow_files() {
+        if matches!(region.policy.backup, Backup::File | Backup::Auto) {
             return Ok(());
         }
         let message = format!(

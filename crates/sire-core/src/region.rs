@@ -448,11 +448,9 @@ impl Region {
         self.policy.backup == Backup::File || self.in_files.load(Ordering::Acquire)
     }
 
-    /// From now on they may, if such a backup is what the region is for; says whether it is.
-    pub(crate) fn allow_files(&self) -> bool {
-        let allowed = matches!(self.policy.backup, Backup::File | Backup::Auto);
-        self.in_files.fetch_or(allowed, Ordering::AcqRel);
-        allowed
+    /// From now on they do.
+    pub(crate) fn note_files(&self) {
+        self.in_files.store(true, Ordering::Release);
     }
 
     /// Whether the content goes to a tier unless something says otherwise.

@@ -436,6 +436,30 @@ fn memory_that_is_held_lazily_goes_once() {
     }
 }
 
+/// A pause that is not lazy takes everything, also what one that is lazy has just left, or is about to.
+#[test]
+fn a_pause_beside_a_lazy_one_leaves_nothing() {
+    let once = || {
+        let shared = Arc::new(Shared::new(false));
+        let other = Arc::clone(&shared);
+        let pause = |shared: &Shared, lazy| {
+            let options = PauseOptions { lazy, ..PauseOptions::default() };
+            while let Err(error) = shared.world.engine.pause(&tag("a"), options) {
+                assert_eq!(error.status, Status::Busy, "{error}");
+                shuttle::thread::yield_now();
+            }
+        };
+        let thread = shuttle::thread::spawn(move || pause(&other, true));
+        pause(&shared, false);
+        thread.join().unwrap();
+        let stats: serde_json::Value = serde_json::from_str(&shared.world.engine.stats_json()).unwrap();
+        let region = stats["regions"].as_array().unwrap().iter().find(|region| region["tag"] == "a").unwrap();
+        assert_eq!(region["lazy_bytes"], 0);
+        Arc::into_inner(shared).unwrap().check();
+    };
+    shuttle::check_random(once, schedules());
+}
+
 /// As `run`, where memory may be short.
 fn run_short(shared: &Shared, (name, operation): Operation) {
     if let Err(error) = operation(shared) {

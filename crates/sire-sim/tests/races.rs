@@ -3,10 +3,10 @@
 
 use sire_sim::{AccessDesc, Code, CopyKind, Executor, Machine, Options, Pattern, PhysicalId, Prot, StreamId};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -109,6 +109,55 @@ fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
         machine.stream_synchronize(stream)?;
     }
     Ok(())
+}
+
+/// How many threads of this process have such a name.
+fn threads_named(name: &str) -> std::io::Result<usize> {
+    let tasks = std::fs::read_dir("/proc/self/task")?.flatten();
+    Ok(tasks
+        .filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name))
+        .count())
+}
+
+/// A worker that was woken for nothing, because somebody who waits has taken the last operation, ends with its stream all the same.
+#[test]
+fn the_worker_of_a_destroyed_stream_ends_whoever_does_its_last_work() -> Outcome {
+    let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
+    let here = std::thread::current().id();
+    for _ in 0..2000 {
+        let stream = machine.stream_create(0, false, 0)?;
+        let event = machine.event_create(0, false)?;
+        let ((ran, runs), (open, opened)) = (mpsc::channel(), mpsc::channel::<()>());
+        let opened = Mutex::new(opened);
+        let work = move || {
+            let _ = ran.send(std::thread::current().id());
+            let _ = opened.lock().map(|opened| opened.recv());
+        };
+        machine.launch_host(stream, Arc::new(work))?;
+        machine.event_record(event, stream)?;
+        let other = machine.clone();
+        let destroyer = std::thread::spawn(move || {
+            let who = runs.recv();
+            let destroyed = other.stream_destroy(stream);
+            // The worker looks once more, and sleeps.
+            std::thread::sleep(Duration::from_millis(1));
+            drop(open);
+            destroyed.map(|()| who)
+        });
+        // The stream may be gone already.
+        let _ = machine.stream_synchronize(stream);
+        let who = destroyer.join().map_err(|_| "it panicked")??;
+        let name: String = format!("sim-stream-{:x}", stream.0).chars().take(15).collect();
+        let until = Instant::now() + Duration::from_secs(20);
+        while threads_named(&name)? > 0 {
+            assert!(Instant::now() < until, "{name} sleeps for ever");
+            std::thread::yield_now();
+        }
+        if who? == here {
+            return Ok(());
+        }
+    }
+    Err("it was always the worker".into())
 }
 
 #[test]

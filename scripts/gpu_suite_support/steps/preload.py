@@ -23,4 +23,4 @@ def run(context: Context, report: Report) -> None:
         stand_in = context.stand_in / "libcuda.so.1"
     if stand_in is not None:
         named["SIRE_SIM_SO"] = str(stand_in.resolve())
-    pytest(context, report, "preload", folder, seconds=300 if context.software else 90, named=named)
+    pytest(context, report, "preload", folder, seconds=450 if context.software else 180, named=named)

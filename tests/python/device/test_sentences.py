@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,6 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         "slice 'a' cannot go further: give disk_cache_path for a disk tier",
     ),
     (lambda: wrapping.unit_of(nn.Linear(2, 2)), "this module is not managed any more; wrap it again"),
-    (lambda: _packed._on_disk(1 << 62), "4611686018427387904 bytes for a module's tensors cannot be had in the disk ("),
     (
         lambda: gpu_scheduler.ProbeFunction(model_ctor="model")._model(),
         "'model' names no model; write 'module:attribute'",
@@ -201,6 +202,21 @@ def test_a_pytorch_without_such_pools_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "MemPool", refuses)
     with pytest.raises(sire.UnsupportedError, match=r"makes no pool for a region: MemPool does not go with .* Preload"):
         _torch.new_pool(torch, 0)
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(sire.OutOfBackupSpaceError, match=r"7 bytes for .* cannot be had in the disk \("):
+        _packed._on_disk(7)
+    store = units_disk.DiskStore(tmp_path)
+    monkeypatch.setattr(store, "_write", full)
+    says = r"cannot write .*: No space left on device; the tensors stay in host memory\. Free space, or name another"
+    with pytest.raises(sire.OutOfBackupSpaceError, match=says):
+        store.write([torch.zeros(4)])
+    assert store.used == 0
 
 
 def test_a_probe_that_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:

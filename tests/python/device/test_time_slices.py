@@ -23,6 +23,8 @@ from sire import torchtools
 PROGRAM = Path(__file__).with_name("slice_program.py")
 PATIENCE = 120
 MIB = 1 << 20
+# In MiB. Before PyTorch 2.15 each process keeps the rest of what it tried a workspace with, outside of its turns.
+MEMORY = 32 if torch.__version__ >= (2, 15) else 36
 
 
 class Job:
@@ -96,7 +98,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     environment = {
         **os.environ,
         "SIRE_SIM_DIR": str(tmp_path),
-        "SIRE_SIM_MEMORY": "32MiB",
+        "SIRE_SIM_MEMORY": f"{MEMORY}MiB",
         "TORCHTOOLS_LOCK_DIR": str(tmp_path),
     }
 

@@ -2,6 +2,7 @@
 
 use super::{AGREEMENTS, AT_ONCE, Connection, Descriptors, IDLE, LINE, Lines, Outbox, PLACES, Server, Service, Ticket};
 use crate::client::{Client, Failure, ask, ask_all};
+use crate::lock;
 use crate::message::{Answer, Code, LONGEST_REQUEST, Refusal, Verb};
 use crate::place::{Found, Name, Place};
 use serde_json::json;
@@ -155,8 +156,10 @@ fn what_was_answered_before_the_end_is_said() -> Outcome {
     let mut stream = house.connect()?;
     stream.write_all(b"{\"id\":41,\"verb\":\"pause\"}\n")?;
     wait_until("the pause did not arrive", || house.waiting().len() == 1);
+    // There before the end is, and nobody is woken in between.
+    lock(&house.outbox.finished).push((house.waiting()[0], Ok(json!("done"))));
     house.stop.store(true, Ordering::Release);
-    house.outbox.put(house.waiting()[0], Ok(json!("done")));
+    house.outbox.wake();
     assert_eq!(rest(&stream), "{\"id\":41,\"ok\":\"done\"}\n");
     Ok(())
 }

@@ -74,10 +74,8 @@ impl Engine {
 
     fn holding(&self, region: &Region) -> Holding {
         let (mut resident, mut away) = (BTreeMap::new(), BTreeMap::new());
-        let state = region.state();
         for extent in self.machine.heap.registry.extents_of(std::iter::once(region.id)) {
-            // What the pause has left of a paused region, another pause leaves as well.
-            if extent.stays_because().is_none() && !(state == State::Paused && extent.was_passed_by()) {
+            if extent.stays_because().is_none() {
                 *resident.entry(extent.device).or_insert(0) += extent.resident();
             }
             *away.entry(extent.device).or_insert(0) += extent.size.saturating_sub(extent.resident());
@@ -85,7 +83,7 @@ impl Engine {
         Holding {
             region: region.id,
             tag: region.tag.clone(),
-            state,
+            state: region.state(),
             resident,
             away,
             keeps: region.policy.backup != Backup::None,

@@ -108,6 +108,7 @@ impl Segments {
         let mut table = lock(&self.table);
         let Some(entry) = table.entries.get_mut(&handle) else { return };
         entry.lending -= 1;
+        entry.strayed |= keeps && matches!(entry.state, State::Moving);
         let in_hand = if keeps { entry.state.stray() } else { None };
         // The region's lock is not taken under this one.
         drop(table);
@@ -139,7 +140,7 @@ impl Segments {
 
 impl State {
     /// What is loose has gone astray; its region has it in hand no more.
-    fn stray(&mut self) -> Option<InHand> {
+    pub(super) fn stray(&mut self) -> Option<InHand> {
         let State::Loose(physical, in_hand) = self else { return None };
         let (physical, in_hand) = (*physical, in_hand.take());
         *self = State::Stray(physical);

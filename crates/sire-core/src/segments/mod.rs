@@ -91,6 +91,8 @@ struct Entry {
     state: State,
     /// Calls in progress that may hand the memory out, and began while it was loose.
     lending: u32,
+    /// It was handed out while another call had its state.
+    strayed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -174,7 +176,7 @@ impl Segments {
         let mut table = lock(&self.table);
         table.made += 1;
         let handle = Handle((MARK << 48) + table.made);
-        let entry = Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0 };
+        let entry = Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0, strayed: false };
         table.entries.insert(handle, entry);
         Ok(Some(handle))
     }
@@ -278,8 +280,12 @@ impl Segments {
         if let Some(entry) = table.entries.get_mut(&handle) {
             entry.state = state;
         }
+        let in_hand =
+            table.entries.get_mut(&handle).filter(|entry| entry.strayed).and_then(|entry| entry.state.stray());
         let dropped = table.drop_unused(handle);
+        // The region's lock is not taken under this one.
         drop(table);
+        drop(in_hand);
         self.let_go(dropped);
     }
 

@@ -3,8 +3,8 @@
 //! bytes ([`prove`](crate::transition)), and what comes back has the checksum that it had then. Files are read by position, never mapped:
 //! one that was truncated is an error, not a signal.
 
-use super::Room;
 use super::direct::{BLOCK, DirectFile};
+use super::{Place, Room, Segment};
 use crate::error::{Error, Result, Status};
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 use std::fs::{File, Metadata};
@@ -163,6 +163,14 @@ impl Attached {
     /// Nothing is proven yet.
     pub(crate) fn new(range: Range<u64>, at: u64, bytes: Arc<FileBytes>) -> Attached {
         Attached { range, at, bytes, proven: Arc::default() }
+    }
+
+    /// Whether a segment is these bytes of the file.
+    pub(crate) fn has(&self, segment: &Segment) -> bool {
+        let Place::Stored { room, at, .. } = &segment.place else { return false };
+        let is_inside = self.range.start <= segment.offset && segment.end() <= self.range.end;
+        let is_here = std::ptr::addr_eq(Arc::as_ptr(room), Arc::as_ptr(&self.bytes.room));
+        is_inside && is_here && self.at + (segment.offset - self.range.start) == *at
     }
 
     /// Whether what was proven may not be so any more. From now on it counts as proven.

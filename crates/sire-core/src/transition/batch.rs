@@ -221,7 +221,7 @@ impl Batch {
         for claim in claims {
             *lost.entry(claim.extent.region).or_insert(0) += plan::discarded(claim);
         }
-        for (id, (region, _)) in &self.closed {
+        for (id, (region, before)) in &self.closed {
             if target == Phase::Resident {
                 region.note_use();
             }
@@ -229,7 +229,8 @@ impl Batch {
                 history.last_error = None;
                 history.touch();
                 if target == Phase::Paused {
-                    history.pauses += 1;
+                    // The rest of a pause is none of its own.
+                    history.pauses += u64::from(*before == Phase::Resident);
                     history.bytes_copied += self.pending.get(id).copied().unwrap_or(0);
                     history.bytes_discarded += lost.get(id).copied().unwrap_or(0);
                     history.seconds_paused_last = report.seconds_total;

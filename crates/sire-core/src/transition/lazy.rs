@@ -78,6 +78,7 @@ impl Machine {
         }
         report.bytes_expected += rest.bytes_moved;
         report.bytes_discarded += rest.bytes_discarded;
+        report.bytes_held += rest.bytes_held;
         report.add(&rest);
         Ok(())
     }

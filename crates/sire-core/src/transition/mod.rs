@@ -85,8 +85,8 @@ impl Machine {
     /// Pauses the regions.
     pub(crate) fn pause(&self, regions: Vec<Arc<Region>>, options: PauseOptions<'_>) -> Result<Report> {
         let call = Call::new(self, Duration::ZERO).lazily(options.lazy).on_idle(options.idle);
-        let before: Vec<Arc<Region>> = regions.iter().filter(|r| r.state() == State::Paused).cloned().collect();
-        let batch = Batch::close(regions, Phase::Paused)?.keeping_all(options.keep_all);
+        let batch = Batch::close(regions.clone(), Phase::Paused)?.keeping_all(options.keep_all);
+        let before: Vec<Arc<Region>> = regions.into_iter().filter(|r| batch.region(r.id).is_none()).collect();
         let mut report = self.pause_batch(batch, options.dead, &call)?;
         let paused = report.regions_changed;
         if options.lazy {

@@ -163,7 +163,9 @@ fn to_check(index: usize, claim: &mut Claim, policy: &Policy, page: u64) -> Vec<
             changed.clip(range).total() > 0
                 || stale.iter().any(|stale| stale.start < range.end && range.start < stale.end)
         };
-        chunk.segments.retain(|segment| !segment.is_borrowed() || !is_void(&segment.range()));
+        // Of a file of which nothing is said any more nobody looks whether it changes.
+        let stands = |segment: &Segment| attached.iter().any(|file| file.has(segment)) && !is_void(&segment.range());
+        chunk.segments.retain(|segment| !segment.is_borrowed() || stands(segment));
         checks.extend(known(index, number, extent.base, chunk, policy));
         checks.extend(unknown(index, number, extent.base, chunk, &attached, page));
     }

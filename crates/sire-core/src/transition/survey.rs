@@ -161,6 +161,9 @@ impl Machine {
         let each = claims.iter().enumerate().filter_map(|(index, claim)| {
             let region = batch.region(claim.extent.region)?;
             let (keep, changed) = (batch.keeps_all() || region.keeps(), claim.extent.take_changed());
+            // What is away was saved by an earlier pause: what was noted since is for the next one that takes it.
+            let away = claim.chunks.iter().filter(|chunk| chunk.truth == Truth::Backup);
+            away.for_each(|chunk| claim.extent.note_changed(&changed.clip(&(chunk.offset..chunk.offset + chunk.size))));
             Some(Survey::keeping(keep, index, region, claim, changed, self.settings.page()))
         });
         each.collect()

@@ -239,13 +239,23 @@ fn mappings(path: &Path) -> usize {
     maps.lines().filter(|line| line.ends_with(path.to_str().unwrap())).count()
 }
 
+/// Says so at its end, however that comes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn a_file_is_never_mapped() {
     assert!(mappings(&std::env::current_exe().unwrap()) > 0, "the map is not read as it is written");
     for mut life in Life::each(Clean::No) {
         let (done, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let path = life.path.clone();
+        let path = life.path.canonicalize().unwrap();
         std::thread::scope(|scope| {
+            let _ends = Ends(&done);
             let look = || {
                 while !done.load(SeqCst) {
                     assert_eq!(mappings(&path), 0);
@@ -260,7 +270,6 @@ fn a_file_is_never_mapped() {
                 life.resume();
                 assert_eq!(mappings(&path), 0);
             }
-            done.store(true, SeqCst);
         });
     }
 }
@@ -271,7 +280,12 @@ fn what_cannot_be_is_refused() {
         let engine = &life.world.engine;
         let status = |outcome: Result<(), sire_core::error::Error>| outcome.unwrap_err().status;
         assert_eq!(status(engine.attach_file(life.addr, SIZE + 1, &life.path, 0)), Status::UnknownAddress);
-        assert_eq!(status(engine.attach_file(life.addr, SIZE, &life.path, AT + 6)), Status::InvalidArgument);
+        let error = engine.attach_file(life.addr, SIZE, &life.path, AT + 6).unwrap_err();
+        assert_eq!(error.status, Status::InvalidArgument);
+        assert!(
+            error.message.contains("bytes at 1243 are not inside") && error.message.contains("which has"),
+            "{error}"
+        );
         assert_eq!(status(engine.attach_file(life.addr, 1, &life.dir.path().join("none"), 0)), Status::BackupIo);
         assert_eq!(status(engine.attach_file(life.addr, 1, life.dir.path(), 0)), Status::BackupIo);
         let host = life.world.region("host", policy(Backup::Host));
@@ -364,4 +378,31 @@ fn what_is_promoted_comes_from_host_memory_and_goes_back_to_the_file() {
     assert_eq!(life.pause().bytes_copied, 0);
     assert_eq!(life.used("host"), 0);
     life.resume();
+}
+
+/// A block that is given out again is attached to nothing, whatever its neighbour in time was; where it had the same bytes it was taken for backed
+/// up by that file, of which nobody looked any more whether it changed.
+#[test]
+fn a_file_of_which_nothing_is_said_any_more_is_no_backup() {
+    for backup in [Backup::File, Backup::Auto] {
+        for clean in [Clean::No, Clean::Verified] {
+            let mut world = World::new(1 << 22);
+            world.cached = true;
+            let region = world.region("weights", Policy { clean, ..policy(backup) });
+            let addr = world.allocate(region, SIZE).unwrap();
+            world.write(addr);
+            let bytes = world.twins[&addr].bytes.clone();
+            let path = world.attach(addr, 0, SIZE, false).unwrap();
+            world.pause(&tag("weights")).unwrap();
+            world.resume(&tag("weights")).unwrap();
+            world.free(addr).unwrap();
+            assert_eq!(world.allocate(region, SIZE).unwrap(), addr);
+            world.write_bytes(addr, 0, &bytes);
+            fs::write(&path, b"saved anew").unwrap();
+            world.pause(&tag("weights")).unwrap();
+            world.resume(&tag("weights")).unwrap();
+            world.check();
+            world.check_no_leak();
+        }
+    }
 }

@@ -367,7 +367,7 @@ fn what_was_kept_resident_is_not_given_back_before_another_pause() {
         world.pause_lazily(&tag("small")).unwrap();
         world.free(slots[0]).unwrap();
         let offered = world.engine.holdings(&tag("small")).unwrap()[0].resident.values().sum::<u64>();
-        assert_eq!(offered, SIZE, "nobody is told that the slab could make way");
+        assert!(offered > SIZE, "a pause that is not lazy takes the slab as well");
         assert_eq!(world.engine.trim().0, SIZE, "of the slab nothing was saved");
         world.resume(&tag("small")).unwrap();
         world.check();

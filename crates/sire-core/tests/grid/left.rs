@@ -57,6 +57,11 @@ fn what_need_not_stay_any_more_goes_with_the_next_pause() {
             assert_eq!(world.driver.used_bytes(), 0);
             let report = world.pause(&tag("r")).unwrap();
             assert_eq!((report.regions_changed, report.regions_unchanged, report.bytes_moved), (0, 1, 0));
+            assert_eq!(
+                world.engine.pauses(*world.policies.keys().next().unwrap()).unwrap(),
+                1,
+                "the rest is none of its own"
+            );
             resume_and_check(world);
         }
     }
@@ -212,5 +217,22 @@ fn freed_memory_that_a_lazy_pause_cannot_give_back_goes_later() {
     world.driver.fail_always(None);
     world.engine.trim();
     assert_eq!(world.driver.used_bytes(), 0);
+    resume_and_check(world);
+}
+
+/// What was noted of memory that is away (a block that is given out while its region is paused is noted late) is for the pause after the resume, and not
+/// for one that takes the rest.
+#[test]
+fn what_was_noted_while_memory_was_away_is_remembered() {
+    let rule = Policy { clean: Clean::Declared, retain: true, ..policy(Backup::Host) };
+    let mut world = left_behind(rule, false);
+    let large = *world.twins.iter().find(|(_, twin)| twin.bytes.len() as u64 == SIZE).unwrap().0;
+    world.engine.changed(large, SIZE).unwrap();
+    world.pause(&tag("r")).unwrap();
+    world.resume(&tag("r")).unwrap();
+    let bytes: Vec<u8> = world.twins[&large].bytes.iter().map(|byte| !byte).collect();
+    world.driver.poke(sire_core::driver::Device(0), large, &bytes).unwrap();
+    world.twins.get_mut(&large).unwrap().bytes = bytes;
+    world.pause(&tag("r")).unwrap();
     resume_and_check(world);
 }

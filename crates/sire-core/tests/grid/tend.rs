@@ -189,8 +189,12 @@ const GROUPS: &str = "/sys/fs/cgroup";
 
 #[test]
 fn a_control_group_that_is_nearly_full_makes_backups_move() {
-    if !Path::new(GROUPS).exists() {
-        return eprintln!("there are no control groups here");
+    let mine = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let counts_memory = |line: &str| {
+        line.starts_with("0::") || line.split(':').nth(1).is_some_and(|all| all.split(',').any(|one| one == "memory"))
+    };
+    if !Path::new(GROUPS).exists() || !mine.lines().any(counts_memory) {
+        return eprintln!("this process is in no control group for memory");
     }
     run_with_own(Path::new(GROUPS), "size=1m", "tend::nearly_full_group");
 }

@@ -77,9 +77,9 @@ impl Queue {
         self.worker.is_none() || self.awaited.iter().any(|number| *number <= self.completed)
     }
 
-    /// Whether the worker sleeps and has something to do now.
+    /// Whether the worker sleeps and has something to do now, or is to end.
     fn concerns_worker(&self) -> bool {
-        self.idle && !self.running && !self.items.is_empty()
+        self.idle && !self.running && (self.closing || !self.items.is_empty())
     }
 }
 

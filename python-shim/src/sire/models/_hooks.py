@@ -169,6 +169,11 @@ def _keep_compiler_out() -> None:
     """PyTorch's compiler would trace into hooks, and give up at the first lock, with warnings, or fail (2.11)."""
     import torch
 
+    try:
+        import torch._dynamo
+    except Exception:
+        # Where it cannot be imported, nothing is compiled.
+        return
     for each in (AutoManageHook._before, AutoManageHook._after):
         setattr(AutoManageHook, each.__name__, torch.compiler.disable(each))
 
