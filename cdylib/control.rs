@@ -35,6 +35,8 @@ const BACKLOG: usize = 64;
 const SHOWN: usize = 20;
 /// How long the end of the process waits for the worker to finish what it has begun.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the server has for what was answered.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The one of the process; it stays when its socket is closed, for threads that are still at the desk.
 static CURRENT: AtomicPtr<Control> = AtomicPtr::new(std::ptr::null_mut());
@@ -177,15 +179,16 @@ extern "C" fn after_fork_in_child() {
 /// before the end. A child that was forked past the C library has neither thread.
 extern "C" fn at_exit() {
     let Some(control) = current().filter(|control| control.process == std::process::id()) else { return };
-    let until = Instant::now() + FAREWELL;
-    let wait_while = |busy: &dyn Fn() -> bool| {
+    let wait_while = |busy: &dyn Fn() -> bool, patience| {
+        let until = Instant::now() + patience;
         while busy() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
     };
-    wait_while(&|| control.working.load(Ordering::Acquire));
+    let is_working = || control.working.load(Ordering::Acquire);
+    wait_while(&is_working, FAREWELL);
     control.stop();
-    wait_while(&|| control.servers.load(Ordering::Acquire) > 0);
+    wait_while(&|| is_working() || control.servers.load(Ordering::Acquire) > 0, LAST_WORDS);
 }
 
 /// A server thread that counts, until it ends in whatever way.

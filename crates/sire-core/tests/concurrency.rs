@@ -436,28 +436,33 @@ fn memory_that_is_held_lazily_goes_once() {
     }
 }
 
-/// A pause that is not lazy takes everything, also what one that is lazy has just left, or is about to.
+/// A pause that is not lazy takes everything, also what one that is lazy has just left, or is about to; and so does a switch.
 #[test]
 fn a_pause_beside_a_lazy_one_leaves_nothing() {
-    let once = || {
-        let shared = Arc::new(Shared::new(false));
-        let other = Arc::clone(&shared);
-        let pause = |shared: &Shared, lazy| {
-            let options = PauseOptions { lazy, ..PauseOptions::default() };
-            while let Err(error) = shared.world.engine.pause(&tag("a"), options) {
-                assert_eq!(error.status, Status::Busy, "{error}");
-                shuttle::thread::yield_now();
-            }
+    const PAUSES: [fn(&Shared, bool) -> Result<(), Error>; 2] = [
+        |s, lazy| s.world.engine.pause(&tag("a"), PauseOptions { lazy, ..PauseOptions::default() }).map(drop),
+        |s, _| s.world.engine.switch(&tag("a"), &tag("c"), SwitchOptions::default()).map(drop),
+    ];
+    for eagerly in PAUSES {
+        let once = move || {
+            let shared = Arc::new(Shared::new(false));
+            let other = Arc::clone(&shared);
+            let insist = |shared: &Shared, pause: fn(&Shared, bool) -> Result<(), Error>, lazy| {
+                while let Err(error) = pause(shared, lazy) {
+                    assert_eq!(error.status, Status::Busy, "{error}");
+                    shuttle::thread::yield_now();
+                }
+            };
+            let thread = shuttle::thread::spawn(move || insist(&other, PAUSES[0], true));
+            insist(&shared, eagerly, false);
+            thread.join().unwrap();
+            let stats: serde_json::Value = serde_json::from_str(&shared.world.engine.stats_json()).unwrap();
+            let region = stats["regions"].as_array().unwrap().iter().find(|region| region["tag"] == "a").unwrap();
+            assert_eq!(region["lazy_bytes"], 0);
+            Arc::into_inner(shared).unwrap().check();
         };
-        let thread = shuttle::thread::spawn(move || pause(&other, true));
-        pause(&shared, false);
-        thread.join().unwrap();
-        let stats: serde_json::Value = serde_json::from_str(&shared.world.engine.stats_json()).unwrap();
-        let region = stats["regions"].as_array().unwrap().iter().find(|region| region["tag"] == "a").unwrap();
-        assert_eq!(region["lazy_bytes"], 0);
-        Arc::into_inner(shared).unwrap().check();
-    };
-    shuttle::check_random(once, schedules());
+        shuttle::check_random(once, schedules());
+    }
 }
 
 /// As `run`, where memory may be short.

@@ -124,6 +124,10 @@ fn threads_named(name: &str) -> std::io::Result<usize> {
 fn the_worker_of_a_destroyed_stream_ends_whoever_does_its_last_work() -> Outcome {
     let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
     let here = std::thread::current().id();
+    // Streams, and with them threads, of names that no other test's have.
+    for _ in 0..1000 {
+        machine.event_destroy(machine.event_create(0, false)?)?;
+    }
     for _ in 0..2000 {
         let stream = machine.stream_create(0, false, 0)?;
         let event = machine.event_create(0, false)?;

@@ -215,13 +215,23 @@ impl Batch {
         }
     }
 
+    /// Counts the pause of what was not paused before.
+    pub(super) fn note_pause(&self) {
+        let paused = self.closed.values().filter(|(_, before)| *before == Phase::Resident);
+        paused.for_each(|(region, _)| region.history(|history| history.pauses += 1));
+    }
+
     /// Adds a successful transition to every region's history.
     pub(super) fn note_success(&self, claims: &[Claim], report: &Report, target: Phase) {
         let mut lost: BTreeMap<RegionId, u64> = BTreeMap::new();
         for claim in claims {
             *lost.entry(claim.extent.region).or_insert(0) += plan::discarded(claim);
         }
-        for (id, (region, before)) in &self.closed {
+        if target == Phase::Paused {
+            // The rest of a pause is none of its own.
+            self.note_pause();
+        }
+        for (id, (region, _)) in &self.closed {
             if target == Phase::Resident {
                 region.note_use();
             }
@@ -229,8 +239,6 @@ impl Batch {
                 history.last_error = None;
                 history.touch();
                 if target == Phase::Paused {
-                    // The rest of a pause is none of its own.
-                    history.pauses += u64::from(*before == Phase::Resident);
                     history.bytes_copied += self.pending.get(id).copied().unwrap_or(0);
                     history.bytes_discarded += lost.get(id).copied().unwrap_or(0);
                     history.seconds_paused_last = report.seconds_total;

@@ -227,6 +227,7 @@ impl Machine {
         };
         let error = self.give_up(&mut claims, error, &second);
         batch.note_error(&error);
+        batch.note_pause();
         self.end(batch, claims, |_| Phase::Paused);
         error
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::ranges::Ranges;
 use crate::raw::{self, Span};
-use crate::region::Region;
+use crate::region::{Phase, Region};
 use crate::settings::IN_FLIGHT;
 use crate::terms::{Clean, Report};
 use crate::tier::host::HostRange;
@@ -161,9 +161,10 @@ impl Machine {
         let each = claims.iter().enumerate().filter_map(|(index, claim)| {
             let region = batch.region(claim.extent.region)?;
             let (keep, changed) = (batch.keeps_all() || region.keeps(), claim.extent.take_changed());
-            // What is away was saved by an earlier pause: what was noted since is for the next one that takes it.
-            let away = claim.chunks.iter().filter(|chunk| chunk.truth == Truth::Backup);
-            away.for_each(|chunk| claim.extent.note_changed(&changed.clip(&(chunk.offset..chunk.offset + chunk.size))));
+            if batch.was(region.id) == Some(Phase::Paused) {
+                // Nobody has written there since the first pause: what was noted late is for the one after the resume.
+                claim.extent.note_changed(&changed);
+            }
             Some(Survey::keeping(keep, index, region, claim, changed, self.settings.page()))
         });
         each.collect()

@@ -44,8 +44,8 @@ impl Machine {
         let call = Call::new(self, Duration::ZERO);
         // Asked first, so that a call that is refused closes nothing.
         resume.iter().try_for_each(|region| region.check(Phase::Resident))?;
-        let lazy: Vec<Arc<Region>> = pause.iter().filter(|region| region.is_lazy()).cloned().collect();
-        let leaving = Batch::close(pause, Phase::Paused)?;
+        let leaving = Batch::close(pause.clone(), Phase::Paused)?;
+        let lazy: Vec<Arc<Region>> = pause.into_iter().filter(|region| leaving.region(region.id).is_none()).collect();
         let coming = Batch::close(resume, Phase::Resident)?;
         // Of what is paused already, memory that is held lazily goes now. What the driver refuses will be missed soon enough.
         let mut released = Report::default();
