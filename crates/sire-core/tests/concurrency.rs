@@ -439,7 +439,8 @@ fn memory_that_is_held_lazily_goes_once() {
 /// A pause that is not lazy takes everything, also what one that is lazy has just left, or is about to; and so does a switch.
 #[test]
 fn a_pause_beside_a_lazy_one_leaves_nothing() {
-    const PAUSES: [fn(&Shared, bool) -> Result<(), Error>; 2] = [
+    type Pause = fn(&Shared, bool) -> Result<(), Error>;
+    const PAUSES: [Pause; 2] = [
         |s, lazy| s.world.engine.pause(&tag("a"), PauseOptions { lazy, ..PauseOptions::default() }).map(drop),
         |s, _| s.world.engine.switch(&tag("a"), &tag("c"), SwitchOptions::default()).map(drop),
     ];
@@ -447,7 +448,7 @@ fn a_pause_beside_a_lazy_one_leaves_nothing() {
         let once = move || {
             let shared = Arc::new(Shared::new(false));
             let other = Arc::clone(&shared);
-            let insist = |shared: &Shared, pause: fn(&Shared, bool) -> Result<(), Error>, lazy| {
+            let insist = |shared: &Shared, pause: Pause, lazy| {
                 while let Err(error) = pause(shared, lazy) {
                     assert_eq!(error.status, Status::Busy, "{error}");
                     shuttle::thread::yield_now();
