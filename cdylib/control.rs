@@ -77,7 +77,8 @@ pub(crate) struct Control {
     outbox: Arc<Outbox>,
     descriptors: Arc<Descriptors>,
     running: Mutex<Option<Running>>,
-    working: AtomicBool,
+    /// Questions that the worker has not answered yet.
+    working: AtomicUsize,
     /// Threads that serve a socket, or are about to.
     servers: AtomicUsize,
     process: u32,
@@ -141,7 +142,7 @@ pub(crate) fn made() -> Result<&'static Control> {
         outbox,
         descriptors: Arc::default(),
         running: Mutex::default(),
-        working: AtomicBool::new(false),
+        working: AtomicUsize::new(0),
         servers: AtomicUsize::new(0),
         process: std::process::id(),
         started: now(),
@@ -179,16 +180,19 @@ extern "C" fn after_fork_in_child() {
 /// before the end. A child that was forked past the C library has neither thread.
 extern "C" fn at_exit() {
     let Some(control) = current().filter(|control| control.process == std::process::id()) else { return };
-    let wait_while = |busy: &dyn Fn() -> bool, patience| {
-        let until = Instant::now() + patience;
-        while busy() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    };
-    let is_working = || control.working.load(Ordering::Acquire);
+    let is_working = || control.working.load(Ordering::Acquire) > 0;
     wait_while(&is_working, FAREWELL);
     control.stop();
-    wait_while(&|| is_working() || control.servers.load(Ordering::Acquire) > 0, LAST_WORDS);
+    wait_while(&|| is_working() || control.is_served(), LAST_WORDS);
+}
+
+/// Whether `busy` came to its end in time.
+fn wait_while(busy: &dyn Fn() -> bool, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    while busy() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    !busy()
 }
 
 /// A server thread that counts, until it ends in whatever way.
@@ -205,7 +209,16 @@ impl Control {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a server's thread runs.
+    fn is_served(&self) -> bool {
+        self.servers.load(Ordering::Acquire) > 0
+    }
+
     fn start(&'static self) -> io::Result<PathBuf> {
+        // A server that is about to end would take what is answered to clients of the next one.
+        if !wait_while(&|| self.is_served(), FAREWELL) {
+            return Err(io::Error::other("the one that was closed before has not ended yet; try again"));
+        }
         let place = Place::of_this_user()?;
         let (listener, path) = place.listen(std::process::id())?;
         let (questions, waiting) = sync_channel(BACKLOG);
@@ -243,10 +256,9 @@ impl Control {
     /// Ends with the server, which holds the other end.
     fn work(&self, waiting: Receiver<(Ticket, Verb)>) {
         for (ticket, verb) in waiting {
-            self.working.store(true, Ordering::Release);
             let answer = catch(|| Ok(self.look_up(&verb))).unwrap_or_else(|error| Err(refusal(&error)));
             self.outbox.put(ticket, answer);
-            self.working.store(false, Ordering::Release);
+            self.working.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -314,9 +326,11 @@ struct Porter {
 
 impl Porter {
     fn pass_on(&self, ticket: Ticket, verb: Verb) -> Option<Answer> {
+        self.control.working.fetch_add(1, Ordering::Relaxed);
         match self.questions.try_send((ticket, verb)) {
             Ok(()) => None,
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.control.working.fetch_sub(1, Ordering::Release);
                 let why = "too many questions wait for the driver; try again later";
                 Some(Err(Refusal::new(Code::Busy, why)))
             }

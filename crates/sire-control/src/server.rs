@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// Connections that are served at once.
 pub const PLACES: usize = 32;
-/// The next ticket: one server may end while the next one begins, and they share what answers.
+/// The next ticket: what is answered to a client of a server that has ended is nobody's of the next one, which has its outbox.
 static TICKETS: AtomicU64 = AtomicU64::new(1);
 /// Agreements ([`Verb::Reclaim`]) that are in force, or asked for, at once; each keeps a connection.
 pub const AGREEMENTS: usize = 16;
@@ -51,7 +51,7 @@ pub trait Service: Send + Sync {
     fn tick(&self) -> Option<Instant>;
 }
 
-/// Answers that come later.
+/// Answers that come later. For one server at a time: it drops those that none of its clients waits for.
 #[derive(Debug)]
 pub struct Outbox {
     finished: Mutex<Vec<(Ticket, Answer)>>,

@@ -241,7 +241,8 @@ impl Engine {
 
     /// Pauses what `selection` means: all of it, or nothing. With `options.lazy` the regions are paused and backed up, but their physical
     /// memory stays until an allocation or a resume finds no room, [`Engine::trim`], or a pause that is not lazy; a resume before that
-    /// copies nothing and calls no driver. Other processes cannot have that memory.
+    /// copies nothing and calls no driver. Other processes cannot have that memory. What is paused already stays so; unless `options.lazy`, what its pause had
+    /// to leave on the device, and need not stay there any more, goes now.
     ///
     /// # Errors
     /// `Capturing`, `UnknownTag`, `Busy` (a thread is inside, or another transition runs), `OutOfBackupSpace`,

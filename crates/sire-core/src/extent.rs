@@ -381,7 +381,8 @@ impl Extent {
     pub(crate) fn attach(&self, file: Attached) {
         let mut inner = lock(&self.inner);
         inner.attached = without(&inner.attached, &file.range);
-        inner.attached.push(file);
+        let at = inner.attached.partition_point(|other| other.range.start < file.range.start);
+        inner.attached.insert(at, file);
     }
 
     /// No file holds these offsets.
@@ -390,7 +391,7 @@ impl Extent {
         inner.attached = without(&inner.attached, range);
     }
 
-    /// What files are said to hold.
+    /// What files are said to hold, by offset; no two hold the same.
     pub(crate) fn attached(&self) -> Vec<Attached> {
         lock(&self.inner).attached.clone()
     }

@@ -143,12 +143,12 @@ impl CudaDriver {
 
     /// Makes buffers for streams of the device that have not hashed yet. Those that there is no memory for are made when they are needed.
     fn make_spare_buffers(&self, device: Device) {
-        let mut spare = locked(&self.hashing().spare);
-        let spare = spare.entry(device).or_default();
-        while spare.len() + 1 < STREAMS {
-            let Ok(buffer) = self.new_buffer() else { return };
-            spare.push(buffer);
-        }
+        let missing = {
+            let spare = locked(&self.hashing().spare);
+            (STREAMS - 1).saturating_sub(spare.get(&device).map_or(0, Vec::len))
+        };
+        let made: Vec<DevicePtr> = (0..missing).map_while(|_| self.new_buffer().ok()).collect();
+        locked(&self.hashing().spare).entry(device).or_default().extend(made);
     }
 
     /// A buffer in the current context.

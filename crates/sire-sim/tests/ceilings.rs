@@ -13,7 +13,7 @@ const GIB: u64 = 2;
 /// machine is busy, one that comes late in real time may come late in virtual time, too.
 const TRIES: usize = 16;
 
-/// One at a time: each takes a GiB of host memory, and both cores.
+/// One at a time: each takes both cores, and half a GiB of host memory.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn check_one(profile: &Profile, measured: &Measured, wanted: f64) {

@@ -416,6 +416,14 @@ def test_garbage_is_collected_without_a_safe_point(socket: str, monkeypatch: pyt
     assert len(passed) == 3
 
 
+def test_what_is_answered_after_reopening_reaches_whoever_asked(socket: str) -> None:
+    # The server before took the answers of the next one's clients with it, if it ended while they were asked.
+    for _ in range(100):
+        sire.control.close()
+        path = sire.control.open().path
+        assert ask(path, verb="budget", device=0, limit=1 << 40) == {}
+
+
 def test_closing_resumes_what_is_paused_from_outside(socket: str, tag: str) -> None:
     tensor = filled(tag)
 

@@ -217,7 +217,7 @@ impl Segments {
         }
     }
 
-    /// [`Segments::map_or_lend`] for a caller whose mapping cannot fail.
+    /// [`Segments::map_or_lend`] for a caller who cannot tell whether the mapping was refused: what was lent stays on the device for as long as it lives.
     ///
     /// # Errors
     /// As there.

@@ -156,15 +156,15 @@ fn to_check(index: usize, claim: &mut Claim, policy: &Policy, page: u64) -> Vec<
     let extent = Arc::clone(&claim.extent);
     let attached = extent.attached();
     let changed = extent.take_changed();
-    let stale: Vec<Range<u64>> = attached.iter().filter(|a| a.begin_proof()).map(|a| a.range.clone()).collect();
+    let mut void = changed.clone();
+    attached.iter().filter(|file| file.begin_proof()).for_each(|file| void.add(file.range.clone()));
     let mut checks = Vec::new();
     for (number, chunk) in claim.chunks.iter_mut().enumerate().filter(|(_, chunk)| chunk.truth == Truth::Device) {
-        let is_void = |range: &Range<u64>| {
-            changed.clip(range).total() > 0
-                || stale.iter().any(|stale| stale.start < range.end && range.start < stale.end)
-        };
         // Of a file of which nothing is said any more nobody looks whether it changes.
-        let stands = |segment: &Segment| attached.iter().any(|file| file.has(segment)) && !is_void(&segment.range());
+        let stands = |segment: &Segment| {
+            let range = segment.range();
+            within(&attached, &range).iter().any(|file| file.has(segment)) && void.clip(&range).total() == 0
+        };
         chunk.segments.retain(|segment| !segment.is_borrowed() || stands(segment));
         checks.extend(known(index, number, extent.base, chunk, policy));
         checks.extend(unknown(index, number, extent.base, chunk, &attached, page));
@@ -190,14 +190,21 @@ fn known(claim: usize, number: usize, base: Addr, chunk: &mut Chunk, policy: &Po
     chunk.segments.iter_mut().filter_map(check).collect()
 }
 
+/// Those of the attached files, which are sorted and apart, that hold something of `range`.
+fn within<'a>(attached: &'a [Attached], range: &Range<u64>) -> &'a [Attached] {
+    let rest = &attached[attached.partition_point(|file| file.range.end <= range.start)..];
+    &rest[..rest.partition_point(|file| file.range.start < range.end)]
+}
+
 /// Records of attached files that no segment stands for.
 fn unknown(claim: usize, number: usize, base: Addr, chunk: &Chunk, attached: &[Attached], page: u64) -> Vec<Check> {
     let mut checks = Vec::new();
-    for file in attached {
-        let (start, end) = (file.range.start.max(chunk.offset), file.range.end.min(chunk.offset + chunk.size));
-        let mut open = if start < end { Ranges::of(start..end) } else { Ranges::new() };
-        let proven = chunk.segments.iter().filter(|segment| segment.is_borrowed());
-        proven.for_each(|segment| open.remove(&segment.range()));
+    let whole = chunk.offset..chunk.offset + chunk.size;
+    for file in within(attached, &whole) {
+        let mut open = Ranges::of(file.range.start.max(whole.start)..file.range.end.min(whole.end));
+        let met = &chunk.segments[chunk.segments.partition_point(|segment| segment.end() <= file.range.start)..];
+        let proven = met.iter().take_while(|segment| segment.offset < file.range.end);
+        proven.filter(|segment| segment.is_borrowed()).for_each(|segment| open.remove(&segment.range()));
         for range in open.iter() {
             for cut in page_cuts(range, page) {
                 let (offset, len) = (cut.start, cut.end - cut.start);

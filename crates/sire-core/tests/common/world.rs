@@ -498,6 +498,13 @@ impl World {
         Ok(path)
     }
 
+    /// Everything is as it was, and can be given back.
+    pub fn resume_and_check(mut self) {
+        self.resume(&Selection::All).unwrap();
+        self.check();
+        self.check_no_leak();
+    }
+
     /// Frees everything; afterwards the driver must have nothing left.
     pub fn check_no_leak(&mut self) {
         self.driver.clear_faults();

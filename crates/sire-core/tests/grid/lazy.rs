@@ -24,12 +24,6 @@ fn stats(world: &World) -> serde_json::Value {
     serde_json::from_str(&world.engine.stats_json()).unwrap()
 }
 
-fn resume_and_check(mut world: World) {
-    world.resume(&Selection::All).unwrap();
-    world.check();
-    world.check_no_leak();
-}
-
 #[test]
 fn a_resume_before_anybody_needs_it_calls_no_driver() {
     for backup in [Backup::Host, Backup::Disk, Backup::None] {
@@ -59,7 +53,7 @@ fn paused_means_paused() {
     // SAFETY: the view keeps `len` bytes at `ptr` valid.
     world.twins[&addr].assert_equal(addr, unsafe { std::slice::from_raw_parts(view.ptr, view.len as usize) });
     drop(view);
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -76,7 +70,7 @@ fn an_allocation_that_does_not_fit_gets_the_memory() {
     assert_eq!(world.driver.used_bytes(), 2 * CHUNK);
     world.free(fits).unwrap();
     world.free(needs).unwrap();
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -123,7 +117,7 @@ fn a_resume_that_does_not_fit_gets_the_memory() {
         assert!(world.driver.used_bytes() <= SIZE + CHUNK);
     }
     world.driver.set_capacity(1 << 22);
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -147,7 +141,7 @@ fn a_pause_a_switch_or_a_trim_says_now() {
         now(&mut world);
         assert_eq!(world.driver.used_bytes(), 0);
         assert_eq!(world.pause(&tag("r")).unwrap().regions_changed, 0, "once");
-        resume_and_check(world);
+        world.resume_and_check();
     }
 }
 
@@ -157,7 +151,7 @@ fn a_lazy_pause_of_what_is_paused_changes_nothing() {
     let calls = world.driver.calls();
     let report = world.pause_lazily(&tag("r")).unwrap();
     assert_eq!((report.regions_changed, report.regions_unchanged, world.driver.calls()), (0, 1, calls));
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -169,7 +163,7 @@ fn what_must_read_as_zero_does() {
     world.set_override(addr, 0, CHUNK, true);
     let report = world.pause_lazily(&tag("r")).unwrap();
     assert_eq!((report.bytes_lazy, report.bytes_moved), (CHUNK, CHUNK), "what is kept stays, the rest goes");
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -191,7 +185,7 @@ fn what_the_driver_refuses_to_take_stays_with_its_content() {
         assert_eq!(world.states().values().next(), Some(&State::Paused));
         world.pause(&tag("r")).unwrap();
         assert_eq!(world.driver.used_bytes(), 0, "{verb}");
-        resume_and_check(world);
+        world.resume_and_check();
     }
 }
 
@@ -208,7 +202,7 @@ fn a_pause_that_cannot_release_what_was_paused_before_is_a_pause_nevertheless() 
     assert!(world.engine.take_notices().iter().any(|notice| notice.contains("an earlier pause had left")));
     assert_eq!(world.engine.state(other), Ok(State::Paused));
     assert_eq!(world.pause(&Selection::All).unwrap().bytes_moved, SIZE);
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -223,7 +217,7 @@ fn a_failed_lazy_pause_leaves_the_region_resident() {
     world.check();
     world.write_part(addr, GRANULARITY, 5);
     world.pause_lazily(&tag("r")).unwrap();
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -268,7 +262,7 @@ fn what_is_held_lazily_makes_way_after_a_resume_that_failed() {
         assert!(!world.driver.log()[calls..].contains(&"copy_to_host"), "it was in a backup already");
         world.check();
         world.driver.set_capacity(1 << 22);
-        resume_and_check(world);
+        world.resume_and_check();
     }
 }
 
@@ -284,7 +278,7 @@ fn what_was_ready_in_a_resume_that_failed_does_not_make_way() {
     assert_eq!(world.pause(&tag("m")).unwrap().bytes_copied, SIZE);
     world.resume(&tag("m/b")).unwrap();
     world.driver.set_capacity(1 << 22);
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 /// A world whose device holds four chunks, with three regions of one chunk each that were paused lazily, in the order of their names.
@@ -321,7 +315,7 @@ fn who_makes_way_is_up_to_the_program() {
     assert!(!world.engine.make_way(Device(0), CHUNK), "what is pinned stays, also when an allocation fails");
     world.engine.set_standing(&tag("two"), Standing::default()).unwrap();
     assert_eq!(make_room(&world, 4), ["two"]);
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -336,7 +330,7 @@ fn an_allocation_that_does_not_fit_follows_the_same_order() {
     assert_eq!(world.allocate(other, 2 * CHUNK).unwrap_err().status, Status::OutOfDeviceMemory);
     assert!(lazy(&world, 1), "a lease was broken");
     world.free(addr).unwrap();
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 #[test]
@@ -350,7 +344,7 @@ fn budgets_are_for_what_regions_hold_and_for_others() {
     world.engine.make_room(Device(0), 4 * CHUNK).unwrap_err();
     world.engine.set_budget(Device(0), Budget { residency: 3_600_000, ..Budget::default() });
     assert_eq!(make_room(&world, 4), ["three"], "spared only while somebody else is left");
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 /// Memory that a lazy pause had left for the program's sake was given back, unsaved, once the program no longer wanted it to stay: with it its neighbours.
@@ -373,6 +367,6 @@ fn what_was_kept_resident_is_not_given_back_before_another_pause() {
         world.check();
         world.pause_lazily(&tag("small")).unwrap();
         assert!(world.engine.trim().0 > SIZE, "the next pause has taken it");
-        resume_and_check(world);
+        world.resume_and_check();
     }
 }

@@ -26,12 +26,6 @@ fn left_behind(rule: Policy, lazy: bool) -> World {
     world
 }
 
-fn resume_and_check(mut world: World) {
-    world.resume(&Selection::All).unwrap();
-    world.check();
-    world.check_no_leak();
-}
-
 /// The slab stayed on the device until the region was resumed and paused again, whatever was paused meanwhile.
 #[test]
 fn what_need_not_stay_any_more_goes_with_the_next_pause() {
@@ -62,7 +56,7 @@ fn what_need_not_stay_any_more_goes_with_the_next_pause() {
                 1,
                 "the rest is none of its own"
             );
-            resume_and_check(world);
+            world.resume_and_check();
         }
     }
 }
@@ -74,7 +68,7 @@ fn without_a_backup_the_next_pause_throws_it_away_and_says_so() {
         let report = world.pause(&tag("r")).unwrap();
         assert_eq!((report.bytes_discarded, report.bytes_copied, world.driver.used_bytes()), (700, 0, 0));
         world.twins.values_mut().for_each(|twin| twin.promised = crate::common::world::Which::None);
-        resume_and_check(world);
+        world.resume_and_check();
     }
 }
 
@@ -85,7 +79,7 @@ fn only_a_pause_that_means_now_takes_it_and_only_what_may_go() {
     let calls = world.driver.calls();
     assert_eq!((world.pause_lazily(&tag("r")).unwrap().regions_changed, world.driver.calls()), (0, calls));
     let region = world.engine.region("r", policy(Backup::Host)).unwrap();
-    resume_and_check(world);
+    world.resume_and_check();
     let mut world = World::new(1 << 22);
     let again = world.region("r", policy(Backup::Host));
     assert_eq!(again, region);
@@ -97,7 +91,7 @@ fn only_a_pause_that_means_now_takes_it_and_only_what_may_go() {
         assert_eq!(world.driver.used_bytes(), SIZE);
         world.check();
     }
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 /// Every driver call of that pause fails once: the region stays paused, nothing is lost, and the pause can be repeated.
@@ -118,7 +112,7 @@ fn a_pause_of_what_was_left_can_fail_anywhere() {
                 world.pause(&tag("r")).unwrap();
                 assert_eq!(world.driver.used_bytes(), 0, "call {call}, failed {failed}");
             }
-            resume_and_check(world);
+            world.resume_and_check();
             if !hit {
                 assert!(call > 5, "it made only {call} calls");
                 break;
@@ -155,7 +149,7 @@ fn a_free_that_is_refused_while_its_region_is_paused_loses_nothing() {
         world.pause(&tag("r")).unwrap();
         assert_eq!(world.driver.used_bytes(), 0, "the next pause is as any other");
         world.free(freed).unwrap();
-        resume_and_check(world);
+        world.resume_and_check();
     }
 }
 
@@ -217,7 +211,7 @@ fn freed_memory_that_a_lazy_pause_cannot_give_back_goes_later() {
     world.driver.fail_always(None);
     world.engine.trim();
     assert_eq!(world.driver.used_bytes(), 0);
-    resume_and_check(world);
+    world.resume_and_check();
 }
 
 /// What was noted of memory that is away (a block that is given out while its region is paused is noted late) is for the pause after the resume, and not
@@ -234,5 +228,5 @@ fn what_was_noted_while_memory_was_away_is_remembered() {
     world.driver.poke(sire_core::driver::Device(0), large, &bytes).unwrap();
     world.twins.get_mut(&large).unwrap().bytes = bytes;
     world.pause(&tag("r")).unwrap();
-    resume_and_check(world);
+    world.resume_and_check();
 }

@@ -7,6 +7,9 @@ use std::{fs, io};
 /// What tells the child where its file system is.
 const PLACE: &str = "SIRE_TEST_OWN_FILE_SYSTEM";
 
+/// How many seconds a child may take.
+const LONGEST: &str = "300";
+
 /// Where a child's file system is; `None` outside of one.
 pub fn place() -> Option<std::path::PathBuf> {
     std::env::var_os(PLACE).map(Into::into)
@@ -30,7 +33,10 @@ fn behind(dir: &Path, options: &str, program: &Path, arguments: &[&str]) -> io::
     use std::os::unix::fs::MetadataExt;
     let is_root = fs::metadata("/proc/self")?.uid() == 0;
     let script = r#"mount -t tmpfs -o "$1" none "$0" && shift && exec "$@""#;
-    let mut command = Command::new("unshare");
-    command.arg("--mount").args((!is_root).then_some("--map-root-user")).args(["sh", "-c", script]);
+    let mut command = Command::new("timeout");
+    command
+        .args([LONGEST, "unshare", "--mount"])
+        .args((!is_root).then_some("--map-root-user"))
+        .args(["sh", "-c", script]);
     command.arg(dir).arg(options).arg(program).args(arguments).env(PLACE, dir).output()
 }

@@ -55,6 +55,7 @@ class AutoManageHook:
     @classmethod
     def manage_module(cls, module: Any, **kwargs: Any) -> AutoManageHook:
         """Makes the module manage itself; keywords are those of `sire.manage`. Again: the same hook."""
+        _keep_compiler_out()
         with _making:
             hook = _hooks_of.get(module)
             if hook is None:
@@ -64,7 +65,6 @@ class AutoManageHook:
             return hook
 
     def _attach(self, module: Any) -> None:
-        _keep_compiler_out()
         # First before everybody else's hooks, and last after them.
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
@@ -166,7 +166,10 @@ class _Nobody:
 
 @functools.cache
 def _keep_compiler_out() -> None:
-    """PyTorch's compiler would trace into hooks, and give up at the first lock, with warnings, or fail (2.11)."""
+    """PyTorch's compiler would trace into hooks, and give up at the first lock, with warnings, or fail (2.11).
+
+    It is imported for that, which takes a second.
+    """
     import torch
 
     try:
