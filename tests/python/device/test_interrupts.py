@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import threading
@@ -231,6 +232,7 @@ def test_an_offload_that_fails_when_content_has_gone_loses_no_weights(is_undone:
     faults = b"cuMemUnmap#2=error:999" if is_undone else b"cuMemUnmap#2=error:999; cuMemCreate=error:2"
     with adopted(96 * MIB, "view") as (module, made):
         # What others have freed goes now, and no longer within the pause that is to fail.
+        gc.collect()
         made.offload()
         made.load()
         assert runtime.sire_sim_fault(faults) == 0
