@@ -49,7 +49,7 @@ pub struct Options {
     pub faults: String,
     /// Every device operation takes this much longer.
     pub delay: Duration,
-    /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison.
+    /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison; whoever waits for a stream looks for its end before it sleeps.
     pub timing: bool,
     /// Unmap waits for the device, as some drivers do.
     pub unmap_syncs: bool,

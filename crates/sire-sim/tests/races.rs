@@ -78,9 +78,20 @@ fn push_and_wait(machine: &Machine, streams: [StreamId; 2], seed: u64) -> Result
     machine.device_synchronize(0)
 }
 
+/// A machine whose streams have threads; with and without the waits of timing mode.
+fn with_workers(timing: bool) -> Result<Machine, sire_sim::SimError> {
+    Machine::new(Options { executor: Executor::Threads, timing, ..Options::tiny(1 << 20) })
+}
+
 #[test]
 fn nobody_sleeps_for_what_has_passed() -> Outcome {
-    let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
+    for timing in [false, true] {
+        wait_in_every_way(&with_workers(timing)?)?;
+    }
+    Ok(())
+}
+
+fn wait_in_every_way(machine: &Machine) -> Outcome {
     let streams = [machine.stream_create(0, false, 0)?, machine.stream_create(0, false, 0)?];
     let (ended, ends) = mpsc::channel();
     for seed in 1..5 {
@@ -95,7 +106,13 @@ fn nobody_sleeps_for_what_has_passed() -> Outcome {
 
 #[test]
 fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
-    let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
+    for timing in [false, true] {
+        leave_work(&with_workers(timing)?)?;
+    }
+    Ok(())
+}
+
+fn leave_work(machine: &Machine) -> Outcome {
     let stream = machine.stream_create(0, false, 0)?;
     let event = machine.event_create(0, false)?;
     for _ in 0..200 {

@@ -6,9 +6,14 @@ use crate::error::Code;
 use crate::options::Executor;
 use crate::types::StreamId;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long whoever waits for what another thread does looks for its end, in timing mode, before it sleeps: a few pieces of a pipeline. So do
+/// CUDA's own waits by default (`cudaDeviceScheduleAuto`).
+const LOOKING: Duration = Duration::from_millis(2);
 
 /// A point in a stream.
 #[derive(Clone, Debug)]
@@ -96,6 +101,8 @@ pub struct StreamInner {
     pub legacy: bool,
     pub(super) priority: i32,
     queue: Mutex<Queue>,
+    /// How many operations are completed, for whoever looks without the lock.
+    seen: AtomicU64,
     /// There is something for the worker to do.
     pending: Condvar,
     /// Something that is awaited is completed; where there is no worker, anything is.
@@ -111,6 +118,7 @@ impl StreamInner {
             legacy,
             priority,
             queue: Mutex::default(),
+            seen: AtomicU64::new(0),
             pending: Condvar::new(),
             passed: Condvar::new(),
         }
@@ -133,7 +141,7 @@ impl StreamInner {
     }
 
     fn is_done(&self, number: u64) -> bool {
-        locked(&self.queue).completed >= number
+        self.seen.load(Ordering::Acquire) >= number
     }
 
     pub(super) fn push(self: &Arc<Self>, core: &Arc<Core>, item: Item) -> Point {
@@ -147,6 +155,7 @@ impl StreamInner {
         if marker && queue.completed == queue.submitted {
             // An event behind nothing has passed at once; no worker is woken for it.
             (queue.submitted, queue.completed) = (queue.submitted + 1, queue.completed + 1);
+            self.seen.store(queue.completed, Ordering::Release);
             item.note_end();
             return point(&queue);
         }
@@ -198,7 +207,11 @@ impl StreamInner {
         drop(item);
         let mut queue = locked(&self.queue);
         queue.complete();
+        self.seen.store(queue.completed, Ordering::Release);
         let (for_others, for_worker) = (queue.concerns_others(), queue.concerns_worker());
+        if !for_others && !for_worker {
+            return queue;
+        }
         // Whoever is woken wants the lock at once.
         drop(queue);
         if for_others {
@@ -225,14 +238,31 @@ impl StreamInner {
     /// Waits until operation `number` is completed. Who waits for all that there is does it himself while nobody is at it: that
     /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one.
     pub(super) fn wait(&self, core: &Core, number: u64) {
+        let mut may_look = core.options.timing;
         let mut queue = locked(&self.queue);
         while queue.completed < number && queue.submitted >= number {
             let mine = queue.worker.is_none() || queue.submitted == number;
             queue = match if mine { queue.take() } else { None } {
                 Some(item) => self.step(core, queue, item),
+                None if std::mem::take(&mut may_look) => {
+                    drop(queue);
+                    if self.look(number) {
+                        return;
+                    }
+                    locked(&self.queue)
+                }
                 None => self.sleep(queue, number),
             };
         }
+    }
+
+    /// Whether operation `number` is completed soon. Whoever else wants the processor may have it.
+    fn look(&self, number: u64) -> bool {
+        let until = Instant::now() + LOOKING;
+        while !self.is_done(number) && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        self.is_done(number)
     }
 
     fn sleep<'a>(&'a self, mut queue: MutexGuard<'a, Queue>, number: u64) -> MutexGuard<'a, Queue> {
