@@ -97,6 +97,9 @@ def cycles(shop: Workshop, saver: Place, setup: Setup, program: str = "cycle", *
     words = [str(setup.amount), str(setup.pieces), *arguments] if arguments else setup.arguments()
     command = [str(shop.programs[program]), *words]
     environment = shop.environment(saver, setup.device_memory())
+    if shop.software and program == "cycle" and setup.backup == "host":
+        # One thread waits for one that copies, each with a processor of its own.
+        environment["SIRE_SIM_SPIN"] = "1"
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     try:

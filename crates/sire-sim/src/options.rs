@@ -49,8 +49,10 @@ pub struct Options {
     pub faults: String,
     /// Every device operation takes this much longer.
     pub delay: Duration,
-    /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison; whoever waits for a stream looks for its end before it sleeps.
+    /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison.
     pub timing: bool,
+    /// Whoever waits for a stream spins for a while before it sleeps.
+    pub spin: bool,
     /// Unmap waits for the device, as some drivers do.
     pub unmap_syncs: bool,
     /// Captures forbid mapping memory and waiting for events, too, where they forbid unsafe calls.
@@ -83,6 +85,7 @@ impl Default for Options {
             faults: String::new(),
             delay: Duration::ZERO,
             timing: false,
+            spin: false,
             unmap_syncs: false,
             strict_capture: false,
             poison: Poison::Full,
@@ -147,6 +150,7 @@ impl Options {
             faults: lookup("SIRE_SIM_FAULTS").unwrap_or_default(),
             delay: Duration::from_micros(number("SIRE_SIM_DELAY_US", 0)?),
             timing: flag("SIRE_SIM_TIMING")?,
+            spin: flag("SIRE_SIM_SPIN")?,
             unmap_syncs: flag("SIRE_SIM_UNMAP_SYNCS")?,
             strict_capture: flag("SIRE_SIM_STRICT_CAPTURE")?,
             poison,

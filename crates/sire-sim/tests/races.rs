@@ -78,15 +78,15 @@ fn push_and_wait(machine: &Machine, streams: [StreamId; 2], seed: u64) -> Result
     machine.device_synchronize(0)
 }
 
-/// A machine whose streams have threads; with and without the waits of timing mode.
-fn with_workers(timing: bool) -> Result<Machine, sire_sim::SimError> {
-    Machine::new(Options { executor: Executor::Threads, timing, ..Options::tiny(1 << 20) })
+/// A machine whose streams have threads.
+fn with_workers(spin: bool) -> Result<Machine, sire_sim::SimError> {
+    Machine::new(Options { executor: Executor::Threads, spin, ..Options::tiny(1 << 20) })
 }
 
 #[test]
 fn nobody_sleeps_for_what_has_passed() -> Outcome {
-    for timing in [false, true] {
-        wait_in_every_way(&with_workers(timing)?)?;
+    for spin in [false, true] {
+        wait_in_every_way(&with_workers(spin)?)?;
     }
     Ok(())
 }
@@ -106,8 +106,8 @@ fn wait_in_every_way(machine: &Machine) -> Outcome {
 
 #[test]
 fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
-    for timing in [false, true] {
-        leave_work(&with_workers(timing)?)?;
+    for spin in [false, true] {
+        leave_work(&with_workers(spin)?)?;
     }
     Ok(())
 }

@@ -11,9 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long whoever waits for what another thread does looks for its end, in timing mode, before it sleeps: a few pieces of a pipeline. So do
-/// CUDA's own waits by default (`cudaDeviceScheduleAuto`).
-const LOOKING: Duration = Duration::from_millis(2);
+/// How long whoever waits for what another thread does spins before it sleeps: a few pieces of a pipeline.
+const SPINNING: Duration = Duration::from_millis(2);
 
 /// A point in a stream.
 #[derive(Clone, Debug)]
@@ -238,15 +237,15 @@ impl StreamInner {
     /// Waits until operation `number` is completed. Who waits for all that there is does it himself while nobody is at it: that
     /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one.
     pub(super) fn wait(&self, core: &Core, number: u64) {
-        let mut may_look = core.options.timing;
+        let mut may_spin = core.options.spin;
         let mut queue = locked(&self.queue);
         while queue.completed < number && queue.submitted >= number {
             let mine = queue.worker.is_none() || queue.submitted == number;
             queue = match if mine { queue.take() } else { None } {
                 Some(item) => self.step(core, queue, item),
-                None if std::mem::take(&mut may_look) => {
+                None if std::mem::take(&mut may_spin) => {
                     drop(queue);
-                    if self.look(number) {
+                    if self.spin(number) {
                         return;
                     }
                     locked(&self.queue)
@@ -257,8 +256,8 @@ impl StreamInner {
     }
 
     /// Whether operation `number` is completed soon. Whoever else wants the processor may have it.
-    fn look(&self, number: u64) -> bool {
-        let until = Instant::now() + LOOKING;
+    fn spin(&self, number: u64) -> bool {
+        let until = Instant::now() + SPINNING;
         while !self.is_done(number) && Instant::now() < until {
             std::thread::yield_now();
         }
