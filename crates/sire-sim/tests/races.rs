@@ -106,13 +106,7 @@ fn wait_in_every_way(machine: &Machine) -> Outcome {
 
 #[test]
 fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
-    for spin in [false, true] {
-        leave_work(&with_workers(spin)?)?;
-    }
-    Ok(())
-}
-
-fn leave_work(machine: &Machine) -> Outcome {
+    let machine = with_workers(false)?;
     let stream = machine.stream_create(0, false, 0)?;
     let event = machine.event_create(0, false)?;
     for _ in 0..200 {
