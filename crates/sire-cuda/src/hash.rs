@@ -131,13 +131,14 @@ impl CudaDriver {
 
     /// The stream's buffer: its own, one that was made beforehand, or a new one.
     fn hash_buffer(&self, stream: Stream, device: Device) -> Result<DevicePtr, Code> {
-        let mut buffers = locked(&self.hashing().buffers);
-        if let Some(&known) = buffers.get(&stream) {
+        let known = locked(&self.hashing().buffers).get(&stream).copied();
+        if let Some(known) = known {
             return Ok(known);
         }
+        // Nobody else makes this one meanwhile: a stream of ours has one user at a time.
         let spare = locked(&self.hashing().spare).get_mut(&device).and_then(Vec::pop);
         let buffer = spare.map_or_else(|| self.new_buffer(), Ok)?;
-        buffers.insert(stream, buffer);
+        locked(&self.hashing().buffers).insert(stream, buffer);
         Ok(buffer)
     }
 

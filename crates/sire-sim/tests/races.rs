@@ -133,7 +133,7 @@ fn threads_named(name: &str) -> std::io::Result<usize> {
 /// A worker that was woken for nothing, because somebody who waits has taken the last operation, ends with its stream all the same.
 #[test]
 fn the_worker_of_a_destroyed_stream_ends_whoever_does_its_last_work() -> Outcome {
-    let machine = Machine::new(Options { executor: Executor::Threads, ..Options::tiny(1 << 20) })?;
+    let machine = with_workers(false)?;
     let here = std::thread::current().id();
     // Streams, and with them threads, of names that no other test's have.
     for _ in 0..1000 {

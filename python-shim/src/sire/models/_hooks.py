@@ -55,7 +55,7 @@ class AutoManageHook:
     @classmethod
     def manage_module(cls, module: Any, **kwargs: Any) -> AutoManageHook:
         """Makes the module manage itself; keywords are those of `sire.manage`. Again: the same hook."""
-        _keep_compiler_out()
+        _compiler()
         with _making:
             hook = _hooks_of.get(module)
             if hook is None:
@@ -65,6 +65,7 @@ class AutoManageHook:
             return hook
 
     def _attach(self, module: Any) -> None:
+        _keep_compiler_out()
         # First before everybody else's hooks, and last after them.
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
@@ -165,20 +166,25 @@ class _Nobody:
 
 
 @functools.cache
-def _keep_compiler_out() -> None:
-    """PyTorch's compiler would trace into hooks, and give up at the first lock, with warnings, or fail (2.11).
-
-    It is imported for that, which takes a second.
-    """
+def _compiler() -> Any | None:
+    """PyTorch's compiler. Its import takes long: not under a lock. Where it cannot be imported, nothing is compiled."""
     import torch
 
     try:
         import torch._dynamo
     except Exception:
-        # Where it cannot be imported, nothing is compiled.
+        return None
+    return torch.compiler
+
+
+@functools.cache
+def _keep_compiler_out() -> None:
+    """The compiler would trace into hooks, and give up at the first lock, with warnings, or fail (2.11)."""
+    compiler = _compiler()
+    if compiler is None:
         return
     for each in (AutoManageHook._before, AutoManageHook._after):
-        setattr(AutoManageHook, each.__name__, torch.compiler.disable(each))
+        setattr(AutoManageHook, each.__name__, compiler.disable(each))
 
 
 class _Weak:
