@@ -8,12 +8,12 @@ use figures::{Measured, Result, measure, measure_switch};
 use sire_sim::Profile;
 use std::sync::{Mutex, PoisonError};
 
-const GIB: u64 = 2;
+const GIB: u64 = 8;
 /// How many switches are tried until one is as fast as all are on an idle machine. Their two directions are threads that wait for one another; where the
 /// machine is busy, one that comes late in real time may come late in virtual time, too.
 const TRIES: usize = 16;
 
-/// One at a time: each takes both cores, and half a GiB of host memory.
+/// One at a time: each takes both cores, and three quarters of a GiB of host memory.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn check_one(profile: &Profile, measured: &Measured, wanted: f64) {
