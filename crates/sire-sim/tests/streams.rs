@@ -304,10 +304,13 @@ fn a_kernels_error_is_the_devices() -> Outcome {
     });
     machine.launch(stream, "good", kernel)?;
     machine.stream_synchronize(stream)?;
+    let gate = Gate::on(&machine, stream)?; // a launch after the error would be refused, not dropped
     machine.launch(stream, "bad", Arc::new(move |context| context.check(ptr, 64 << 20, false)))?;
     machine.launch(stream, "never", Arc::new(|_| unreachable!("work after the error")))?;
+    gate.open();
     assert_eq!(code(machine.stream_synchronize(stream)), Code::ILLEGAL_ADDRESS.0);
     assert_eq!(runs.load(Ordering::SeqCst), 1);
+    assert_eq!(code(machine.launch(stream, "late", Arc::new(|_| Ok(())))), Code::ILLEGAL_ADDRESS.0);
     Ok(())
 }
 
