@@ -131,14 +131,8 @@ pub fn measure(profile: &Profile, gib: u64, repetitions: usize) -> Result<[Measu
     Ok([Measured::new("pause", pauses, pause_ceiling, gib), Measured::new("resume", resumes, resume_ceiling, gib)])
 }
 
-/// A switch of `gib` GiB each way, of content that has not changed since its backup, or of content that is copied: there and back until the times, beside
-/// the ceiling, are `enough`.
-pub fn measure_switch(
-    profile: &Profile,
-    gib: u64,
-    is_clean: bool,
-    enough: impl Fn(&[f64], f64) -> bool,
-) -> Result<Measured> {
+/// A switch of `gib` GiB each way, of content that has not changed since its backup, or of content that is copied: there and back, so many times.
+pub fn measure_switch(profile: &Profile, gib: u64, is_clean: bool, repetitions: usize) -> Result<Measured> {
     let config = Config::default();
     let chunk = config.chunk;
     let clean = if is_clean { Clean::Declared } else { Clean::No };
@@ -156,7 +150,7 @@ pub fn measure_switch(
         ("switch.duplex", moving(gib * GIB, slower) + moving(chunk, copies.to_device_gb_s))
     };
     let mut times = Vec::new();
-    while !enough(&times, ceiling) {
+    for _ in 0..repetitions {
         times.push(subject.switch(OTHER, TAG, copied)?);
         times.push(subject.switch(TAG, OTHER, copied)?);
     }

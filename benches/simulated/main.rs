@@ -70,7 +70,7 @@ fn figures(profile: &Profile, gib: u64) -> Result<Vec<Value>> {
     let half = (gib / 2).max(1);
     let mut all = Vec::from(measure(profile, gib, REPETITIONS)?);
     for is_clean in [true, false] {
-        all.push(measure_switch(profile, half, is_clean, |times, _| times.len() >= 2 * REPETITIONS)?);
+        all.push(measure_switch(profile, half, is_clean, REPETITIONS)?);
     }
     Ok(all.iter().map(|measured| figure(profile, measured)).collect())
 }

@@ -61,6 +61,10 @@ def test_switch(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("switch.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="128MiB", SIRE_LOG="off"))
 
 
+def test_a_system_without_threads(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("no_threads.c", "-rdynamic"), folders=(sim_dir,), SIRE_SIM_MEMORY="96MiB", SIRE_CHUNK="4MiB", SIRE_LOG="off"))
+
+
 def test_pre_copy(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("pre_copy.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

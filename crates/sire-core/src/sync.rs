@@ -60,10 +60,8 @@ pub(crate) fn beside<R>(other: impl FnOnce() + Send, mine: impl FnOnce() -> R) -
         let other = lock(&slot).take();
         other.into_iter().for_each(|other| other());
     };
-    scope(|threads| {
-        if !spawned(threads, &run) {
-            run();
-        }
+    together(&[&run], |left| {
+        left.into_iter().for_each(|run| run());
         mine()
     })
 }
@@ -71,7 +69,7 @@ pub(crate) fn beside<R>(other: impl FnOnce() + Send, mine: impl FnOnce() -> R) -
 /// Does `work` with every item at the same time: with the first here, with each other one on a thread of its own (or here,
 /// where no thread can be made).
 pub(crate) fn at_once<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
-    let mut runs: Vec<_> = items
+    let runs: Vec<_> = items
         .into_iter()
         .map(|item| Mutex::new(Some(item)))
         .map(|slot| {
@@ -82,28 +80,43 @@ pub(crate) fn at_once<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
             }
         })
         .collect();
-    let Some(first) = runs.pop() else { return };
-    scope(|threads| {
-        let left: Vec<_> = runs.iter().filter(|run| !spawned(threads, *run)).collect();
+    let Some((first, others)) = runs.split_last() else { return };
+    let others: Vec<Run<'_>> = others.iter().map(|run| -> Run<'_> { run }).collect();
+    together(&others, |left| {
         first();
         left.into_iter().for_each(|run| run());
     });
 }
 
-#[cfg(feature = "shuttle")]
-use shuttle::thread::{Scope, scope};
-#[cfg(not(feature = "shuttle"))]
-use std::thread::{Scope, scope};
+type Run<'a> = &'a (dyn Fn() + Sync);
 
-/// Starts a thread; false if the system refuses.
-fn spawned<'scope>(threads: &'scope Scope<'scope, '_>, run: &'scope (impl Fn() + Sync)) -> bool {
-    #[cfg(feature = "shuttle")]
-    return {
-        threads.spawn(run);
-        true
-    };
-    #[cfg(not(feature = "shuttle"))]
-    std::thread::Builder::new().name("sire".to_owned()).spawn_scoped(threads, run).is_ok()
+/// Runs each of `others` on a thread of its own while `mine` runs here, and waits for all. `mine` gets those for which the system has no thread.
+#[cfg(not(feature = "shuttle"))]
+fn together<'a, R>(others: &[Run<'a>], mine: impl FnOnce(Vec<Run<'a>>) -> R) -> R {
+    let thread = || std::thread::Builder::new().name("sire".to_owned());
+    std::thread::scope(|threads| {
+        mine(others.iter().copied().filter(|&run| thread().spawn_scoped(threads, run).is_err()).collect())
+    })
+}
+
+/// As above. As the last thread of a scope of shuttle's ends, it wakes whoever opened the scope, whatever that thread is waiting for: a lock, or the end of
+/// another scope. So the threads stay until it waits for them alone.
+#[cfg(feature = "shuttle")]
+fn together<'a, R>(others: &[Run<'a>], mine: impl FnOnce(Vec<Run<'a>>) -> R) -> R {
+    let is_waited_for = AtomicBool::new(false);
+    shuttle::thread::scope(|threads| {
+        for run in others {
+            threads.spawn(|| {
+                run();
+                while !is_waited_for.load(Ordering::SeqCst) {
+                    shuttle::thread::yield_now();
+                }
+            });
+        }
+        let result = mine(Vec::new());
+        is_waited_for.store(true, Ordering::SeqCst);
+        result
+    })
 }
 
 /// As [`spawn`], for a thread that somebody waits for, and with a stack for code that is not ours; `None` if the system has none to give.

@@ -12,6 +12,7 @@ mod common;
 use common::GRANULARITY;
 use common::player::{PEER, Player};
 use common::world::{CHUNK, PROGRAM, World, policy, tag};
+use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
@@ -383,7 +384,7 @@ fn host_memory_comes_in_once() {
 fn check_with_stack(once: impl Fn() + Send + Sync + 'static, schedules: usize) {
     let mut config = shuttle::Config::new();
     config.stack_size = 1 << 18;
-    shuttle::Runner::new(shuttle::scheduler::RandomScheduler::new(schedules), config).run(once);
+    shuttle::Runner::new(RandomScheduler::new(schedules), config).run(once);
 }
 
 /// A backup is made ahead while the program, or a pause, does what it wants with the memory.
@@ -463,6 +464,57 @@ fn a_pause_beside_a_lazy_one_leaves_nothing() {
             Arc::into_inner(shared).unwrap().check();
         };
         shuttle::check_random(once, schedules());
+    }
+}
+
+/// Goes on with the same thread most of the time, so that others are late.
+struct Stubborn(RandomScheduler);
+
+impl Scheduler for Stubborn {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        self.0.new_execution()
+    }
+
+    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+        let goes_on = runnable.iter().map(|task| task.id()).find(|id| Some(*id) == current);
+        let is_changed = self.0.next_u64().is_multiple_of(32);
+        goes_on.filter(|_| !is_changed).or_else(|| self.0.next_task(runnable, current, is_yielding))
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+}
+
+/// Memory is given only as fast as it is mapped anew: else, where there is nothing to copy, the driver would be busy with all that is unmapped before the
+/// first copy in could begin. However late whoever takes begins or is woken, what lies between an unmap and the next map is bounded.
+#[test]
+fn a_switch_gives_memory_as_it_is_taken() {
+    const CHUNKS: u64 = 16;
+    let once = |clean: Clean| {
+        let mut world = World::new(CHUNKS * CHUNK);
+        for name in ["a", "b"] {
+            let region = world.region(name, Policy { clean, ..policy(Backup::Host) });
+            let addr = world.allocate(region, CHUNKS * CHUNK).unwrap();
+            world.write(addr);
+            world.pause(&tag(name)).unwrap();
+        }
+        world.resume(&tag("a")).unwrap();
+        let before = world.driver.log().len();
+        world.switch(&tag("a"), &tag("b")).unwrap();
+        let (mut unmapped, mut most) = (0i64, 0);
+        for verb in &world.driver.log()[before..] {
+            unmapped += i64::from(*verb == "unmap") - i64::from(*verb == "map");
+            most = most.max(unmapped);
+        }
+        assert!((1..=5).contains(&most), "{most} chunks of {CHUNKS} were unmapped and not yet mapped anew");
+        world.check();
+        world.check_no_leak();
+    };
+    for clean in [Clean::Declared, Clean::No] {
+        let scheduler = Stubborn(RandomScheduler::new(20 * schedules()));
+        shuttle::Runner::new(scheduler, shuttle::Config::new()).run(move || once(clean));
+        shuttle::check_random(move || once(clean), schedules());
     }
 }
 

@@ -70,7 +70,8 @@ pub struct Options {
     /// Copies and fills check their ranges and move no bytes, and copies give their destination's host pages back to the
     /// system: for modelled times of more memory than the host has.
     pub hollow: bool,
-    /// Threads that copy keep in step in virtual time, at the price of some real time: for schedules of two directions driven by two threads.
+    /// Threads keep in step in virtual time, at the price of some real time: a wait does not end before every thread that could delay what is waited for
+    /// has had its turn. For programs all of whose threads use this machine, and sleep when they wait for one another.
     pub paced: bool,
 }
 

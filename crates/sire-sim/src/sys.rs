@@ -24,6 +24,24 @@ pub fn generation() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
+/// The calling thread's number in the operating system.
+pub fn task() -> u64 {
+    // SAFETY: gettid takes nothing, and cannot fail.
+    unsafe { libc::gettid() }.unsigned_abs().into()
+}
+
+/// The numbers of all threads of this process; none where the system does not say.
+pub fn tasks() -> Vec<u64> {
+    let entries = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether the thread runs, would run if it had a processor, or waits for a page: whether it does anything but sleep (`proc(5)`, `stat`).
+pub fn is_running(task: u64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['R', 'D']))
+}
+
 fn check(result: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -6,7 +6,7 @@ use sire_sim::{
     AccessDesc, CopyKind, Executor, Machine, Options, Poison, Profile, Prot, SimDriver, SimError, StreamId,
 };
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -258,6 +258,44 @@ fn a_late_submission_gets_the_time_that_was_left() -> Outcome {
         scope.spawn(move || lane.copy_out(MB).and_then(|()| lane.end())).join()
     });
     assert_eq!(late.map_err(|_| "the thread panicked")??, Some(251));
+    Ok(())
+}
+
+/// Copies four times one way, and waits for each. Whoever dawdles is busy with something else, in real time, before each copy.
+fn copies_and_waits(lane: &Lane<'_>, inward: bool, dawdles: bool) -> Result<Option<u64>, SimError> {
+    let mut end = None;
+    for _ in 0..4 {
+        let begin = Instant::now();
+        while dawdles && begin.elapsed() < Duration::from_millis(5) {
+            std::hint::spin_loop();
+        }
+        if inward {
+            lane.copy_in(MB)?
+        } else {
+            lane.copy_out(MB)?
+        }
+        end = lane.end()?;
+    }
+    Ok(end)
+}
+
+#[test]
+fn threads_in_step_wait_for_whoever_is_late_in_real_time() -> Outcome {
+    // Half speed while both are busy, and 3 us between a copy and the next one of the same thread, which the other has for itself.
+    // In: 1 to 201, 204 to 401, 404 to 604, 607 to 804. Out: 1 to 398, 401 to 795, 798 to 1001, 1004 to 1204.
+    for dawdling in [None, Some(true), Some(false)] {
+        let machine = Machine::new(Options { paced: true, executor: Executor::Inline, ..options(ROUND)? })?;
+        let lanes = [Lane::new(&machine)?, Lane::new(&machine)?];
+        let ends = std::thread::scope(|scope| {
+            let run = |inward: bool| {
+                let lane = &lanes[usize::from(inward)];
+                scope.spawn(move || copies_and_waits(lane, inward, dawdling == Some(inward)))
+            };
+            [run(true), run(false)].map(|thread| thread.join().map_err(|_| "a thread panicked"))
+        });
+        let [inward, outward] = ends;
+        assert_eq!((inward??, outward??), (Some(804), Some(1204)), "dawdling: {dawdling:?}");
+    }
     Ok(())
 }
 

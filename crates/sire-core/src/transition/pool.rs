@@ -9,7 +9,7 @@ use crate::driver::{Addr, Device, DriverResult, Physical, Properties};
 use crate::extent::{Chunk, Claim, Truth};
 use crate::heap::{Heap, Orphan};
 use crate::sync::{Condvar, Mutex, lock, wait};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Chunks of a kind that lie ready before whoever gives them waits.
 const AHEAD: usize = 4;
@@ -44,11 +44,12 @@ struct State {
     credit: BTreeMap<Device, u64>,
     /// Chunks that are still to be supplied.
     needed: BTreeMap<Kind, usize>,
-    spare: BTreeMap<Kind, Vec<Physical>>,
+    /// In the order in which they were given: whoever takes gets what has been idle for longest.
+    spare: BTreeMap<Kind, VecDeque<Physical>>,
     /// Nothing more will be given.
     closed: bool,
-    /// Whoever waits for credit, and whether somebody may still take.
-    waiting: usize,
+    /// What is waited for, and whether somebody may still take.
+    waiting: Vec<Kind>,
     taken_from: bool,
     stopped: bool,
 }
@@ -148,18 +149,16 @@ impl<'a> Pool<'a> {
                 self.changed.notify_all();
                 return Some(supply);
             }
-            state.waiting += 1;
+            state.waiting.push(kind);
             self.changed.notify_all();
             state = wait(&self.changed, state);
-            state.waiting -= 1;
+            state.waits_no_more(kind);
         }
     }
 
     /// Whether [`Pool::take`] would wait now.
     pub(super) fn would_wait(&self, kind: Kind) -> bool {
-        let state = lock(&self.state);
-        let spare = state.spare.get(&kind).is_some_and(|spare| !spare.is_empty());
-        !spare && !state.closed && state.credit.get(&kind.device).is_some_and(|&credit| credit < kind.size)
+        lock(&self.state).would_wait(kind)
     }
 
     /// Unmaps the chunk; its memory goes to whoever needs that size, or back to the driver. What the driver refuses stays noted in
@@ -181,7 +180,7 @@ impl<'a> Pool<'a> {
     }
 
     /// Waits while enough lies ready for whoever takes. A giver that has nothing to copy would otherwise keep the driver busy with
-    /// unmapping all it has, before the first chunk could be mapped anew. Whoever waits for credit is not waited for.
+    /// unmapping all it has, before the first chunk could be mapped anew. While somebody waits for what is not there yet, nobody else does.
     fn await_takers(&self, kind: Kind) {
         let mut state = lock(&self.state);
         while state.is_ahead(kind) {
@@ -193,6 +192,12 @@ impl<'a> Pool<'a> {
     pub(super) fn taker(&self) -> Taker<'_> {
         lock(&self.state).taken_from = true;
         Taker(self)
+    }
+
+    /// Nobody takes any more, or not before all is given: whoever gives need not wait.
+    pub(super) fn nobody_takes(&self) {
+        lock(&self.state).taken_from = false;
+        self.changed.notify_all();
     }
 
     /// Nobody waits any more.
@@ -219,8 +224,7 @@ pub(super) struct Taker<'a>(&'a Pool<'a>);
 
 impl Drop for Taker<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).taken_from = false;
-        self.0.changed.notify_all();
+        self.0.nobody_takes();
     }
 }
 
@@ -236,12 +240,24 @@ fn needs<'b>(claims: impl Iterator<Item = &'b Claim>) -> BTreeMap<Kind, usize> {
 
 impl State {
     fn is_ahead(&self, kind: Kind) -> bool {
-        let ready = self.spare.get(&kind).map_or(0, Vec::len);
-        ready >= AHEAD && self.waiting == 0 && self.taken_from && !self.stopped
+        let ready = self.spare.get(&kind).map_or(0, VecDeque::len);
+        let waits_in_vain = self.waiting.iter().any(|&kind| self.would_wait(kind));
+        ready >= AHEAD && !waits_in_vain && self.taken_from && !self.stopped
+    }
+
+    fn would_wait(&self, kind: Kind) -> bool {
+        let is_spare = self.spare.get(&kind).is_some_and(|spare| !spare.is_empty());
+        !is_spare && !self.closed && self.credit.get(&kind.device).is_some_and(|&credit| credit < kind.size)
+    }
+
+    fn waits_no_more(&mut self, kind: Kind) {
+        if let Some(at) = self.waiting.iter().position(|&waiting| waiting == kind) {
+            self.waiting.swap_remove(at);
+        }
     }
 
     fn supply(&mut self, kind: Kind) -> Option<Supply> {
-        let supply = match self.spare.get_mut(&kind).and_then(Vec::pop) {
+        let supply = match self.spare.get_mut(&kind).and_then(VecDeque::pop_front) {
             Some(physical) => Supply::Recycled(physical),
             None => self.spend(kind)?,
         };
@@ -256,7 +272,7 @@ impl State {
         let needed = self.needed.get_mut(&kind)?;
         *needed = needed.saturating_sub(1);
         let spare = self.spare.get_mut(&kind)?;
-        if spare.len() > *needed { spare.pop() } else { None }
+        if spare.len() > *needed { spare.pop_front() } else { None }
     }
 
     /// Without any hope of more, the driver may say what there is.
@@ -274,7 +290,7 @@ impl State {
         let spare = self.spare.entry(kind).or_default();
         let wanted = !self.stopped && spare.len() < self.needed.get(&kind).copied().unwrap_or(0);
         if wanted {
-            spare.push(physical);
+            spare.push_back(physical);
         }
         wanted
     }

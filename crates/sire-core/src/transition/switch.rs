@@ -19,7 +19,7 @@ use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::Claim;
 use crate::region::{Phase, Region};
-use crate::sync::beside;
+use crate::sync::{beside, this_thread};
 use crate::terms::{Report, SwitchOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -142,14 +142,19 @@ impl Machine {
         pool: &Pool<'_>,
     ) -> std::result::Result<(), Failure> {
         let team = Team::new(self, call, pool);
+        // From now on, so that whoever gives waits for it even if it begins late; but not here, where it would begin afterwards.
+        let (taker, here) = (pool.taker(), this_thread());
         let out = || {
             let _giver = pool.giver();
+            if this_thread() == here {
+                pool.nobody_takes();
+            }
             put_down(&team, &mut leaving.claims, staging, &mut leaving.report);
         };
         let mut claims: Vec<&mut Claim> =
             coming.claims.iter_mut().filter(|claim| is_claim_away(claim, |_| true)).collect();
         beside(out, || {
-            let _taker = pool.taker();
+            let _taker = taker;
             pick_up::pick_up(&team, &mut claims, &mut coming.report);
         });
         team.outcome()

@@ -15,19 +15,21 @@
 //! what was already seen by a wait is never revised ([`schedule`]), and ties fall as the calls fell.
 
 mod calendar;
+mod pace;
 pub mod profile;
 mod schedule;
 
 use crate::core::locked;
 use crate::types::PhysicalId;
 use calendar::Calendar;
+use pace::{Pace, View};
 pub use profile::{Cost, Profile};
 use schedule::Schedule;
 pub use schedule::{Engine, Mark, Step};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::thread::ThreadId;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Virtual time, in picoseconds since the machine was made.
 pub type Time = u64;
@@ -36,12 +38,6 @@ pub type Time = u64;
 const THREADS: usize = 1024;
 /// Uses of a mapping that are kept one by one.
 const USES: usize = 16;
-
-/// How far ahead of the others a thread may be where threads keep in step.
-const SLACK: Time = 20_000_000;
-/// How long, in real time, a thread counts as one that waits for work after it did; and how often others look.
-const PATIENCE: Duration = Duration::from_millis(3);
-const STEP: Duration = Duration::from_micros(20);
 
 /// Picoseconds as seconds.
 pub fn seconds(time: Time) -> f64 {
@@ -53,8 +49,6 @@ pub fn seconds(time: Time) -> f64 {
 pub struct Clock {
     /// What things cost.
     pub profile: Profile,
-    /// Whether threads that wait for work keep in step.
-    paced: bool,
     state: Mutex<State>,
 }
 
@@ -64,8 +58,8 @@ struct State {
     /// Nothing that is called from now on begins before.
     floor: Time,
     threads: HashMap<ThreadId, Time>,
-    /// When a thread last waited for work, in real time; kept only where threads keep in step.
-    waited: HashMap<ThreadId, Instant>,
+    /// Where threads keep in step: who is where.
+    pace: Option<Pace>,
     /// When the driver is at a virtual-memory call.
     driver: Calendar,
     made: HashMap<PhysicalId, Time>,
@@ -95,24 +89,30 @@ impl State {
         self.threads.get(&std::thread::current().id()).copied().unwrap_or(0).max(self.floor)
     }
 
-    /// Whether another thread that has just waited for work has a clock far behind the calling one's.
-    fn is_ahead(&mut self) -> bool {
-        let (now, me, mine) = (Instant::now(), std::thread::current().id(), self.mine());
-        self.waited.retain(|_, at| now.duration_since(*at) < PATIENCE);
-        self.waited.insert(me, now);
-        let behind = |id: &ThreadId| self.threads.get(id).is_some_and(|time| time + SLACK < mine);
-        self.waited.keys().any(behind)
+    /// Who is to be looked at before the calling thread sees when `marks` end; nobody where threads do not keep in step, or if all was `calm` and still is.
+    fn view(&mut self, marks: &[&Mark], calm: Option<&View>) -> Option<View> {
+        let pace = self.pace.as_mut()?;
+        if calm.is_some_and(|view| pace.is_as_in(view)) {
+            return None;
+        }
+        let end = marks.iter().map(|mark| self.schedule.end_of(mark)).max().unwrap_or(0);
+        Some(pace.view(end))
     }
 
     fn set_mine(&mut self, time: Time) {
         if self.threads.len() >= THREADS {
             self.join();
         }
-        self.threads.insert(std::thread::current().id(), time.max(self.floor));
+        let time = time.max(self.floor);
+        self.threads.insert(std::thread::current().id(), time);
+        if let Some(pace) = &mut self.pace {
+            pace.is_at(time);
+        }
     }
 
     fn join(&mut self) {
         self.floor = self.threads.drain().map(|(_, time)| time).fold(self.floor, Time::max);
+        self.pace.iter_mut().for_each(Pace::forget);
     }
 
     fn overlapping(&mut self, addr: u64, len: u64) -> impl Iterator<Item = &mut Mapping> {
@@ -181,21 +181,20 @@ impl Pool {
 
 /// Time itself.
 impl Clock {
-    /// At 0, for devices with so much memory each. If `paced`, threads that wait for work keep in step: who is ahead in virtual time lets the
-    /// others, if they are waiting for work as well, catch up in real time.
+    /// At 0, for devices with so much memory each. If `paced`, threads keep in step: see [`pace`].
     pub fn new(profile: Profile, memory: &[u64], paced: bool) -> Clock {
         let pool = |bytes: &u64| Pool { bytes: BTreeMap::from([(0, *bytes)]), scrubbed: 0 };
         let state = State {
             schedule: Schedule::new(memory.len() as u32, profile.copies.duplex),
             floor: 0,
             threads: HashMap::new(),
-            waited: HashMap::new(),
+            pace: paced.then(Pace::default),
             driver: Calendar::default(),
             made: HashMap::new(),
             mappings: BTreeMap::new(),
             pools: memory.iter().map(pool).collect(),
         };
-        Clock { profile, paced, state: Mutex::new(state) }
+        Clock { profile, state: Mutex::new(state) }
     }
 
     /// The latest of all threads' clocks. Nothing that is called later begins before it.
@@ -244,18 +243,27 @@ impl Clock {
 
     /// The calling thread waits for all of `marks`, and goes on `cost_us` later.
     pub fn wait<'a>(&self, marks: impl IntoIterator<Item = &'a Mark>, cost_us: f64) {
-        if self.paced {
-            self.keep_in_step();
-        }
-        let mut state = locked(&self.state);
+        let marks: Vec<&Mark> = marks.into_iter().collect();
+        let mut state = self.after_the_others(&marks);
         let mine = state.mine();
         let latest = marks.into_iter().map(|mark| state.schedule.observe(mark)).fold(mine, Time::max);
         state.set_mine(latest + profile::picos(cost_us));
     }
 
-    fn keep_in_step(&self) {
-        while locked(&self.state).is_ahead() {
-            std::thread::sleep(STEP);
+    /// The state at the calling thread's turn to see when `marks` end.
+    fn after_the_others(&self, marks: &[&Mark]) -> MutexGuard<'_, State> {
+        let (begin, mut calm) = (Instant::now(), None);
+        loop {
+            let mut state = locked(&self.state);
+            let Some(view) = state.view(marks, calm.as_ref()) else { return state };
+            if begin.elapsed() > pace::PATIENCE {
+                return state;
+            }
+            drop(state);
+            calm = Some(view).filter(|view| !view.has_somebody_earlier());
+            if calm.is_none() {
+                std::thread::sleep(pace::STEP);
+            }
         }
     }
 
