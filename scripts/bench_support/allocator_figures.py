@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ THREADS = 8
 Answer = dict[str, Any]
 # Ours and PyTorch's, by repetition.
 Answers = list[tuple[Answer, Answer]]
+
+
+def native() -> str:
+    """The other side, by the version that this interpreter has: the sides run on it, too."""
+    try:
+        return f"PyTorch {metadata.version('torch')}'s own allocator"
+    except metadata.PackageNotFoundError:
+        return "PyTorch's own allocator"
 
 
 @contextmanager
@@ -72,7 +81,7 @@ def calls(shop: Workshop, sizes: Sizes) -> list[Figure]:
         for size in map(str, PAIR_SIZES):
             ours, theirs = ([answer[which][size] for answer in answers] for which in (0, 1))
             figure = Figure(f"alloc.{size}.{name}_vs_native", "ns", ours, theirs, target=Target("ratio", at_most=limit))
-            figure.notes.append(f"{note}; ceiling: PyTorch's own allocator; less is better")
+            figure.notes.append(f"{note}; ceiling: {native()}; less is better")
             figures.append(figure)
     return figures
 
@@ -82,7 +91,7 @@ def threads(shop: Workshop, sizes: Sizes) -> list[Figure]:
     [answers] = both(shop, sizes.repeats, f"threads {THREADS} {sizes.calls} 4096")
     ours, theirs = ([answer[which]["seconds"] * 1e3 for answer in answers] for which in (0, 1))
     figure = Figure(f"threads{THREADS}.vs_native", "ms", ours, theirs, target=Target("ratio", at_most=1.0))
-    figure.notes.append(f"{THREADS} threads of Python, {sizes.calls} pairs each; ceiling: PyTorch's own allocator; less is better")
+    figure.notes.append(f"{THREADS} threads of Python, {sizes.calls} pairs each; ceiling: {native()}; less is better")
     return [figure]
 
 
@@ -93,7 +102,7 @@ def blocks(shop: Workshop, sizes: Sizes) -> list[Figure]:
     for command, name, note in (("made", "make", "an allocation"), ("churned", "churn", "a free and an allocation, in no order of addresses")):
         ours, theirs = ([answer[which][command] for answer in answers] for which in (0, 1))
         figure = Figure(f"blocks.{name}_vs_native", "ns", ours, theirs)
-        figure.notes.append(f"{note}, with {sizes.allocations:,} small blocks live, Python's loop included; ceiling: PyTorch's own allocator; less is better")
+        figure.notes.append(f"{note}, with {sizes.allocations:,} small blocks live, Python's loop included; ceiling: {native()}; less is better")
         figures.append(figure)
     return figures
 
@@ -115,9 +124,9 @@ def of_trace(name: str, recorded: Answer, answers: Answers) -> list[Figure]:
 
     used = answers[0][0]["allocated"] / MIB
     reserved = Figure(f"trace.{name}.reserved_vs_native", "MiB", *sides(lambda one: one["reserved"] / MIB), target=Target("ratio", at_most=1.0))
-    reserved.notes.append(f"of {recorded['what']}: most memory held at once, for {used:.0f} MiB in use; ceiling: PyTorch's own allocator; less is better")
+    reserved.notes.append(f"of {recorded['what']}: most memory held at once, for {used:.0f} MiB in use; ceiling: {native()}; less is better")
     kept = Figure(f"trace.{name}.fragmentation", "x", *sides(lambda one: one["reserved"] / one["allocated"]))
-    kept.notes.append("most memory held, as a multiple of the most in use; ceiling: the same of PyTorch's own allocator; less is better")
+    kept.notes.append(f"most memory held, as a multiple of the most in use; ceiling: the same of {native()}; less is better")
     times = Figure(f"trace.{name}.time_vs_native", "ms", *sides(lambda one: one["later"] * 1e3))
-    times.notes.append(f"{answers[0][0]['calls']:.0f} calls, Python's loop included; ceiling: PyTorch's own allocator; less is better")
+    times.notes.append(f"{answers[0][0]['calls']:.0f} calls, Python's loop included; ceiling: {native()}; less is better")
     return [reserved, kept, times]

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from .figures import Unmeasurable
-from .workshop import ROOT, Place
+from .workshop import ROOT, Place, environments
 
 VERSION = "0.0.10"
 LIBRARY = "torch_memory_saver_hook_mode_preload_cu13.abi3.so"
@@ -21,7 +21,7 @@ def find(named: Path | None, offline: bool) -> Place:
         if not named.is_file():
             raise Unmeasurable(f"{named} does not exist")
         return Place(f"torch_memory_saver {version_beside(named) or named}", named.resolve())
-    installed = sorted((ROOT / ".sire").glob(f"env-*/lib/python3*/site-packages/{LIBRARY}"))
+    installed = [found for path in environments() for found in path.glob(f"lib/python3*/site-packages/{LIBRARY}")]
     unpacked = KEPT / LIBRARY
     if not unpacked.is_file():
         if installed and version_beside(installed[-1]) == VERSION:

@@ -11,7 +11,7 @@ from typing import Any
 from .child import Ask, answering
 from .figures import MIB, Figure, Target, Unmeasurable, Wrong
 from .plan import Sizes
-from .workshop import ROOT, Workshop
+from .workshop import ROOT, Workshop, environments
 
 KEPT = ROOT / ".sire" / "bench" / "accelerate"
 PACKAGES = ("psutil", "pyyaml", "huggingface_hub", "safetensors", "packaging", "numpy")
@@ -21,7 +21,7 @@ WAYS = ("sire", "accelerate", "to")
 def python() -> Path:
     """An interpreter with PyTorch on this machine's device: of this checkout, or named in SIRE_BENCH_PYTHON."""
     named = os.environ.get("SIRE_BENCH_PYTHON")
-    found = [Path(named)] if named else sorted((ROOT / ".sire").glob("env-*/bin/python"))
+    found = [Path(named)] if named else [path / "bin" / "python" for path in environments() if (path / "bin" / "python").exists()]
     if not found:
         raise Unmeasurable("there is no environment with PyTorch in .sire; make one with 'sire software-env', or name one in SIRE_BENCH_PYTHON")
     return found[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ PEER_C = ROOT / "benches" / "peer"
 ROOM = 64 * MIB
 # Folders in which a real runtime is usually found.
 RUNTIMES = ("/usr/local/cuda/lib64", "/usr/lib/x86_64-linux-gnu")
+
+
+def environments(checkout: Path = ROOT) -> list[Path]:
+    """The environments with PyTorch that the checkout has; the one with the newest is the last."""
+    return sorted((checkout / ".sire").glob("env-*"), key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
 
 
 def built(variable: str, name: str) -> Path:

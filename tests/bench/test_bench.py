@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from bench_support import simulated_figures  # noqa: E402
 from bench_support.figures import Figure, Target, Wrong, rates, ways  # noqa: E402
 from bench_support.report import table  # noqa: E402
+from bench_support.workshop import environments  # noqa: E402
 
 FORM = {"name", "value", "unit", "ceiling", "ratio", "samples", "simulated", "device", "min", "max"}
 PEER = {f"tms.{kind}.{call}" for kind in ("default", "retained") for call in ("pause", "resume")}
@@ -74,6 +76,27 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, dict
     done = bench("--json", str(written), "--picture", str(folder / "bench.png"), "--disk-dir", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, {figure["name"]: figure for figure in json.loads(written.read_text())}
+
+
+@pytest.mark.parametrize("script", ["bench", "api-reference"])
+def test_of_several_pytorch_versions_the_newest_counts(tmp_path: Path, script: str) -> None:
+    """As text 2.9 comes after 2.15, and for some hours all figures were those of an old PyTorch."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    for version in ("2.9.1", "2.15.0", "2.11.0"):
+        python = tmp_path / ".sire" / f"env-{version}" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\necho {version}\n")
+        python.chmod(0o755)
+    assert [path.name for path in environments(tmp_path)] == ["env-2.9.1", "env-2.11.0", "env-2.15.0"]
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("SIRE_TEST_PYTHON", "SIRE_BUILD_DOC_PYTHON")
+    }
+    environment = kept | {"SIRE_ALLOC_SO": "there", "SIRE_SIM_SO": "there"}
+    done = subprocess.run(
+        [str(tmp_path / "scripts" / script)], check=False, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "2.15.0\n"), done.stderr
 
 
 def test_every_figure_is_there_or_says_why_not(smoke: tuple[str, dict[str, dict[str, Any]]]) -> None:
