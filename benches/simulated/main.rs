@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use sire_sim::Profile;
 use std::io::Write;
 
-const REPETITIONS: usize = 3;
+const REPETITIONS: usize = 2;
 
 struct Arguments {
     profiles: Vec<Profile>,

@@ -100,7 +100,7 @@ class Bench:
             Group(("disk",), 180, lambda: disk_figures.disk(shop, sizes, self.disk_folder())),
             Group(("file",), 120, lambda: disk_figures.file(shop, sizes, self.disk_folder())),
             Group(("shared_backup",), 60, lambda: clean_figures.shared(shop, sizes, self.scratch)),
-            Group(("sim",), 120, lambda: simulated_figures.simulated(sizes, self.scratch)),
+            Group(("sim",), 200, lambda: simulated_figures.simulated(sizes, self.scratch)),
             Group(("scale",), 180, lambda: other_figures.scale(shop, sizes)),
             Group(("trace.pair_ns",), 60, lambda: other_figures.trace(shop, sizes, self.scratch)),
             Group(("hook",), 60, lambda: hook_figures.hooks(shop, sizes)),

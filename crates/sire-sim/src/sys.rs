@@ -1,12 +1,18 @@
 //! The system calls that the device stands on, each as one safe-to-read function. No policy.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Bytes of a page of the operating system.
 pub const PAGE: u64 = 4096;
+
+/// Where the system shows the threads of this process.
+const TASKS: &str = "/proc/self/task";
 
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
@@ -26,20 +32,75 @@ pub fn generation() -> u64 {
 
 /// The calling thread's number in the operating system.
 pub fn task() -> u64 {
-    // SAFETY: gettid takes nothing, and cannot fail.
-    unsafe { libc::gettid() }.unsigned_abs().into()
+    thread_local!(static TASK: u64 = {
+        // SAFETY: gettid takes nothing, and cannot fail.
+        unsafe { libc::gettid() }.unsigned_abs().into()
+    });
+    TASK.with(|task| *task)
 }
 
-/// The numbers of all threads of this process; none where the system does not say.
-pub fn tasks() -> Vec<u64> {
-    let entries = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+/// The threads of this process, for whoever looks at them again and again: files stay open, and a list is made anew where it may be out of date.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    folder: Option<File>,
+    listed: Option<Instant>,
+    stats: Vec<(u64, File)>,
 }
 
-/// Whether the thread runs, would run if it had a processor, or waits for a page: whether it does anything but sleep (`proc(5)`, `stat`).
-pub fn is_running(task: u64) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{task}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['R', 'D']))
+impl Tasks {
+    /// How long a list is good for if the number of threads has stayed the same.
+    const GOOD_FOR: Duration = Duration::from_millis(1);
+
+    /// Whether there is a thread of which `answer` says yes; where it says nothing, a thread that runs, would run if it had a processor, or waits for a page:
+    /// that does anything but sleep (`proc(5)`, `stat`). No where the system does not tell.
+    pub fn any(&mut self, answer: impl Fn(u64) -> Option<bool>) -> bool {
+        if self.count() != self.stats.len() as u64 || self.listed.is_none_or(|at| at.elapsed() > Tasks::GOOD_FOR) {
+            self.list();
+        }
+        let mut gone = false;
+        let found = self.stats.iter().any(|(task, stat)| {
+            answer(*task).unwrap_or_else(|| {
+                let state = state(stat);
+                gone |= state.is_none();
+                matches!(state, Some(b'R' | b'D'))
+            })
+        });
+        if gone {
+            self.listed = None;
+        }
+        found
+    }
+
+    /// How many there are: a folder has two links more than folders in it.
+    fn count(&mut self) -> u64 {
+        if self.folder.is_none() {
+            self.folder = File::open(TASKS).ok();
+        }
+        let links = self.folder.as_ref().and_then(|folder| folder.metadata().ok()).map_or(0, |found| found.nlink());
+        links.saturating_sub(2)
+    }
+
+    fn list(&mut self) {
+        self.listed = Some(Instant::now());
+        let entries = std::fs::read_dir(TASKS).into_iter().flatten().flatten();
+        let tasks: Vec<u64> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        self.stats.retain(|(task, _)| tasks.contains(task));
+        for task in tasks {
+            if !self.stats.iter().any(|(known, _)| *known == task)
+                && let Ok(stat) = File::open(format!("{TASKS}/{task}/stat"))
+            {
+                self.stats.push((task, stat));
+            }
+        }
+    }
+}
+
+/// The letter behind the name, which may have any characters; `None` if the thread is gone.
+fn state(stat: &File) -> Option<u8> {
+    let mut text = [0; 256];
+    let len = stat.read_at(&mut text, 0).ok()?;
+    let name_ends = text[..len].iter().rposition(|byte| *byte == b')')?;
+    text[..len].get(name_ends + 2).copied()
 }
 
 fn check(result: i32) -> io::Result<()> {

@@ -262,7 +262,7 @@ impl Clock {
             drop(state);
             calm = Some(view).filter(|view| !view.has_somebody_earlier());
             if calm.is_none() {
-                std::thread::sleep(pace::STEP);
+                std::thread::yield_now();
             }
         }
     }

@@ -6,14 +6,13 @@
 //! sleeps and never calls this machine would be waited for in vain: hence [`PATIENCE`].
 
 use super::Time;
-use crate::sys;
+use crate::sys::{self, Tasks};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// How long, in real time, a thread lets others go first.
 pub const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it looks while there are others, in real time.
-pub const STEP: Duration = Duration::from_micros(20);
 
 /// How far in virtual time a thread is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +78,12 @@ pub struct View {
 impl View {
     /// Whether another thread than the calling one may still act before what it waits for has ended.
     pub fn has_somebody_earlier(&self) -> bool {
-        let mut others = sys::tasks().into_iter().filter(|task| *task != self.me && !self.late.contains(task));
-        others.any(|task| self.earlier.contains(&task) || sys::is_running(task))
+        thread_local!(static TASKS: RefCell<Tasks> = RefCell::default());
+        let may_act = |task: u64| match task {
+            _ if task == self.me || self.late.contains(&task) => Some(false),
+            _ if self.earlier.contains(&task) => Some(true),
+            _ => None,
+        };
+        TASKS.with_borrow_mut(|tasks| tasks.any(may_act))
     }
 }
