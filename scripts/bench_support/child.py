@@ -29,6 +29,8 @@ class Setup:
     backup: str = "host"
     retain: bool = True
     directory: Path | None = None
+    # A profile of the model clock, by which times are taken then.
+    profile: str = ""
 
     def arguments(self) -> list[str]:
         words = [str(self.amount), str(self.pieces), self.backup, "retain" if self.retain else "drop"]
@@ -97,7 +99,9 @@ def cycles(shop: Workshop, saver: Place, setup: Setup, program: str = "cycle", *
     words = [str(setup.amount), str(setup.pieces), *arguments] if arguments else setup.arguments()
     command = [str(shop.programs[program]), *words]
     environment = shop.environment(saver, setup.device_memory())
-    if shop.software and program == "cycle" and setup.backup == "host":
+    if setup.profile:
+        environment["SIRE_SIM_PROFILE"] = setup.profile
+    elif shop.software and program == "cycle" and setup.backup == "host":
         # One thread waits for one that copies, each with a processor of its own.
         environment["SIRE_SIM_SPIN"] = "1"
     pipe = subprocess.PIPE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from . import simulated_figures
 from .child import Cycles, Sample, Setup, cycles
 from .figures import MIB, Figure, Target, rates, ways
 from .plan import Sizes
@@ -63,9 +64,8 @@ def warm(shop: Workshop, sizes: Sizes, pieces: int) -> list[Figure]:
 
 
 def pairs(ours: Cycles, theirs: Cycles, repeats: int) -> tuple[list[Sample], list[Sample]]:
-    """The two, one right after the other, in the order ABBA."""
-    ours.cycle(False), theirs.cycle(False)
-    left, right = [], []
+    """The two, one right after the other, in the order ABBA; before that the first of either process."""
+    left, right = [ours.cycle(False)], [theirs.cycle(False)]
     for number, swapped in enumerate(ways(repeats)):
         last = number % 2 == 1
         if swapped:
@@ -80,7 +80,7 @@ def pairs(ours: Cycles, theirs: Cycles, repeats: int) -> tuple[list[Sample], lis
 def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, targets: tuple[float, float] | None) -> list[Figure]:
     """How many times faster than the peer, the same calls on both sides."""
     with cycles(shop, shop.sire, setup) as ours, cycles(shop, peer, setup) as theirs:
-        left, right = pairs(ours, theirs, repeats)
+        (first, *left), (other_first, *right) = pairs(ours, theirs, repeats)
     figures = []
     for call, target, way in zip(("pause", "resume"), targets or (None, None), ("out", "in"), strict=True):
         values, others = (rates(column(side, call), setup.amount) for side in (left, right))
@@ -91,7 +91,10 @@ def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, 
         figure.doubt(copies, "the plain copy", 2.0)
         bare = [theirs / copy for theirs, copy in zip(column(right, call), column(right, way), strict=True)]
         figure.tell_limit(bare, "a plain copy")
-        figure.notes.append(f"ceiling: {peer.name}; plain copy {median(copies):.1f} GiB/s; ours: {phases(left, call)}")
+        at_first = other_first[call] / first[call]
+        figure.notes.append(f"ceiling: {peer.name}; plain copy {median(copies):.1f} GiB/s; the first of a process: {at_first:.2f} times")
+        if not setup.profile:
+            figure.notes.append(f"ours: {phases(left, call)}")
         figures.append(figure)
     return figures
 
@@ -108,4 +111,21 @@ def tms_retained(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
         if amount < sizes.amount:
             setup = Setup(amount, 1)
             figures += against(shop, peer, f"tms.retained@{amount // MIB}MiB", setup, 3 * sizes.repeats, (target, target))
+    return figures
+
+
+def tms_simulated(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
+    """The same on the model clock, where pinning costs what others have measured, and no processor's cache helps a copy. Simulated time hardly varies: two
+    repetitions tell."""
+    figures = []
+    for profile in sizes.profiles or simulated_figures.profiles():
+        default = Setup(sizes.amount // 8, 4, retain=False, profile=profile)
+        retained = Setup(sizes.amount // 2, 16, profile=profile)
+        setups = [("default", default, (4.0, 2.0)), ("retained", retained, (1.0, 1.0))]
+        for amount, target in ((64 * MIB, 1.0), (16 * MIB, 0.95)):
+            if amount < sizes.amount:
+                setups.append((f"retained@{amount // MIB}MiB", Setup(amount, 1, profile=profile), (target, target)))
+        for name, setup, targets in setups:
+            found = against(shop, peer, f"sim.tms.{profile}.{name}", setup, 2, targets)
+            figures += [simulated_figures.of_model(figure, profile) for figure in found]
     return figures

@@ -22,6 +22,21 @@ GOALS = {
 }
 
 
+PROFILES = ROOT / "crates" / "sire-sim" / "profiles"
+
+
+def profiles() -> list[str]:
+    """The names of those that are built in."""
+    return sorted(path.stem for path in PROFILES.glob("*.json"))
+
+
+def of_model(figure: Figure, profile: str) -> Figure:
+    """The figure, marked as a model's."""
+    figure.simulated_on = f"model clock, not a GPU: {json.loads((PROFILES / f'{profile}.json').read_text())['device']}"
+    figure.notes.insert(0, "SIMULATED")
+    return figure
+
+
 def program() -> Path:
     """The example, built if need be."""
     named = os.environ.get("SIRE_BENCH_SIMULATED")
