@@ -57,7 +57,14 @@ pub(super) fn put_down(team: &Team<'_>, claims: &mut [Claim], mut staging: Stagi
     if let Err(error) = team.check() {
         return team.fail(error);
     }
-    each_device(team, claims, (&mut staging, &promised), &report, |part| part.release_rest());
+    if claims.iter().flat_map(|claim| &claim.chunks).any(is_rest) {
+        each_device(team, claims, (&mut staging, &promised), &report, |part| part.release_rest());
+    }
+}
+
+/// Whether a chunk needs no copy: it has no segments, or is a leftover of an earlier call.
+fn is_rest(chunk: &Chunk) -> bool {
+    chunk.is_leftover() || (chunk.truth == Truth::Device && chunk.segments.is_empty())
 }
 
 fn each_device(
@@ -239,13 +246,9 @@ impl Part<'_, '_> {
         Ok(())
     }
 
-    /// Releases what needs no copy: chunks without segments, and leftovers of an earlier call.
+    /// Releases what needs no copy.
     fn release_rest(&mut self) -> std::result::Result<(), Failure> {
-        let rest = chunks(&self.claims, |chunk| match chunk.truth {
-            Truth::Device => chunk.segments.is_empty(),
-            Truth::Backup => chunk.is_leftover(),
-        });
-        for at in rest {
+        for at in chunks(&self.claims, is_rest) {
             if self.is_freed(at) {
                 continue;
             }
