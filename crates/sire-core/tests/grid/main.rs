@@ -25,6 +25,7 @@ mod progress;
 mod refusals;
 mod regressions;
 mod resets;
+mod segment_lives;
 mod segments;
 mod shared;
 mod sim;
