@@ -52,16 +52,24 @@ pub(crate) fn this_thread() -> ThreadId {
     return std::thread::current().id();
 }
 
+/// How [`beside`] runs what it was given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Runs {
+    SideBySide,
+    /// One after the other, on the caller's thread.
+    InTurn,
+}
+
 /// Runs `other` on a thread of its own while `mine` runs here, and waits for both. Where no thread can be made, `other`
-/// runs first: it must not need `mine` to come to its end.
-pub(crate) fn beside<R>(other: impl FnOnce() + Send, mine: impl FnOnce() -> R) -> R {
+/// runs first, and is told so: it must not need `mine` to come to its end.
+pub(crate) fn beside<R>(other: impl FnOnce(Runs) + Send, mine: impl FnOnce() -> R) -> R {
     let slot = Mutex::new(Some(other));
-    let run = || {
+    let run = |runs| {
         let other = lock(&slot).take();
-        other.into_iter().for_each(|other| other());
+        other.into_iter().for_each(|other| other(runs));
     };
-    together(&[&run], |left| {
-        left.into_iter().for_each(|run| run());
+    together(&[&|| run(Runs::SideBySide)], |left| {
+        left.into_iter().for_each(|_| run(Runs::InTurn));
         mine()
     })
 }

@@ -210,7 +210,7 @@ impl Machine {
         self.refuse_capturing(stream)?;
         self.refuse_legacy(&found)?;
         found.wait_all(self.core());
-        self.account(|clock| clock.wait(&found.end().mark, clock.profile.calls.wait_us));
+        self.account(|clock| clock.wait(found.end().mark.as_slice(), clock.profile.calls.wait_us));
         self.core().check_alive(found.device)
     }
 
@@ -301,7 +301,7 @@ impl Machine {
     /// Waits for a point of a stream.
     pub(crate) fn wait_point(&self, point: &Point) -> Result<()> {
         point.stream.wait(self.core(), point.number);
-        self.account(|clock| clock.wait(&point.mark, clock.profile.calls.wait_us));
+        self.account(|clock| clock.wait(point.mark.as_slice(), clock.profile.calls.wait_us));
         self.core().check_alive(point.stream.device)
     }
 

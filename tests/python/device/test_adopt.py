@@ -1,4 +1,7 @@
-"""Adopting a module: where its tensors are, that they are right, and what is copied."""
+"""Adopting a module: where its tensors are, that they are right, and what is copied.
+
+What else is done with its tensors is in ``test_adopted_tensors.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,74 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import adopting
 import pytest
 import sire
 import torch
+from adopting import Net, assert_equal, state, twin, used
 from sire import _library
 from sire._adopt import Adopted, adopt, adopted_by
 
 MIB = 1 << 20
 
 
-class Net(torch.nn.Module):
-    """Tied weights, a view, a buffer that is persistent and one that is not."""
-
-    def __init__(self, seed: int = 0, width: int = 256) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.one = torch.nn.Linear(width, width)
-        self.two = torch.nn.Linear(width, width)
-        self.tied = torch.nn.Linear(width, width)
-        self.tied.weight = self.one.weight
-        self.norm = torch.nn.BatchNorm1d(width)
-        self.register_buffer("scale", torch.rand(width), persistent=False)
-        self.register_buffer("part", self.norm.running_mean[: width // 2])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.two(torch.tanh(self.one(x))))
-        return self.tied(x) * self.scale
-
-
-def twin(seed: int = 0, **more: Any) -> Net:
-    """The same module, which nobody adopts."""
-    return Net(seed, **more)
-
-
 @pytest.fixture
 def adopted_ones() -> Iterator[list[Adopted]]:
-    """Released at the end, whatever happened."""
-    made: list[Adopted] = []
-    yield made
-    for each in made:
-        each.release()
-    gc.collect()
+    """As `adopting.released`."""
+    yield from adopting.released()
 
 
 @pytest.fixture(params=["view", "paused"])
 def way(request: pytest.FixtureRequest) -> str:
     """Both ways of being offloaded."""
     return str(request.param)
-
-
-def used() -> int:
-    """The device's used bytes, as the driver counts them."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return int(total - free)
-
-
-def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of everything in the module, on the CPU."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {name: each.detach().cpu().clone() for name, each in tensors}
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """To the bit."""
-    assert one.keys() == other.keys()
-    for name, each in one.items():
-        assert torch.equal(each, other[name]), name
 
 
 def test_the_module_is_on_the_device_while_it_is_loaded(adopted_ones: list[Adopted], way: str) -> None:
@@ -341,86 +297,6 @@ def test_memory_goes_with_the_module() -> None:
     assert used() == before
 
 
-def test_tensors_that_were_pointed_elsewhere_are_found(adopted_ones: list[Adopted]) -> None:
-    net = Net()
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    adopted.load()
-    flat = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
-    torch.nn.utils.vector_to_parameters(flat * 2, net.parameters())
-    net.register_buffer("late", torch.arange(10, device="cuda"))
-    expected = state(net)
-    adopted.offload()
-    assert {each.device.type for each in [*net.parameters(), *net.buffers()]} == {"cpu"}
-    assert_equal(state(net), expected)
-    net.half()
-    expected = state(net)
-    adopted.load()
-    assert net.one.weight.dtype == torch.half
-    assert all(each.is_cuda for each in [*net.parameters(), *net.buffers()])
-    assert_equal(state(net), expected)
-    assert net.tied.weight is net.one.weight
-    fresh = {name: torch.randn(each.shape) for name, each in net.state_dict().items() if name != "late"}
-    adopted.offload()
-    net.load_state_dict(fresh, strict=False, assign=True)
-    adopted.load()
-    for name, each in net.named_parameters():
-        assert each.is_cuda
-        assert torch.equal(each.cpu(), fresh[name]), name
-
-
-@pytest.mark.parametrize("loaded", [False, True])
-def test_wishes_for_a_device_change_nothing_and_those_for_a_dtype_need_no_room(
-    adopted_ones: list[Adopted], loaded: bool
-) -> None:
-    torch.zeros(1, device="cuda")
-    net = Net(width=2048)
-    before = state(net)
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    if loaded:
-        adopted.load()
-    there = used()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    for wish in (lambda: net.to("cuda"), lambda: net.cuda(), lambda: net.cpu(), lambda: net.to(torch.float32)):
-        assert wish() is net
-        assert {each.is_cuda for each in net.parameters()} == {loaded}
-        assert used() == there
-    net.half()
-    assert {each.dtype for each in net.parameters()} == {torch.half}
-    assert {each.is_cuda for each in net.parameters()} == {loaded}
-    assert torch.cuda.max_memory_allocated() - held < MIB
-    assert used() <= there
-    halves = {name: each.half() if each.is_floating_point() else each for name, each in before.items()}
-    assert_equal(state(net), halves)
-    adopted.load()
-    assert_equal(state(net), halves)
-    assert adopted.nbytes < 0.51 * sum(each.nbytes for each in before.values())
-    net._apply(lambda tensor: tensor * 2)
-    assert torch.equal(net.two.bias.cpu(), halves["two.bias"] * 2)
-    plain = torch.nn.Linear(2, 2).cuda()
-    assert plain.weight.is_cuda
-
-
-def test_shared_tensors_belong_to_one(adopted_ones: list[Adopted]) -> None:
-    whole = torch.nn.Sequential(Net(0), Net(1))
-    part = whole[0]
-    inner = adopt(part)
-    outer = adopt(whole)
-    adopted_ones += [inner, outer]
-    assert outer.shares == (inner,)
-    outer.load()
-    assert all(each.is_cuda for each in whole.parameters())
-    outer.offload()
-    assert part.one.weight.is_cuda
-    assert not whole[1].one.weight.is_cuda
-    with pytest.raises(sire.InvalidArgumentError, match="already"):
-        adopt(whole)
-    with pytest.raises(sire.InvalidArgumentError, match="cannot be given"):
-        adopt(Net(), tag=inner.tag)
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A safetensors file, written by hand: eight bytes of length, a header, bytes."""
@@ -508,93 +384,6 @@ def test_threads_meet(adopted_ones: list[Adopted]) -> None:
         each.join()
     assert failures == []
     assert_equal(state(net), before)
-
-
-def test_a_forward_that_waits_for_backward_is_known(adopted_ones: list[Adopted]) -> None:
-    net = Net().train()
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    adopted.load()
-    assert not adopted.waits_for_backward
-    loss = net(torch.randn(4, 256, device="cuda")).sum()
-    assert adopted.waits_for_backward
-    loss.backward()
-    del loss
-    assert not adopted.waits_for_backward
-
-
-def test_subclasses_are_taken_apart(adopted_ones: list[Adopted]) -> None:
-    from torch.testing._internal.two_tensor import TwoTensor
-
-    net = torch.nn.Linear(64, 64, bias=False)
-    a, b = torch.randn(64, 64), torch.randn(64, 64)
-    net.weight = torch.nn.Parameter(TwoTensor(a.clone(), b.clone()))
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    for _ in range(2):
-        adopted.load()
-        assert net.weight.device.type == "cuda"
-        assert torch.equal(net.weight.a.cpu(), a)
-        assert torch.equal(net.weight.b.cpu(), b)
-        adopted.offload()
-
-
-def test_hooks_on_accumulation_survive(adopted_ones: list[Adopted]) -> None:
-    """As DistributedDataParallel makes them: another device for the parameter's data would lose them."""
-    net = torch.nn.Linear(8, 8).cuda()
-    called: list[int] = []
-    nodes = []
-    for each in net.parameters():
-        node = each.view_as(each).grad_fn.next_functions[0][0]
-        node.register_hook(lambda *_: called.append(1))
-        nodes.append(node)
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    for number in (1, 2):
-        adopted.load()
-        net(torch.ones(1, 8, device="cuda")).sum().backward()
-        assert len(called) == 2 * number
-        adopted.offload()
-        assert net.weight.is_cuda, "paused, not shown on the host"
-
-
-def test_compiled_modules_are_not_compiled_again(adopted_ones: list[Adopted]) -> None:
-    net, reference = Net().eval(), twin().eval().cuda()
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    x = torch.randn(4, 256, device="cuda")
-    with torch.no_grad():
-        expected = reference(x)
-        for number in range(3):
-            adopted.load()
-            with torch._dynamo.config.patch(error_on_recompile=number > 0):
-                assert torch.allclose(compiled(x), expected, atol=1e-6)
-            adopted.offload()
-
-
-def test_captured_graphs_go_on(adopted_ones: list[Adopted]) -> None:
-    net = torch.nn.Linear(256, 256)
-    adopted = adopt(net)
-    adopted_ones.append(adopted)
-    adopted.load()
-    with torch.no_grad():
-        x, y = torch.zeros(4, 256, device="cuda"), torch.zeros(4, 256, device="cuda")
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            y.copy_(net(x))
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y.copy_(net(x))
-            with pytest.raises(sire.CapturingError):
-                adopted.offload()
-        for number in range(2):
-            adopted.offload()
-            adopted.load()
-            x.fill_(number + 1)
-            graph.replay()
-            assert torch.equal(y, net(x))
 
 
 class BrokenError(Exception):

@@ -219,7 +219,7 @@ impl<'a, 'c> Part<'a, 'c> {
             maker::make(team, &jobs, &sender);
         };
         let sent = if jobs.len() > 1 {
-            beside(make, || self.fill(&mut pipe, &jobs, &made))
+            beside(|_| make(), || self.fill(&mut pipe, &jobs, &made))
         } else {
             make();
             self.fill(&mut pipe, &jobs, &made)

@@ -19,7 +19,7 @@ use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::Claim;
 use crate::region::{Phase, Region};
-use crate::sync::{beside, this_thread};
+use crate::sync::{Runs, beside};
 use crate::terms::{Report, SwitchOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -142,11 +142,11 @@ impl Machine {
         pool: &Pool<'_>,
     ) -> std::result::Result<(), Failure> {
         let team = Team::new(self, call, pool);
-        // From now on, so that whoever gives waits for it even if it begins late; but not here, where it would begin afterwards.
-        let (taker, here) = (pool.taker(), this_thread());
-        let out = || {
+        // From now on, so that whoever gives waits for it even if it begins late; but not in turn, where it begins afterwards.
+        let taker = pool.taker();
+        let out = |runs| {
             let _giver = pool.giver();
-            if this_thread() == here {
+            if runs == Runs::InTurn {
                 pool.nobody_takes();
             }
             put_down(&team, &mut leaving.claims, staging, &mut leaving.report);

@@ -1,5 +1,5 @@
 //! Every suite of the engine that runs on ordinary threads, as one program: compiled together they take a third of the
-//! time. What measures its whole process (`arena.rs`) and what needs the model checker (`concurrency.rs`) are programs of their own.
+//! time. What measures its whole process (`arena.rs`) and what needs the model checker (`concurrency`) are programs of their own.
 #![cfg(not(feature = "shuttle"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -25,6 +25,7 @@ mod progress;
 mod refusals;
 mod regressions;
 mod resets;
+mod segment_lives;
 mod segments;
 mod shared;
 mod sim;

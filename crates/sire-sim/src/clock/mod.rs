@@ -90,7 +90,7 @@ impl State {
     }
 
     /// Who is to be looked at before the calling thread sees when `marks` end; nobody where threads do not keep in step, or if all was `calm` and still is.
-    fn view(&mut self, marks: &[&Mark], calm: Option<&View>) -> Option<View> {
+    fn view(&mut self, marks: &[Mark], calm: Option<&View>) -> Option<View> {
         let pace = self.pace.as_mut()?;
         if calm.is_some_and(|view| pace.is_as_in(view)) {
             return None;
@@ -242,16 +242,15 @@ impl Clock {
     }
 
     /// The calling thread waits for all of `marks`, and goes on `cost_us` later.
-    pub fn wait<'a>(&self, marks: impl IntoIterator<Item = &'a Mark>, cost_us: f64) {
-        let marks: Vec<&Mark> = marks.into_iter().collect();
-        let mut state = self.after_the_others(&marks);
+    pub fn wait(&self, marks: &[Mark], cost_us: f64) {
+        let mut state = self.after_the_others(marks);
         let mine = state.mine();
-        let latest = marks.into_iter().map(|mark| state.schedule.observe(mark)).fold(mine, Time::max);
+        let latest = marks.iter().map(|mark| state.schedule.observe(mark)).fold(mine, Time::max);
         state.set_mine(latest + profile::picos(cost_us));
     }
 
     /// The state at the calling thread's turn to see when `marks` end.
-    fn after_the_others(&self, marks: &[&Mark]) -> MutexGuard<'_, State> {
+    fn after_the_others(&self, marks: &[Mark]) -> MutexGuard<'_, State> {
         let (begin, mut calm) = (Instant::now(), None);
         loop {
             let mut state = locked(&self.state);
