@@ -92,6 +92,38 @@ def test_a_model_twice_the_device_runs_forward(
         assert same(oversized(x), expected), "cleanup leaves the whole model on the CPU, where it has room"
 
 
+def test_above_the_reload_threshold_a_layer_comes_early_in_the_place_of_one_that_is_needed_later(
+    oversized: nn.Sequential,
+) -> None:
+    x = torch.randn(8, WIDTH)
+    there: list[int] = []
+    with torch.no_grad(), MemoryManager(MemoryConfig(gpu_reload_threshold=0.2)) as manager:
+        manager.set_auto_management(False)  # only who comes makes others leave
+
+        def settled(*_: object) -> None:
+            manager.residency.settle()
+            there.append(sum(unit.tier == "gpu" for unit in manager.residency.listed()))
+
+        manager.wrap_model(oversized)
+        oversized.to("cuda")
+        for _ in range(2):
+            oversized(x.cuda())
+        manager.residency.settle()
+        for layer in oversized:
+            if isinstance(layer, ModuleWrapper):
+                layer.register_forward_hook(settled)
+        before = dict(manager.residency.counts)
+        for _ in range(2):
+            oversized(x.cuda())
+        came = {what: count - before[what] for what, count in manager.residency.counts.items()}
+    assert len(set(there)) == 1, "as many leave as come"
+    assert there[0] * 4 * 2**20 > 0.4 * device_bytes(), "what was there stays, beside the threshold"
+    # One is in use and two are on their way; of the others as many stay as there is room for.
+    fewest = 2 * LAYERS * (LAYERS - there[0]) / (LAYERS - 3)
+    assert came["prefetches"] > LAYERS
+    assert came["loads"] <= fewest + 2
+
+
 def test_sending_an_oversized_model_to_the_device_takes_no_room(oversized: nn.Sequential) -> None:
     with MemoryManager() as manager:
         manager.wrap_model(oversized)

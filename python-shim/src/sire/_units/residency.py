@@ -89,8 +89,10 @@ class Residency:
         """
         return 0
 
-    def may_come_early(self, unit: Unit, beside: int = 0) -> bool:
-        """Whether a unit that nobody has asked for yet may be brought."""
+    def may_come_early(self, unit: Unit, beside: int = 0, given: int = 0) -> bool:
+        """Whether a unit that nobody has asked for yet may be brought: only if nothing is `missing`. ``given``: bytes
+        that others, who are needed later, have given up for it.
+        """
         return self.missing(unit, beside) == 0
 
     def spare(self, device: Any) -> int:
@@ -309,17 +311,23 @@ class Residency:
         """
         deadline = time.monotonic() + self._patience
         while not self._promise(unit, beside):
-            if not self._evict_first(self._candidates(unit)) and not self._wait_for_others(unit, deadline):
+            gone = self._evict_first(self._candidates(unit))
+            if gone is None and not self._wait_for_others(unit, deadline):
                 return
 
-    def _promise(self, unit: Unit, beside: int = 0, early: bool = False) -> bool:
-        """Gives the unit its room if there is some beside what others were promised; whether there was."""
+    def _promise(self, unit: Unit, beside: int = 0, given: int | None = None) -> bool:
+        """Gives the unit its room if there is some beside what others were promised; whether there was. ``given``: it
+        comes early, and others have given up so many bytes for it.
+        """
         with self._lock:
             promised = beside + sum(size for device, size in self._promised.values() if device == unit.device)
-            if (early and not self.may_come_early(unit, promised)) or self.missing(unit, promised) > 0:
-                return False
-            self._promised[unit.name] = (unit.device, unit.coming_bytes + beside)
-            return True
+            if given is None:
+                has_room = self.missing(unit, promised) == 0
+            else:
+                has_room = self.may_come_early(unit, promised, given)
+            if has_room:
+                self._promised[unit.name] = (unit.device, unit.coming_bytes + beside)
+            return has_room
 
     def _break_promise(self, unit: Unit) -> None:
         with self._lock:
@@ -383,8 +391,9 @@ class Residency:
         finally:
             unit.lock.release()
 
-    def _evict_first(self, candidates: list[Unit], after: Any = None) -> bool:
-        return any(self.evict(each, after) for each in candidates)
+    def _evict_first(self, candidates: list[Unit], after: Any = None) -> Unit | None:
+        """Who of them went; None if nobody could."""
+        return next((each for each in candidates if self.evict(each, after)), None)
 
     def _candidates(self, coming: Unit) -> list[Unit]:
         """Who could go, first those who should."""
@@ -494,11 +503,13 @@ class Residency:
 
     def _make_room_early(self, unit: Unit, after: Any) -> bool:
         position = {name: at for at, name in enumerate(self.upcoming())}
-        mine = position.get(unit.name, len(position))
-        while not self._promise(unit, early=True):
+        mine, given = position.get(unit.name, len(position)), 0
+        while not self._promise(unit, given=given):
             later = [each for each in self._candidates(unit) if position.get(each.name, len(position) + 1) > mine]
-            if not self._evict_first(later, after):
+            gone = self._evict_first(later, after)
+            if gone is None:
                 return False
+            given += gone.device_bytes
         return True
 
     # --- keeping account ----------------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ class MemoryConfig:
     gpu_emergency_threshold: float = 0.95
     """GPU usage at which everything that is not in use leaves; nothing is brought beyond it while anything can go."""
     gpu_reload_threshold: float = 0.70
-    """GPU usage up to which units are brought before they are needed."""
+    """GPU usage up to which units are brought before they are needed; above it only as many bytes come as leave for
+    them.
+    """
     cpu_offload_threshold: float = 0.90
     """Host memory usage at which units move from host memory to the disk."""
     memory_check_interval: float = 0.1

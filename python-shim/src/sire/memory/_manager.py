@@ -47,9 +47,12 @@ class ManagedMemory(Residency):
         """Bytes beyond what loading may fill: emergency threshold, free share, cap."""
         return self._beyond(unit, self._fill, beside)
 
-    def may_come_early(self, unit: Unit, beside: int = 0) -> bool:
-        """Up to the reload threshold, and never beyond the cap."""
-        return self._beyond(unit, self.config.gpu_reload_threshold, beside) == 0
+    def may_come_early(self, unit: Unit, beside: int = 0, given: int = 0) -> bool:
+        """Up to the reload threshold, or in the place of what has gone for it, so that the GPU gets no fuller; never
+        beyond the cap.
+        """
+        fill = self._fill if given >= unit.coming_bytes else min(self._fill, self.config.gpu_reload_threshold)
+        return self._beyond(unit, fill, beside) == 0
 
     def left(self, unit: Unit) -> None:
         """After a forward it goes at once if that was asked for."""

@@ -209,7 +209,7 @@ class SliceManager(Residency):
             return max(0, others + unit.device_bytes + beside - self.budget)
         return max(0, unit.coming_bytes + beside - self.spare(unit.device))
 
-    def may_come_early(self, unit: Unit, beside: int = 0) -> bool:
+    def may_come_early(self, unit: Unit, beside: int = 0, given: int = 0) -> bool:
         """Only beside what is there, and never a second one under ``active_only``."""
         return self.strategy == "limit_gpu" and self.fits(unit) and self.missing(unit, beside) == 0
 
