@@ -177,8 +177,8 @@ def test_only_what_gave_way_comes_back_and_the_owners_own_word_wins(start: Start
     until("it is back", lambda: owner.ask("state", tag="m/large") == "resident")
     assert owner.ask("check", tag="m/large") is True
     assert owner.ask("state", tag="m/own") == "paused"
-    # What the program resumes and pauses itself is its own affair from then on. An expandable segment takes 20 MiB at once, and a pause
-    # gives them so: who waits for 32 MiB but takes 40 can come too early.
+    # What the program resumes and pauses itself is its own affair from then on. An expandable segment takes 20 MiB at
+    # once, and a pause gives them so: who waits for 32 MiB but takes 40 can come too early.
     assert needer.ask("wants", mib=40) == "has"
     assert owner.ask("state", tag="m/large") == "paused"
     assert needer.ask("done") == "done"
