@@ -18,8 +18,7 @@ pub struct Shared {
     /// What the operations allocated.
     more: Mutex<Vec<Addr>>,
     freed: Mutex<Vec<Addr>>,
-    /// Device 1 was given access to device 0's memory.
-    /// What was said of the peer, in the end.
+    /// What was said of device 1's access to device 0's memory, in the end.
     peer: Mutex<Option<bool>>,
     /// No pause may take the large allocation any more.
     stays: Mutex<bool>,
