@@ -6,7 +6,7 @@ from statistics import median
 
 from . import simulated_figures
 from .child import Cycles, Sample, Setup, cycles
-from .figures import MIB, Figure, Target, rates, ways
+from .figures import MIB, Figure, Target, Unmeasurable, rates, ways
 from .plan import Sizes
 from .workshop import Place, Workshop
 
@@ -117,6 +117,8 @@ def tms_retained(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
 def tms_simulated(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
     """The same on the model clock, where pinning costs what others have measured, and no processor's cache helps a copy. Simulated time hardly varies: two
     repetitions tell."""
+    if not shop.software:
+        raise Unmeasurable("only the software device keeps virtual time: --device software")
     figures = []
     for profile in sizes.profiles or simulated_figures.profiles():
         default = Setup(sizes.amount // 8, 4, retain=False, profile=profile)

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from bench_support import simulated_figures  # noqa: E402
-from bench_support.figures import Figure, Target, Wrong, rates, ways  # noqa: E402
+from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, ways  # noqa: E402
+from bench_support.pause_figures import tms_simulated  # noqa: E402
+from bench_support.plan import SMOKE  # noqa: E402
 from bench_support.report import table  # noqa: E402
-from bench_support.workshop import environments  # noqa: E402
+from bench_support.workshop import Place, Workshop, environments  # noqa: E402
 
 FORM = {"name", "value", "unit", "ceiling", "ratio", "samples", "simulated", "device", "min", "max"}
 BESIDE_PEER = [f"{kind}.{call}" for kind in ("default", "retained") for call in ("pause", "resume")]
@@ -154,6 +157,12 @@ def test_where_pinning_costs_something_the_peer_is_left_behind(smoke: tuple[str,
         assert figure["met"] is True, figure
         assert figure["max"] < 1.01 * figure["min"], figure
         assert "SIMULATED" in figure["notes"]
+
+
+def test_times_of_a_gpu_are_not_called_simulated() -> None:
+    shop = cast(Workshop, SimpleNamespace(software=False))
+    with pytest.raises(Unmeasurable, match="only the software device keeps virtual time"):
+        tms_simulated(shop, SMOKE, Place("a peer", Path("peer.so")))
 
 
 @pytest.mark.parametrize("only", ["pause.cold", "pause.warm.32", "resume.warm.1024", "scale"])
