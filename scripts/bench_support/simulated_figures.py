@@ -20,8 +20,6 @@ GOALS = {
     "switch.clean": Target("ratio", at_least=1 / 1.05),
     "switch.duplex": Target("ratio", at_least=0.95),
 }
-
-
 PROFILES = ROOT / "crates" / "sire-sim" / "profiles"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,8 +151,9 @@ def test_figures_of_the_model_clock_are_judged_by_their_formula() -> None:
 
 def test_where_pinning_costs_something_the_peer_is_left_behind(smoke: tuple[str, dict[str, dict[str, Any]]]) -> None:
     """On the model clock the figures do not depend on the machine, so that the targets hold even here."""
-    _, figures = smoke
-    if f"{MODEL}.default.pause" not in figures:
+    text, figures = smoke
+    # Whatever else keeps the figures away is a failure.
+    if re.search(r"Not measured: sim\.tms: torch_memory_saver \S+ is not installed", text):
         pytest.skip("torch_memory_saver is not installed beside this checkout")
     for call in ("pause", "resume"):
         figure = figures[f"{MODEL}.default.{call}"]

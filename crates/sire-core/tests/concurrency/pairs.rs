@@ -153,8 +153,8 @@ fn memory_that_is_held_lazily_goes_once() {
             LAZILY.1(&shared).unwrap();
             shared.world.driver.set_capacity(shared.world.driver.used_bytes() + CHUNK);
             let other = Arc::clone(&shared);
-            let thread = shuttle::thread::spawn(move || run_short(&other, second));
-            run_short(&shared, first);
+            let thread = shuttle::thread::spawn(move || run_short(&other, second, Status::OutOfDeviceMemory));
+            run_short(&shared, first, Status::OutOfDeviceMemory);
             thread.join().unwrap();
             shared.world.driver.set_capacity(64 * CHUNK);
             Arc::into_inner(shared).unwrap().check();
@@ -194,11 +194,10 @@ fn a_pause_beside_a_lazy_one_leaves_nothing() {
     }
 }
 
-/// As `run`, where memory may be short.
-fn run_short(shared: &Shared, (name, operation): Operation) {
+/// As `run`, where something may be short, so that calls may fail with `shortage`.
+fn run_short(shared: &Shared, (name, operation): Operation, shortage: Status) {
     if let Err(error) = operation(shared) {
-        let expected = EXPECTED.contains(&error.status) || error.status == Status::OutOfDeviceMemory;
-        assert!(expected, "{name}: {error}");
+        assert!(EXPECTED.contains(&error.status) || error.status == shortage, "{name}: {error}");
     }
 }
 
@@ -226,13 +225,13 @@ fn a_backup_that_moves_is_in_nobodys_way() {
         let once = move || {
             let shared = Arc::new(Shared::with_policy(paused, 0, policy(Backup::Auto)));
             if moves.0 == PROMOTE.0 {
-                run_scarce(&shared, TEND);
+                run_short(&shared, TEND, Status::OutOfBackupSpace);
             }
             let thread = {
                 let shared = Arc::clone(&shared);
-                shuttle::thread::spawn(move || run_scarce(&shared, other))
+                shuttle::thread::spawn(move || run_short(&shared, other, Status::OutOfBackupSpace))
             };
-            run_scarce(&shared, moves);
+            run_short(&shared, moves, Status::OutOfBackupSpace);
             thread.join().unwrap();
             shared.limit_host(None);
             Arc::into_inner(shared).unwrap().check();
@@ -241,14 +240,6 @@ fn a_backup_that_moves_is_in_nobodys_way() {
         check_with_stack(once, schedules());
     }
     assert!(MOVED.iter().all(|bytes| bytes.load(Ordering::SeqCst) > 0), "nothing moved: {MOVED:?}");
-}
-
-/// As `run`, where host memory may be short.
-fn run_scarce(shared: &Shared, (name, operation): Operation) {
-    if let Err(error) = operation(shared) {
-        let expected = EXPECTED.contains(&error.status) || error.status == Status::OutOfBackupSpace;
-        assert!(expected, "{name}: {error}");
-    }
 }
 
 /// A free while somebody reads the memory, and a peer that comes just then; or a pause between.
