@@ -3,7 +3,7 @@
 use crate::allocate;
 use crate::boundary::{self, call, invalid};
 use crate::capture;
-use crate::interpose::{linear::PASSED, lookup, peer, probe, runtime};
+use crate::interpose::{forwarded, lookup, peer, probe};
 use crate::log;
 use crate::preempt;
 use crate::process;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use sire_core::error::{Error, Result, Status};
 use std::ffi::{c_char, c_int};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Gives `peer` access to present and future memory on `device`, whatever the program takes back by CUDA's own calls.
 #[unsafe(no_mangle)]
@@ -142,10 +142,9 @@ pub(crate) fn statistics(process: Option<&process::Process>) -> Result<Value> {
     }
     let counters = stats.entry("counters").or_insert_with(|| json!({"allocate": 0, "free": 0}));
     if let Some(counters) = counters.as_object_mut() {
-        let forwarded_allocate = runtime::FORWARDED_ALLOCATE.load(Ordering::Relaxed);
-        let forwarded_free = runtime::FORWARDED_FREE.load(Ordering::Relaxed);
-        counters.insert("forwarded_allocate".to_owned(), json!(forwarded_allocate));
-        counters.insert("forwarded_free".to_owned(), json!(forwarded_free));
+        let forwarded = &forwarded::RUNTIME;
+        counters.insert("forwarded_allocate".to_owned(), json!(forwarded.allocate.count()));
+        counters.insert("forwarded_free".to_owned(), json!(forwarded.free.count()));
         counters.insert("driver_calls".to_owned(), json!(process.map_or(0, |process| process.driver.calls())));
     }
     Ok(Value::Object(stats))
@@ -153,15 +152,15 @@ pub(crate) fn statistics(process: Option<&process::Process>) -> Result<Value> {
 
 /// Whether driver-level hooks are live, the look-ups that they answered, and the calls that they passed through.
 fn driver_hooks() -> Value {
-    let count = |passed: &AtomicU64| passed.load(Ordering::Relaxed);
+    let forwarded = &forwarded::DRIVER;
     json!({
         "live": lookup::live(),
-        "answered": count(&lookup::ANSWERED),
-        "allocate": count(&PASSED.allocate),
-        "free": count(&PASSED.free),
-        "managed": count(&PASSED.managed),
-        "pitch": count(&PASSED.pitch),
-        "pool": count(&PASSED.pool),
+        "answered": lookup::ANSWERED.load(Ordering::Relaxed),
+        "allocate": forwarded.allocate.count(),
+        "free": forwarded.free.count(),
+        "managed": forwarded.managed.count(),
+        "pitch": forwarded.pitch.count(),
+        "pool": forwarded.pool.count(),
     })
 }
 

@@ -12,6 +12,7 @@ mod captures;
 mod context;
 mod driver;
 mod entry;
+pub(crate) mod forwarded;
 mod guard;
 mod ipc;
 pub(crate) mod linear;

@@ -6,15 +6,15 @@
 
 use super::cudaError;
 use super::entry::{AccessDescription, Code, PoolProperties, original};
+use super::forwarded::DRIVER;
 use super::guard::Guard;
-use super::linear::{PASSED, allocated, per_thread};
+use super::linear::{allocated, per_thread};
 use super::original::{self as found_by, Runtime};
 use super::peer;
 use super::runtime::{allocate_on, pass_in_order, serve};
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const SUCCESS: Code = 0;
@@ -173,9 +173,9 @@ pub(super) unsafe extern "C" fn alloc_from_pool_per_thread(
 unsafe fn taken(out: *mut u64, bytes: usize, pool: *mut c_void, stream: *mut c_void, ask: impl Fn() -> Code) -> Code {
     match replaced_on(known(pool)) {
         // SAFETY: the caller's promise.
-        Some(device) => unsafe { allocated(out, bytes, stream, Some(device), &PASSED.allocate, ask) },
+        Some(device) => unsafe { allocated(out, bytes, stream, Some(device), || DRIVER.allocate.note(), ask) },
         None => {
-            PASSED.pool.fetch_add(1, Ordering::Relaxed);
+            DRIVER.pool.note();
             ask()
         }
     }

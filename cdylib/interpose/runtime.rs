@@ -4,6 +4,7 @@
 //! Python; memory that is short is `cudaErrorMemoryAllocation`, and nothing stays behind for `cudaGetLastError`.
 
 use super::context;
+use super::forwarded;
 use super::guard::Guard;
 use super::linear::per_thread;
 use super::original::{self, Runtime};
@@ -23,17 +24,11 @@ use sire_core::error::{Error, Result, Status};
 use std::cell::Cell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 const SUCCESS: cudaError = 0;
 const MEMORY_ALLOCATION: cudaError = 2;
 pub(super) const PEER_ACCESS_ALREADY_ENABLED: cudaError = 704;
 pub(super) const PEER_ACCESS_NOT_ENABLED: cudaError = 705;
-
-/// Calls that went to the original.
-pub(crate) static FORWARDED_ALLOCATE: AtomicU64 = AtomicU64::new(0);
-/// Calls that went to the original.
-pub(crate) static FORWARDED_FREE: AtomicU64 = AtomicU64::new(0);
 
 // ---- allocate -------------------------------------------------------------------------------------------------------
 
@@ -44,7 +39,7 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
     // SAFETY: the program's own arguments.
     let served = unsafe { serve(out, bytes, |region| allocate_in(region, bytes, ptr::null_mut(), caller)) };
     served.unwrap_or_else(|| {
-        FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+        forwarded::RUNTIME.allocate.note_waiting();
         let runtime = original::runtime(caller);
         // SAFETY: the program's own arguments, as it passed them.
         unsafe { forward(out, bytes, runtime) }
@@ -189,7 +184,7 @@ pub(super) fn pass_in_order(
     device: Option<c_int>,
     ask: impl Fn(&Runtime) -> cudaError,
 ) -> cudaError {
-    FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+    forwarded::RUNTIME.allocate.note();
     let (code, spent) = ask_runtime_again(|| ask(runtime), bytes, runtime, device);
     give_back_unless_taken(code, spent)
 }
@@ -302,7 +297,7 @@ fn start_runtime(runtime: &Runtime, device: c_int) {
 
 pub(super) unsafe extern "C" fn free(ptr: *mut c_void, caller: usize) -> cudaError {
     take_back(ptr).unwrap_or_else(|| {
-        FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+        forwarded::RUNTIME.free.note_waiting();
         // SAFETY: the program's own argument, as it passed it.
         reservation::free(ptr, || unsafe { original::runtime(caller).free(ptr) })
     })
@@ -310,7 +305,7 @@ pub(super) unsafe extern "C" fn free(ptr: *mut c_void, caller: usize) -> cudaErr
 
 pub(super) unsafe extern "C" fn free_async(ptr: *mut c_void, stream: *mut c_void, caller: usize) -> cudaError {
     take_back(ptr).unwrap_or_else(|| {
-        FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+        forwarded::RUNTIME.free.note();
         // SAFETY: the program's own arguments, as it passed them.
         unsafe { original::runtime(caller).free_async(ptr, stream) }
     })
@@ -322,7 +317,7 @@ pub(super) unsafe extern "C" fn free_async_per_thread(
     caller: usize,
 ) -> cudaError {
     take_back(ptr).unwrap_or_else(|| {
-        FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+        forwarded::RUNTIME.free.note();
         // SAFETY: the program's own arguments, as it passed them.
         unsafe { original::runtime(caller).free_async_per_thread(ptr, stream) }
     })
@@ -351,7 +346,7 @@ fn owner(ptr: *const c_void) -> Option<&'static Process> {
 /// Passes an allocation or a free of an *allocator function* (not a hook) on to whichever runtime is loaded.
 pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
     let mut out = ptr::null_mut();
-    FORWARDED_ALLOCATE.fetch_add(1, Ordering::Relaxed);
+    forwarded::RUNTIME.allocate.note_waiting();
     let runtime = original::runtime(caller);
     let place = &raw mut out;
     // SAFETY: writes one pointer.
@@ -361,7 +356,7 @@ pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
 
 /// See [`pass_allocate`].
 pub(crate) fn pass_free(ptr: *mut c_void, caller: usize) -> cudaError {
-    FORWARDED_FREE.fetch_add(1, Ordering::Relaxed);
+    forwarded::RUNTIME.free.note_waiting();
     // SAFETY: the runtime checks the pointer itself.
     reservation::free(ptr, || unsafe { original::runtime(caller).free(ptr) })
 }

@@ -53,6 +53,11 @@ def test_ranges(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("ranges.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB"))
 
 
+def test_callers(workshop: Workshop, sim_dir: Path) -> None:
+    program = workshop.program("callers.c", f"-L{sim_dir}", "-l:libcuda.so.1", "-lpthread")
+    check(workshop.run(program, "runtime", folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_LOG="off"))
+
+
 def test_dead_ranges(workshop: Workshop, sim_dir: Path) -> None:
     check(workshop.run(workshop.program("dead_ranges.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="512MiB", SIRE_LOG="off"))
 

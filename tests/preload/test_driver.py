@@ -71,6 +71,12 @@ def test_memory(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path
     check(workshop.run(memory, way, "heard", folders=(sim_dir,), extra=settings))
 
 
+def test_callers(workshop: Workshop, sim_dir: Path, driver_so: Path) -> None:
+    program = workshop.program("callers.c", f"-L{sim_dir}", "-l:libcuda.so.1", "-lpthread")
+    settings = {"LD_PRELOAD": f"{driver_so} {workshop.sire_so}", "SIRE_SIM_MEMORY": "256MiB", "SIRE_LOG": "error"}
+    check(workshop.run(program, "driver", folders=(sim_dir,), extra=settings))
+
+
 @pytest.mark.parametrize("way", [1, 2, 3, 4])
 @pytest.mark.parametrize("mode", ["local", "global"])
 def test_a_library_with_its_own_way_to_the_driver(workshop: Workshop, sim_dir: Path, memory: Path, driver_so: Path, way: int, mode: str) -> None:

@@ -20,7 +20,7 @@
 //! raw                       the only module with unsafe code: host pages, copies, the kernel's queue for files
 //! driver                    the trait: what the engine asks of a GPU
 //! digest                    what tells pages of content apart: the definition of the hash
-//! settings, notices, terms, error, ranges, size, sync, clock    leaves
+//! settings, notices, terms, error, ranges, size, sync, clock, callers    leaves
 //! ```
 #![deny(unsafe_code)]
 
@@ -36,6 +36,7 @@ pub mod tier;
 pub mod trace;
 
 mod cache;
+mod callers;
 mod clock;
 mod extent;
 mod heap;

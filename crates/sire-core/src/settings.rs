@@ -23,7 +23,7 @@ pub(crate) struct Settings {
     pub(crate) chunk: u64,
     /// Allocations below this are small.
     pub(crate) small: u64,
-    /// Largest copy queued at once.
+    /// What is under way on a lane at first; the largest record of a tier.
     pub(crate) copy_piece: u64,
     /// Host memory is brought in and registered in units of this size, a multiple of the page size.
     pub(crate) host_unit: u64,
@@ -40,12 +40,6 @@ impl Settings {
         let host_unit = config.host_unit.clamp(4096, LARGEST_PIECE).next_multiple_of(4096);
         let host_threads = config.host_threads.min(MOST_THREADS);
         Settings { chunk, small, copy_piece, host_unit, host_threads, config: Mutex::new(config) }
-    }
-
-    /// Largest copy queued at once between a device and host memory: what is under way on a lane is no more than one `copy_piece`, so that calls of
-    /// the program which wait for the device wait no longer than behind a plain copy in such pieces.
-    pub(crate) fn host_piece(&self) -> u64 {
-        (self.copy_piece / IN_FLIGHT as u64).next_multiple_of(4096)
     }
 
     /// Content is judged by pages of this length, a multiple of 16.

@@ -146,7 +146,8 @@ pub struct Config {
     pub disk_compress: Compress,
     /// Whether requests to files go through the kernel's own queue, io_uring, where it allows that (default: yes). If not, each has a thread.
     pub io_uring: bool,
-    /// The most that is queued on a lane between a device and host memory, in two copies (default 4 MiB); and the largest record of a tier.
+    /// What is queued on a lane between a device and host memory, in two copies (default 4 MiB): half of it while other calls wait for the device, up to four times
+    /// of it when a pass has come on without one. And the largest record of a tier.
     pub copy_piece: u64,
     /// Bytes of device memory that pause/resume/allocate leave free (default 0).
     pub margin: u64,

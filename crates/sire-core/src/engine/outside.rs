@@ -6,6 +6,12 @@ use crate::driver::Addr;
 use crate::error::Result;
 
 impl Engine {
+    /// Tells that a call which may wait for a device is about to be made past the engine. What the engine is copying goes on in shorter pieces for a while, so
+    /// that it does not wait long. Wait-free, and calls no driver.
+    pub fn note_caller(&self) {
+        self.machine.heap.callers.note();
+    }
+
     /// Whether the memory at `addr` may be used now. What a pause leaves on the device may be; of what is being resumed, only the [`crate::progress::Progress`] knows.
     /// Costs a look-up and one lock, and calls no driver.
     ///

@@ -10,6 +10,7 @@ mod slabs;
 pub(crate) mod veils;
 
 use crate::cache::Depot;
+use crate::callers::Callers;
 use crate::driver::{Addr, Device, Driver, DriverResult, Physical, Properties};
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Claim, Extent, Freed, Slab, Unfinished};
@@ -71,6 +72,8 @@ pub(crate) struct Heap {
     left: Mutex<Vec<(Addr, u64)>>,
     /// Dummies behind paused addresses.
     pub(crate) veils: Veils,
+    /// Calls that wait for a device: the program's own that went to the driver, and ours for the program.
+    pub(crate) callers: Callers,
     granularities: DashMap<Device, u64>,
     peers: Peers,
     /// Whether a capture is in progress, if anybody knows.
@@ -94,6 +97,7 @@ impl Heap {
             orphans: Mutex::default(),
             left: Mutex::default(),
             veils: Veils::default(),
+            callers: Callers::default(),
             granularities: DashMap::new(),
             peers: Peers::default(),
             captures: OnceLock::new(),

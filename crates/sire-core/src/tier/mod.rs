@@ -192,6 +192,11 @@ impl Segment {
         bytes.iter().all(|byte| *byte == bytes[0]).then_some(bytes[0])
     }
 
+    /// Whether its bytes are in host memory, and go straight to a device and back.
+    pub(crate) fn is_in_host(&self) -> bool {
+        matches!(self.place, Place::Host(_))
+    }
+
     /// Whether its bytes are outside host memory.
     pub(crate) fn is_stored(&self) -> bool {
         matches!(self.place, Place::Stored { .. })

@@ -11,7 +11,7 @@
 //! host memory, never of the device's; and what [`Engine::changed`](crate::engine::Engine::changed) is told after the devices were
 //! synchronised stays told.
 
-use super::pieces::{Piece, pieces};
+use super::pieces::Piece;
 use super::seam::{Safe, Sink, Staging};
 use super::survey::{self, Survey};
 use super::team::Call;
@@ -202,7 +202,9 @@ impl Copier<'_> {
     fn pieces(&mut self, index: usize) -> Vec<Piece> {
         let (page, chunk) = (self.machine.settings.page(), &mut self.shadow.chunks[index]);
         let at = (0, index);
-        let mut all = pieces(at, chunk, &self.machine.settings, |held| !held.filled && held.is_stored());
+        let records = chunk.segments.iter().enumerate().filter(|(_, held)| !held.filled && held.is_stored());
+        let record = |(segment, held): (usize, &Segment)| Piece { at, segment, from: 0, len: held.len };
+        let mut all: Vec<Piece> = records.map(record).collect();
         for (segment, held) in chunk.segments.iter_mut().enumerate().filter(|(_, held)| !held.filled) {
             if self.hashed {
                 held.pages.clear();

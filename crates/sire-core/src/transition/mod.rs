@@ -25,6 +25,7 @@ mod prove;
 mod put_down;
 mod room;
 mod seam;
+mod stride;
 mod survey;
 mod switch;
 mod team;

@@ -4,9 +4,10 @@
 
 use super::background::Order;
 use super::maker::{self, Job, Made};
-use super::pieces::{At, Piece, chunks, pieces};
+use super::pieces::{At, Piece, Pieces, chunks};
 use super::pool::Pool;
 use super::seam::{Source, Staging};
+use super::stride::Stride;
 use super::team::{Call, Failure, Team, stopped};
 use super::{Machine, background, by_device};
 use crate::clock;
@@ -193,8 +194,9 @@ struct Part<'a, 'c> {
     /// The chunks to fill, in order.
     away: Vec<At>,
     source: Source,
-    /// How many pieces of a chunk have not landed yet.
-    unlanded: BTreeMap<At, usize>,
+    stride: Stride<'a>,
+    /// How many bytes of a chunk have not landed yet.
+    unlanded: BTreeMap<At, u64>,
     /// Chunks without pieces.
     filled: Vec<At>,
     report: Report,
@@ -204,8 +206,8 @@ impl<'a, 'c> Part<'a, 'c> {
     fn new(team: &'a Team<'a>, device: Device, claims: Vec<&'c mut Claim>, staging: &mut Staging) -> Part<'a, 'c> {
         let away = in_order(&claims, team.call.order);
         let source = Source::new(staging.remove(&device).unwrap_or_default(), &claims, away.iter().copied());
-        let unlanded = BTreeMap::new();
-        Part { team, device, claims, away, source, unlanded, filled: Vec::new(), report: Report::default() }
+        let (stride, unlanded) = (team.stride(), BTreeMap::new());
+        Part { team, device, claims, away, source, stride, unlanded, filled: Vec::new(), report: Report::default() }
     }
 
     fn run(&mut self) -> std::result::Result<(), Failure> {
@@ -276,13 +278,16 @@ impl<'a, 'c> Part<'a, 'c> {
             }
         }
         let copied = |segment: &Segment| segment.byte().is_none();
-        let pieces = pieces(at, &claim.chunks[at.1], &machine.settings, copied);
-        if pieces.is_empty() {
+        let mut pieces = Pieces::of(at, &claim.chunks[at.1], &machine.settings, copied);
+        if pieces.left() == 0 {
             // What was filled has no event of its own: it is known to have arrived when everything has.
             self.filled.push(at);
         }
-        self.unlanded.insert(at, pieces.len());
-        let sent = pieces.into_iter().try_fold(None, |_, piece| self.send_piece(pipe, piece).map(Some))?;
+        self.unlanded.insert(at, pieces.left());
+        let mut sent = None;
+        while let Some(piece) = pieces.next(&mut self.stride) {
+            sent = Some(self.send_piece(pipe, piece)?);
+        }
         if let (Some(event), Some(progress)) = (sent, self.team.call.progress) {
             // It cannot have landed: its last piece was sent just now, and is landed by this thread.
             progress.sent(self.addresses(at), event);
@@ -315,8 +320,8 @@ impl<'a, 'c> Part<'a, 'c> {
         if let Some(span) = span {
             self.source.landed(&self.claims[piece.at.0].chunks[piece.at.1].segments[piece.segment], &span);
         }
-        let left = self.unlanded.entry(piece.at).or_insert(1);
-        *left -= 1;
+        let left = self.unlanded.entry(piece.at).or_insert(piece.len);
+        *left -= piece.len;
         if *left == 0 {
             self.unlanded.remove(&piece.at);
             self.tell(piece.at);

@@ -1,5 +1,6 @@
-//! Pieces: what is copied at once, at most so many bytes of one segment of one chunk.
+//! Pieces: what is copied at once, some bytes of one segment of one chunk.
 
+use super::stride::Stride;
 use crate::extent::{Chunk, Claim};
 use crate::settings::Settings;
 use crate::tier::Segment;
@@ -23,13 +24,54 @@ pub(super) fn chunks(claims: &[&mut Claim], wanted: impl Fn(&Chunk) -> bool) -> 
     each.filter(|(_, chunk)| wanted(chunk)).map(|(at, _)| at).collect()
 }
 
-/// The pieces of those segments of a chunk that `wanted` says. A record of a tier is one piece.
-pub(super) fn pieces(at: At, chunk: &Chunk, settings: &Settings, wanted: impl Fn(&Segment) -> bool) -> Vec<Piece> {
-    let segments = chunk.segments.iter().enumerate().filter(|(_, segment)| wanted(segment));
-    let cut = |(segment, held): (usize, &Segment)| {
-        let len = held.len;
-        let step = if held.is_stored() { settings.copy_piece } else { settings.host_piece() };
-        (0..len).step_by(step as usize).map(move |from| Piece { at, segment, from, len: step.min(len - from) })
-    };
-    segments.flat_map(cut).collect()
+/// The pieces of some segments of a chunk, cut one after the other: how long the next one may be is known only when it is sent.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    at: At,
+    /// The segments that are not cut up, the last one first.
+    segments: Vec<Whole>,
+    /// Bytes cut from the first of them.
+    cut: u64,
+}
+
+/// A segment to cut.
+#[derive(Clone, Copy, Debug)]
+struct Whole {
+    segment: usize,
+    len: u64,
+    /// What goes through a staging buffer fits into one.
+    longest: u64,
+    /// A record of a tier is one piece.
+    is_record: bool,
+}
+
+impl Pieces {
+    /// Those of the segments that `wanted` says.
+    pub(super) fn of(at: At, chunk: &Chunk, settings: &Settings, wanted: impl Fn(&Segment) -> bool) -> Pieces {
+        let segments = chunk.segments.iter().enumerate().rev().filter(|(_, held)| held.len > 0 && wanted(held));
+        let whole = |(segment, held): (usize, &Segment)| {
+            let longest = if held.is_in_host() { u64::MAX } else { settings.copy_piece };
+            Whole { segment, len: held.len, longest, is_record: held.is_stored() }
+        };
+        Pieces { at, segments: segments.map(whole).collect(), cut: 0 }
+    }
+
+    /// Bytes that are not cut yet.
+    pub(super) fn left(&self) -> u64 {
+        self.segments.iter().map(|whole| whole.len).sum::<u64>() - self.cut
+    }
+
+    /// The next piece, at most as long as `stride` says.
+    pub(super) fn next(&mut self, stride: &mut Stride<'_>) -> Option<Piece> {
+        let &Whole { segment, len, longest, is_record } = self.segments.last()?;
+        let (from, left) = (self.cut, len - self.cut);
+        let most = left.min(longest);
+        let len = if is_record { most } else { stride.next(most) };
+        self.cut += len;
+        if len == left {
+            self.segments.pop();
+            self.cut = 0;
+        }
+        Some(Piece { at: self.at, segment, from, len })
+    }
 }

@@ -3,9 +3,10 @@
 //! the next chunk is copied. All devices work at the same time. Chunks that are only discarded come last, after those of every device: what
 //! fails before them costs them nothing.
 
-use super::pieces::{At, Piece, chunks, pieces};
+use super::pieces::{At, Piece, Pieces, chunks};
 use super::pool::Pool;
 use super::seam::{Safe, Sink, Staging};
+use super::stride::Stride;
 use super::team::{Call, Failure, Team};
 use super::{Machine, by_device, plan};
 use crate::driver::Device;
@@ -23,8 +24,9 @@ struct Part<'a, 'c> {
     device: Device,
     claims: Vec<&'c mut Claim>,
     sink: Sink<'a>,
-    /// How many pieces of a chunk are not safe yet.
-    unsafe_pieces: BTreeMap<At, usize>,
+    stride: Stride<'a>,
+    /// How many bytes of a chunk are not safe yet.
+    unsafe_bytes: BTreeMap<At, u64>,
     promised: &'a Promised,
     /// Chunks whose bytes are safe, and which wait for the lane to be busy, or for the room of all others to be certain.
     safe: Vec<At>,
@@ -80,7 +82,8 @@ fn each_device(
         device,
         claims,
         sink: Sink::new(team.machine, staging.remove(&device).unwrap_or_default()),
-        unsafe_pieces: BTreeMap::new(),
+        stride: team.stride(),
+        unsafe_bytes: BTreeMap::new(),
         promised,
         safe: Vec::new(),
         report: Report::default(),
@@ -148,9 +151,9 @@ impl Part<'_, '_> {
 
     fn send_chunk(&mut self, pipe: &mut Pipe<'_, Piece>, at: At) -> Result<()> {
         let settings = &self.team.machine.settings;
-        let pieces = pieces(at, self.chunk(at), settings, |segment| !segment.filled);
-        self.unsafe_pieces.insert(at, pieces.len());
-        for piece in pieces {
+        let mut pieces = Pieces::of(at, self.chunk(at), settings, |segment| !segment.filled);
+        self.unsafe_bytes.insert(at, pieces.left());
+        while let Some(piece) = pieces.next(&mut self.stride) {
             if pipe.is_full() {
                 self.land(pipe)?;
             }
@@ -197,10 +200,10 @@ impl Part<'_, '_> {
         if let Some(place) = place {
             self.chunk(piece.at).segments[piece.segment].place = place;
         }
-        let left = self.unsafe_pieces.entry(piece.at).or_insert(1);
-        *left -= 1;
+        let left = self.unsafe_bytes.entry(piece.at).or_insert(piece.len);
+        *left -= piece.len;
         if *left == 0 {
-            self.unsafe_pieces.remove(&piece.at);
+            self.unsafe_bytes.remove(&piece.at);
             self.safe.push(piece.at);
         }
         Ok(true)

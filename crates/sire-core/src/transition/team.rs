@@ -4,6 +4,7 @@
 use super::Machine;
 use super::background::Order;
 use super::pool::Pool;
+use super::stride::Stride;
 use crate::clock;
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
@@ -163,6 +164,11 @@ pub(super) struct Team<'a> {
 impl<'a> Team<'a> {
     pub(super) fn new(machine: &'a Machine, call: &'a Call<'a>, pool: &'a Pool<'a>) -> Team<'a> {
         Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None) }
+    }
+
+    /// The stride of a pass of the call. In the background the program goes on beside it.
+    pub(super) fn stride(&self) -> Stride<'a> {
+        Stride::new(&self.machine.heap.callers, &self.machine.settings, self.call.progress.is_none())
     }
 
     /// Fails if the call was cancelled or another part has failed.

@@ -1,0 +1,51 @@
+//! Calls that the driver serves, counted where they leave for it. Those that may wait for a device wait for what Sire is copying there, too; the
+//! engine is told of them, so that it copies in shorter pieces for a while.
+
+use crate::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many calls of one kind were passed on.
+#[derive(Debug, Default)]
+pub(crate) struct Forwarded(AtomicU64);
+
+impl Forwarded {
+    /// One more is about to be, in the order of a stream: it waits for nothing. Wait-free.
+    pub(crate) fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One more is about to be, and may wait for a device. Wait-free.
+    pub(crate) fn note_waiting(&self) {
+        self.note();
+        if let Some(process) = process::started() {
+            process.engine.note_caller();
+        }
+    }
+
+    /// So many.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// By kind.
+#[derive(Debug)]
+pub(crate) struct Calls {
+    pub(crate) allocate: Forwarded,
+    pub(crate) free: Forwarded,
+    pub(crate) managed: Forwarded,
+    pub(crate) pitch: Forwarded,
+    pub(crate) pool: Forwarded,
+}
+
+impl Calls {
+    const fn none() -> Calls {
+        const NONE: Forwarded = Forwarded(AtomicU64::new(0));
+        Calls { allocate: NONE, free: NONE, managed: NONE, pitch: NONE, pool: NONE }
+    }
+}
+
+/// Calls of the runtime's functions.
+pub(crate) static RUNTIME: Calls = Calls::none();
+/// Calls of the driver's functions.
+pub(crate) static DRIVER: Calls = Calls::none();

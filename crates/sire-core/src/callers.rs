@@ -1,0 +1,98 @@
+//! Callers: calls that wait for a device, and so for whatever the engine is copying there. They are counted, never looked at; who copies compares, and
+//! can ask whether another thread has called lately: a program that calls now and then will call again.
+
+use crate::clock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Milliseconds within which a call was made lately.
+const LATELY: u64 = 1000;
+
+/// Hints, so none of the model checker's atomics: whatever a pass sees is right, and the newest is better.
+#[derive(Debug, Default)]
+pub(crate) struct Callers {
+    count: AtomicU64,
+    /// The thread that called last, and when: milliseconds, and one; 0 is never.
+    who: AtomicUsize,
+    last: AtomicU64,
+    /// When the last one called that is another thread than `who`.
+    other: AtomicU64,
+}
+
+impl Callers {
+    /// The calling thread is about to wait. Wait-free.
+    pub(crate) fn note(&self) {
+        self.note_at(me(), clock::milliseconds() + 1);
+    }
+
+    fn note_at(&self, me: usize, now: u64) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if self.who.swap(me, Ordering::Relaxed) != me {
+            self.other.store(self.last.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// How many there have been.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether another thread than the calling one has called within the last second.
+    pub(crate) fn came_lately(&self) -> bool {
+        self.came_lately_at(me(), clock::milliseconds() + 1)
+    }
+
+    fn came_lately_at(&self, me: usize, now: u64) -> bool {
+        let last = if self.who.load(Ordering::Relaxed) == me { &self.other } else { &self.last };
+        let last = last.load(Ordering::Relaxed);
+        last != 0 && now.saturating_sub(last) < LATELY
+    }
+}
+
+/// What no two living threads have in common.
+fn me() -> usize {
+    thread_local!(static PLACE: u8 = const { 0 });
+    PLACE.with(|place| std::ptr::from_ref(place).addr())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 5000;
+
+    /// Whether thread 1 hears that another one has come lately, after calls by (thread, when).
+    fn hears(calls: &[(usize, u64)]) -> bool {
+        let callers = Callers::default();
+        calls.iter().for_each(|&(who, when)| callers.note_at(who, when));
+        assert_eq!(callers.count(), calls.len() as u64);
+        callers.came_lately_at(1, NOW)
+    }
+
+    #[test]
+    fn who_copies_is_no_caller() {
+        assert!(!hears(&[]));
+        assert!(!hears(&[(1, NOW)]));
+        assert!(!hears(&[(1, NOW - 1), (1, NOW)]));
+    }
+
+    #[test]
+    fn another_thread_has_come_lately_whoever_came_since() {
+        for since in [&[][..], &[(1, NOW)], &[(1, NOW), (1, NOW)]] {
+            assert!(hears(&[&[(2, NOW - LATELY + 1)], since].concat()), "{since:?}");
+            assert!(!hears(&[&[(2, NOW - LATELY)], since].concat()), "{since:?}");
+        }
+        assert!(hears(&[(1, 1), (2, NOW), (1, NOW), (1, NOW)]));
+    }
+
+    #[test]
+    fn threads_are_told_apart() {
+        let callers = Callers::default();
+        callers.note();
+        assert!(!callers.came_lately());
+        std::thread::scope(|scope| {
+            scope.spawn(|| callers.note());
+        });
+        assert!(callers.came_lately());
+    }
+}
