@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Forwarded(AtomicU64);
 
 impl Forwarded {
+    const fn none() -> Forwarded {
+        Forwarded(AtomicU64::new(0))
+    }
+
     /// One more is about to be, in the order of a stream: it waits for nothing. Wait-free.
     pub(crate) fn note(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -40,8 +44,13 @@ pub(crate) struct Calls {
 
 impl Calls {
     const fn none() -> Calls {
-        const NONE: Forwarded = Forwarded(AtomicU64::new(0));
-        Calls { allocate: NONE, free: NONE, managed: NONE, pitch: NONE, pool: NONE }
+        Calls {
+            allocate: Forwarded::none(),
+            free: Forwarded::none(),
+            managed: Forwarded::none(),
+            pitch: Forwarded::none(),
+            pool: Forwarded::none(),
+        }
     }
 }
 

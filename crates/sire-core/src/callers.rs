@@ -19,13 +19,18 @@ pub(crate) struct Callers {
 }
 
 impl Callers {
-    /// The calling thread is about to wait. Wait-free.
+    /// The engine is about to wait, which says nothing of who will call next.
+    pub(crate) fn note_own(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The program is about to wait, in the calling thread. Wait-free.
     pub(crate) fn note(&self) {
         self.note_at(me(), clock::milliseconds() + 1);
     }
 
     fn note_at(&self, me: usize, now: u64) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.note_own();
         if self.who.swap(me, Ordering::Relaxed) != me {
             self.other.store(self.last.load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -88,11 +93,14 @@ mod tests {
     #[test]
     fn threads_are_told_apart() {
         let callers = Callers::default();
+        let elsewhere = |work: fn(&Callers)| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| work(&callers));
+            });
+            callers.came_lately()
+        };
         callers.note();
-        assert!(!callers.came_lately());
-        std::thread::scope(|scope| {
-            scope.spawn(|| callers.note());
-        });
-        assert!(callers.came_lately());
+        assert!(!elsewhere(Callers::note_own) && callers.count() == 2);
+        assert!(elsewhere(Callers::note));
     }
 }

@@ -1,6 +1,6 @@
 //! Pipelined copies between one device and host memory. A *lane* is a stream of ours with two events; a *pipe* keeps
 //! at most two pieces under way on a lane, so that one copies while the other is dealt with, and so that
-//! nothing of the program ever queues behind more than two pieces. Pieces land in the order in which
+//! nothing of the program ever queues behind more than two pieces; how long they are is the sender's business. Pieces land in the order in which
 //! they were sent, each with the ticket it was sent with.
 
 use crate::clock;

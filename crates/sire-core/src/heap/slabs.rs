@@ -172,7 +172,7 @@ impl Heap {
         let waiting = |&device: &Device| self.bins.take_waiting(device).into_iter().map(move |taken| (device, taken));
         let taken: Vec<_> = devices.iter().flat_map(waiting).collect();
         let users: BTreeSet<Device> = devices.iter().flat_map(|&device| self.users(device)).collect();
-        self.callers.note();
+        self.callers.note_own();
         let done = users.into_iter().try_for_each(|user| self.driver.synchronize(user));
         for (device, (bin, slots)) in &taken {
             let slots = slots.iter().copied();

@@ -130,7 +130,7 @@ mod tests {
                     callers.note();
                 }
                 let len = stride.next(u64::MAX);
-                assert!(len > 0 && len % ALIGNMENT == 0, "{copy_piece}: {len}");
+                assert!(len > 0 && len.is_multiple_of(ALIGNMENT), "{copy_piece}: {len}");
                 assert!(len <= GROWN * settings.copy_piece / IN_FLIGHT as u64 + ALIGNMENT, "{copy_piece}: {len}");
             }
             assert_eq!(stride.next(1), 1);

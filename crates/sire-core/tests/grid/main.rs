@@ -30,6 +30,7 @@ mod segments;
 mod shared;
 mod sim;
 mod stock;
+mod stride;
 mod switch;
 mod tend;
 mod tiers;

@@ -166,7 +166,7 @@ fn under_way_at_unmaps(trail: &[Call]) -> Vec<usize> {
 #[test]
 fn each_unmap_waits_for_its_own_copy_and_for_no_later_one() {
     for (copy_piece, wanted) in
-        [(2 * CHUNK, [2, 2, 2, 2, 1, 0]), (CHUNK, [2, 2, 2, 2, 2, 0]), (GRANULARITY, [2, 2, 2, 2, 2, 0])]
+        [(2 * CHUNK, [2, 2, 2, 2, 1, 0]), (CHUNK, [2, 2, 2, 2, 1, 0]), (GRANULARITY, [2, 2, 2, 2, 2, 0])]
     {
         let mut world = World::with(MANY, copy_piece);
         let region = world.region("m", policy(Backup::Host));

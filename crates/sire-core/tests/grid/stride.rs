@@ -1,0 +1,168 @@
+//! How long the pieces are in which bytes go to and fro: long where nobody waits for the device, short as soon as somebody does.
+
+use crate::common::world::{CHUNK, World, policy, tag};
+use crate::common::{Call, GRANULARITY};
+use sire_core::engine::*;
+use sire_core::error::Error;
+use std::sync::Arc;
+
+/// All lengths here are in pages. Four are under way at first, in two pieces.
+const PAGE: u64 = GRANULARITY;
+const COPY_PIECE: u64 = 4 * PAGE;
+/// An allocation of one chunk.
+const SIZE: u64 = 30 * PAGE;
+
+const CALM: [u64; 6] = [2, 2, 4, 8, 8, 6];
+const GENTLE: [u64; 15] = [2; 15];
+const SHORT: [u64; 30] = [1; 30];
+/// A caller comes when the third piece goes, whose length is settled.
+const AT_THE_THIRD: u64 = 2;
+
+/// A world with a written allocation in each region, which has been away once.
+fn world(regions: &[(&str, Policy)]) -> World {
+    let mut world = World::configured(1 << 30, |config| {
+        (config.copy_piece, config.chunk, config.host_unit) = (COPY_PIECE, 64 * CHUNK, 64 * CHUNK);
+    });
+    for &(name, policy) in regions {
+        let region = world.region(name, policy);
+        let addr = world.allocate(region, SIZE).unwrap();
+        world.write(addr);
+    }
+    world.pause(&Selection::All).unwrap();
+    world.resume(&Selection::All).unwrap();
+    world
+}
+
+fn one(backup: Backup) -> World {
+    world(&[("a", policy(backup))])
+}
+
+/// The pieces that `verb` copied: each ends with an event.
+fn pieces(trail: &[Call], verb: &str) -> Vec<u64> {
+    let (mut pieces, mut piece) = (Vec::new(), 0);
+    for call in trail {
+        match call.verb {
+            copy if copy == verb => piece += call.size / PAGE,
+            "record" if piece > 0 => pieces.push(std::mem::take(&mut piece)),
+            _ => {}
+        }
+    }
+    pieces
+}
+
+/// Pieces out of the device and back: of a pause and a resume of everything.
+fn cycle(world: &mut World) -> [Vec<u64>; 2] {
+    let begun = world.driver.calls() as usize;
+    world.pause(&Selection::All).unwrap();
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    let trail = world.driver.trail(begun);
+    ["copy_to_host", "copy_to_device"].map(|verb| pieces(&trail, verb))
+}
+
+/// Has another thread do something.
+fn elsewhere(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+    });
+}
+
+#[test]
+fn they_grow_while_nobody_calls() {
+    let mut world = one(Backup::Host);
+    assert_eq!(cycle(&mut world), [CALM, CALM]);
+    // Whoever pauses cannot wait for it.
+    world.engine.note_caller();
+    assert_eq!(cycle(&mut world), [CALM, CALM]);
+    world.check_no_leak();
+}
+
+#[test]
+fn they_are_short_from_the_start_where_another_thread_has_called_lately() {
+    let mut world = one(Backup::Host);
+    elsewhere(|| world.engine.note_caller());
+    assert_eq!(cycle(&mut world), [SHORT, SHORT]);
+    // Those of this thread since do not hide it.
+    world.engine.note_caller();
+    assert_eq!(cycle(&mut world), [SHORT, SHORT]);
+}
+
+#[test]
+fn they_are_short_as_soon_as_somebody_calls() {
+    let wanted = [&CALM[..AT_THE_THIRD as usize + 1], &SHORT[..22]].concat();
+    let world = one(Backup::Host);
+    let (driver, engine) = (world.driver.clone(), Arc::new(world.engine));
+    type Step = fn(&Engine) -> Result<Report, Error>;
+    let cycle: [Step; 2] = [
+        |engine| engine.pause(&Selection::All, PauseOptions::default()),
+        |engine| engine.resume(&Selection::All, ResumeOptions::default()),
+    ];
+    for (verb, step) in ["copy_to_host", "copy_to_device"].into_iter().zip(cycle) {
+        let (begun, program) = (driver.calls() as usize, Arc::downgrade(&engine));
+        // By the pausing thread itself, here; a caller during a pass is another's, whoever it is.
+        driver.at_later(verb, AT_THE_THIRD, move || program.upgrade().unwrap().note_caller());
+        step(&engine).unwrap();
+        assert_eq!(pieces(&driver.trail(begun), verb), wanted);
+    }
+}
+
+/// What waits for the device inside the engine makes the pieces under way short, and none of a later pass.
+#[test]
+fn a_wait_of_the_engines_own_counts_while_it_lasts() {
+    let world = world(&[("a", policy(Backup::Host)), ("b", policy(Backup::Host))]);
+    let (driver, engine) = (world.driver.clone(), Arc::new(world.engine));
+    let (begun, other) = (driver.calls() as usize, Arc::downgrade(&engine));
+    driver.at_later("copy_to_host", AT_THE_THIRD, move || {
+        let engine = other.upgrade().unwrap();
+        let region = engine.region("other", Policy::default()).unwrap();
+        let addr = engine.allocate(World::request(region, 4 * CHUNK)).unwrap();
+        engine.free(addr, false).unwrap();
+    });
+    engine.pause(&tag("a"), PauseOptions::default()).unwrap();
+    assert_eq!(pieces(&driver.trail(begun), "copy_to_host"), [&CALM[..3], &SHORT[..22]].concat());
+    let begun = driver.calls() as usize;
+    elsewhere(|| assert!(engine.pause(&tag("b"), PauseOptions::default()).is_ok()));
+    engine.resume(&tag("b"), ResumeOptions::default()).unwrap();
+    let trail = driver.trail(begun);
+    assert_eq!(["copy_to_host", "copy_to_device"].map(|verb| pieces(&trail, verb)), [CALM, CALM]);
+}
+
+#[test]
+fn both_sides_of_a_switch_have_a_stride_of_their_own() {
+    let mut world = world(&[("a", policy(Backup::Host)), ("b", policy(Backup::Host))]);
+    world.pause(&tag("b")).unwrap();
+    let begun = world.driver.calls() as usize;
+    world.switch(&tag("a"), &tag("b")).unwrap();
+    let trail = world.driver.trail(begun);
+    let of =
+        |verb: &str| trail.iter().filter(|call| call.verb == verb).map(|call| call.size / PAGE).collect::<Vec<_>>();
+    assert_eq!((of("copy_to_host"), of("copy_to_device")), (CALM.to_vec(), CALM.to_vec()));
+    world.check();
+}
+
+/// The program goes on beside it, and its own copies wait for ours.
+#[test]
+fn they_do_not_grow_in_the_background() {
+    let mut world = one(Backup::Host);
+    world.pause(&Selection::All).unwrap();
+    let begun = world.driver.calls() as usize;
+    world.resume_behind(&Selection::All).unwrap();
+    assert_eq!(pieces(&world.driver.trail(begun), "copy_to_device"), GENTLE);
+    world.check();
+}
+
+/// A record of a tier is as long as it is, and what goes through a buffer fits into one.
+#[test]
+fn what_goes_through_a_buffer_is_no_longer_than_one() {
+    let mut world = one(Backup::Disk);
+    let records = vec![4, 4, 4, 4, 4, 4, 4, 2];
+    assert_eq!(cycle(&mut world), [records.clone(), records]);
+
+    let verified = Policy { clean: Clean::Verified, zero_fill: false, ..policy(Backup::Host) };
+    let mut world = self::world(&[("a", verified)]);
+    let addr = *world.twins.keys().next().unwrap();
+    world.write_constant(addr, 0, SIZE, *b"no bytes");
+    let [out, back] = cycle(&mut world);
+    assert_eq!((out.len(), back.iter().sum::<u64>()), (0, 30));
+    assert!(back.iter().all(|&len| len <= 4), "{back:?}");
+}
