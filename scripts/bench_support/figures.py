@@ -6,6 +6,7 @@ a machine that is slower in one minute than in the next changes both sides alike
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -23,6 +24,11 @@ class Unmeasurable(Exception):
 
 class Wrong(Exception):
     """Something that was measured did not do its job: wrong bytes, or a program that failed. No figure may come of it."""
+
+
+def spread(values: Sequence[float]) -> float:
+    """How many times the least of them the largest is."""
+    return max(values) / min(values) if min(values) > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,8 @@ class Figure:
 
     def doubt(self, ceilings: Sequence[float], what: str, limit: float = STEADY) -> None:
         """Not to be judged if the ceiling itself was not steady."""
-        spread = max(ceilings) / min(ceilings)
-        if spread > limit:
-            self.meaningless.append(f"{what} itself varied by {spread:.1f}x in this run")
+        if spread(ceilings) > limit:
+            self.meaningless.append(f"{what} itself varied by {spread(ceilings):.1f}x in this run")
 
     def stay_below(self, what: str) -> None:
         """Not to be judged if it passes its ceiling by more than noise: then that was no ceiling."""

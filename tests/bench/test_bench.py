@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from bench_support import simulated_figures  # noqa: E402
 from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, ways  # noqa: E402
+from bench_support.other_figures import steadier  # noqa: E402
 from bench_support.pause_figures import tms_simulated  # noqa: E402
 from bench_support.plan import SMOKE  # noqa: E402
 from bench_support.report import table  # noqa: E402
@@ -218,6 +219,31 @@ def test_a_ceiling_that_is_passed_is_none() -> None:
     assert figure.met is True
     figure.stay_below("the plain copy")
     assert figure.met is None
+
+
+def stalls(*pairs: tuple[float, float]) -> Figure:
+    """p99 in milliseconds, (beside a pause, beside a copy), by repetition."""
+    values, copies = zip(*pairs, strict=True)
+    return Figure("stall", "ms", values, copies, target=Target("ratio", at_most=1.0))
+
+
+@pytest.mark.parametrize(
+    ("whole", "running", "judged", "met"),
+    [
+        ([(2, 3), (2, 4)], [(1, 1), (9, 1)], 0.58, True),
+        ([(2, 1), (2, 4)], [(0.5, 1), (0.7, 1)], 0.6, True),
+        ([(1, 1), (1, 4)], [(2, 1), (2, 1)], 2.0, False),
+        ([(2, 1), (2, 4)], [(0.5, 1), (0.5, 4)], 1.25, None),
+        ([(2, 1), (2, 4)], [(0, 1), (0, 1e-9)], 1.25, None),
+    ],
+)
+def test_a_loop_that_waits_for_a_processor_is_judged_without_that_wait(
+    whole: list[tuple[float, float]], running: list[tuple[float, float]], judged: float, met: bool | None
+) -> None:
+    figure = steadier(stalls(*whole), stalls(*running))
+    assert figure.ratio == pytest.approx(judged, abs=0.01)
+    assert figure.met is met
+    assert any("without the wait" in note for note in figure.notes) == (figure.ratio != stalls(*whole).ratio)
 
 
 def test_less_can_be_better() -> None:
