@@ -36,7 +36,7 @@ from .workshop import Place, Workshop, has_gpu, read, real_runtime
 
 Measure = Callable[[], list[Figure]]
 # A whole run takes no longer: what would begin later is left out, and said to be.
-MINUTES = 16.0
+MINUTES = 20.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ def arguments() -> argparse.Namespace:
 def simulated_names() -> tuple[str, ...]:
     """The starts of the figures that benches/simulated gives."""
     return tuple(f"sim.{profile}" for profile in simulated_figures.profiles())
+
+
+def is_of(word: str, group: tuple[str, ...]) -> bool:
+    """Whether `--only word` means figures of the group."""
+    return any(name.startswith(word) or word.startswith(f"{name}.") for name in group)
 
 
 class Bench:
@@ -155,8 +160,16 @@ class Bench:
         return folder.resolve()
 
     def wanted(self, group: tuple[str, ...]) -> bool:
-        only = self.options.only
-        return not only or any(name.startswith(word) or word.startswith(f"{name}.") for name in group for word in only)
+        return not self.options.only or any(is_of(word, group) for word in self.options.only)
+
+    def chosen_groups(self) -> list[Group]:
+        """What is wanted of the plan; a word that means nothing in it is told before anything is measured."""
+        plan = self.plan()
+        for word in self.options.only:
+            if not any(is_of(word, group.names) for group in plan):
+                names = " ".join(name for group in plan for name in group.names)
+                raise Wrong(f"--only {word}: no figure's name starts so; they start with one of: {names}")
+        return [group for group in plan if self.wanted(group.names)]
 
     def chosen(self, figure: Figure) -> bool:
         return not self.options.only or any(figure.name.startswith(word) for word in self.options.only)
@@ -188,13 +201,13 @@ class Bench:
 
     def run(self) -> None:
         """All that is wanted, one after the other; what was found so far is on the disk after each."""
+        groups = self.chosen_groups()
         self.look_around()
         self.build()
         self.warm_machine()
         self.started = time.monotonic()
         if not self.options.only:
             self.machine()
-        groups = [group for group in self.plan() if self.wanted(group.names)]
         for number, group in enumerate(groups, 1):
             left = self.options.minutes * 60 - (time.monotonic() - self.started)
             if left <= 0:
@@ -210,7 +223,10 @@ class Bench:
         found: list[Figure] = []
         try:
             with limits.at_most(seconds):
-                found = [figure for figure in group.measure() if self.chosen(figure)]
+                measured = group.measure()
+            found = [figure for figure in measured if self.chosen(figure)]
+            if not found:
+                raise Unmeasurable(f"it has no figure of that name, but {' '.join(figure.name for figure in measured)}")
             told = ", ".join(f"{f.name} {report.number(f.ratio if f.ratio else f.value)}" for f in found)
         except Unmeasurable as error:
             self.missing[name] = told = str(error)

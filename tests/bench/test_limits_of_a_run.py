@@ -34,9 +34,9 @@ class Machine:
 class Few(Bench):
     """A run of these groups."""
 
-    def __init__(self, folder: Path, groups: list[Group], minutes: float = 5) -> None:
+    def __init__(self, folder: Path, groups: list[Group], minutes: float = 5, only: str = "") -> None:
         options = Namespace(
-            smoke=True, repeats=None, only=[""], json=folder / "out.json", picture=folder / "out.png", minutes=minutes
+            smoke=True, repeats=None, only=[only], json=folder / "out.json", picture=folder / "out.png", minutes=minutes
         )
         super().__init__(options, Machine(), folder)  # type: ignore[arg-type]
         self.groups = groups
@@ -102,6 +102,22 @@ def test_what_fails_is_said_and_the_others_go_on(tmp_path: Path, capsys: pytest.
     ):
         assert text in out.err
     assert figures(tmp_path) == ["after"]
+
+
+def test_a_name_that_no_figure_has_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    bench = Few(tmp_path, [good("disk"), good("file.read")], only="disk,file")
+    with pytest.raises(Wrong, match=r"--only disk,file: no figure's name starts so; .* one of: disk file.read"):
+        bench.run()
+    assert not bench.took
+
+
+def test_a_name_that_a_group_does_not_have_is_told_with_those_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = Few(tmp_path, [good("disk"), good("file.read")], only="disk.raed")
+    bench.run()
+    assert bench.finish() == 1
+    assert "Not measured: disk: it has no figure of that name, but disk" in capsys.readouterr().out
 
 
 def test_a_run_begins_nothing_after_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
