@@ -26,9 +26,20 @@ class Wrong(Exception):
     """Something that was measured did not do its job: wrong bytes, or a program that failed. No figure may come of it."""
 
 
+# So likely may a verdict be by chance alone.
+CHANCE = 0.05
+
+
 def spread(values: Sequence[float]) -> float:
-    """How many times the least of them the largest is."""
-    return max(values) / min(values) if min(values) > 0 else math.inf
+    """How many times the least of them the largest is. Of ten and more, a tenth at either end does not count."""
+    outer = len(values) // 10
+    inner = sorted(values)[outer : len(values) - outer]
+    return inner[-1] / inner[0] if inner[0] > 0 else math.inf
+
+
+def so_few_by_chance(few: int, of: int) -> float:
+    """How likely at most so `few` heads are in so many throws of a coin."""
+    return math.ldexp(sum(math.comb(of, each) for each in range(few + 1)), -of)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,15 @@ class Figure:
         """Not to be judged if the ceiling itself was not steady."""
         if spread(ceilings) > limit:
             self.meaningless.append(f"{what} itself varied by {spread(ceilings):.1f}x in this run")
+
+    def tell_tie(self) -> None:
+        """Not to be judged where the median misses the target, but so many pairs reach it that a coin might have decided: the sign test."""
+        goal = self.target.at_least if self.target is not None else None
+        if goal is None or self.met is not False:
+            return
+        reach = sum(ratio >= goal for ratio in self.ratios or [])
+        if so_few_by_chance(reach, len(self.ratios or [])) > CHANCE:
+            self.meaningless.append(f"a tie: {reach} of {len(self.ratios or [])} pairs reach it")
 
     def stay_below(self, what: str) -> None:
         """Not to be judged if it passes its ceiling by more than noise: then that was no ceiling."""

@@ -94,6 +94,7 @@ def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, 
         at_first = other_first[call] / first[call]
         figure.notes.append(f"ceiling: {peer.name}; plain copy {median(copies):.1f} GiB/s; the first of a process: {at_first:.2f} times")
         if not setup.profile:
+            figure.tell_tie()
             figure.notes.append(f"ours: {phases(left, call)}")
         figures.append(figure)
     return figures
@@ -105,12 +106,12 @@ def tms_default(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
 
 
 def tms_retained(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
-    """Both with their backups kept: at full size, and where the calls begin to count."""
-    figures = against(shop, peer, "tms.retained", Setup(sizes.amount, 32), sizes.repeats, (1.0, 1.0))
+    """Both with their backups kept: at full size, and where the calls begin to count. They are so near one another that it takes many pairs to tell."""
+    figures = against(shop, peer, "tms.retained", Setup(sizes.amount, 32), 2 * sizes.repeats + 1, (1.0, 1.0))
     for amount, target in ((64 * MIB, 1.0), (16 * MIB, 0.95)):
         if amount < sizes.amount:
             setup = Setup(amount, 1)
-            figures += against(shop, peer, f"tms.retained@{amount // MIB}MiB", setup, 3 * sizes.repeats, (target, target))
+            figures += against(shop, peer, f"tms.retained@{amount // MIB}MiB", setup, 9 * sizes.repeats, (target, target))
     return figures
 
 

@@ -6,6 +6,7 @@ Tiny sizes on the software device, offline: nothing here says how fast anything 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from bench_support import simulated_figures  # noqa: E402
-from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, ways  # noqa: E402
+from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, spread, ways  # noqa: E402
 from bench_support.other_figures import steadier  # noqa: E402
 from bench_support.pause_figures import tms_simulated  # noqa: E402
 from bench_support.plan import SMOKE  # noqa: E402
@@ -249,6 +250,31 @@ def test_a_loop_that_waits_for_a_processor_is_judged_without_that_wait(
 def test_less_can_be_better() -> None:
     assert Figure("x", "ms", [0.5, 0.9], target=Target("max", at_most=1.0)).met is True
     assert Figure("x", "ms", [0.5, 1.9], target=Target("max", at_most=1.0)).met is False
+
+
+@pytest.mark.parametrize(
+    ("reach", "of", "met"), [(0, 4, None), (0, 5, False), (3, 7, None), (1, 8, False), (24, 63, False), (25, 63, None)]
+)
+def test_a_coin_does_not_decide(reach: int, of: int, met: bool | None) -> None:
+    figure = Figure(
+        "x", "GiB/s", [1.0] * reach + [0.9] * (of - reach), [1.0] * of, target=Target("ratio", at_least=1.0)
+    )
+    assert figure.met is False
+    figure.tell_tie()
+    assert figure.met is met
+    assert figure.meaningless == ([] if met is False else [f"a tie: {reach} of {of} pairs reach it"])
+
+
+def test_what_reaches_its_target_is_no_tie() -> None:
+    figure = Figure("x", "GiB/s", [1.0, 1.1], [1.0, 1.0], target=Target("ratio", at_least=1.0))
+    figure.tell_tie()
+    assert figure.met is True
+
+
+def test_single_outliers_among_many_make_no_ceiling_unsteady() -> None:
+    assert spread([1.0, 2.0, 9.0]) == 9.0
+    assert spread([1.0] + [2.0] * 8 + [90.0]) == 1.0
+    assert spread([0.0] + [2.0] * 5) == math.inf
 
 
 def test_a_target_that_a_bare_copy_does_not_reach_stays_and_is_said_to_be_out_of_reach() -> None:
