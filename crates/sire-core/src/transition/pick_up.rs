@@ -285,7 +285,7 @@ impl<'a, 'c> Part<'a, 'c> {
         }
         self.unlanded.insert(at, pieces.left());
         let mut sent = None;
-        while let Some(piece) = pieces.next(&mut self.stride) {
+        while let Some(piece) = self.next_piece(pipe, &mut pieces)? {
             sent = Some(self.send_piece(pipe, piece)?);
         }
         if let (Some(event), Some(progress)) = (sent, self.team.call.progress) {
@@ -295,11 +295,16 @@ impl<'a, 'c> Part<'a, 'c> {
         Ok(())
     }
 
-    /// The event behind the piece.
-    fn send_piece(&mut self, pipe: &mut Pipe<'_, Piece>, piece: Piece) -> Result<Event> {
-        if pipe.is_full() {
+    /// The next piece, once the pipe has room for it: by then the stride knows who called meanwhile.
+    fn next_piece(&mut self, pipe: &mut Pipe<'_, Piece>, pieces: &mut Pieces) -> Result<Option<Piece>> {
+        if pieces.left() > 0 && pipe.is_full() {
             self.land(pipe)?;
         }
+        Ok(pieces.next(&mut self.stride))
+    }
+
+    /// The event behind the piece. The pipe must not be full.
+    fn send_piece(&mut self, pipe: &mut Pipe<'_, Piece>, piece: Piece) -> Result<Event> {
         loop {
             let claim = &self.claims[piece.at.0];
             let segment = &claim.chunks[piece.at.1].segments[piece.segment];

@@ -30,7 +30,7 @@ pub(super) struct Pieces {
     at: At,
     /// The segments that are not cut up, the last one first.
     segments: Vec<Whole>,
-    /// Bytes cut from the first of them.
+    /// Bytes cut from the one whose turn it is.
     cut: u64,
 }
 

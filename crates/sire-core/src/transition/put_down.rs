@@ -153,10 +153,7 @@ impl Part<'_, '_> {
         let settings = &self.team.machine.settings;
         let mut pieces = Pieces::of(at, self.chunk(at), settings, |segment| !segment.filled);
         self.unsafe_bytes.insert(at, pieces.left());
-        while let Some(piece) = pieces.next(&mut self.stride) {
-            if pipe.is_full() {
-                self.land(pipe)?;
-            }
+        while let Some(piece) = self.next_piece(pipe, &mut pieces)? {
             let span = loop {
                 let segment = &self.claims[at.0].chunks[at.1].segments[piece.segment];
                 match self.sink.room(segment, &piece)? {
@@ -172,6 +169,14 @@ impl Part<'_, '_> {
             self.release_safe()?;
         }
         Ok(())
+    }
+
+    /// The next piece, once the pipe has room for it: by then the stride knows who called meanwhile.
+    fn next_piece(&mut self, pipe: &mut Pipe<'_, Piece>, pieces: &mut Pieces) -> Result<Option<Piece>> {
+        if pieces.left() > 0 && pipe.is_full() {
+            self.land(pipe)?;
+        }
+        Ok(pieces.next(&mut self.stride))
     }
 
     /// Something on its way becomes safe.
