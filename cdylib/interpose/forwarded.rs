@@ -26,15 +26,27 @@ impl Forwarded {
         }
     }
 
+    /// One more free is about to be; of no memory it waits for nothing. Wait-free.
+    pub(crate) fn note_free(&self, of_nothing: bool) {
+        if of_nothing { self.note() } else { self.note_waiting() }
+    }
+
     /// So many.
     pub(crate) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// By kind.
+/// Calls of the runtime's functions, by kind.
 #[derive(Debug)]
-pub(crate) struct Calls {
+pub(crate) struct Runtime {
+    pub(crate) allocate: Forwarded,
+    pub(crate) free: Forwarded,
+}
+
+/// Calls of the driver's functions, by kind.
+#[derive(Debug)]
+pub(crate) struct Driver {
     pub(crate) allocate: Forwarded,
     pub(crate) free: Forwarded,
     pub(crate) managed: Forwarded,
@@ -42,19 +54,12 @@ pub(crate) struct Calls {
     pub(crate) pool: Forwarded,
 }
 
-impl Calls {
-    const fn none() -> Calls {
-        Calls {
-            allocate: Forwarded::none(),
-            free: Forwarded::none(),
-            managed: Forwarded::none(),
-            pitch: Forwarded::none(),
-            pool: Forwarded::none(),
-        }
-    }
-}
+pub(crate) static RUNTIME: Runtime = Runtime { allocate: Forwarded::none(), free: Forwarded::none() };
 
-/// Calls of the runtime's functions.
-pub(crate) static RUNTIME: Calls = Calls::none();
-/// Calls of the driver's functions.
-pub(crate) static DRIVER: Calls = Calls::none();
+pub(crate) static DRIVER: Driver = Driver {
+    allocate: Forwarded::none(),
+    free: Forwarded::none(),
+    managed: Forwarded::none(),
+    pitch: Forwarded::none(),
+    pool: Forwarded::none(),
+};

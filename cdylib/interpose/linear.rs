@@ -20,7 +20,7 @@ pub(super) fn per_thread(stream: *mut c_void) -> *mut c_void {
     if stream.is_null() { ptr::without_provenance_mut(2) } else { stream }
 }
 
-/// Serves an allocation inside a region, else asks the driver with `ask`, and says so with `note`. `device`: None is the current
+/// Serves an allocation inside a region, else says so with `note` and asks the driver with `ask`. `device`: None is the current
 /// context's.
 ///
 /// # Safety
@@ -100,7 +100,7 @@ pub(super) unsafe extern "C" fn alloc_managed(out: *mut u64, bytes: usize, flags
     unsafe { original::alloc_managed(out, bytes, flags) }
 }
 
-/// Frees what is ours, else asks the driver with `ask`, and says so with `note`.
+/// Frees what is ours, else says so with `note` and asks the driver with `ask`.
 fn freed(ptr: u64, note: impl FnOnce(), ask: impl FnOnce() -> Code) -> Code {
     take_back(ptr::without_provenance_mut(ptr as usize)).unwrap_or_else(|| {
         note();
@@ -112,7 +112,7 @@ pub(super) unsafe extern "C" fn free(ptr: u64) -> Code {
     // `cudaMalloc` may have made it, out of what is reserved.
     let place = ptr::without_provenance(ptr as usize);
     // SAFETY: the program's own argument, as it passed it.
-    freed(ptr, || DRIVER.free.note_waiting(), || reservation::free(place, || unsafe { original::free(ptr) }))
+    freed(ptr, || DRIVER.free.note_free(ptr == 0), || reservation::free(place, || unsafe { original::free(ptr) }))
 }
 
 pub(super) unsafe extern "C" fn free_async(ptr: u64, stream: *mut c_void) -> Code {

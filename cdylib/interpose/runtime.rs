@@ -297,7 +297,7 @@ fn start_runtime(runtime: &Runtime, device: c_int) {
 
 pub(super) unsafe extern "C" fn free(ptr: *mut c_void, caller: usize) -> cudaError {
     take_back(ptr).unwrap_or_else(|| {
-        forwarded::RUNTIME.free.note_waiting();
+        forwarded::RUNTIME.free.note_free(ptr.is_null());
         // SAFETY: the program's own argument, as it passed it.
         reservation::free(ptr, || unsafe { original::runtime(caller).free(ptr) })
     })
@@ -356,7 +356,7 @@ pub(crate) fn pass_allocate(bytes: usize, caller: usize) -> *mut c_void {
 
 /// See [`pass_allocate`].
 pub(crate) fn pass_free(ptr: *mut c_void, caller: usize) -> cudaError {
-    forwarded::RUNTIME.free.note_waiting();
+    forwarded::RUNTIME.free.note_free(ptr.is_null());
     // SAFETY: the runtime checks the pointer itself.
     reservation::free(ptr, || unsafe { original::runtime(caller).free(ptr) })
 }

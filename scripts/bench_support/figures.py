@@ -26,7 +26,7 @@ class Wrong(Exception):
     """Something that was measured did not do its job: wrong bytes, or a program that failed. No figure may come of it."""
 
 
-# So likely may a verdict be by chance alone.
+# So likely may a miss be by chance alone.
 CHANCE = 0.05
 
 
@@ -115,9 +115,11 @@ class Figure:
         goal = self.target.at_least if self.target is not None else None
         if goal is None or self.met is not False:
             return
-        reach = sum(ratio >= goal for ratio in self.ratios or [])
-        if so_few_by_chance(reach, len(self.ratios or [])) > CHANCE:
-            self.meaningless.append(f"a tie: {reach} of {len(self.ratios or [])} pairs reach it")
+        reach, pairs = sum(ratio >= goal for ratio in self.ratios or []), len(self.ratios or [])
+        if so_few_by_chance(0, pairs) > CHANCE:
+            self.meaningless.append(f"{pairs} pairs are too few to tell")
+        elif so_few_by_chance(reach, pairs) > CHANCE:
+            self.meaningless.append(f"a tie: {reach} of {pairs} pairs reach it")
 
     def stay_below(self, what: str) -> None:
         """Not to be judged if it passes its ceiling by more than noise: then that was no ceiling."""

@@ -225,8 +225,7 @@ class Bench:
             with limits.at_most(seconds):
                 measured = group.measure()
             found = [figure for figure in measured if self.chosen(figure)]
-            if not found:
-                raise Unmeasurable(f"it has no figure of that name, but {' '.join(figure.name for figure in measured)}")
+            self.miss(group, measured)
             told = ", ".join(f"{f.name} {report.number(f.ratio if f.ratio else f.value)}" for f in found)
         except Unmeasurable as error:
             self.missing[name] = told = str(error)
@@ -241,6 +240,13 @@ class Bench:
         self.figures += found
         self.took[name] = time.monotonic() - started
         say(f"{name}: {told} ({self.took[name]:.0f} s, {(time.monotonic() - self.started) / 60:.1f} min in all)")
+
+    def miss(self, group: Group, measured: list[Figure]) -> None:
+        """Tells of words that mean the group, and none of its figures."""
+        names = [figure.name for figure in measured]
+        for word in self.options.only:
+            if is_of(word, group.names) and not any(name.startswith(word) for name in names):
+                self.missing[word] = f"no figure's name starts so; there are: {' '.join(names)}"
 
     def described(self) -> str:
         return self.shop.described + ("; smoke sizes, which mean nothing" if self.options.smoke else "") + self.busy
@@ -290,6 +296,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sire-bench-") as folder:
         try:
             bench = Bench(options, Workshop(Path(folder), software, options.sabotage), Path(folder))
+            bench.chosen_groups()
         except (Wrong, Unmeasurable) as error:
             print(f"scripts/bench: {error}", file=sys.stderr)
             return 1

@@ -117,7 +117,7 @@ def test_a_name_that_a_group_does_not_have_is_told_with_those_it_has(
     bench = Few(tmp_path, [good("disk"), good("file.read")], only="disk.raed")
     bench.run()
     assert bench.finish() == 1
-    assert "Not measured: disk: it has no figure of that name, but disk" in capsys.readouterr().out
+    assert "Not measured: disk.raed: no figure's name starts so; there are: disk" in capsys.readouterr().out
 
 
 def test_a_run_begins_nothing_after_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 //! Callers: calls that wait for a device, and so for whatever the engine is copying there. They are counted, never looked at; who copies compares, and
-//! can ask whether another thread has called lately: a program that calls now and then will call again.
+//! can ask whether another thread has called lately: a program that calls now and then will call again. They are not told apart by device, which most
+//! of them do not name: at worst copies to another one go in shorter pieces than they need to.
 
 use crate::clock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 const LATELY: u64 = 1000;
 
 /// Hints, so none of the model checker's atomics: whatever a pass sees is right, and the newest is better.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Callers {
     count: AtomicU64,
     /// The thread that called last, and when: milliseconds, and one; 0 is never.
@@ -19,6 +20,17 @@ pub(crate) struct Callers {
 }
 
 impl Callers {
+    /// None yet. Reads the clock, so that no caller will be the first to do so.
+    pub(crate) fn new() -> Callers {
+        let _ = clock::milliseconds();
+        Callers {
+            count: AtomicU64::new(0),
+            who: AtomicUsize::new(0),
+            last: AtomicU64::new(0),
+            other: AtomicU64::new(0),
+        }
+    }
+
     /// The engine is about to wait, which says nothing of who will call next.
     pub(crate) fn note_own(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -68,7 +80,7 @@ mod tests {
 
     /// Whether thread 1 hears that another one has come lately, after calls by (thread, when).
     fn hears(calls: &[(usize, u64)]) -> bool {
-        let callers = Callers::default();
+        let callers = Callers::new();
         calls.iter().for_each(|&(who, when)| callers.note_at(who, when));
         assert_eq!(callers.count(), calls.len() as u64);
         callers.came_lately_at(1, NOW)
@@ -92,7 +104,7 @@ mod tests {
 
     #[test]
     fn threads_are_told_apart() {
-        let callers = Callers::default();
+        let callers = Callers::new();
         let elsewhere = |work: fn(&Callers)| {
             std::thread::scope(|scope| {
                 scope.spawn(|| work(&callers));

@@ -258,7 +258,7 @@ impl Span {
     }
 
     /// The parts between the seams of its pages: where each starts in the span, and its bytes.
-    fn strides(&self) -> impl Iterator<Item = (u64, u64)> {
+    fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
         let (first, end, seam) = (self.start, self.start + self.len, self.keeper.pages().seam as u64);
         std::iter::successors((first < end).then_some(first), move |at| {
             Some(at - at % seam + seam).filter(|&at| at < end)
@@ -269,7 +269,7 @@ impl Span {
     /// `len` bytes of it that cross no seam, if its halves are that long.
     pub(crate) fn between_seams(&self, len: u64) -> Option<Span> {
         let halves = [self.part(0, len), self.part(self.len - self.len / 2, len)];
-        halves.into_iter().flatten().find(|half| half.strides().count() == 1)
+        halves.into_iter().flatten().find(|half| half.parts().count() == 1)
     }
 
     /// Whoever keeps it mapped.
@@ -350,9 +350,9 @@ pub(crate) struct Broken {
     pub(crate) begun: Option<Flight>,
 }
 
-/// Queues the strides of a span, one by one.
+/// Queues the parts of a span between its seams, one by one.
 fn queue(span: Span, mut one: impl FnMut(u64, u64) -> DriverResult<()>) -> std::result::Result<Flight, Broken> {
-    let failed = span.strides().find_map(|(at, len)| one(at, len).err().map(|error| (at, error)));
+    let failed = span.parts().find_map(|(at, len)| one(at, len).err().map(|error| (at, error)));
     match failed {
         None => Ok(Flight(Some(span))),
         Some((0, error)) => Err(Broken { error, begun: None }),
@@ -570,11 +570,11 @@ mod tests {
     }
 
     #[test]
-    fn strides_end_at_seams() {
+    fn parts_end_at_seams() {
         let keeper: Arc<dyn Keeper> = Arc::new(Kept(pages(4096 * 4, 4096)));
-        let strides = |at, len| Span::new(Arc::clone(&keeper), at, len).map(|span| span.strides().collect::<Vec<_>>());
-        assert_eq!(strides(4000, 4096 + 200), Some(vec![(0, 96), (96, 4096), (4192, 104)]));
-        assert_eq!(strides(4096, 4096), Some(vec![(0, 4096)]));
-        assert_eq!(strides(8192, 0), Some(vec![]));
+        let parts = |at, len| Span::new(Arc::clone(&keeper), at, len).map(|span| span.parts().collect::<Vec<_>>());
+        assert_eq!(parts(4000, 4096 + 200), Some(vec![(0, 96), (96, 4096), (4192, 104)]));
+        assert_eq!(parts(4096, 4096), Some(vec![(0, 4096)]));
+        assert_eq!(parts(8192, 0), Some(vec![]));
     }
 }

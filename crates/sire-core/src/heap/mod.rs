@@ -97,7 +97,7 @@ impl Heap {
             orphans: Mutex::default(),
             left: Mutex::default(),
             veils: Veils::default(),
-            callers: Callers::default(),
+            callers: Callers::new(),
             granularities: DashMap::new(),
             peers: Peers::default(),
             captures: OnceLock::new(),
@@ -326,6 +326,7 @@ impl Heap {
                 self.bury(claim);
                 return Ok(());
             }
+            self.callers.note();
             match self.synchronize(extent.device) {
                 Ok(()) => {}
                 Err(error) if error.status == Status::Capturing => {

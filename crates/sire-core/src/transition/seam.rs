@@ -204,11 +204,10 @@ impl Source {
             Place::Host(span) => span.part(piece.from, piece.len).ok_or_else(too_short).map(Some),
             Place::Stored { .. } => self.stored(piece),
             Place::Constant(word) => {
-                // Pieces begin at multiples of the copy piece, which may cut a word.
-                let word = word.rotate_right(8 * (piece.from % 8) as u32);
                 let Some(buffer) = self.buffers.take() else { return Ok(None) };
                 let span = buffer.part(0, piece.len).ok_or_else(too_short)?;
-                span.write(|bytes| repeat(word, bytes));
+                // Pieces begin at multiples of a page, so at a word's first byte.
+                span.write(|bytes| repeat(*word, bytes));
                 Ok(Some(span))
             }
         }

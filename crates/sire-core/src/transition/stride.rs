@@ -1,8 +1,9 @@
 //! The stride of a pass: how long its next piece may be. A caller waits for the pieces that are under way, so they are to be short; but each costs its
 //! start, so they are to be long. So a pass begins with pieces of half a `copy_piece`, and while nobody calls they grow as far as the pass has come, as
-//! TCP's *slow start* does (RFC 5681); at the first call they are short at once, and stay so until `CALM` has been copied without another. Where another
-//! thread has called lately, a pass begins with short ones. Where the program goes on beside the pass they do not grow: its own copies wait for ours, and
-//! nobody hears of those.
+//! TCP's *slow start* does (RFC 5681); at the first call they are short at once, and stay so until `CALM` has been copied without another. So the first
+//! call in a calm waits for two long pieces at most, and those after it for two short ones. Where another thread has called lately, a pass begins with
+//! short ones. Where the program goes on beside the pass they do not grow: its own copies wait for ours, and nobody hears of those. Records of tiers are
+//! as long as they are.
 
 use crate::callers::Callers;
 use crate::settings::{IN_FLIGHT, Settings};
@@ -13,6 +14,15 @@ const CALM: u64 = 16;
 const GROWN: u64 = 4;
 /// A page of a device's host: pieces begin and end at multiples of it.
 const ALIGNMENT: u64 = 4096;
+
+/// What is known of callers when a pass begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Begins {
+    /// Another thread has called lately.
+    Short,
+    /// None has.
+    InCalm,
+}
 
 /// See the [module documentation](self).
 #[derive(Debug)]
@@ -28,9 +38,9 @@ pub(super) struct Stride<'a> {
 
 impl<'a> Stride<'a> {
     /// The stride of a pass that begins now; `grows`: the program waits for it.
-    pub(super) fn new(callers: &'a Callers, settings: &Settings, grows: bool) -> Stride<'a> {
+    pub(super) fn new(callers: &'a Callers, settings: &Settings, begins: Begins, grows: bool) -> Stride<'a> {
         let copy_piece = settings.copy_piece;
-        let undisturbed = if callers.came_lately() { 0 } else { CALM * copy_piece };
+        let undisturbed = if begins == Begins::Short { 0 } else { CALM * copy_piece };
         Stride { callers, seen: callers.count(), undisturbed, copy_piece, grows }
     }
 
@@ -73,8 +83,8 @@ mod tests {
 
     /// The lengths, in MiB, of the pieces of so many MiB; a caller comes before the pieces that `calls` names.
     fn lengths(mib: u64, grows: bool, calls: &[usize]) -> Vec<u64> {
-        let (callers, settings) = (Callers::default(), settings(4 * MIB));
-        let mut stride = Stride::new(&callers, &settings, grows);
+        let (callers, settings) = (Callers::new(), settings(4 * MIB));
+        let mut stride = Stride::new(&callers, &settings, Begins::InCalm, grows);
         let (mut left, mut lengths) = (mib * MIB, Vec::new());
         while left > 0 {
             if calls.contains(&lengths.len()) {
@@ -95,14 +105,9 @@ mod tests {
 
     #[test]
     fn they_begin_short_where_another_thread_has_called_lately() {
-        let (callers, settings) = (Callers::default(), settings(4 * MIB));
-        let first = || Stride::new(&callers, &settings, true).next(64 * MIB);
-        callers.note();
-        assert_eq!(first(), 2 * MIB, "this thread's own");
-        std::thread::scope(|scope| {
-            scope.spawn(|| callers.note());
-        });
-        assert_eq!(first(), MIB);
+        let (callers, settings) = (Callers::new(), settings(4 * MIB));
+        let first = |begins| Stride::new(&callers, &settings, begins, true).next(64 * MIB);
+        assert_eq!([Begins::InCalm, Begins::Short].map(first), [2 * MIB, MIB]);
     }
 
     #[test]
@@ -123,8 +128,8 @@ mod tests {
     #[test]
     fn every_copy_piece_makes_pieces_that_begin_at_pages_and_come_to_an_end() {
         for copy_piece in [1, 4096, 6000, 12 << 10, 20 << 10, u64::MAX] {
-            let (callers, settings) = (Callers::default(), settings(copy_piece));
-            let mut stride = Stride::new(&callers, &settings, true);
+            let (callers, settings) = (Callers::new(), settings(copy_piece));
+            let mut stride = Stride::new(&callers, &settings, Begins::InCalm, true);
             for step in 0..200 {
                 if step == 100 {
                     callers.note();

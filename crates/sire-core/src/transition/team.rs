@@ -4,7 +4,7 @@
 use super::Machine;
 use super::background::Order;
 use super::pool::Pool;
-use super::stride::Stride;
+use super::stride::{Begins, Stride};
 use crate::clock;
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
@@ -159,16 +159,21 @@ pub(super) struct Team<'a> {
     pub(super) pool: &'a Pool<'a>,
     failed: AtomicBool,
     first: Mutex<Option<Failure>>,
+    /// Whether another thread than the one that made the call has waited for a device lately.
+    others_wait: bool,
 }
 
 impl<'a> Team<'a> {
+    /// To be made by the thread that makes the call.
     pub(super) fn new(machine: &'a Machine, call: &'a Call<'a>, pool: &'a Pool<'a>) -> Team<'a> {
-        Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None) }
+        let others_wait = machine.heap.callers.came_lately();
+        Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None), others_wait }
     }
 
     /// The stride of a pass of the call. In the background the program goes on beside it.
     pub(super) fn stride(&self) -> Stride<'a> {
-        Stride::new(&self.machine.heap.callers, &self.machine.settings, self.call.progress.is_none())
+        let begins = if self.others_wait { Begins::Short } else { Begins::InCalm };
+        Stride::new(&self.machine.heap.callers, &self.machine.settings, begins, self.call.progress.is_none())
     }
 
     /// Fails if the call was cancelled or another part has failed.
