@@ -5,7 +5,7 @@ use crate::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many calls of one kind were passed on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Forwarded(AtomicU64);
 
 impl Forwarded {

@@ -279,7 +279,7 @@ impl<'a, 'c> Part<'a, 'c> {
         }
         let copied = |segment: &Segment| segment.byte().is_none();
         let mut pieces = Pieces::of(at, &claim.chunks[at.1], &machine.settings, copied);
-        if pieces.left() == 0 {
+        if pieces.is_over() {
             // What was filled has no event of its own: it is known to have arrived when everything has.
             self.filled.push(at);
         }
@@ -297,7 +297,7 @@ impl<'a, 'c> Part<'a, 'c> {
 
     /// The next piece, once the pipe has room for it: by then the stride knows who called meanwhile.
     fn next_piece(&mut self, pipe: &mut Pipe<'_, Piece>, pieces: &mut Pieces) -> Result<Option<Piece>> {
-        if pieces.left() > 0 && pipe.is_full() {
+        if !pieces.is_over() && pipe.is_full() {
             self.land(pipe)?;
         }
         Ok(pieces.next(&mut self.stride))

@@ -56,9 +56,14 @@ impl Pieces {
         Pieces { at, segments: segments.map(whole).collect(), cut: 0 }
     }
 
-    /// Bytes that are not cut yet.
+    /// Bytes that are not cut yet. Looks at every segment.
     pub(super) fn left(&self) -> u64 {
         self.segments.iter().map(|whole| whole.len).sum::<u64>() - self.cut
+    }
+
+    /// Whether there is no next one.
+    pub(super) fn is_over(&self) -> bool {
+        self.segments.is_empty()
     }
 
     /// The next piece, at most as long as `stride` says.

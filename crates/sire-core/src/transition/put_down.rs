@@ -173,7 +173,7 @@ impl Part<'_, '_> {
 
     /// The next piece, once the pipe has room for it: by then the stride knows who called meanwhile.
     fn next_piece(&mut self, pipe: &mut Pipe<'_, Piece>, pieces: &mut Pieces) -> Result<Option<Piece>> {
-        if pieces.left() > 0 && pipe.is_full() {
+        if !pieces.is_over() && pipe.is_full() {
             self.land(pipe)?;
         }
         Ok(pieces.next(&mut self.stride))
