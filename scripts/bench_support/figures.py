@@ -110,16 +110,16 @@ class Figure:
         if spread(ceilings) > limit:
             self.meaningless.append(f"{what} itself varied by {spread(ceilings):.1f}x in this run")
 
-    def tell_tie(self) -> None:
-        """Not to be judged where the median misses the target, but so many pairs reach it that a coin might have decided: the sign test."""
+    def tell_tie(self, what: str = "pairs") -> None:
+        """Not to be judged where the median misses the target, but so many of what was compared reach it that a coin might have decided: the sign test."""
         goal = self.target.at_least if self.target is not None else None
         if goal is None or self.met is not False:
             return
         reach, pairs = sum(ratio >= goal for ratio in self.ratios or []), len(self.ratios or [])
         if so_few_by_chance(0, pairs) > CHANCE:
-            self.meaningless.append(f"{pairs} pairs are too few to tell")
+            self.meaningless.append(f"{pairs} {what} are too few to tell")
         elif so_few_by_chance(reach, pairs) > CHANCE:
-            self.meaningless.append(f"a tie: {reach} of {pairs} pairs reach it")
+            self.meaningless.append(f"a tie: {reach} of {pairs} {what} reach it")
 
     def stay_below(self, what: str) -> None:
         """Not to be judged if it passes its ceiling by more than noise: then that was no ceiling."""
@@ -127,10 +127,10 @@ class Figure:
             self.meaningless.append(f"faster than {what}, so something else slowed that down")
 
     def tell_limit(self, limits: Sequence[float], what: str) -> None:
-        """Says so where the target is more than `what` itself reaches, which is `limits`. The target stays what it is."""
+        """Says so of a miss where the target is more than `what` itself reaches, which is `limits`. The target stays what it is."""
         limit, goal = median(limits), self.target.at_least if self.target is not None else None
-        if goal is not None and limit < goal:
-            self.notes.append(f"out of reach here: {what} is itself only {limit:.2f} times as fast")
+        if goal is not None and limit < goal and self.met is False:
+            self.notes.append(f"out of reach here: {what} is itself only {limit:.3g} times as fast")
 
     def as_json(self, device: str) -> dict[str, object]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import median
 
 from . import simulated_figures
@@ -77,24 +78,51 @@ def pairs(ours: Cycles, theirs: Cycles, repeats: int) -> tuple[list[Sample], lis
     return left, right
 
 
-def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, targets: tuple[float, float] | None) -> list[Figure]:
+@dataclass(frozen=True)
+class Often:
+    """How often two are compared: pairs in each pair of processes. Where a process's memory lies, and on which processor its threads do, moves all of its
+    repetitions alike; so what two processes say is one sample, however many pairs they do, unless there are no other processes."""
+
+    pairs: int
+    processes: int = 1
+
+
+Pairs = tuple[list[Sample], list[Sample]]
+
+
+def by_process(found: list[Pairs], call: str, amount: int) -> tuple[list[list[float]], list[float]]:
+    """The rates of either side and the ratio between them, one each per pair of processes: medians of its pairs. Of a single one, one each per pair."""
+    sides = [[rates(column(side, call), amount) for side in pairs] for pairs in found]
+    ratios = [[value / other for value, other in zip(*pair, strict=True)] for pair in sides]
+    if len(found) == 1:
+        return sides[0], ratios[0]
+    return [[median(pair[side]) for pair in sides] for side in (0, 1)], [median(each) for each in ratios]
+
+
+def against(shop: Workshop, peer: Place, name: str, setup: Setup, often: Often, targets: tuple[float, float]) -> list[Figure]:
     """How many times faster than the peer, the same calls on both sides."""
-    with cycles(shop, shop.sire, setup) as ours, cycles(shop, peer, setup) as theirs:
-        (first, *left), (other_first, *right) = pairs(ours, theirs, repeats)
+    found: list[Pairs] = []
+    firsts: list[tuple[Sample, Sample]] = []
+    for _ in range(often.processes):
+        with cycles(shop, shop.sire, setup) as ours, cycles(shop, peer, setup) as theirs:
+            (first, *left), (other_first, *right) = pairs(ours, theirs, often.pairs)
+        found.append((left, right))
+        firsts.append((first, other_first))
+    left, right = ([sample for pair in found for sample in pair[side]] for side in (0, 1))
     figures = []
-    for call, target, way in zip(("pause", "resume"), targets or (None, None), ("out", "in"), strict=True):
-        values, others = (rates(column(side, call), setup.amount) for side in (left, right))
-        goal = Target("ratio", at_least=target) if target is not None else None
+    for call, target, way in zip(("pause", "resume"), targets, ("out", "in"), strict=True):
+        (values, others), ratios = by_process(found, call, setup.amount)
+        goal = Target("ratio", at_least=target)
         size = name.partition("@")[2]
-        figure = Figure(f"{name.partition('@')[0]}.{call}{'.' if size else ''}{size}", "GiB/s", values, others, target=goal)
+        figure = Figure(f"{name.partition('@')[0]}.{call}{'.' if size else ''}{size}", "GiB/s", values, others, ratios, target=goal)
         copies = rates(column(left, way) + column(right, way), setup.amount)
         figure.doubt(copies, "the plain copy", 2.0)
         bare = [theirs / copy for theirs, copy in zip(column(right, call), column(right, way), strict=True)]
         figure.tell_limit(bare, "a plain copy")
-        at_first = other_first[call] / first[call]
+        at_first = median(other[call] / own[call] for own, other in firsts)
         figure.notes.append(f"ceiling: {peer.name}; plain copy {median(copies):.1f} GiB/s; the first of a process: {at_first:.2f} times")
         if not setup.profile:
-            figure.tell_tie()
+            figure.tell_tie("pairs" if often.processes == 1 else "pairs of processes")
             figure.notes.append(f"ours: {phases(left, call)}")
         figures.append(figure)
     return figures
@@ -102,16 +130,17 @@ def against(shop: Workshop, peer: Place, name: str, setup: Setup, repeats: int, 
 
 def tms_default(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
     """Both as they are without any setting."""
-    return against(shop, peer, "tms.default", Setup(sizes.amount, 32, retain=False), sizes.repeats, (4.0, 2.0))
+    return against(shop, peer, "tms.default", Setup(sizes.amount, 32, retain=False), Often(sizes.repeats), (4.0, 2.0))
 
 
 def tms_retained(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
-    """Both with their backups kept: at full size, and where the calls begin to count. They are so near one another that it takes many pairs to tell."""
-    figures = against(shop, peer, "tms.retained", Setup(sizes.amount, 32), 2 * sizes.repeats + 1, (1.0, 1.0))
-    for amount, target in ((64 * MIB, 1.0), (16 * MIB, 0.95)):
+    """Both with their backups kept: at full size, and where the calls begin to count. They are so near one another that it takes many pairs to tell, and
+    below the full size, where processes differ most and start soon, many processes."""
+    figures = against(shop, peer, "tms.retained", Setup(sizes.amount, 32), Often(2 * sizes.repeats + 1), (1.0, 1.0))
+    for amount, target, count in ((64 * MIB, 1.0, 5), (16 * MIB, 0.95, 9)):
         if amount < sizes.amount:
-            setup = Setup(amount, 1)
-            figures += against(shop, peer, f"tms.retained@{amount // MIB}MiB", setup, 9 * sizes.repeats, (target, target))
+            often = Often(count, 2 * sizes.repeats + 1)
+            figures += against(shop, peer, f"tms.retained@{amount // MIB}MiB", Setup(amount, 1), often, (target, target))
     return figures
 
 
@@ -129,6 +158,6 @@ def tms_simulated(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
             if amount < sizes.amount:
                 setups.append((f"retained@{amount // MIB}MiB", Setup(amount, 1, profile=profile), (target, target)))
         for name, setup, targets in setups:
-            found = against(shop, peer, f"sim.tms.{profile}.{name}", setup, 2, targets)
+            found = against(shop, peer, f"sim.tms.{profile}.{name}", setup, Often(2), targets)
             figures += [simulated_figures.of_model(figure, profile) for figure in found]
     return figures

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from bench_support import simulated_figures  # noqa: E402
 from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, spread, ways  # noqa: E402
 from bench_support.other_figures import steadier  # noqa: E402
-from bench_support.pause_figures import tms_simulated  # noqa: E402
+from bench_support.pause_figures import by_process, tms_simulated  # noqa: E402
 from bench_support.plan import SMOKE  # noqa: E402
 from bench_support.report import table  # noqa: E402
 from bench_support.workshop import Place, Workshop, environments  # noqa: E402
@@ -266,6 +266,31 @@ def test_a_coin_does_not_decide(reach: int, of: int, met: bool | None) -> None:
     assert figure.meaningless == ([] if met is False else [why])
 
 
+def test_a_tie_of_processes_is_called_one() -> None:
+    figure = Figure("x", "GiB/s", [1.0] * 3 + [0.9] * 4, [1.0] * 7, target=Target("ratio", at_least=1.0))
+    figure.tell_tie("pairs of processes")
+    assert figure.meaningless == ["a tie: 3 of 7 pairs of processes reach it"]
+
+
+def took(*seconds: float) -> list[dict[str, float]]:
+    return [{"pause": each} for each in seconds]
+
+
+def test_what_two_processes_say_is_one_sample_however_many_pairs_they_do() -> None:
+    # The first two disagree with all others, five times each.
+    slow = (took(*[2.0] * 5), took(*[1.0] * 5))
+    quick = (took(0.5, 0.4, 0.5), took(1.0, 1.0, 2.0))
+    (ours, theirs), ratios = by_process([slow, quick, quick], "pause", 1 << 30)
+    assert (ours, theirs) == ([0.5, 2.0, 2.0], [1.0, 1.0, 1.0])
+    # Per pair first, then the median of the pairs: what is fast in one pair must not meet what is slow in another.
+    assert ratios == [0.5, 2.5, 2.5]
+
+
+def test_pairs_of_the_only_processes_are_samples() -> None:
+    (ours, theirs), ratios = by_process([(took(0.5, 1.0), took(1.0, 2.0))], "pause", 1 << 30)
+    assert (ours, theirs, ratios) == ([2.0, 1.0], [1.0, 0.5], [2.0, 2.0])
+
+
 def test_what_reaches_its_target_is_no_tie() -> None:
     figure = Figure("x", "GiB/s", [1.0, 1.1], [1.0, 1.0], target=Target("ratio", at_least=1.0))
     figure.tell_tie()
@@ -282,11 +307,18 @@ def test_a_target_that_a_bare_copy_does_not_reach_stays_and_is_said_to_be_out_of
     figure = Figure("x", "GiB/s", [2.8], [1.0], target=Target("ratio", at_least=4.0))
     figure.tell_limit([2.9, 3.0, 3.1], "a plain copy")
     assert figure.met is False
-    assert figure.notes == ["out of reach here: a plain copy is itself only 3.00 times as fast"]
+    assert figure.notes == ["out of reach here: a plain copy is itself only 3 times as fast"]
     within = Figure("x", "GiB/s", [2.8], [1.0], target=Target("ratio", at_least=2.0))
     within.tell_limit([3.0], "a plain copy")
     assert within.met is True
     assert not within.notes
+
+
+def test_what_is_reached_was_not_out_of_reach() -> None:
+    figure = Figure("x", "GiB/s", [1.04], [1.0], target=Target("ratio", at_least=1.0))
+    figure.tell_limit([0.95], "a plain copy")
+    assert figure.met is True
+    assert not figure.notes
 
 
 def test_nothing_measured_is_no_figure() -> None:

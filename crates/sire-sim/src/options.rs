@@ -51,7 +51,7 @@ pub struct Options {
     pub delay: Duration,
     /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison.
     pub timing: bool,
-    /// Whoever waits for a stream spins for a while before it sleeps.
+    /// Whoever waits for a stream spins for a while before it sleeps, and leaves the work to the stream's own thread.
     pub spin: bool,
     /// Unmap waits for the device, as some drivers do.
     pub unmap_syncs: bool,

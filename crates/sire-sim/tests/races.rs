@@ -122,6 +122,29 @@ fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
     Ok(())
 }
 
+/// Two programs of which one waits for streams and the other for events can be compared only if the same threads do their work.
+#[test]
+fn where_waits_spin_the_worker_does_everything_whatever_is_waited_for() -> Outcome {
+    let machine = with_workers(true)?;
+    let stream = machine.stream_create(0, false, 0)?;
+    let event = machine.event_create(0, false)?;
+    let waits: [&dyn Fn() -> Result<(), sire_sim::SimError>; 3] =
+        [&|| machine.stream_synchronize(stream), &|| machine.event_synchronize(event), &|| {
+            machine.device_synchronize(0)
+        }];
+    for _ in 0..100 {
+        for wait in waits {
+            let (ran, runs) = mpsc::channel();
+            let runs_here = move || ran.send(std::thread::current().id()).unwrap_or_default();
+            machine.launch_host(stream, Arc::new(runs_here))?;
+            machine.event_record(event, stream)?;
+            wait()?;
+            assert_ne!(runs.try_recv()?, std::thread::current().id());
+        }
+    }
+    Ok(())
+}
+
 /// How many threads of this process have such a name.
 fn threads_named(name: &str) -> std::io::Result<usize> {
     let tasks = std::fs::read_dir("/proc/self/task")?.flatten();

@@ -183,25 +183,16 @@ impl StreamInner {
     }
 
     fn work(&self, core: &Core) {
-        let mut may_spin = core.options.spin;
         let mut queue = locked(&self.queue);
         loop {
             if let Some(item) = queue.take() {
                 queue = self.step(core, queue, item);
             } else if queue.closing && queue.items.is_empty() {
                 return;
-            } else if may_spin && queue.running {
-                // Somebody who waits has begun before this thread was awake.
-                may_spin = false;
-                let next = queue.completed + 1;
-                drop(queue);
-                self.spin(next);
-                queue = locked(&self.queue);
             } else {
                 queue.idle = true;
                 queue = self.pending.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 queue.idle = false;
-                may_spin = core.options.spin;
             }
         }
     }
@@ -244,15 +235,14 @@ impl StreamInner {
     }
 
     /// Waits until operation `number` is completed. Who waits for all that there is does it himself while nobody is at it: that
-    /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one; where waits spin, and
-    /// the worker is still asleep, he begins.
+    /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one. Where waits spin,
+    /// times are compared, and the worker does everything, as a GPU's engines do: not every processor copies equally fast, and what a program
+    /// waits for must not decide which one it is.
     pub(super) fn wait(&self, core: &Core, number: u64) {
         let mut may_spin = core.options.spin;
         let mut queue = locked(&self.queue);
         while queue.completed < number && queue.submitted >= number {
-            // A worker that spins with it takes over as soon as it is awake.
-            let is_asleep = queue.idle && core.options.spin;
-            let mine = queue.worker.is_none() || queue.submitted == number || is_asleep;
+            let mine = queue.worker.is_none() || (queue.submitted == number && !core.options.spin);
             queue = match if mine { queue.take() } else { None } {
                 Some(item) => self.step(core, queue, item),
                 None if std::mem::take(&mut may_spin) => {
