@@ -4,7 +4,8 @@
  *
  * An open loop: another thread makes one call per millisecond, alternately an allocation and the free of one, and every latency counts
  * from the call's *intended* start, so that a stall shows in every call that it delays. Own pointers (in a region that is not paused) and
- * forwarded ones are measured apart, each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
+ * forwarded ones are measured apart, and forwarded ones that come seldom, one each 50 milliseconds, so that each finds the copies as they are in a calm.
+ * Each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
  * pause with host backup. What was paused is compared after its resume.
  *
  * Where all processors are busy the kernel lets the loop's thread wait for one. Marks ending in `_running` are without that wait, as the kernel counts it
@@ -22,6 +23,8 @@ static sire_status (*enter)(uint32_t, int32_t), (*leave)(uint32_t);
 
 struct loop {
     int own;
+    /* Seconds from one call to the next. */
+    double interval;
     atomic_int stop, ready;
     long count;
     double latency[2][MOST], running[2][MOST];
@@ -49,7 +52,7 @@ static void *open_loop(void *argument) {
     double start = now() + 0.002, before = 0;
     atomic_store(&loop->ready, 1);
     for (long i = 0; !atomic_load(&loop->stop) && loop->count < MOST; i++) {
-        double intended = start + (double)i * 0.001;
+        double intended = start + (double)i * loop->interval;
         /* A call that is late already was delayed by what delayed the one before, too. */
         if (now() < intended) before = starved(schedstat);
         sleep_until(intended);
@@ -115,11 +118,13 @@ int main(int argc, char **argv) {
     MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK && resume("big", NULL, NULL) == SIRE_STATUS_OK);
 
     static struct loop loop;
+    static const struct { const char *name; int own; double interval; } KINDS[] = {{"forwarded", 0, 0.001}, {"own", 1, 0.001}, {"seldom", 0, 0.05}};
     static const char *const BESIDE[] = {"nothing", "copy", "pieces", "pause"};
     for (int beside = 0; beside < 4; beside++) {
-        for (int own = 0; own < 2; own++) {
+        for (int kind = 0; kind < 3; kind++) {
             memset(&loop, 0, sizeof loop);
-            loop.own = own;
+            loop.own = KINDS[kind].own;
+            loop.interval = KINDS[kind].interval;
             pthread_t thread;
             MUST(pthread_create(&thread, NULL, open_loop, &loop) == 0);
             while (!atomic_load(&loop.ready)) sleep_until(now() + 0.0001);
@@ -135,14 +140,14 @@ int main(int argc, char **argv) {
             if (beside == 3) MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK);
             double seconds = now() - start;
             /* At least one pair, whatever finished how fast. */
-            sleep_until(now() + 0.004);
+            sleep_until(now() + 4 * loop.interval);
             atomic_store(&loop.stop, 1);
             MUST(pthread_join(thread, NULL) == 0);
             if (beside == 3) {
                 MUST(resume("big", NULL, NULL) == SIRE_STATUS_OK);
                 compare(ours, host, bytes);
             }
-            report(BESIDE[beside], own ? "own" : "forwarded", &loop, seconds);
+            report(BESIDE[beside], KINDS[kind].name, &loop, seconds);
         }
     }
     return 0;

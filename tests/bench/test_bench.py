@@ -42,6 +42,7 @@ OWN = {
     "stall.own.p99_ms",
     "stall.own.max_ms",
     "stall.forwarded.vs_copy",
+    "stall.seldom.vs_copy",
     "disk.write",
     "disk.read",
     "scale.ns_per_allocation",

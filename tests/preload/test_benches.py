@@ -40,13 +40,13 @@ def test_stall(sire_so: Path, sim_so: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
     for beside in ("nothing", "copy", "pause"):
-        for whose in ("own", "forwarded"):
+        for whose in ("own", "forwarded", "seldom"):
             for call in ("allocate", "free"):
                 marks = [results[f"stall/beside {beside}/{whose}/{call}/{mark}"] for mark in ("median", "p99", "worst")]
                 assert all(mark["unit"] == "us" and mark["samples"] > 0 for mark in marks)
                 values = [mark["value"] for mark in marks]
                 assert values == sorted(values)
     # The machine's noise included: a call beside a pause never waits for the whole of it plus a second.
-    for whose in ("own", "forwarded"):
+    for whose in ("own", "forwarded", "seldom"):
         longest = (results[f"stall/beside pause/{whose}/seconds"]["value"] + 1) * 1e6
         assert results[f"stall/beside pause/{whose}/allocate/median"]["value"] < longest

@@ -6,12 +6,14 @@ use crate::clock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Milliseconds within which a call was made lately.
-const LATELY: u64 = 1000;
+pub(crate) const LATELY: u64 = 1000;
 
 /// Hints, so none of the model checker's atomics: whatever a pass sees is right, and the newest is better.
 #[derive(Debug)]
 pub(crate) struct Callers {
     count: AtomicU64,
+    /// Those of them that are the program's.
+    program: AtomicU64,
     /// The thread that called last, and when: milliseconds, and one; 0 is never.
     who: AtomicUsize,
     last: AtomicU64,
@@ -25,6 +27,7 @@ impl Callers {
         let _ = clock::milliseconds();
         Callers {
             count: AtomicU64::new(0),
+            program: AtomicU64::new(0),
             who: AtomicUsize::new(0),
             last: AtomicU64::new(0),
             other: AtomicU64::new(0),
@@ -43,6 +46,7 @@ impl Callers {
 
     fn note_at(&self, me: usize, now: u64) {
         self.note_own();
+        self.program.fetch_add(1, Ordering::Relaxed);
         if self.who.swap(me, Ordering::Relaxed) != me {
             self.other.store(self.last.load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -52,6 +56,11 @@ impl Callers {
     /// How many there have been.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// How many of them were the program's.
+    pub(crate) fn program(&self) -> u64 {
+        self.program.load(Ordering::Relaxed)
     }
 
     /// Whether another thread than the calling one has called within the last second.
@@ -112,7 +121,8 @@ mod tests {
             callers.came_lately()
         };
         callers.note();
-        assert!(!elsewhere(Callers::note_own) && callers.count() == 2);
+        assert!(!elsewhere(Callers::note_own) && (callers.count(), callers.program()) == (2, 1));
         assert!(elsewhere(Callers::note));
+        assert_eq!((callers.count(), callers.program()), (3, 2));
     }
 }

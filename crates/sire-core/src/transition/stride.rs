@@ -1,11 +1,13 @@
 //! The stride of a pass: how long its next piece may be. A caller waits for the pieces that are under way, so they are to be short; but each costs its
 //! start, so they are to be long. So a pass begins with pieces of half a `copy_piece`, and while nobody calls they grow as far as the pass has come, as
-//! TCP's *slow start* does (RFC 5681); at the first call they are short at once, and stay so until `CALM` has been copied without another. So the first
-//! call in a calm waits for two long pieces at most, and those after it for two short ones. Where another thread has called lately, a pass begins with
-//! short ones. Where the program goes on beside the pass they do not grow: its own copies wait for ours, and nobody hears of those. Records of tiers are
-//! as long as they are.
+//! TCP's *slow start* does (RFC 5681); at the first call they are short at once, and stay so until `CALM` has been copied without another. Nor do they
+//! grow within a second of a call of the program's, who will call again. So the first call after a second without waits for two long pieces at most,
+//! those that follow it closely for two short ones, and those that come now and then for a copy piece. A pass that begins within a second of another
+//! thread's call begins with short ones. Where the program goes on beside the pass they do not grow: its own copies wait for ours, and nobody hears of
+//! those. Records of tiers are as long as they are.
 
-use crate::callers::Callers;
+use crate::callers::{Callers, LATELY};
+use crate::clock;
 use crate::settings::{IN_FLIGHT, Settings};
 
 /// So many copy pieces without a caller make calm.
@@ -28,8 +30,11 @@ pub(super) enum Begins {
 #[derive(Debug)]
 pub(super) struct Stride<'a> {
     callers: &'a Callers,
-    /// How many there were when the last piece was cut.
+    /// How many there were when the last piece was cut, and how many of them were the program's.
     seen: u64,
+    heard: u64,
+    /// The millisecond when the program was heard to call.
+    called: Option<u64>,
     /// Bytes cut since the last caller; there is calm in them already if none came lately.
     undisturbed: u64,
     copy_piece: u64,
@@ -39,27 +44,43 @@ pub(super) struct Stride<'a> {
 impl<'a> Stride<'a> {
     /// The stride of a pass that begins now; `grows`: the program waits for it.
     pub(super) fn new(callers: &'a Callers, settings: &Settings, begins: Begins, grows: bool) -> Stride<'a> {
+        Stride::new_at(callers, settings, begins, grows, clock::milliseconds())
+    }
+
+    fn new_at(callers: &'a Callers, settings: &Settings, begins: Begins, grows: bool, now: u64) -> Stride<'a> {
         let copy_piece = settings.copy_piece;
-        let undisturbed = if begins == Begins::Short { 0 } else { CALM * copy_piece };
-        Stride { callers, seen: callers.count(), undisturbed, copy_piece, grows }
+        let (undisturbed, called) = match begins {
+            Begins::Short => (0, Some(now)),
+            Begins::InCalm => (CALM * copy_piece, None),
+        };
+        let (seen, heard) = (callers.count(), callers.program());
+        Stride { callers, seen, heard, called, undisturbed, copy_piece, grows }
     }
 
     /// The length of the next piece, of which `left` bytes are left: more than 0 if they are.
     pub(super) fn next(&mut self, left: u64) -> u64 {
-        let seen = self.callers.count();
+        self.next_at(left, clock::milliseconds())
+    }
+
+    fn next_at(&mut self, left: u64, now: u64) -> u64 {
+        let (seen, heard) = (self.callers.count(), self.callers.program());
         if seen != self.seen {
             (self.seen, self.undisturbed) = (seen, 0);
         }
-        let len = self.longest().min(left);
+        if heard != self.heard {
+            (self.heard, self.called) = (heard, Some(now));
+        }
+        let lately = self.called.is_some_and(|called| now.saturating_sub(called) < LATELY);
+        let len = self.longest(lately).min(left);
         self.undisturbed = self.undisturbed.saturating_add(len);
         len
     }
 
-    fn longest(&self) -> u64 {
+    fn longest(&self, lately: bool) -> u64 {
         let [short, first, grown] = [1, 2, 2 * GROWN].map(|halves| self.share(halves));
         match self.undisturbed.checked_sub(CALM * self.copy_piece) {
             None => short,
-            Some(come) if self.grows => (come / first * first).clamp(first, grown),
+            Some(come) if self.grows && !lately => (come / first * first).clamp(first, grown),
             Some(_) => first,
         }
     }
@@ -81,48 +102,80 @@ mod tests {
         Settings::new(Config { copy_piece, ..Config::default() })
     }
 
-    /// The lengths, in MiB, of the pieces of so many MiB; a caller comes before the pieces that `calls` names.
-    fn lengths(mib: u64, grows: bool, calls: &[usize]) -> Vec<u64> {
+    /// The lengths, in MiB, of the pieces of so many MiB, each of which takes `each` milliseconds; `caller` comes before the pieces that `calls` names.
+    fn lengths_of(mib: u64, each: u64, caller: fn(&Callers), calls: &[usize]) -> Vec<u64> {
         let (callers, settings) = (Callers::new(), settings(4 * MIB));
-        let mut stride = Stride::new(&callers, &settings, Begins::InCalm, grows);
+        let mut stride = Stride::new_at(&callers, &settings, Begins::InCalm, true, 0);
+        lengths_from(&mut stride, mib, each, |piece| {
+            if calls.contains(&piece) {
+                caller(&callers);
+            }
+        })
+    }
+
+    fn lengths_from(stride: &mut Stride<'_>, mib: u64, each: u64, before: impl Fn(usize)) -> Vec<u64> {
         let (mut left, mut lengths) = (mib * MIB, Vec::new());
         while left > 0 {
-            if calls.contains(&lengths.len()) {
-                callers.note();
-            }
-            let len = stride.next(left);
+            before(lengths.len());
+            let len = stride.next_at(left, each * lengths.len() as u64);
             left -= len;
             lengths.push(len / MIB);
         }
         lengths
     }
 
+    fn lengths(mib: u64, calls: &[usize]) -> Vec<u64> {
+        lengths_of(mib, 0, Callers::note, calls)
+    }
+
     #[test]
     fn pieces_grow_as_the_pass_comes_on_while_nobody_calls() {
-        assert_eq!(lengths(64, true, &[]), [2, 2, 4, 8, 8, 8, 8, 8, 8, 8]);
-        assert_eq!(lengths(23, true, &[]), [2, 2, 4, 8, 7]);
+        assert_eq!(lengths(64, &[]), [2, 2, 4, 8, 8, 8, 8, 8, 8, 8]);
+        assert_eq!(lengths(23, &[]), [2, 2, 4, 8, 7]);
     }
 
     #[test]
-    fn they_begin_short_where_another_thread_has_called_lately() {
+    fn they_begin_short_where_another_thread_has_called_lately_and_do_not_grow_until_that_is_a_second_ago() {
         let (callers, settings) = (Callers::new(), settings(4 * MIB));
-        let first = |begins| Stride::new(&callers, &settings, begins, true).next(64 * MIB);
-        assert_eq!([Begins::InCalm, Begins::Short].map(first), [2 * MIB, MIB]);
+        let begun = |begins| Stride::new_at(&callers, &settings, begins, true, 0);
+        assert_eq!([Begins::InCalm, Begins::Short].map(|begins| begun(begins).next_at(64 * MIB, 0)), [2 * MIB, MIB]);
+        // 64 short ones take 960 ms, two more of 2 MiB one second.
+        let lengths = lengths_from(&mut begun(Begins::Short), 64 + 6 + 24, 15, |_| {});
+        assert_eq!(lengths, [&[1; 64][..], &[2, 2, 2], &[6, 8, 8, 2]].concat());
     }
 
     #[test]
-    fn at_a_call_they_are_short_at_once_until_it_has_been_calm() {
+    fn at_a_call_they_are_short_at_once_until_it_has_been_calm_and_do_not_grow_before_a_second() {
         let short = [1; 64];
-        assert_eq!(lengths(16 + 64 + 16, true, &[4]), [&[2, 2, 4, 8][..], &short, &[2, 2, 4, 8]].concat());
+        assert_eq!(lengths(16 + 64 + 6, &[4]), [&[2, 2, 4, 8][..], &short, &[2, 2, 2]].concat());
         // A second call in the calm begins it anew, one after it does so again.
-        assert_eq!(lengths(63 + 64 + 4, true, &[0, 63]), [&short[..63], &short, &[2, 2]].concat());
-        assert_eq!(lengths(64 + 8 + 8, true, &[0, 67]), [&short[..], &[2, 2, 4], &short[..8]].concat());
+        assert_eq!(lengths(63 + 64 + 4, &[0, 63]), [&short[..63], &short, &[2, 2]].concat());
+        assert_eq!(lengths(64 + 6 + 8, &[0, 67]), [&short[..], &[2, 2, 2], &short[..8]].concat());
+        // Each takes 10 ms: one second after the first.
+        let slowly = lengths_of(64 + 72 + 16, 10, Callers::note, &[0]);
+        assert_eq!(slowly, [&short[..], &[2; 36], &[8, 8]].concat());
+    }
+
+    #[test]
+    fn what_the_engine_waits_for_makes_them_short_and_says_nothing_of_the_next_second() {
+        let short = [1; 64];
+        let lengths = lengths_of(4 + 64 + 16, 0, Callers::note_own, &[2]);
+        assert_eq!(lengths, [&[2, 2][..], &short, &[2, 2, 4, 8]].concat());
     }
 
     #[test]
     fn they_do_not_grow_while_the_program_goes_on() {
-        assert_eq!(lengths(16, false, &[]), [2; 8]);
-        assert_eq!(lengths(64 + 4, false, &[0]), [&[1; 64][..], &[2, 2]].concat());
+        let (callers, settings) = (Callers::new(), settings(4 * MIB));
+        let behind = |mib, calls: usize| {
+            let mut stride = Stride::new_at(&callers, &settings, Begins::InCalm, false, 0);
+            lengths_from(&mut stride, mib, 0, |piece| {
+                if piece < calls {
+                    callers.note();
+                }
+            })
+        };
+        assert_eq!(behind(16, 0), [2; 8]);
+        assert_eq!(behind(64 + 4, 1), [&[1; 64][..], &[2, 2]].concat());
     }
 
     #[test]
