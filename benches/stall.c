@@ -4,14 +4,14 @@
  *
  * An open loop: another thread makes one call per millisecond, alternately an allocation and the free of one, and every latency counts
  * from the call's *intended* start, so that a stall shows in every call that it delays. Own pointers (in a region that is not paused) and
- * forwarded ones are measured apart, and forwarded ones that come seldom, one each 50 milliseconds, so that each finds the copies as they are in a calm.
- * Each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
+ * forwarded ones are measured apart, and forwarded ones that come seldom, one each 25 milliseconds. Each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
  * pause with host backup. What was paused is compared after its resume.
  *
  * Where all processors are busy the kernel lets the loop's thread wait for one. Marks ending in `_running` are without that wait, as the kernel counts it
  * (schedstat): what of a stall is left is the library's, or the device's. */
 #include "bench.h"
 #include <fcntl.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
@@ -25,8 +25,10 @@ struct loop {
     int own;
     /* Seconds from one call to the next. */
     double interval;
-    atomic_int stop, ready;
+    atomic_int ready;
     long count;
+    /* Calls that were to come before `end`: what it is beside may be over sooner than the loop. */
+    _Atomic double end;
     double latency[2][MOST], running[2][MOST];
 };
 
@@ -51,13 +53,16 @@ static void *open_loop(void *argument) {
     int schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
     double start = now() + 0.002, before = 0;
     atomic_store(&loop->ready, 1);
-    for (long i = 0; !atomic_load(&loop->stop) && loop->count < MOST; i++) {
+    for (long i = 0; loop->count < MOST; i++) {
         double intended = start + (double)i * loop->interval;
         /* A call that is late already was delayed by what delayed the one before, too. */
         if (now() < intended) before = starved(schedstat);
         sleep_until(intended);
-        int freeing = i & 1;
+        /* At least one pair, whatever was over how fast. */
+        int freeing = i & 1, late = intended >= atomic_load(&loop->end) && loop->count > 0;
+        if (late && !freeing) break;
         MUST(freeing ? cudaFree(held) == 0 : cudaMalloc(&held, 4096) == 0);
+        if (late) break;
         double latency = now() - intended, running = latency - (starved(schedstat) - before);
         loop->latency[freeing][loop->count] = latency * 1e6;
         loop->running[freeing][loop->count] = (running > 0 ? running : 0) * 1e6;
@@ -118,13 +123,14 @@ int main(int argc, char **argv) {
     MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK && resume("big", NULL, NULL) == SIRE_STATUS_OK);
 
     static struct loop loop;
-    static const struct { const char *name; int own; double interval; } KINDS[] = {{"forwarded", 0, 0.001}, {"own", 1, 0.001}, {"seldom", 0, 0.05}};
+    static const struct { const char *name; int own; double interval; } KINDS[] = {{"forwarded", 0, 0.001}, {"own", 1, 0.001}, {"seldom", 0, 0.025}};
     static const char *const BESIDE[] = {"nothing", "copy", "pieces", "pause"};
     for (int beside = 0; beside < 4; beside++) {
         for (int kind = 0; kind < 3; kind++) {
             memset(&loop, 0, sizeof loop);
             loop.own = KINDS[kind].own;
             loop.interval = KINDS[kind].interval;
+            atomic_store(&loop.end, INFINITY);
             pthread_t thread;
             MUST(pthread_create(&thread, NULL, open_loop, &loop) == 0);
             while (!atomic_load(&loop.ready)) sleep_until(now() + 0.0001);
@@ -138,10 +144,8 @@ int main(int argc, char **argv) {
                 }
             }
             if (beside == 3) MUST(pause("big", NULL, NULL) == SIRE_STATUS_OK);
-            double seconds = now() - start;
-            /* At least one pair, whatever finished how fast. */
-            sleep_until(now() + 4 * loop.interval);
-            atomic_store(&loop.stop, 1);
+            double end = now(), seconds = end - start;
+            atomic_store(&loop.end, end);
             MUST(pthread_join(thread, NULL) == 0);
             if (beside == 3) {
                 MUST(resume("big", NULL, NULL) == SIRE_STATUS_OK);

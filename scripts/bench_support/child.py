@@ -103,7 +103,7 @@ def cycles(shop: Workshop, saver: Place, setup: Setup, program: str = "cycle", *
         environment["SIRE_SIM_PROFILE"] = setup.profile
     elif shop.software and program == "cycle" and setup.backup == "host":
         # One thread waits for one that copies, each with a processor of its own.
-        environment["SIRE_SIM_SPIN"] = "1"
+        environment |= {"SIRE_SIM_SPIN": "1", "SIRE_SIM_ENGINES": "1"}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     try:

@@ -28,7 +28,7 @@ def stall(shop: Workshop, sizes: Sizes) -> list[Figure]:
     runs: list[dict[str, float]] = []
     memory = (sizes.stall_mib + 256) * MIB
     for _ in range(sizes.repeats):
-        lines = call(shop, "stall", str(sizes.stall_mib), saver=shop.sire, memory=memory)
+        lines = call(shop, "stall", str(sizes.stall_mib), saver=shop.sire, memory=memory, more={"SIRE_SIM_ENGINES": "1"})
         runs.append({str(line["name"]): float(line["value"]) for line in lines})
 
     def series(beside: str, whose: str, mark: str) -> list[float]:
@@ -61,7 +61,7 @@ def stall(shop: Workshop, sizes: Sizes) -> list[Figure]:
             figure.meaningless.append(f"the machine stalls the same calls {idle:.2f} ms beside nothing")
     seldom, most = (measured("stall.seldom.vs_copy", "seldom", mark) for mark in ("median", "worst"))
     longest_of_run = f"{most.value:.2f} ms, {median(most.ratios or []):.2f} of the ceiling's"
-    seldom.notes.append(f"forwarded calls, one each 50 ms, medians; the longest of a run: {longest_of_run}")
+    seldom.notes.append(f"forwarded calls, one each 25 ms, medians; the longest of a run: {longest_of_run}")
     seldom.notes.append("ceiling: the same beside a plain copy in pieces of 4 MiB; less is better")
     return [p99, longest, forwarded, seldom]
 

@@ -64,24 +64,22 @@ def warm(shop: Workshop, sizes: Sizes, pieces: int) -> list[Figure]:
     return [beside_copy(f"{call}.warm.{pieces}", samples, call, sizes.amount, 0.9) for call in ("pause", "resume")]
 
 
-def pairs(ours: Cycles, theirs: Cycles, repeats: int) -> tuple[list[Sample], list[Sample]]:
-    """The two, one right after the other, in the order ABBA; before that the first of either process."""
-    left, right = [ours.cycle(False)], [theirs.cycle(False)]
-    for number, swapped in enumerate(ways(repeats)):
-        last = number % 2 == 1
-        if swapped:
-            right.append(theirs.cycle(last))
-            left.append(ours.cycle(last))
-        else:
-            left.append(ours.cycle(last))
-            right.append(theirs.cycle(last))
+def pairs(ours: Cycles, theirs: Cycles, repeats: int, turned: bool = False) -> tuple[list[Sample], list[Sample]]:
+    """The two, one right after the other, in the order ABBA, or if `turned` BAAB; before that the first of either process."""
+    left: list[Sample] = []
+    right: list[Sample] = []
+    for number, swapped in enumerate([False, *ways(repeats)]):
+        last = (number % 2 == 0) != turned and number > 0
+        sides = [(left, ours), (right, theirs)]
+        for samples, program in reversed(sides) if swapped != turned else sides:
+            samples.append(program.cycle(last))
     return left, right
 
 
 @dataclass(frozen=True)
 class Often:
-    """How often two are compared: pairs in each pair of processes. Where a process's memory lies, and on which processor its threads do, moves all of its
-    repetitions alike; so what two processes say is one sample, however many pairs they do, unless there are no other processes."""
+    """How often two are compared: pairs in each pair of processes. The pairs of two processes have something in common that another two do not; so what two
+    processes say is one sample, however many pairs they do. Where it takes too long to start more than two, each pair is a sample: that tells less."""
 
     pairs: int
     processes: int = 1
@@ -103,9 +101,9 @@ def against(shop: Workshop, peer: Place, name: str, setup: Setup, often: Often, 
     """How many times faster than the peer, the same calls on both sides."""
     found: list[Pairs] = []
     firsts: list[tuple[Sample, Sample]] = []
-    for _ in range(often.processes):
+    for number in range(often.processes):
         with cycles(shop, shop.sire, setup) as ours, cycles(shop, peer, setup) as theirs:
-            (first, *left), (other_first, *right) = pairs(ours, theirs, often.pairs)
+            (first, *left), (other_first, *right) = pairs(ours, theirs, often.pairs, turned=number % 2 == 1)
         found.append((left, right))
         firsts.append((first, other_first))
     left, right = ([sample for pair in found for sample in pair[side]] for side in (0, 1))

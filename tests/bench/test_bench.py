@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from bench_support import simulated_figures  # noqa: E402
 from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, spread, ways  # noqa: E402
 from bench_support.other_figures import steadier  # noqa: E402
-from bench_support.pause_figures import by_process, tms_simulated  # noqa: E402
+from bench_support.pause_figures import by_process, pairs, tms_simulated  # noqa: E402
 from bench_support.plan import SMOKE  # noqa: E402
 from bench_support.report import table  # noqa: E402
 from bench_support.workshop import Place, Workshop, environments  # noqa: E402
@@ -285,6 +285,29 @@ def test_what_two_processes_say_is_one_sample_however_many_pairs_they_do() -> No
     assert (ours, theirs) == ([0.5, 2.0, 2.0], [1.0, 1.0, 1.0])
     # Per pair first, then the median of the pairs: what is fast in one pair must not meet what is slow in another.
     assert ratios == [0.5, 2.5, 2.5]
+
+
+class Fake:
+    """A program that only notes its cycles: who, and whether the ceiling is last."""
+
+    def __init__(self, name: str, done: list[tuple[str, bool]]) -> None:
+        self.name, self.done = name, done
+
+    def cycle(self, ceiling_last: bool) -> dict[str, float]:
+        self.done.append((self.name, ceiling_last))
+        return {"number": len(self.done)}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_every_other_pair_of_processes_does_everything_the_other_way_round(turned: bool) -> None:
+    done: list[tuple[str, bool]] = []
+    left, right = pairs(Fake("a", done), Fake("b", done), 5, turned)  # type: ignore[arg-type]
+    assert (len(left), len(right)) == (6, 6)
+    # The first of either process, then ABBA and so on.
+    order = "ab" + "abba" + "baab" + "ab"
+    assert "".join(name for name, _ in done) == (order.translate(str.maketrans("ab", "ba")) if turned else order)
+    lasts = [last for _, last in done[::2]]
+    assert lasts == [False, *(number % 2 == turned for number in range(1, 6))]
 
 
 def test_pairs_of_the_only_processes_are_samples() -> None:

@@ -46,6 +46,9 @@ def test_stall(sire_so: Path, sim_so: Path) -> None:
                 assert all(mark["unit"] == "us" and mark["samples"] > 0 for mark in marks)
                 values = [mark["value"] for mark in marks]
                 assert values == sorted(values)
+                # A pair takes two calls, and none counts that was to come when all was over.
+                seconds = results[f"stall/beside {beside}/{whose}/seconds"]["value"]
+                assert marks[0]["samples"] <= seconds / (0.05 if whose == "seldom" else 0.002) + 1
     # The machine's noise included: a call beside a pause never waits for the whole of it plus a second.
     for whose in ("own", "forwarded", "seldom"):
         longest = (results[f"stall/beside pause/{whose}/seconds"]["value"] + 1) * 1e6

@@ -8,6 +8,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// Milliseconds within which a call was made lately.
 pub(crate) const LATELY: u64 = 1000;
 
+/// What a thread knew of callers at some moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    /// How many there had been.
+    pub(crate) all: u64,
+    /// How many of them were the program's.
+    pub(crate) program: u64,
+    /// The millisecond when another thread called, if that was within the last second.
+    pub(crate) lately: Option<u64>,
+}
+
 /// Hints, so none of the model checker's atomics: whatever a pass sees is right, and the newest is better.
 #[derive(Debug)]
 pub(crate) struct Callers {
@@ -63,15 +74,17 @@ impl Callers {
         self.program.load(Ordering::Relaxed)
     }
 
-    /// Whether another thread than the calling one has called within the last second.
-    pub(crate) fn came_lately(&self) -> bool {
-        self.came_lately_at(me(), clock::milliseconds() + 1)
+    /// What the calling thread can know now.
+    pub(crate) fn heard(&self) -> Heard {
+        let lately = self.lately_at(me(), clock::milliseconds() + 1);
+        Heard { all: self.count(), program: self.program(), lately }
     }
 
-    fn came_lately_at(&self, me: usize, now: u64) -> bool {
+    /// When another thread than `me` called last, if that was lately.
+    fn lately_at(&self, me: usize, now: u64) -> Option<u64> {
         let last = if self.who.load(Ordering::Relaxed) == me { &self.other } else { &self.last };
-        let last = last.load(Ordering::Relaxed);
-        last != 0 && now.saturating_sub(last) < LATELY
+        let last = last.load(Ordering::Relaxed).checked_sub(1)?;
+        (now - 1).saturating_sub(last).lt(&LATELY).then_some(last)
     }
 }
 
@@ -87,28 +100,28 @@ mod tests {
 
     const NOW: u64 = 5000;
 
-    /// Whether thread 1 hears that another one has come lately, after calls by (thread, when).
-    fn hears(calls: &[(usize, u64)]) -> bool {
+    /// When thread 1 hears that another one has come lately, after calls by (thread, when).
+    fn hears(calls: &[(usize, u64)]) -> Option<u64> {
         let callers = Callers::new();
         calls.iter().for_each(|&(who, when)| callers.note_at(who, when));
         assert_eq!(callers.count(), calls.len() as u64);
-        callers.came_lately_at(1, NOW)
+        callers.lately_at(1, NOW)
     }
 
     #[test]
     fn who_copies_is_no_caller() {
-        assert!(!hears(&[]));
-        assert!(!hears(&[(1, NOW)]));
-        assert!(!hears(&[(1, NOW - 1), (1, NOW)]));
+        assert_eq!(hears(&[]), None);
+        assert_eq!(hears(&[(1, NOW)]), None);
+        assert_eq!(hears(&[(1, NOW - 1), (1, NOW)]), None);
     }
 
     #[test]
     fn another_thread_has_come_lately_whoever_came_since() {
         for since in [&[][..], &[(1, NOW)], &[(1, NOW), (1, NOW)]] {
-            assert!(hears(&[&[(2, NOW - LATELY + 1)], since].concat()), "{since:?}");
-            assert!(!hears(&[&[(2, NOW - LATELY)], since].concat()), "{since:?}");
+            assert_eq!(hears(&[&[(2, NOW - LATELY + 1)], since].concat()), Some(NOW - LATELY), "{since:?}");
+            assert_eq!(hears(&[&[(2, NOW - LATELY)], since].concat()), None, "{since:?}");
         }
-        assert!(hears(&[(1, 1), (2, NOW), (1, NOW), (1, NOW)]));
+        assert_eq!(hears(&[(1, 1), (2, NOW), (1, NOW), (1, NOW)]), Some(NOW - 1));
     }
 
     #[test]
@@ -118,11 +131,11 @@ mod tests {
             std::thread::scope(|scope| {
                 scope.spawn(|| work(&callers));
             });
-            callers.came_lately()
+            let Heard { all, program, lately } = callers.heard();
+            (all, program, lately.is_some())
         };
         callers.note();
-        assert!(!elsewhere(Callers::note_own) && (callers.count(), callers.program()) == (2, 1));
-        assert!(elsewhere(Callers::note));
-        assert_eq!((callers.count(), callers.program()), (3, 2));
+        assert_eq!(elsewhere(Callers::note_own), (2, 1, false));
+        assert_eq!(elsewhere(Callers::note), (3, 2, true));
     }
 }

@@ -51,8 +51,10 @@ pub struct Options {
     pub delay: Duration,
     /// Copies go through a permanent, prefaulted alias; frames stay committed; no poison.
     pub timing: bool,
-    /// Whoever waits for a stream spins for a while before it sleeps, and leaves the work to the stream's own thread.
+    /// Whoever waits for a stream spins for a while before it sleeps.
     pub spin: bool,
+    /// All work of a stream is done by its own thread, as a GPU's engines do it, whoever waits for what. Without, who waits for a whole stream may do it.
+    pub engines: bool,
     /// Unmap waits for the device, as some drivers do.
     pub unmap_syncs: bool,
     /// Captures forbid mapping memory and waiting for events, too, where they forbid unsafe calls.
@@ -87,6 +89,7 @@ impl Default for Options {
             delay: Duration::ZERO,
             timing: false,
             spin: false,
+            engines: false,
             unmap_syncs: false,
             strict_capture: false,
             poison: Poison::Full,
@@ -152,6 +155,7 @@ impl Options {
             delay: Duration::from_micros(number("SIRE_SIM_DELAY_US", 0)?),
             timing: flag("SIRE_SIM_TIMING")?,
             spin: flag("SIRE_SIM_SPIN")?,
+            engines: flag("SIRE_SIM_ENGINES")?,
             unmap_syncs: flag("SIRE_SIM_UNMAP_SYNCS")?,
             strict_capture: flag("SIRE_SIM_STRICT_CAPTURE")?,
             poison,

@@ -5,7 +5,8 @@
 //! So the whole of ordering is "wait until stream S has completed N".
 //!
 //! Who takes operations off the queue is the [`Executor`]'s choice: a worker thread per
-//! stream, the submitting thread, or whoever waits. All three take the same step.
+//! stream, the submitting thread, or whoever waits. All three take the same step. Who waits for a whole stream may be
+//! quicker than its worker, unless the work is to be left to engines ([`Options::engines`](crate::Options::engines)).
 //!
 //! With a profile, every operation also has a mark on the model clock, made as it is submitted.
 //!

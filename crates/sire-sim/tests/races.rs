@@ -79,14 +79,14 @@ fn push_and_wait(machine: &Machine, streams: [StreamId; 2], seed: u64) -> Result
 }
 
 /// A machine whose streams have threads.
-fn with_workers(spin: bool) -> Result<Machine, sire_sim::SimError> {
-    Machine::new(Options { executor: Executor::Threads, spin, ..Options::tiny(1 << 20) })
+fn with_workers(spin: bool, engines: bool) -> Result<Machine, sire_sim::SimError> {
+    Machine::new(Options { executor: Executor::Threads, spin, engines, ..Options::tiny(1 << 20) })
 }
 
 #[test]
 fn nobody_sleeps_for_what_has_passed() -> Outcome {
-    for spin in [false, true] {
-        wait_in_every_way(&with_workers(spin)?)?;
+    for (spin, engines) in [(false, false), (true, false), (false, true), (true, true)] {
+        wait_in_every_way(&with_workers(spin, engines)?)?;
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ fn wait_in_every_way(machine: &Machine) -> Outcome {
 
 #[test]
 fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
-    let machine = with_workers(false)?;
+    let machine = with_workers(false, false)?;
     let stream = machine.stream_create(0, false, 0)?;
     let event = machine.event_create(0, false)?;
     for _ in 0..200 {
@@ -124,8 +124,8 @@ fn who_has_more_to_do_leaves_the_work_to_the_worker() -> Outcome {
 
 /// Two programs of which one waits for streams and the other for events can be compared only if the same threads do their work.
 #[test]
-fn where_waits_spin_the_worker_does_everything_whatever_is_waited_for() -> Outcome {
-    let machine = with_workers(true)?;
+fn an_engine_does_everything_whatever_is_waited_for() -> Outcome {
+    let machine = with_workers(false, true)?;
     let stream = machine.stream_create(0, false, 0)?;
     let event = machine.event_create(0, false)?;
     let waits: [&dyn Fn() -> Result<(), sire_sim::SimError>; 3] =
@@ -156,7 +156,7 @@ fn threads_named(name: &str) -> std::io::Result<usize> {
 /// A worker that was woken for nothing, because somebody who waits has taken the last operation, ends with its stream all the same.
 #[test]
 fn the_worker_of_a_destroyed_stream_ends_whoever_does_its_last_work() -> Outcome {
-    let machine = with_workers(false)?;
+    let machine = with_workers(false, false)?;
     let here = std::thread::current().id();
     // Streams, and with them threads, of names that no other test's have.
     for _ in 0..1000 {

@@ -105,6 +105,8 @@ impl Heap {
         let mut found = lock(&bin).ready.pop();
         let quarantined = || lock(&bin).quarantine.len() as u64 * class;
         if found.is_none() && !request.capturing && quarantined() >= QUARANTINED_SLABS * slab_size {
+            // Here it is the program that waits.
+            self.callers.note();
             match self.synchronize_bins(&[request.device].into()) {
                 Ok(touched) => drop(self.shed_from(touched, 1)),
                 // It began after the request was made: a new slab is as good.

@@ -6,7 +6,7 @@
 //! thread's call begins with short ones. Where the program goes on beside the pass they do not grow: its own copies wait for ours, and nobody hears of
 //! those. Records of tiers are as long as they are.
 
-use crate::callers::{Callers, LATELY};
+use crate::callers::{Callers, Heard, LATELY};
 use crate::clock;
 use crate::settings::{IN_FLIGHT, Settings};
 
@@ -17,24 +17,12 @@ const GROWN: u64 = 4;
 /// A page of a device's host: pieces begin and end at multiples of it.
 const ALIGNMENT: u64 = 4096;
 
-/// What is known of callers when a pass begins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Begins {
-    /// Another thread has called lately.
-    Short,
-    /// None has.
-    InCalm,
-}
-
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub(super) struct Stride<'a> {
     callers: &'a Callers,
-    /// How many there were when the last piece was cut, and how many of them were the program's.
-    seen: u64,
-    heard: u64,
-    /// The millisecond when the program was heard to call.
-    called: Option<u64>,
+    /// What was known of them when the last piece was cut: of the program's, when the last one was heard.
+    heard: Heard,
     /// Bytes cut since the last caller; there is calm in them already if none came lately.
     undisturbed: u64,
     copy_piece: u64,
@@ -42,19 +30,11 @@ pub(super) struct Stride<'a> {
 }
 
 impl<'a> Stride<'a> {
-    /// The stride of a pass that begins now; `grows`: the program waits for it.
-    pub(super) fn new(callers: &'a Callers, settings: &Settings, begins: Begins, grows: bool) -> Stride<'a> {
-        Stride::new_at(callers, settings, begins, grows, clock::milliseconds())
-    }
-
-    fn new_at(callers: &'a Callers, settings: &Settings, begins: Begins, grows: bool, now: u64) -> Stride<'a> {
+    /// The stride of a pass of a call; `heard`: when it was made; `grows`: the program waits for it.
+    pub(super) fn new(callers: &'a Callers, heard: Heard, settings: &Settings, grows: bool) -> Stride<'a> {
         let copy_piece = settings.copy_piece;
-        let (undisturbed, called) = match begins {
-            Begins::Short => (0, Some(now)),
-            Begins::InCalm => (CALM * copy_piece, None),
-        };
-        let (seen, heard) = (callers.count(), callers.program());
-        Stride { callers, seen, heard, called, undisturbed, copy_piece, grows }
+        let undisturbed = if heard.lately.is_some() { 0 } else { CALM * copy_piece };
+        Stride { callers, heard, undisturbed, copy_piece, grows }
     }
 
     /// The length of the next piece, of which `left` bytes are left: more than 0 if they are.
@@ -63,17 +43,20 @@ impl<'a> Stride<'a> {
     }
 
     fn next_at(&mut self, left: u64, now: u64) -> u64 {
-        let (seen, heard) = (self.callers.count(), self.callers.program());
-        if seen != self.seen {
-            (self.seen, self.undisturbed) = (seen, 0);
-        }
-        if heard != self.heard {
-            (self.heard, self.called) = (heard, Some(now));
-        }
-        let lately = self.called.is_some_and(|called| now.saturating_sub(called) < LATELY);
+        self.hear(now);
+        let lately = self.heard.lately.is_some_and(|last| now.saturating_sub(last) < LATELY);
         let len = self.longest(lately).min(left);
         self.undisturbed = self.undisturbed.saturating_add(len);
         len
+    }
+
+    fn hear(&mut self, now: u64) {
+        let (all, program) = (self.callers.count(), self.callers.program());
+        if all != self.heard.all {
+            self.undisturbed = 0;
+        }
+        let lately = if program == self.heard.program { self.heard.lately } else { Some(now) };
+        self.heard = Heard { all, program, lately };
     }
 
     fn longest(&self, lately: bool) -> u64 {
@@ -105,7 +88,7 @@ mod tests {
     /// The lengths, in MiB, of the pieces of so many MiB, each of which takes `each` milliseconds; `caller` comes before the pieces that `calls` names.
     fn lengths_of(mib: u64, each: u64, caller: fn(&Callers), calls: &[usize]) -> Vec<u64> {
         let (callers, settings) = (Callers::new(), settings(4 * MIB));
-        let mut stride = Stride::new_at(&callers, &settings, Begins::InCalm, true, 0);
+        let mut stride = Stride::new(&callers, callers.heard(), &settings, true);
         lengths_from(&mut stride, mib, each, |piece| {
             if calls.contains(&piece) {
                 caller(&callers);
@@ -137,10 +120,10 @@ mod tests {
     #[test]
     fn they_begin_short_where_another_thread_has_called_lately_and_do_not_grow_until_that_is_a_second_ago() {
         let (callers, settings) = (Callers::new(), settings(4 * MIB));
-        let begun = |begins| Stride::new_at(&callers, &settings, begins, true, 0);
-        assert_eq!([Begins::InCalm, Begins::Short].map(|begins| begun(begins).next_at(64 * MIB, 0)), [2 * MIB, MIB]);
-        // 64 short ones take 960 ms, two more of 2 MiB one second.
-        let lengths = lengths_from(&mut begun(Begins::Short), 64 + 6 + 24, 15, |_| {});
+        let begun = |lately| Stride::new(&callers, Heard { all: 0, program: 0, lately }, &settings, true);
+        assert_eq!([None, Some(0)].map(|lately| begun(lately).next_at(64 * MIB, 0)), [2 * MIB, MIB]);
+        // The 67th is cut after 990 ms, the 68th after 1005.
+        let lengths = lengths_from(&mut begun(Some(0)), 64 + 6 + 24, 15, |_| {});
         assert_eq!(lengths, [&[1; 64][..], &[2, 2, 2], &[6, 8, 8, 2]].concat());
     }
 
@@ -167,7 +150,7 @@ mod tests {
     fn they_do_not_grow_while_the_program_goes_on() {
         let (callers, settings) = (Callers::new(), settings(4 * MIB));
         let behind = |mib, calls: usize| {
-            let mut stride = Stride::new_at(&callers, &settings, Begins::InCalm, false, 0);
+            let mut stride = Stride::new(&callers, callers.heard(), &settings, false);
             lengths_from(&mut stride, mib, 0, |piece| {
                 if piece < calls {
                     callers.note();
@@ -182,7 +165,7 @@ mod tests {
     fn every_copy_piece_makes_pieces_that_begin_at_pages_and_come_to_an_end() {
         for copy_piece in [1, 4096, 6000, 12 << 10, 20 << 10, u64::MAX] {
             let (callers, settings) = (Callers::new(), settings(copy_piece));
-            let mut stride = Stride::new(&callers, &settings, Begins::InCalm, true);
+            let mut stride = Stride::new(&callers, callers.heard(), &settings, true);
             for step in 0..200 {
                 if step == 100 {
                     callers.note();

@@ -4,7 +4,8 @@
 use super::Machine;
 use super::background::Order;
 use super::pool::Pool;
-use super::stride::{Begins, Stride};
+use super::stride::Stride;
+use crate::callers::Heard;
 use crate::clock;
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
@@ -159,21 +160,20 @@ pub(super) struct Team<'a> {
     pub(super) pool: &'a Pool<'a>,
     failed: AtomicBool,
     first: Mutex<Option<Failure>>,
-    /// Whether another thread than the one that made the call has waited for a device lately.
-    others_wait: bool,
+    /// What the thread that made the call knew of others that wait for a device.
+    heard: Heard,
 }
 
 impl<'a> Team<'a> {
     /// To be made by the thread that makes the call.
     pub(super) fn new(machine: &'a Machine, call: &'a Call<'a>, pool: &'a Pool<'a>) -> Team<'a> {
-        let others_wait = machine.heap.callers.came_lately();
-        Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None), others_wait }
+        let heard = machine.heap.callers.heard();
+        Team { machine, call, pool, failed: AtomicBool::new(false), first: Mutex::new(None), heard }
     }
 
     /// The stride of a pass of the call. In the background the program goes on beside it.
     pub(super) fn stride(&self) -> Stride<'a> {
-        let begins = if self.others_wait { Begins::Short } else { Begins::InCalm };
-        Stride::new(&self.machine.heap.callers, &self.machine.settings, begins, self.call.progress.is_none())
+        Stride::new(&self.machine.heap.callers, self.heard, &self.machine.settings, self.call.progress.is_none())
     }
 
     /// Fails if the call was cancelled or another part has failed.

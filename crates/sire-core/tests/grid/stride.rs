@@ -116,6 +116,26 @@ fn they_are_short_as_soon_as_somebody_calls() {
     }
 }
 
+/// Calls that come now and then find no more than a copy piece under way, however much is copied between them.
+#[test]
+fn they_do_not_grow_within_a_second_of_a_call() {
+    let names = ["a", "b", "c", "d"].map(|name| (name, policy(Backup::Host)));
+    let world = world(&names);
+    // Sixty-four short ones end in the third region.
+    let expected = [&[1; 64][..], &[2; 13], &[2; 15]].concat();
+    let paused = || {
+        let begun = world.driver.calls() as usize;
+        elsewhere(|| world.engine.note_caller());
+        world.engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+        let lengths = pieces(&world.driver.trail(begun), "copy_to_host");
+        world.engine.resume(&Selection::All, ResumeOptions::default()).unwrap();
+        lengths
+    };
+    // A machine that stalls for a second meanwhile has forgotten the call.
+    let all: Vec<_> = (0..5).map(|_| paused()).collect();
+    assert!(all.contains(&expected), "{all:?}");
+}
+
 /// Who frees memory of the engine's waits for the device, too, and so does a pause: but that says nothing of what the program will do next.
 #[test]
 fn a_free_is_a_call_and_another_pause_only_while_it_waits() {

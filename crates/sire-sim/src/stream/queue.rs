@@ -235,14 +235,15 @@ impl StreamInner {
     }
 
     /// Waits until operation `number` is completed. Who waits for all that there is does it himself while nobody is at it: that
-    /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one. Where waits spin,
-    /// times are compared, and the worker does everything, as a GPU's engines do: not every processor copies equally fast, and what a program
-    /// waits for must not decide which one it is.
+    /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one. With engines the worker
+    /// does everything: not every processor copies equally fast, and what a program waits for must not decide which one it is. What comes after
+    /// the worker has been told to end is anybody's.
     pub(super) fn wait(&self, core: &Core, number: u64) {
         let mut may_spin = core.options.spin;
         let mut queue = locked(&self.queue);
         while queue.completed < number && queue.submitted >= number {
-            let mine = queue.worker.is_none() || (queue.submitted == number && !core.options.spin);
+            let has_worker = queue.worker.is_some() && !queue.closing;
+            let mine = !has_worker || (queue.submitted == number && !core.options.engines);
             queue = match if mine { queue.take() } else { None } {
                 Some(item) => self.step(core, queue, item),
                 None if std::mem::take(&mut may_spin) => {
@@ -322,4 +323,40 @@ fn mark(clock: &Clock, before: Option<Mark>, item: &Item, steps: &[Step]) -> Mar
     let calls = &clock.profile.calls;
     let cost = if matches!(item.work, Work::Empty) { calls.record_us } else { calls.submit_us };
     clock.submit(steps, after, cost)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::Work;
+    use crate::machine::Machine;
+    use crate::options::{Executor, Options};
+    use crate::stream::queue::{Item, locked};
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    /// Who has looked a stream up before it is destroyed may still give it work when its worker has ended.
+    #[test]
+    fn what_comes_after_the_worker_is_done_by_whoever_waits() -> crate::Result<()> {
+        for engines in [false, true] {
+            let machine = Machine::new(Options { executor: Executor::Threads, engines, ..Options::tiny(1 << 20) })?;
+            let stream = machine.stream_create(0, false, 0)?;
+            let inner = machine.stream(stream)?;
+            machine.launch_host(stream, Arc::new(|| ()))?;
+            machine.stream_destroy(stream)?;
+            while !locked(&inner.queue).worker.as_ref().is_none_or(|worker| worker.is_finished()) {
+                std::thread::yield_now();
+            }
+            let (ran, runs) = mpsc::channel();
+            std::thread::spawn(move || {
+                let ran_there = ran.clone();
+                let work = Work::Host(Arc::new(move || ran_there.send("done").unwrap_or_default()));
+                let point = inner.push(machine.core(), Item { after: Vec::new(), work, stamp: None });
+                inner.wait(machine.core(), point.number);
+                ran.send("waited for").unwrap_or_default();
+            });
+            let said = [(); 2].map(|()| runs.recv_timeout(Duration::from_secs(20)));
+            assert_eq!(said, [Ok("done"), Ok("waited for")], "engines: {engines}");
+        }
+        Ok(())
+    }
 }
