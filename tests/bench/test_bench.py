@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from bench_support import simulated_figures  # noqa: E402
+from bench_support import other_figures, simulated_figures  # noqa: E402
 from bench_support.figures import Figure, Target, Unmeasurable, Wrong, rates, spread, ways  # noqa: E402
 from bench_support.other_figures import steadier  # noqa: E402
 from bench_support.pause_figures import by_process, pairs, tms_simulated  # noqa: E402
@@ -246,6 +246,33 @@ def test_a_loop_that_waits_for_a_processor_is_judged_without_that_wait(
     assert figure.ratio == pytest.approx(judged, abs=0.01)
     assert figure.met is met
     assert any("without the wait" in note for note in figure.notes) == (figure.ratio != stalls(*whole).ratio)
+
+
+def test_calls_that_come_seldom_are_compared_with_the_same_calls_beside_the_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def waits(beside: str, whose: str) -> dict[str, float]:
+        if whose != "seldom":
+            return {"median": 10.0, "p99": 20.0, "worst": 30.0}
+        # Of an allocation and a free the longer one counts.
+        return {"pieces": {"median": 400.0, "p99": 700.0, "worst": 800.0}}.get(
+            beside, {"median": 600.0, "p99": 700.0, "worst": 1200.0}
+        )
+
+    def fake(*_: object, **__: object) -> list[dict[str, object]]:
+        lines: list[dict[str, object]] = []
+        for beside in ("nothing", "pieces", "pause"):
+            for whose in ("own", "forwarded", "seldom"):
+                for call, share in (("allocate", 0.1), ("free", 1.0)):
+                    for mark, value in waits(beside, whose).items():
+                        name = f"stall/beside {beside}/{whose}/{call}/{mark}"
+                        lines += [{"name": name + end, "value": value * share} for end in ("", "_running")]
+        return lines
+
+    monkeypatch.setattr(other_figures, "call", fake)
+    seldom = other_figures.stall(cast(Workshop, SimpleNamespace(sire=None)), SMOKE)[-1]
+    assert (seldom.name, seldom.value, seldom.ratio) == ("stall.seldom.vs_copy", 0.6, pytest.approx(1.5))
+    assert any("1.20 ms, 1.50 of the ceiling's" in note for note in seldom.notes)
 
 
 def test_less_can_be_better() -> None:

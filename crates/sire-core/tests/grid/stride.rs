@@ -136,6 +136,28 @@ fn they_do_not_grow_within_a_second_of_a_call() {
     assert!(all.contains(&expected), "{all:?}");
 }
 
+/// An allocation that waits until the device has let go of small ones is the program's call as well: it may come again.
+#[test]
+fn an_allocation_that_waits_is_a_call() {
+    let names = ["a", "b", "c", "d"].map(|name| (name, policy(Backup::Host)));
+    let world = world(&names);
+    let (driver, engine) = (world.driver.clone(), Arc::new(world.engine));
+    let (begun, program) = (driver.calls() as usize, Arc::downgrade(&engine));
+    driver.at_later("copy_to_host", AT_THE_THIRD, move || {
+        let engine = program.upgrade().unwrap();
+        let region = engine.region("small", Policy::default()).unwrap();
+        let small = || engine.allocate(World::request(region, 512)).unwrap();
+        // Four slabs of eight, of which no slot may be used again before somebody has waited.
+        let all: Vec<_> = (0..4 * 8).map(|_| small()).collect();
+        all.into_iter().for_each(|addr| engine.free(addr, false).unwrap());
+        let _ = small();
+    });
+    engine.pause(&Selection::All, PauseOptions::default()).unwrap();
+    let lengths = pieces(&driver.trail(begun), "copy_to_host");
+    // Sixty-four short ones end in the third region.
+    assert_eq!(lengths, [&CALM[..3], &SHORT[..22], &SHORT, &SHORT[..12], &[2; 9], &[2; 15]].concat());
+}
+
 /// Who frees memory of the engine's waits for the device, too, and so does a pause: but that says nothing of what the program will do next.
 #[test]
 fn a_free_is_a_call_and_another_pause_only_while_it_waits() {
