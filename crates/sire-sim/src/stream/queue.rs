@@ -76,9 +76,14 @@ impl Queue {
         }
     }
 
+    /// Whether there is a worker, which has not been told to end.
+    fn has_worker(&self) -> bool {
+        self.worker.is_some() && !self.closing
+    }
+
     /// Whether somebody who sleeps has something to do now.
     fn concerns_others(&self) -> bool {
-        self.worker.is_none() || self.awaited.iter().any(|number| *number <= self.completed)
+        !self.has_worker() || self.awaited.iter().any(|number| *number <= self.completed)
     }
 
     /// Whether the worker sleeps and has something to do now, or is to end.
@@ -242,8 +247,7 @@ impl StreamInner {
         let mut may_spin = core.options.spin;
         let mut queue = locked(&self.queue);
         while queue.completed < number && queue.submitted >= number {
-            let has_worker = queue.worker.is_some() && !queue.closing;
-            let mine = !has_worker || (queue.submitted == number && !core.options.engines);
+            let mine = !queue.has_worker() || (queue.submitted == number && !core.options.engines);
             queue = match if mine { queue.take() } else { None } {
                 Some(item) => self.step(core, queue, item),
                 None if std::mem::take(&mut may_spin) => {
@@ -330,32 +334,49 @@ mod tests {
     use crate::core::Work;
     use crate::machine::Machine;
     use crate::options::{Executor, Options};
-    use crate::stream::queue::{Item, locked};
-    use std::sync::{Arc, mpsc};
+    use crate::stream::queue::{Item, Queue, StreamInner, locked};
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex, mpsc};
     use std::time::Duration;
 
-    /// Who has looked a stream up before it is destroyed may still give it work when its worker has ended.
+    /// A stream that was looked up before it was destroyed, and whose worker has ended.
+    fn destroyed(machine: &Machine) -> crate::Result<Arc<StreamInner>> {
+        let stream = machine.stream_create(0, false, 0)?;
+        let inner = machine.stream(stream)?;
+        machine.launch_host(stream, Arc::new(|| ()))?;
+        machine.stream_destroy(stream)?;
+        while !locked(&inner.queue).worker.as_ref().is_none_or(|worker| worker.is_finished()) {
+            std::thread::yield_now();
+        }
+        Ok(inner)
+    }
+
+    /// Two operations come when there is nobody but who waits for them: the first while the second is waited for already.
     #[test]
     fn what_comes_after_the_worker_is_done_by_whoever_waits() -> crate::Result<()> {
         for engines in [false, true] {
             let machine = Machine::new(Options { executor: Executor::Threads, engines, ..Options::tiny(1 << 20) })?;
-            let stream = machine.stream_create(0, false, 0)?;
-            let inner = machine.stream(stream)?;
-            machine.launch_host(stream, Arc::new(|| ()))?;
-            machine.stream_destroy(stream)?;
-            while !locked(&inner.queue).worker.as_ref().is_none_or(|worker| worker.is_finished()) {
-                std::thread::yield_now();
-            }
-            let (ran, runs) = mpsc::channel();
-            std::thread::spawn(move || {
-                let ran_there = ran.clone();
-                let work = Work::Host(Arc::new(move || ran_there.send("done").unwrap_or_default()));
+            let inner = destroyed(&machine)?;
+            let (open, opened) = mpsc::channel::<()>();
+            let opened = Mutex::new(opened);
+            let first = move || locked(&opened).recv().unwrap_or_default();
+            let (said, says) = mpsc::channel();
+            for work in [Work::Host(Arc::new(first)), Work::Host(Arc::new(|| ()))] {
                 let point = inner.push(machine.core(), Item { after: Vec::new(), work, stamp: None });
-                inner.wait(machine.core(), point.number);
-                ran.send("waited for").unwrap_or_default();
-            });
-            let said = [(); 2].map(|()| runs.recv_timeout(Duration::from_secs(20)));
-            assert_eq!(said, [Ok("done"), Ok("waited for")], "engines: {engines}");
+                let (there, machine, said) = (Arc::clone(&inner), machine.clone(), said.clone());
+                let waits = move || {
+                    there.wait(machine.core(), point.number);
+                    said.send(point.number).unwrap_or_default();
+                };
+                std::thread::spawn(waits);
+                let is_taken = |queue: &Queue| queue.running && queue.items.len() == queue.awaited.len();
+                while !is_taken(&locked(&inner.queue)) {
+                    std::thread::yield_now();
+                }
+            }
+            drop(open);
+            let heard: BTreeSet<_> = [(); 2].iter().flat_map(|()| says.recv_timeout(Duration::from_secs(20))).collect();
+            assert_eq!(heard, BTreeSet::from([2, 3]), "engines: {engines}");
         }
         Ok(())
     }
