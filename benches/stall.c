@@ -4,8 +4,8 @@
  *
  * An open loop: another thread makes one call per millisecond, alternately an allocation and the free of one, and every latency counts
  * from the call's *intended* start, so that a stall shows in every call that it delays. Own pointers (in a region that is not paused) and
- * forwarded ones are measured apart, and forwarded ones that come seldom, one each 25 milliseconds. Each beside: nothing, a plain copy of that many bytes to the host, such a copy in pieces of 4 MiB, and a
- * pause with host backup. What was paused is compared after its resume.
+ * forwarded ones are measured apart, and forwarded ones that come seldom, one each 25 milliseconds. Each beside: nothing, a plain copy of
+ * that many bytes to the host, such a copy in pieces of 4 MiB, and a pause with host backup. What was paused is compared after its resume.
  *
  * Where all processors are busy the kernel lets the loop's thread wait for one. Marks ending in `_running` are without that wait, as the kernel counts it
  * (schedstat): what of a stall is left is the library's, or the device's. */

@@ -128,8 +128,8 @@ class Figure:
 
     def tell_limit(self, limits: Sequence[float], what: str) -> None:
         """Says so of a miss where the target is more than `what` itself reaches, which is `limits`. The target stays what it is."""
-        limit, goal = median(limits), self.target.at_least if self.target is not None else None
-        if self.target is not None and goal is not None and limit < goal and not self.target.met_by(self):
+        limit, target = median(limits), self.target
+        if target is not None and limit < (target.at_least or 0) and not target.met_by(self):
             self.notes.append(f"out of reach here: {what} is itself only {limit:.3g} times as fast")
 
     def as_json(self, device: str) -> dict[str, object]:

@@ -133,7 +133,7 @@ def tms_default(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
 
 def tms_retained(shop: Workshop, sizes: Sizes, peer: Place) -> list[Figure]:
     """Both with their backups kept: at full size, and where the calls begin to count. They are so near one another that it takes many pairs to tell, and
-    below the full size, where processes differ most and start soon, many processes."""
+    many processes below the full size, where they start soon."""
     figures = against(shop, peer, "tms.retained", Setup(sizes.amount, 32), Often(2 * sizes.repeats + 1), (1.0, 1.0))
     for amount, target, count in ((64 * MIB, 1.0, 5), (16 * MIB, 0.95, 9)):
         if amount < sizes.amount:

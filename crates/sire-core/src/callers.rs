@@ -56,12 +56,12 @@ impl Callers {
     }
 
     fn note_at(&self, me: usize, now: u64) {
-        self.note_own();
-        self.program.fetch_add(1, Ordering::Relaxed);
         if self.who.swap(me, Ordering::Relaxed) != me {
             self.other.store(self.last.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.last.store(now, Ordering::Relaxed);
+        self.program.fetch_add(1, Ordering::Relaxed);
+        self.note_own();
     }
 
     /// How many there have been.
@@ -74,10 +74,10 @@ impl Callers {
         self.program.load(Ordering::Relaxed)
     }
 
-    /// What the calling thread can know now.
+    /// What the calling thread can know now. Counted before it is asked who came last, the other way round than they are noted: a call in between is one of the next.
     pub(crate) fn heard(&self) -> Heard {
-        let lately = self.lately_at(me(), clock::milliseconds() + 1);
-        Heard { all: self.count(), program: self.program(), lately }
+        let (all, program) = (self.count(), self.program());
+        Heard { all, program, lately: self.lately_at(me(), clock::milliseconds() + 1) }
     }
 
     /// When another thread than `me` called last, if that was lately.

@@ -241,8 +241,7 @@ impl StreamInner {
 
     /// Waits until operation `number` is completed. Who waits for all that there is does it himself while nobody is at it: that
     /// saves two changes of thread. Who waits for less has more to do meanwhile, and leaves it to the worker, if there is one. With engines the worker
-    /// does everything: not every processor copies equally fast, and what a program waits for must not decide which one it is. What comes after
-    /// the worker has been told to end is anybody's.
+    /// does everything: what a program waits for must not decide which thread copies. What comes after the worker has been told to end is anybody's.
     pub(super) fn wait(&self, core: &Core, number: u64) {
         let mut may_spin = core.options.spin;
         let mut queue = locked(&self.queue);
