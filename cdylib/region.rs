@@ -13,7 +13,7 @@ use crate::tms;
 use sire_core::engine::{Backup, Engine, OnPaused, Policy, RegionId};
 use sire_core::error::{Error, Result, Status};
 use std::cell::Cell;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -24,22 +24,41 @@ const UNREAD: u32 = u32::MAX - 1;
 /// How deep regions nest in one thread.
 const DEEPEST: usize = 64;
 
+/// A region that a thread is inside, and whose memory it takes there: a device's, or that of [`EVERY_DEVICE`].
+#[derive(Clone, Copy)]
+struct Entry {
+    region: RegionId,
+    device: c_int,
+}
+
+/// A region is entered for allocations on every device.
+pub(crate) const EVERY_DEVICE: c_int = -1;
+
+const NOT_ENTERED: Entry = Entry { region: RegionId(NONE), device: EVERY_DEVICE };
+
 struct Thread {
-    stack: [Cell<u32>; DEEPEST],
+    stack: [Cell<Entry>; DEEPEST],
     depth: Cell<usize>,
     suspended: Cell<u16>,
 }
 
 thread_local! {
-    static THREAD: Thread =
-        const { Thread { stack: [const { Cell::new(NONE) }; DEEPEST], depth: Cell::new(0), suspended: Cell::new(0) } };
+    static THREAD: Thread = const {
+        Thread { stack: [const { Cell::new(NOT_ENTERED) }; DEEPEST], depth: Cell::new(0), suspended: Cell::new(0) }
+    };
 }
 
 static PROCESS_WIDE: AtomicU32 = AtomicU32::new(UNREAD);
 
-/// The region that this thread's next allocation belongs to; None: it passes through.
+/// The region of this thread's next allocation on a device that its innermost region takes; None: it passes through.
 pub(crate) fn current() -> Result<Option<RegionId>> {
-    let (suspended, innermost) = THREAD.with(|thread| (thread.suspended.get() > 0, innermost(thread)));
+    current_on(&|| None)
+}
+
+/// The region that this thread's next allocation on a device belongs to; None: it passes through. The device is asked for only where it matters; if
+/// it is not known, the innermost region takes what is allocated.
+pub(crate) fn current_on(device: &dyn Fn() -> Option<c_int>) -> Result<Option<RegionId>> {
+    let (suspended, innermost) = THREAD.with(|thread| (thread.suspended.get() > 0, innermost_on(thread, device)));
     if suspended {
         return Ok(None);
     }
@@ -58,7 +77,13 @@ pub(crate) fn suspended() -> bool {
 }
 
 fn innermost(thread: &Thread) -> Option<RegionId> {
-    thread.depth.get().checked_sub(1).map(|top| RegionId(thread.stack[top].get()))
+    thread.depth.get().checked_sub(1).map(|top| thread.stack[top].get().region)
+}
+
+fn innermost_on(thread: &Thread, device: &dyn Fn() -> Option<c_int>) -> Option<RegionId> {
+    let mut entries = thread.stack[..thread.depth.get()].iter().rev().map(Cell::get);
+    let takes = |entry: &Entry| entry.device == EVERY_DEVICE || device().is_none_or(|device| device == entry.device);
+    entries.find(takes).map(|entry| entry.region)
 }
 
 /// The process-wide region; the environment's is opened by the first who asks.
@@ -132,8 +157,8 @@ pub(crate) fn set_process_wide(region: u32) -> Result<()> {
     Ok(())
 }
 
-/// This thread goes inside.
-pub(crate) fn enter(region: RegionId, on_paused: OnPaused) -> Result<()> {
+/// This thread goes inside, for what it allocates on `device`.
+pub(crate) fn enter(region: RegionId, device: c_int, on_paused: OnPaused) -> Result<()> {
     let engine = &process::get()?.engine;
     let depth = THREAD.with(|thread| thread.depth.get());
     if depth == DEEPEST {
@@ -146,7 +171,7 @@ pub(crate) fn enter(region: RegionId, on_paused: OnPaused) -> Result<()> {
     enter_engine(engine, region, on_paused)?;
     watch_thread_exit();
     THREAD.with(|thread| {
-        thread.stack[depth].set(region.0);
+        thread.stack[depth].set(Entry { region, device });
         thread.depth.set(depth + 1);
     });
     Ok(())

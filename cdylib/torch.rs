@@ -237,7 +237,7 @@ fn serve(bytes: isize, device: c_int, stream: *mut c_void, allocate: Allocate) -
             Ok(address)
         };
     }
-    let region = match region::current()? {
+    let region = match region::current_on(&|| Some(device))? {
         Some(region) => region,
         None => default_region()?,
     };

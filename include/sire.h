@@ -335,6 +335,13 @@ sire_status sire_region_open(const char *tag, const struct sire_region_options *
 // Nests. If the region is paused: `on_paused` 0 refuses (`SIRE_STATUS_PAUSED`), 1 resumes it first.
 sire_status sire_region_enter(uint32_t region, int32_t on_paused);
 
+// As `sire_region_enter`, for what the thread allocates on one device (an ordinal; -1: on every device). What it allocates on another belongs to the
+// next region outside that takes it. For programs whose allocator keeps what it was given and hands it out again by device, as PyTorch's pools do: what
+// such an allocator takes for a device whose pool is not the region's is not the region's memory.
+sire_status sire_region_enter_on(uint32_t region,
+                                 int32_t device,
+                                 int32_t on_paused);
+
 // This thread leaves the region, which must be its innermost one.
 sire_status sire_region_leave(uint32_t region);
 

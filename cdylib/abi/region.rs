@@ -99,13 +99,24 @@ pub unsafe extern "C" fn sire_region_open(
 /// Nests. If the region is paused: `on_paused` 0 refuses (`SIRE_STATUS_PAUSED`), 1 resumes it first.
 #[unsafe(no_mangle)]
 pub extern "C" fn sire_region_enter(region: u32, on_paused: i32) -> sire_status {
+    sire_region_enter_on(region, region::EVERY_DEVICE, on_paused)
+}
+
+/// As `sire_region_enter`, for what the thread allocates on one device (an ordinal; -1: on every device). What it allocates on another belongs to the
+/// next region outside that takes it. For programs whose allocator keeps what it was given and hands it out again by device, as PyTorch's pools do: what
+/// such an allocator takes for a device whose pool is not the region's is not the region's memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn sire_region_enter_on(region: u32, device: i32, on_paused: i32) -> sire_status {
     call(|| {
+        if device < region::EVERY_DEVICE {
+            return Err(invalid(format!("device is {device}; it must be an ordinal, or -1 (every device)")));
+        }
         let on_paused = match on_paused {
             0 => OnPaused::Refuse,
             1 => OnPaused::Resume,
             other => return Err(invalid(format!("on_paused is {other}; it must be 0 (refuse) or 1 (resume)"))),
         };
-        region::enter(RegionId(region), on_paused)?;
+        region::enter(RegionId(region), device, on_paused)?;
         if on_paused == OnPaused::Resume {
             preempt::look_at_loans(&process::get()?.engine);
         }

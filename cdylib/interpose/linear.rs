@@ -34,7 +34,9 @@ pub(super) unsafe fn allocated(
     ask: impl Fn() -> Code,
 ) -> Code {
     // SAFETY: an address is as wide as a pointer here; the caller's promise.
-    let served = unsafe { serve(out.cast(), bytes, |region| in_region(region, bytes, stream, device)) };
+    let served = unsafe {
+        serve(out.cast(), bytes, &|| device.or_else(context::device), |region| in_region(region, bytes, stream, device))
+    };
     served.unwrap_or_else(|| {
         note();
         ask_again(ask, bytes, || known(device.or_else(context::device)?), || ())

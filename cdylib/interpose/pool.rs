@@ -284,12 +284,10 @@ unsafe fn runtime_taken(
     ask: impl Fn(&Runtime) -> cudaError,
 ) -> cudaError {
     let runtime = found_by::runtime(caller);
-    let make = |region| {
-        let device = replaced_on(asked(runtime, pool));
-        device.map_or(Ok(None), |device| allocate_on(device, region, bytes, stream, runtime))
-    };
+    let device = || replaced_on(asked(runtime, pool));
+    let make = |region| device().map_or(Ok(None), |device| allocate_on(device, region, bytes, stream, runtime));
     // SAFETY: the caller's promise.
-    unsafe { serve(out, bytes, make) }.unwrap_or_else(|| {
+    unsafe { serve(out, bytes, &device, make) }.unwrap_or_else(|| {
         let device = known(pool).map(|pool| pool.device);
         pass_in_order(bytes, runtime, device, ask)
     })

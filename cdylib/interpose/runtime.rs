@@ -37,7 +37,7 @@ pub(super) unsafe extern "C" fn malloc(out: *mut *mut c_void, bytes: usize, call
         return arrived;
     }
     // SAFETY: the program's own arguments.
-    let served = unsafe { serve(out, bytes, |region| allocate_in(region, bytes, ptr::null_mut(), caller)) };
+    let served = unsafe { serve_on_current(out, bytes, ptr::null_mut(), caller) };
     served.unwrap_or_else(|| {
         forwarded::RUNTIME.allocate.note_waiting();
         let runtime = original::runtime(caller);
@@ -173,7 +173,7 @@ unsafe fn in_order(
     ask: impl Fn(&Runtime) -> cudaError,
 ) -> cudaError {
     // SAFETY: the caller's promise.
-    let served = unsafe { serve(out, bytes, |region| allocate_in(region, bytes, stream, caller)) };
+    let served = unsafe { serve_on_current(out, bytes, stream, caller) };
     served.unwrap_or_else(|| pass_in_order(bytes, original::runtime(caller), None, ask))
 }
 
@@ -189,13 +189,29 @@ pub(super) fn pass_in_order(
     give_back_unless_taken(code, spent)
 }
 
-/// Serves an allocation inside a region with `make`; None: it is to be passed through.
+/// Serves an allocation on the current device inside a region; None: it is to be passed through.
+///
+/// # Safety
+/// `out` is NULL or the program's place for the result.
+unsafe fn serve_on_current(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+    caller: usize,
+) -> Option<cudaError> {
+    let device = || current_device(original::runtime(caller)).ok();
+    // SAFETY: the caller's promise.
+    unsafe { serve(out, bytes, &device, |region| allocate_in(region, bytes, stream, caller)) }
+}
+
+/// Serves an allocation on a device inside a region with `make`; None: it is to be passed through.
 ///
 /// # Safety
 /// `out` is NULL or the program's place for the result.
 pub(super) unsafe fn serve(
     out: *mut *mut c_void,
     bytes: usize,
+    device: &dyn Fn() -> Option<c_int>,
     make: impl FnOnce(RegionId) -> Result<Option<*mut c_void>>,
 ) -> Option<cudaError> {
     // What CUDA says about no bytes and about no place to put them, it shall say itself.
@@ -203,7 +219,7 @@ pub(super) unsafe fn serve(
         return None;
     }
     let _guard = Guard::enter()?;
-    let made = boundary::catch(|| match wanted()? {
+    let made = boundary::catch(|| match wanted(device)? {
         Some(region) => make(region),
         None => Ok(None),
     });
@@ -220,9 +236,9 @@ pub(super) unsafe fn serve(
     }
 }
 
-/// The region of this thread's next allocation, if hooks serve regions here.
-pub(super) fn wanted() -> Result<Option<RegionId>> {
-    match region::current()? {
+/// The region of this thread's next allocation on a device, if hooks serve regions here.
+pub(super) fn wanted(device: &dyn Fn() -> Option<c_int>) -> Result<Option<RegionId>> {
+    match region::current_on(device)? {
         None => Ok(None),
         Some(region) => Ok(config::get()?.hooks.then_some(region)),
     }

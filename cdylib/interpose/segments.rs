@@ -72,7 +72,7 @@ pub(super) unsafe extern "C" fn reserve(
         // SAFETY: the driver has just written there.
         let addr = unsafe { out.read_unaligned() };
         // A region that cannot be had now is none: what is made there later will say so.
-        let region = catch(wanted).unwrap_or_default();
+        let region = catch(|| wanted(&context::device)).unwrap_or_default();
         let _ = ask("a reservation", (), |segments| {
             segments.reserved(Addr(addr), size as u64, region);
             Ok(())
@@ -142,7 +142,7 @@ fn ordinary(asked: &MemoryProperties) -> Option<(Device, Properties)> {
 /// None: it is none of ours.
 fn create_ours(device: Device, size: u64, properties: Properties) -> Option<std::result::Result<Handle, Code>> {
     let made = catch(|| {
-        let region = wanted()?;
+        let region = wanted(&|| c_int::try_from(device.0).ok())?;
         let process = if region.is_some() { Some(process::get()?) } else { process::started() };
         let Some(process) = process else { return Ok(None) };
         if region.is_some() && !context::is_waited_for(process) {

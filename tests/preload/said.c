@@ -90,6 +90,7 @@ static void threads(uint32_t region) {
     SAID(INVALID_ARGUMENT, "no capture is in progress", sire_capture_end());
     SAID(INVALID_ARGUMENT, "region 'said/inner' has no lease that could end", sire_unlease("said/inner"));
     SAID(UNKNOWN_TAG, "there is no region number 4000000", sire_region_enter(4000000, 0));
+    SAID(INVALID_ARGUMENT, "device is -2; it must be an ordinal, or -1 (every device)", sire_region_enter_on(region, -2, 0));
     OK(sire_region_enter(region, 0));
     OK(sire_region_enter(inner, 0));
     SAID(INVALID_ARGUMENT, "is not this thread's innermost; region", sire_region_leave(region));

@@ -191,6 +191,10 @@ def test_only_the_devices_in_use_get_a_context(workshop: Workshop, sim_dir: Path
     check(workshop.run(program, folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
 
 
+def test_regions_that_take_one_device(workshop: Workshop, sim_dir: Path) -> None:
+    check(workshop.run(workshop.program("one_device.c"), folders=(sim_dir,), SIRE_SIM_MEMORY="256MiB", SIRE_SIM_DEVICES="2"))
+
+
 def test_a_device_that_is_visible_by_its_uuid(workshop: Workshop, sim_dir: Path) -> None:
     program, settings = workshop.program("visible.c"), {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_DEVICES": "2"}
     second = check(workshop.run(program, "name", folders=(sim_dir,), extra=settings)).stdout.strip()

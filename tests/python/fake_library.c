@@ -51,7 +51,7 @@ int32_t sire_stats_json(char *buffer, size_t capacity, size_t *length) {
 }
 
 #define NOTHING(name) int32_t name(void) { return 0; }
-NOTHING(sire_region_enter) NOTHING(sire_region_leave) NOTHING(sire_region_current) NOTHING(sire_region_suspend)
+NOTHING(sire_region_enter) NOTHING(sire_region_enter_on) NOTHING(sire_region_leave) NOTHING(sire_region_current) NOTHING(sire_region_suspend)
 NOTHING(sire_region_unsuspend) NOTHING(sire_process_region_set) NOTHING(sire_region_state) NOTHING(sire_allocate)
 NOTHING(sire_free) NOTHING(sire_allocation) NOTHING(sire_keep) NOTHING(sire_discard) NOTHING(sire_backup_get)
 NOTHING(sire_backup_put) NOTHING(sire_resume) NOTHING(sire_cancel) NOTHING(sire_allow_peer) NOTHING(sire_set_margin)

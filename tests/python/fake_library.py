@@ -44,7 +44,7 @@ class FakeLibrary:
             self.regions.append(key)
         return self.regions.index(key)
 
-    def region_enter(self, region: int, resume_if_paused: bool) -> None:
+    def region_enter(self, region: int, device: int | None, resume_if_paused: bool) -> None:
         if region in self.paused:
             if not resume_if_paused:
                 raise error_for(6, f"region {self.regions[region][0]!r} is paused")

@@ -4,6 +4,7 @@ real ones, as far as they are installed.
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,6 +83,28 @@ def test_no_pool_is_dropped_while_the_program_has_one_current(older: OlderTorch)
         memory._cuda_releasePool(0, pool)
     assert dropped()
     assert older.current == []
+
+
+class MemPool:
+    """A pool that nobody else holds."""
+
+    def use_count(self) -> int:
+        return 1
+
+
+def test_a_graphs_pool_goes_when_no_pool_is_current(older: OlderTorch) -> None:
+    """From 2.11 on it went with the graph, wherever that was: beside a current pool that ended the process."""
+    memory, graph, pool = older.cuda.memory, older.cuda.CUDAGraph(), MemPool()
+    _older_torch.keep(older, graph, pool)
+    gone = weakref.ref(pool)
+    memory._cuda_beginAllocateCurrentThreadToPool(0, POOL)
+    del graph, pool
+    _older_torch.drop_unused([])
+    assert gone() is not None
+    memory._cuda_endAllocateToPool(0, POOL)
+    memory._cuda_releasePool(0, POOL)
+    _older_torch.drop_unused([])
+    assert gone() is None
 
 
 def test_no_pool_is_dropped_during_a_capture(older: OlderTorch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -136,12 +136,23 @@ def _tags(uses: Iterable[str]) -> list[str]:
 
 
 def _guard_replay(graph: Any, used: _Used) -> None:
-    """Every replay asks first. A graph that is captured again is asked for what it uses then."""
-    replay = type(graph).replay
-    reference = weakref.ref(graph)
+    """Every replay asks first. A graph that is captured again is asked for what it uses then.
 
-    def checked() -> None:
-        used.require_usable()
-        replay(reference())
+    The class asks, not the graph: a function in the graph's own dictionary would either keep it alive for ever, or not
+    for as long as somebody holds ``graph.replay``.
+    """
+    graph.sire_used = used
+    kind = type(graph)
+    if hasattr(kind.replay, "sire_asks"):
+        return
+    replay = kind.replay
 
-    graph.replay = checked
+    @functools.wraps(replay)
+    def checked(self: Any) -> None:
+        used = self.__dict__.get("sire_used")
+        if used is not None:
+            used.require_usable()
+        replay(self)
+
+    checked.sire_asks = True  # type: ignore[attr-defined]
+    kind.replay = checked

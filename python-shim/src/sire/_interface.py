@@ -156,7 +156,7 @@ class TimeSliceOptions(ctypes.Structure):
 
 SIGNATURES: dict[str, list[Any]] = {
     "sire_region_open": [c_char_p, POINTER(RegionOptions), POINTER(c_uint32)],
-    "sire_region_enter": [c_uint32, c_int32],
+    "sire_region_enter_on": [c_uint32, c_int32, c_int32],
     "sire_region_leave": [c_uint32],
     "sire_region_current": [POINTER(c_uint32)],
     "sire_region_suspend": [],

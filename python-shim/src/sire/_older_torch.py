@@ -4,11 +4,11 @@ Before 2.11, a thread's tensors come from the pool that was made current *first*
 inside: an inner region's tensors would be the outer one's, and those of a graph's capture the region's around it. Here
 the outer pool steps back until the inner one, or the capture, has ended. What cannot be mended is a pool inside a
 capture: PyTorch ignores it, so regions refuse to begin there. And a pool that is dropped while a graph lives that was
-captured into it ends the process: a graph's pool is kept until nobody else holds it.
+captured into it ends the process.
 
 Before 2.15, to drop a pool while any is current, in any thread, ends the process: pools that are current, and
-captures, are counted here, the program's own included. A capture that the driver voided leaves its pool current for
-ever: such a capture's pool is put down.
+captures, are counted here, the program's own included, and a graph's pool is kept until nobody else holds it and none
+is current. A capture that the driver voided leaves its pool current for ever: such a capture's pool is put down.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ _kept_lock = threading.Lock()
 
 def keep(torch: Any, holder: object, mem_pool: Any) -> None:
     """The pool stays until `drop_unused` finds that the graph is gone; also at the end of the interpreter."""
-    if is_before_2_11(torch):
+    if is_before_2_15(torch):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(mem_pool))
         with _kept_lock:
             _kept.append((weakref.ref(holder), mem_pool))

@@ -40,7 +40,7 @@ class DeviceBlock:
     """One allocation in a region of the library's; freed when no tensor lies in it any more."""
 
     def __init__(self, library: _library.Library, region: int, size: int, device: int) -> None:
-        library.region_enter(region, False)
+        library.region_enter(region, device, False)
         try:
             self.pointer = library.allocate(size, device)
         finally:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from . import _hooks, _library, _peers, _torch, _workspaces, control
+from . import _callbacks, _hooks, _library, _peers, _torch, _workspaces, control
 from ._errors import InvalidArgumentError, UnsupportedError
 from ._tags import encode_tag
 
@@ -156,13 +156,17 @@ class Region:
         _hooks.hook_mode()
         torch = _torch.ready_torch()
         control.torch_is_there()
+        only = None
         if torch is not None:
             device = self._device_of(torch)
             _peers.introduce(torch, device)
             if routed:
                 _workspaces.make_for_region(torch, device)
+            if not _torch.whole_process_pluggable(torch):
+                # PyTorch serves other devices from pools of its own, and goes on doing so after the region.
+                only = device
         with ExitStack() as stack:
-            stack.enter_context(self._entered())
+            stack.enter_context(self._entered(only))
             if torch is None:
                 stack.push(_refuse_late_torch)
             elif routed:
@@ -179,11 +183,14 @@ class Region:
         return self._open(routed=False)
 
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def _entered(self, device: int | None) -> Iterator[None]:
         library = _library.load()
         region = self.id
-        library.region_enter(region, self._resume_if_paused)
+        comes_back = self._resume_if_paused and library.region_paused(region)
+        library.region_enter(region, device, self._resume_if_paused)
         try:
+            if comes_back:
+                _callbacks.resumed(self._tag)
             yield
         finally:
             library.region_leave(region)
@@ -241,9 +248,9 @@ def region(
     ``pageable`` leaves the backup's host memory pageable instead of registering it with the driver: it does not count
     against what the process may lock, and copies are slower.
 
-    Entering a paused region is an error, or with
-    ``on_paused="resume"`` resumes it. With PyTorch, the region holds tensors of one ``device``: the current one
-    unless given.
+    Entering a paused region is an error, or with ``on_paused="resume"`` resumes it, as `sire.resume` does. With
+    PyTorch, the region holds tensors of one ``device``: the current one unless given. What is made inside on another
+    device is as outside; only where Sire is PyTorch's allocator (`sire.use_allocator`) the region holds that, too.
     """
     if on_paused not in _ON_PAUSED:
         raise InvalidArgumentError(f"on_paused is 'refuse' or 'resume', not {on_paused!r}")

@@ -400,10 +400,10 @@ class _GraphPool:
     key: PoolKey
 
 
-# Pools of single graphs, which live as long as their graph, by the id that graph.pool() returns.
+# Pools of graphs, which live as long as a graph that has them, by the id that graph.pool() returns.
 _own_pools: weakref.WeakValueDictionary[PoolKey, _GraphPool] = weakref.WeakValueDictionary()
-# Pools of graphs that share a handle of the program's.
-_shared_pools: dict[PoolKey, Pool] = {}
+# Those of graphs that share a handle of the program's, by that.
+_shared_pools: weakref.WeakValueDictionary[PoolKey, _GraphPool] = weakref.WeakValueDictionary()
 
 
 def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
@@ -415,15 +415,16 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
     """
     index = int(torch.cuda.current_device())
     key = (*key, index)
+    with _current_lock:
+        if _current_count == 0:
+            _older_torch.drop_unused(_retired)
+    graph.sire_pool = _graph_pool(torch, pool, key, index)
+    return graph.sire_pool.pool.mem_pool.id
+
+
+def _graph_pool(torch: Any, pool: Any, key: PoolKey, index: int) -> _GraphPool:
     if pool is None:
-        with _current_lock:
-            if _current_count == 0:
-                _older_torch.drop_unused(_retired)
-        own = _GraphPool(new_pool(torch, index), key)
-        _older_torch.keep(torch, own, own.pool.mem_pool)
-        graph.sire_pool = own
-        _own_pools[tuple(own.pool.mem_pool.id)] = own
-        return own.pool.mem_pool.id
+        return _new_graph_pool(torch, key, index)
     handle = tuple(getattr(pool, "id", pool))
     known = _own_pools.get(handle)
     if known is not None:
@@ -431,19 +432,20 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
             raise InvalidArgumentError(
                 f"the pool {handle} belongs to a graph of {known.key}; one pool cannot serve {key} as well"
             )
-        graph.sire_pool = known
-        return handle
-    return _shared_pool(torch, (handle, *key), index).mem_pool.id
+        return known
+    shared = _shared_pools.get((handle, *key))
+    if shared is None:
+        made = _new_graph_pool(torch, key, index)
+        with _shelves_lock:
+            shared = _shared_pools.setdefault((handle, *key), made)
+    return shared
 
 
-def _shared_pool(torch: Any, key: PoolKey, index: int) -> Pool:
-    with _shelves_lock:
-        if key in _shared_pools:
-            return _shared_pools[key]
-    pool = new_pool(torch, index)
-    _older_torch.keep(torch, pool, pool.mem_pool)
-    with _shelves_lock:
-        return _shared_pools.setdefault(key, pool)
+def _new_graph_pool(torch: Any, key: PoolKey, index: int) -> _GraphPool:
+    own = _GraphPool(new_pool(torch, index), key)
+    _older_torch.keep(torch, own, own.pool.mem_pool)
+    _own_pools[tuple(own.pool.mem_pool.id)] = own
+    return own
 
 
 # --- the whole process -----------------------------------------------------------------------------------
@@ -495,6 +497,8 @@ def become_allocator(torch: Any) -> None:
         if _whole is not None:
             return
         path = _library.load().path
+        # A capture that the driver voids would count as under way for ever.
+        _older_torch.mend(torch)
         allocator = torch.cuda.memory.CUDAPluggableAllocator(path, "sire_torch_malloc", "sire_torch_free")
         try:
             torch.cuda.memory.change_current_allocator(allocator)

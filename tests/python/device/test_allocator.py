@@ -65,6 +65,24 @@ print(bool(full(7).all()))
 
 
 @once
+def test_a_capture_that_the_driver_voided_is_over() -> None:
+    """Before PyTorch 2.15 its end is not told to an allocator: it was under way for ever, and no pause could begin."""
+    code = """
+sire.use_allocator()
+tensor = full(5)
+graph = torch.cuda.CUDAGraph()
+try:
+    with torch.cuda.graph(graph):
+        tensor.sum().item()
+except RuntimeError:
+    print('voided')
+del graph
+print(sire.pause().changed, sire.resume().changed)
+"""
+    assert run(code).splitlines() == ["voided", "True True"]
+
+
+@once
 def test_pytorchs_own_words() -> None:
     code = """
 from torch.cuda.memory import CUDAPluggableAllocator

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 
 import pytest
@@ -109,6 +111,10 @@ def test_graphs_with_one_handle_share_a_pool(tag: str, mode: str) -> None:
             outputs.append((source * factor) + 1)
         graphs.append(graph)
     assert graphs[0].pool() == graphs[1].pool()
+    third = torch.cuda.CUDAGraph()
+    with sire.cuda_graph(third, tag=tag, pool=graphs[0].pool()):
+        source + 3
+    assert third.pool() == graphs[0].pool()
     # The library keeps what is captured apart by PyTorch's own handle; a pool of PyTorch's would lead past it.
     assert (graphs[0].pool() == handle) == (mode == "allocator")
     with sire.paused(tag):
@@ -263,12 +269,14 @@ def test_the_innermost_pool_serves_also_the_programs_own(tag: str) -> None:
     del first, last, innermost
 
 
-def test_graphs_that_go_give_their_memory_back(tag: str) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_graphs_that_go_give_their_memory_back(tag: str, named: bool) -> None:
+    """Pools that were shared by a handle of the program's stayed for ever."""
     source = torch.ones(4 * MIB, device="cuda")
     before = None
     for _ in range(3):
         graph = torch.cuda.CUDAGraph()
-        with sire.cuda_graph(graph, tag=tag):
+        with sire.cuda_graph(graph, tag=tag, pool=torch.cuda.graph_pool_handle() if named else None):
             output = source + 1
         graph.replay()
         assert float(output[-1]) == 2.0
@@ -279,6 +287,52 @@ def test_graphs_that_go_give_their_memory_back(tag: str) -> None:
         used = device_used()
         before = before or used
         assert used == before
+
+
+def test_who_holds_replay_holds_the_graph(tag: str) -> None:
+    """Only a weak reference was held: the replay called nobody's method."""
+    source = torch.ones(MIB, device="cuda")
+
+    def build() -> tuple[Callable[[], None], torch.Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with sire.cuda_graph(graph, tag=tag, backup="cpu"):
+            output = source + 1
+        return graph.replay, output
+
+    replay, output = build()
+    gc.collect()
+    replay()
+    assert bool((output == 2).all())
+    with sire.paused(tag), pytest.raises(sire.PausedError):
+        replay()
+    plain = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(plain):
+        other = source + 2
+    plain.replay()
+    assert bool((other == 3).all()), "a graph of which Sire knows nothing"
+
+
+RESET = """
+import sire, torch
+source = torch.ones(1 << 20, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with sire.cuda_graph(graph, tag="graph"):
+    output = source + 1
+del output
+graph.reset()
+with sire.region("w"):
+    del graph
+    kept = torch.ones(1 << 20, device="cuda")
+with sire.region("w"):
+    print(float(kept[-1]))
+"""
+
+
+def test_a_graph_that_was_reset_goes_inside_a_region() -> None:
+    """Before PyTorch 2.15 that ended the process: nothing but the graph held its pool any more."""
+    command = [sys.executable, "-c", RESET]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.strip() == "1.0", done.stderr
 
 
 UNGUARDED = """

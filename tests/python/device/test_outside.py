@@ -138,6 +138,29 @@ def test_switch_and_background_resumes_tell_owners(tag: str, owner: Owner) -> No
     assert owner.told[3:] == [("after", f"{tag}/a")]
 
 
+def test_who_enters_a_paused_region_and_resumes_it_tells_owners(tag: str, owner: Owner) -> None:
+    """Nobody was told: a collective library stayed suspended."""
+    make(tag)
+    sire.pause(tag)
+    again = sire.region(tag, backup="cpu", on_paused="resume")
+    owner.told.clear()
+    with again:
+        assert owner.told == [("after", tag)]
+    with again:
+        assert owner.told == [("after", tag)], "it was there"
+
+    def fail(_: str | None) -> None:
+        raise ValueError("cannot take hold again")
+
+    callback = sire.after_resume(fail, tag=tag)
+    sire.pause(tag)
+    with pytest.raises(ValueError, match="take hold"), again:
+        pytest.fail("entered")
+    callback.remove()
+    assert region_state(tag) == "resident"
+    assert sire.pause(tag).changed, "the thread is not inside"
+
+
 class Backend:
     """A stand-in for a NCCL backend."""
 

@@ -245,6 +245,34 @@ def test_disable_holds_on_every_device() -> None:
     assert done.stdout.splitlines() == [f"{expected} 0", "True"]
 
 
+MADE = TWO_DEVICES.partition("tensors = []")[0]
+OTHER_DEVICES = """
+tensors = []
+with sire.region("w", device=1):
+    tensors += [made(1), made(0)]
+with sire.region("outer"), sire.region("inner", device=1):
+    tensors += [made(0), made(1)]
+after = [made(0), made(1)]
+print([tag for _, tag in tensors + after])
+sire.pause("w")
+sire.pause("inner")
+print(all(float(tensor.sum()) == 2 << 20 for tensor, tag in tensors + after if tag in (None, "outer")))
+"""
+
+
+def test_a_region_holds_nothing_of_other_devices(mode: str) -> None:
+    """PyTorch took it from a pool that goes on after the region, and gave it to tensors outside: a pause took those."""
+    if not on_software_device():
+        pytest.skip("there may be one device only")
+    variables = os.environ | {"SIRE_SIM_DEVICES": "2", "SIRE_SIM_MEMORY": "512MiB"}
+    command = [sys.executable, "-c", MADE + OTHER_DEVICES]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    # Our own cache keeps regions apart on every device.
+    others = ["w", "inner"] if mode == "allocator" else [None, "outer"]
+    assert done.stdout.splitlines() == [str(["w", others[0], others[1], "inner", None, None]), "True"]
+
+
 def test_a_device_can_be_named(tag: str) -> None:
     for device in (0, "cuda", "cuda:0", torch.device("cuda", 0)):
         with sire.region(tag, device=device):

@@ -37,9 +37,9 @@ class Regions(Loaded):
         self._call("sire_region_open", tag, byref(options), byref(region))
         return region.value
 
-    def region_enter(self, region: int, resume_if_paused: bool) -> None:
-        """The calling thread goes inside."""
-        self._call("sire_region_enter", region, int(resume_if_paused))
+    def region_enter(self, region: int, device: int | None, resume_if_paused: bool) -> None:
+        """The calling thread goes inside, for what it allocates on a device; None: on every one."""
+        self._call("sire_region_enter_on", region, -1 if device is None else device, int(resume_if_paused))
 
     def region_leave(self, region: int) -> None:
         """The calling thread leaves its innermost region."""
