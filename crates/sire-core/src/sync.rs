@@ -76,7 +76,10 @@ pub(crate) fn beside<R>(other: impl FnOnce(Runs) + Send, mine: impl FnOnce() -> 
 
 /// Does `work` with every item at the same time: with the first here, with each other one on a thread of its own (or here,
 /// where no thread can be made).
-pub(crate) fn at_once<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
+pub(crate) fn at_once<T: Send>(mut items: Vec<T>, work: impl Fn(T) + Sync) {
+    if items.len() < 2 {
+        return items.pop().into_iter().for_each(work);
+    }
     let runs: Vec<_> = items
         .into_iter()
         .map(|item| Mutex::new(Some(item)))
