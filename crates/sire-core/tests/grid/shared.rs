@@ -3,8 +3,10 @@
 
 use crate::common::GRANULARITY;
 use crate::common::world::{CHUNK, World, tag};
-use sire_core::driver::Addr;
+use sire_core::driver::{Addr, DriverErrorKind};
 use sire_core::engine::*;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 const SIZE: u64 = 3 * CHUNK;
@@ -142,4 +144,54 @@ fn regions_that_are_paused_at_the_same_time_do_not_share_each_others_drafts() {
         world.check();
     }
     world.check_no_leak();
+}
+
+/// The first pause of shared weights failed when some of them had been saved, which count as clean since. Then each window of a `pre_copy` gave
+/// back the memory of those before it, and the next resume met zeros.
+#[test]
+fn what_a_pause_that_failed_had_saved_outlasts_a_pre_copy() {
+    let mut call = 0;
+    loop {
+        call += 1;
+        let dir = tempfile::tempdir().unwrap();
+        let (mut world, region) = member(dir.path());
+        for _ in 0..3 {
+            let addr = world.allocate(region, CHUNK).unwrap();
+            world.write(addr);
+        }
+        world.driver.fail_at(world.driver.calls() + call, DriverErrorKind::Other);
+        let paused = world.pause(&Selection::All).is_ok();
+        if world.driver.pending_faults() > 0 {
+            break assert!(call > 10, "a pause has only {call} calls");
+        }
+        if !paused {
+            world.engine.pre_copy(&tag("weights"), false).unwrap();
+            world.pause(&Selection::All).unwrap();
+        }
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        world.check_no_leak();
+    }
+}
+
+/// A process of another version of Sire began just then: what it relies on cannot be read, and nothing is shared. The next pause found the backup clean, shared
+/// it once more, and gave all of its memory back.
+#[test]
+fn a_backup_that_was_not_shared_at_first_outlasts_the_next_pauses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut world, region) = member(dir.path());
+    weights(&mut world, region);
+    DirBuilder::new().mode(0o700).create(dir.path().join("shared-1")).unwrap();
+    let newer = File::create(dir.path().join("shared-1/member-newer")).unwrap();
+    for is_there in [true, true, false, false] {
+        if is_there { newer.lock() } else { newer.unlock() }.unwrap();
+        world.pause(&Selection::All).unwrap();
+        world.resume(&Selection::All).unwrap();
+        world.check();
+    }
+    let (mut second, region) = member(dir.path());
+    weights(&mut second, region);
+    assert_eq!(second.pause(&Selection::All).unwrap().bytes_shared, SIZE, "it is shared by now");
+    world.check_no_leak();
+    second.resume_and_check();
 }

@@ -194,7 +194,7 @@ pub(crate) struct Draft {
     store: Arc<Store>,
     pack: Arc<Pack>,
     len: u64,
-    /// What was written, by where it starts.
+    /// What was written and is not shared yet, by where it starts.
     pieces: Mutex<BTreeMap<u64, Address>>,
     is_shared: AtomicBool,
 }
@@ -238,35 +238,44 @@ impl Draft {
     }
 
     /// Shares what was written and is `wanted`: by where it started in the draft, each piece with its place among all members' pieces. Room
-    /// that is not needed any more is given back. A piece that is missing in the answer stays in the draft, for this process alone. Whoever
-    /// has an answer reads the piece, and not the draft any more.
+    /// that is not needed any more is given back. A piece that is missing in the answer stays in the draft, for this process alone, and may be
+    /// asked for again. Whoever has an answer reads the piece, and not the draft any more.
     pub(crate) fn share(&self, wanted: impl Fn(u64) -> bool) -> BTreeMap<u64, Arc<Piece>> {
-        self.is_shared.store(true, Ordering::Release);
-        let all = std::mem::take(&mut *lock(&self.pieces));
-        let (pieces, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = all.into_iter().partition(|(at, _)| wanted(*at));
-        let mut needed = Ranges::new();
-        rest.iter().for_each(|(&at, address)| needed.add(at..at + address.len));
-        *lock(&self.pieces) = rest;
-        let Ok(found) = self.store.find(&self.pack, &pieces) else { return BTreeMap::new() };
-        let mut shared = BTreeMap::new();
-        for (at, piece) in found {
-            let len = piece.address.len;
-            let same_place = Arc::ptr_eq(&piece.pack, &self.pack) && piece.at == at;
-            if same_place || self.equals(at, &piece) {
-                shared.insert(at, piece);
-            } else {
-                needed.add(at..at + len);
+        let (mut pieces, mut unused) = self.take(wanted);
+        let mut shared = self.store.find(&self.pack, &pieces).unwrap_or_default();
+        shared.retain(|&at, piece| self.is_here(at, piece) || self.equals(at, piece));
+        for (&at, piece) in &shared {
+            pieces.remove(&at);
+            if !self.is_here(at, piece) {
+                unused.add(at..at + piece.address.len);
             }
         }
-        let others = pieces.iter().filter(|(at, _)| !shared.contains_key(at));
-        others.for_each(|(&at, address)| needed.add(at..at + address.len));
-        let own = shared.values().filter(|piece| Arc::ptr_eq(&piece.pack, &self.pack));
-        own.for_each(|piece| needed.add(piece.at..piece.at + piece.address.len));
-        for gap in needed.gaps(&(0..self.len)).iter() {
+        lock(&self.pieces).append(&mut pieces);
+        // A piece that stayed where it was is not among them: from now on the rosters say who needs it.
+        for range in unused.iter() {
             // Best effort: what stays costs memory, not bytes.
-            let _ = self.pack.punch(gap);
+            let _ = self.pack.punch(range);
         }
         shared
+    }
+
+    /// Takes out the pieces that are `wanted`. Beside them the ranges that were never written, the first time: from then on
+    /// nothing is, and what is missing among the pieces may be somebody's.
+    fn take(&self, wanted: impl Fn(u64) -> bool) -> (BTreeMap<u64, Address>, Ranges) {
+        let mut pieces = lock(&self.pieces);
+        let mut unused = Ranges::new();
+        if !self.is_shared.swap(true, Ordering::AcqRel) {
+            unused.add(0..self.len);
+            pieces.iter().for_each(|(&at, address)| unused.remove(&(at..at + address.len)));
+        }
+        let (taken, rest) = std::mem::take(&mut *pieces).into_iter().partition(|(at, _)| wanted(*at));
+        *pieces = rest;
+        (taken, unused)
+    }
+
+    /// Whether the piece is what was written at `at`, in its own place.
+    fn is_here(&self, at: u64, piece: &Piece) -> bool {
+        Arc::ptr_eq(&piece.pack, &self.pack) && piece.at == at
     }
 
     fn equals(&self, at: u64, piece: &Piece) -> bool {

@@ -113,10 +113,12 @@ fn equal_hashes_are_not_believed() {
     let draft = must(b.draft(PIECE));
     must(draft.write(0, &content(2)));
     lock(&draft.pieces).insert(0, first.pieces[0].1.address);
-    assert!(draft.share(|_| true).is_empty(), "other content was taken for its own");
-    let mut bytes = vec![0; PIECE as usize];
-    must(draft.read(0, &mut bytes));
-    assert!(bytes == content(2));
+    for _ in 0..2 {
+        assert!(draft.share(|_| true).is_empty(), "other content was taken for its own");
+        let mut bytes = vec![0; PIECE as usize];
+        must(draft.read(0, &mut bytes));
+        assert!(bytes == content(2), "what could not be shared was given back");
+    }
     b.settle();
     assert_eq!(b.usage(), SharedUse { own: memory(1), borrowed: 0 });
 }
@@ -164,6 +166,40 @@ fn what_one_pause_shares_leaves_the_drafts_of_others_alone() {
     must(other.write(2 * PIECE, &content(5)));
     // It can still be shared, with what it has got since.
     assert_eq!((mine.share(|_| true).len(), other.share(|_| true).len()), (1, 3));
+    must(room.read(0, &mut found));
+    assert!(found == content(1), "what was shared earlier was given back");
+}
+
+/// A pause was cancelled after two extents had been saved, and `pre_copy` shared their backups one after the other. The second time it gave back
+/// all of the draft's memory that it knew no use for, with the first extent's piece, on which two processes relied: their next resumes met
+/// zeros.
+#[test]
+fn a_draft_that_is_shared_bit_by_bit_keeps_what_is_needed_and_nothing_else() {
+    let dir = tempdir();
+    let (a, b) = (tier(dir.path()), tier(dir.path()));
+    let known = Backup::new(&b, &[9]);
+    let draft = must(a.draft(5 * PIECE));
+    for (at, seed) in [(0, 1), (PIECE, 9), (2 * PIECE, 3), (3 * PIECE, 9)] {
+        must(draft.write(at, &content(seed)));
+    }
+    let share = |at: u64, seed: u64| {
+        let shared = draft.share(|start| start == at);
+        Backup { pieces: shared.into_values().map(|piece| (seed, piece)).collect() }
+    };
+    let mut kept = Vec::new();
+    let mut borrower = None;
+    for (at, seed, pieces) in [(0, 1, 4), (PIECE, 9, 3), (2 * PIECE, 3, 3), (3 * PIECE, 9, 2)] {
+        kept.push(share(at, seed));
+        assert!(kept.iter().all(|backup| backup.pieces.len() == 1));
+        borrower.get_or_insert_with(|| Backup::new(&b, &[1])).check();
+        kept.iter().for_each(Backup::check);
+        assert_eq!(draft.pack.memory(), memory(pieces), "what nobody wrote or needs is given back, once");
+    }
+    let pack = Arc::clone(&draft.pack);
+    drop((kept, known));
+    a.settle();
+    assert_eq!(pack.memory(), memory(1), "the borrower's piece is left");
+    borrower.iter().for_each(Backup::check);
 }
 
 #[test]
@@ -221,6 +257,34 @@ fn damaged_and_newer_rosters_are_not_misread() {
     drop((other, file, draft));
     assert_eq!(Backup::new(&tier, &[5]).pieces.len(), 1);
     assert_eq!(rosters(dir.path()), 1);
+}
+
+/// One pause could not look for what others have, so its backup stayed in a draft. The next one found all of it clean, shared that draft again, which
+/// knew of no bytes any more, and gave back the memory of all of it.
+#[test]
+fn what_could_not_be_shared_once_is_kept_and_can_be_shared_later() {
+    let dir = tempdir();
+    let tier = tier(dir.path());
+    let draft = must(tier.draft(3 * PIECE));
+    [0, 1].iter().for_each(|&i| must(draft.write(i * PIECE, &content(i))));
+    let newer = forged(dir.path(), 1_000_002);
+    let file = must(std::fs::OpenOptions::new().write(true).open(&newer.path));
+    must(std::os::unix::fs::FileExt::write_all_at(&file, &2_u32.to_le_bytes(), 8));
+    let mut found = vec![0; PIECE as usize];
+    for _ in 0..2 {
+        assert!(draft.share(|_| true).is_empty() && draft.write(2 * PIECE, &content(2)).is_err());
+        for i in [0, 1] {
+            must(draft.read(i * PIECE, &mut found));
+            assert!(found == content(i), "what could not be shared was given back");
+        }
+    }
+    drop((newer, file));
+    let shared = draft.share(|_| true);
+    assert_eq!((shared.len(), draft.pack.memory()), (2, memory(2)));
+    for (at, piece) in shared {
+        must(piece.read(0, &mut found));
+        assert!(found == content(at / PIECE), "the piece at {at} has changed");
+    }
 }
 
 #[test]
