@@ -29,6 +29,8 @@ pub(super) struct Batch {
     unchanged: u32,
     /// Bytes that a pause has to copy, by region.
     pending: BTreeMap<RegionId, u64>,
+    /// Bytes that it throws away, by region.
+    discarded: BTreeMap<RegionId, u64>,
     /// Whether regions without a backup are saved, too.
     keep_all: bool,
     opened: bool,
@@ -52,8 +54,8 @@ impl Batch {
     }
 
     fn of(purpose: Purpose) -> Batch {
-        let (closed, pending) = (BTreeMap::new(), BTreeMap::new());
-        Batch { purpose, closed, unchanged: 0, pending, keep_all: false, opened: false }
+        let (closed, pending, discarded) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Batch { purpose, closed, unchanged: 0, pending, discarded, keep_all: false, opened: false }
     }
 
     /// The same batch; `keep_all`: whether what nothing keeps is saved all the same.
@@ -159,11 +161,17 @@ impl Batch {
         }
     }
 
-    /// Counts what is prepared but not saved yet.
+    /// Counts what is prepared but not saved yet, and what nothing will save. Once memory goes, nobody can tell any more what was on the device.
     pub(super) fn note_pending(&mut self, claims: &[Claim]) {
         for claim in claims {
             *self.pending.entry(claim.extent.region).or_default() += plan::pending(claim);
+            *self.discarded.entry(claim.extent.region).or_default() += plan::discarded(claim);
         }
+    }
+
+    /// Bytes of all regions that nothing will save.
+    pub(super) fn discarded_bytes(&self) -> u64 {
+        self.discarded.values().sum()
     }
 
     /// The region, if it is one of these.
@@ -222,11 +230,7 @@ impl Batch {
     }
 
     /// Adds a successful transition to every region's history.
-    pub(super) fn note_success(&self, claims: &[Claim], report: &Report, target: Phase) {
-        let mut lost: BTreeMap<RegionId, u64> = BTreeMap::new();
-        for claim in claims {
-            *lost.entry(claim.extent.region).or_insert(0) += plan::discarded(claim);
-        }
+    pub(super) fn note_success(&self, report: &Report, target: Phase) {
         if target == Phase::Paused {
             // The rest of a pause is none of its own.
             self.note_pause();
@@ -240,7 +244,7 @@ impl Batch {
                 history.touch();
                 if target == Phase::Paused {
                     history.bytes_copied += self.pending.get(id).copied().unwrap_or(0);
-                    history.bytes_discarded += lost.get(id).copied().unwrap_or(0);
+                    history.bytes_discarded += self.discarded.get(id).copied().unwrap_or(0);
                     history.seconds_paused_last = report.seconds_total;
                 } else {
                     history.resumes += 1;

@@ -175,7 +175,7 @@ impl Machine {
         let staging = prepared?;
         let new = Machine::unshared(claims);
         batch.note_pending(claims);
-        report.bytes_discarded = claims.iter().map(plan::discarded).sum();
+        report.bytes_discarded = batch.discarded_bytes();
         let saved: u64 = claims.iter().map(plan::clean).sum();
         report.bytes_clean = saved.saturating_sub(report.bytes_constant + report.bytes_shared);
         if !looked && !proven && !call.idle {
@@ -208,7 +208,7 @@ impl Machine {
     }
 
     fn commit_pause(&self, batch: Batch, claims: Vec<Claim>, report: &Report) {
-        batch.note_success(&claims, report, Phase::Paused);
+        batch.note_success(report, Phase::Paused);
         self.end_holding(batch, claims);
     }
 
@@ -288,7 +288,7 @@ impl Machine {
     }
 
     fn commit_resume(&self, batch: Batch, mut claims: Vec<Claim>, report: &Report) {
-        batch.note_success(&claims, report, Phase::Resident);
+        batch.note_success(report, Phase::Resident);
         forget_backups(&mut claims, |region, segment| batch.retains(region) || segment.is_borrowed());
         self.end(batch, claims, |_| Phase::Resident);
         self.host.relax();

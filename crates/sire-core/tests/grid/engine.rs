@@ -42,16 +42,25 @@ fn content_survives_a_pause_in_host_and_disk_and_addresses_stay() {
     }
 }
 
+/// The report said what was thrown away, and the statistics of the region, which add it up over its pauses, said 0: they looked when all memory had gone.
 #[test]
-fn without_backup_the_content_goes_and_the_report_says_how_much() {
+fn without_backup_the_content_goes_and_report_and_statistics_say_how_much() {
     let mut world = World::new(MANY);
     let region = world.region("kv", Policy { zero_fill: true, ..Policy::default() });
-    let addr = world.allocate(region, CHUNK + 5).unwrap();
-    world.write(addr);
-    let report = world.pause(&tag("kv")).unwrap();
-    assert_eq!((report.bytes_discarded, report.bytes_copied), (CHUNK + 5, 0));
-    let report = world.resume(&tag("kv")).unwrap();
-    assert_eq!(report.bytes_zeroed, CHUNK + GRANULARITY);
+    let kept = world.region("kept", policy(Backup::Host));
+    for (region, size) in [(region, CHUNK + 5), (kept, CHUNK)] {
+        let addr = world.allocate(region, size).unwrap();
+        world.write(addr);
+    }
+    for pauses in [1, 2] {
+        let report = world.pause(&Selection::All).unwrap();
+        assert_eq!((report.bytes_discarded, report.bytes_copied), (CHUNK + 5, CHUNK));
+        let regions = &stats(&world)["regions"];
+        assert_eq!(regions[0]["bytes_discarded"], pauses * (CHUNK + 5));
+        assert_eq!(regions[1]["bytes_discarded"], 0);
+        let report = world.resume(&Selection::All).unwrap();
+        assert_eq!(report.bytes_zeroed, CHUNK + GRANULARITY);
+    }
     world.check();
     world.check_no_leak();
 }
@@ -68,6 +77,7 @@ fn keep_and_discard_override_the_policy() {
         world.set_override(addr, 0, 20, false);
         let report = world.pause(&Selection::All).unwrap();
         assert_eq!(report.bytes_discarded, discarded, "{backup:?}");
+        assert_eq!(stats(&world)["regions"][0]["bytes_discarded"], discarded, "{backup:?}");
         world.resume(&Selection::All).unwrap();
         world.check();
         world.check_no_leak();

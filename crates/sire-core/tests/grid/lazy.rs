@@ -57,6 +57,16 @@ fn paused_means_paused() {
 }
 
 #[test]
+fn what_nothing_keeps_counts_when_it_is_paused_and_not_again_when_its_memory_goes() {
+    let (mut world, _, _) = held(policy(Backup::None), 1 << 22);
+    for _ in 0..2 {
+        assert_eq!(stats(&world)["regions"][0]["bytes_discarded"], SIZE);
+        assert_eq!(world.pause(&tag("r")).unwrap().bytes_discarded, 0);
+    }
+    world.resume_and_check();
+}
+
+#[test]
 fn an_allocation_that_does_not_fit_gets_the_memory() {
     let (mut world, _, _) = held(policy(Backup::Host), SIZE + CHUNK);
     let other = world.region("other", policy(Backup::Host));
