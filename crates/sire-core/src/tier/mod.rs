@@ -120,6 +120,11 @@ pub trait Room: Send + Sync + Debug {
     fn is_borrowed(&self) -> bool {
         false
     }
+
+    /// Whether the bytes are in host memory: there is nothing to gain by bringing them there before they are needed.
+    fn is_in_memory(&self) -> bool {
+        false
+    }
 }
 
 /// Where one segment of a backup is.
@@ -197,7 +202,7 @@ impl Segment {
         matches!(self.place, Place::Host(_))
     }
 
-    /// Whether its bytes are outside host memory.
+    /// Whether its bytes are behind the trait: outside host memory, or in host memory that is shared.
     pub(crate) fn is_stored(&self) -> bool {
         matches!(self.place, Place::Stored { .. })
     }

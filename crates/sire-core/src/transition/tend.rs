@@ -140,14 +140,15 @@ impl Machine {
         })
     }
 
-    /// Brings the automatic backups of paused regions back into host memory, as far as there is room; returns how many bytes.
+    /// Brings the automatic backups of paused regions back into host memory, as far as there is room; returns how many bytes. What processes share is there
+    /// already.
     ///
     /// # Errors
     /// `BackupIo` if one cannot be read: it stays where it is.
     pub(crate) fn promote(&self, regions: &[Arc<Region>]) -> Result<u64> {
         let mut moved = 0;
         for region in regions.iter().filter(|region| region.policy.backup == Backup::Auto) {
-            let found = self.find(region, Segment::is_stored);
+            let found = self.find(region, is_elsewhere);
             let segments = found.iter().flat_map(|found| &found.segments);
             let need: u64 = segments.map(|segment| segment.len).sum();
             if need == 0 || need > self.host_left() {
@@ -292,6 +293,11 @@ impl Machine {
 
 fn is_in_host(segment: &Segment) -> bool {
     matches!(segment.place, Place::Host(_))
+}
+
+/// Whether it is in a tier that is not host memory: what processes share there is in place, and a copy would be this one's alone.
+fn is_elsewhere(segment: &Segment) -> bool {
+    matches!(&segment.place, Place::Stored { room, .. } if !room.is_in_memory())
 }
 
 /// Whether it is in a tier as it was written.

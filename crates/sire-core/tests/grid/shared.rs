@@ -195,3 +195,19 @@ fn a_backup_that_was_not_shared_at_first_outlasts_the_next_pauses() {
     world.check_no_leak();
     second.resume_and_check();
 }
+
+/// Processes that kept one copy of their weights had one each after `promote`, which took whatever is behind the trait for something on a disk, and said
+/// that it had brought it from there.
+#[test]
+fn what_is_shared_in_host_memory_is_not_promoted_out_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for clean in [Clean::Declared, Clean::Verified] {
+        let (mut world, _) = member(dir.path());
+        let region = world.region("automatic", Policy { backup: Backup::Auto, clean, ..Policy::default() });
+        weights(&mut world, region);
+        world.pause(&Selection::All).unwrap();
+        assert_eq!(world.engine.promote(&Selection::All), Ok(0), "{clean:?}");
+        assert!(figures(&world, "host").0 == 0 && figures(&world, "shared").0 >= SIZE, "{clean:?}");
+        world.resume_and_check();
+    }
+}

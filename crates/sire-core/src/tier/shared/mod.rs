@@ -228,6 +228,10 @@ impl Room for Draft {
     fn is_rewritable(&self) -> bool {
         false
     }
+
+    fn is_in_memory(&self) -> bool {
+        true
+    }
 }
 
 impl Draft {
@@ -327,6 +331,10 @@ impl Room for Piece {
 
     fn is_rewritable(&self) -> bool {
         false
+    }
+
+    fn is_in_memory(&self) -> bool {
+        true
     }
 }
 
