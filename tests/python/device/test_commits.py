@@ -193,6 +193,38 @@ def test_a_failing_commit_leaves_what_was_before(bad: CommitABC[Any]) -> None:
     assert same(model, bits(small()))
 
 
+class Named:
+    """An object that knows which commits it has."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+
+class Name(CommitABC[Named]):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def apply(self, obj: Named, **_: Any) -> Callable[[Named], object]:
+        if self.name == "bad":
+            raise ValueError("on purpose")
+        obj.names.append(self.name)
+        return lambda obj: obj.names.pop()
+
+
+def test_a_commit_that_is_in_its_old_place_again_does_not_keep_those_before_it() -> None:
+    """The way back counted it as what had never been reverted, and left the commit before it in the object."""
+    named = Named()
+    first, second, other, bad = (Name(name) for name in ("first", "second", "other", "bad"))
+    outer = CommitObjectProxy(named).add_commit(first).add_commit(second)
+    inner = CommitObjectProxy(named).add_commit(other).add_commit(second).add_commit(bad)
+    with outer:
+        with pytest.raises(ValueError, match="on purpose"), inner:
+            pytest.fail("entered")
+        assert named.names == ["first", "second"]
+    outer.revert_all()
+    assert named.names == []
+
+
 def test_hooks_are_hung_in_all_or_none() -> None:
     """The hooks before the one that PyTorch refused stayed in the module."""
     model = small()

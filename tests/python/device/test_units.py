@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from ast import literal_eval
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -493,6 +494,46 @@ def test_state_is_saved_and_loaded_also_before_slices_are_made(tmp_path: Path) -
             assert torch.equal(other.slice(name).weight, model.slice(name).weight)
     with pytest.raises(sire.InvalidArgumentError, match="three"):
         model.load_state_dict({"three": {}})
+
+
+def test_state_for_a_slice_that_is_not_made_yet_is_what_it_was_when_it_was_loaded() -> None:
+    """The tensors were the caller's: training went on in them, and the snapshot with it. ``strict`` was forgotten."""
+    slices = [{"name": "one", "constructor": nn.Linear, "config": (2, 2)}]
+    live = SlyceModel(slices, log_to_console=False).construct_all()
+    snapshot = SlyceModel(slices, log_to_console=False)
+    snapshot.load_state_dict(live.state_dict())
+    expected = live.slice("one").weight.detach().clone()
+    with torch.no_grad():
+        live.slice("one").weight.add_(1)
+    assert torch.equal(snapshot.slice("one").weight, expected)
+    part = {"one": {"weight": torch.full((2, 2), 3.0)}}
+    for strict in (True, False):
+        other = SlyceModel(slices, log_to_console=False)
+        other.load_state_dict(part, strict=strict)
+        with pytest.raises(RuntimeError, match="bias") if strict else nullcontext():
+            assert bool((other.slice("one").weight == 3).all())
+
+
+class Conjugated(nn.Module):
+    """Reads its complex weight through views that change nothing in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conjugate = self.weight.conj()
+        return (x @ conjugate @ self.weight.mT).abs().sum() + (x.abs() @ conjugate.imag @ self.weight.real).sum()
+
+
+def test_gradients_of_weights_that_are_read_through_lazy_views() -> None:
+    """The backward pass got the weight without its conjugation: the gradients were those of another function."""
+    model, x = Conjugated(), torch.randn(2, 4, dtype=torch.complex64, requires_grad=True)
+    inputs = (x, model.weight)
+    expected = torch.autograd.grad(model(x), inputs)
+    MemoryManager(MemoryConfig()).wrap_module(model)
+    for found, wanted in zip(torch.autograd.grad(model(x), inputs), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from .unit import Unit
 
 
 class _Weight(NamedTuple):
-    """A saved tensor that is part of a unit's: which, and which of its elements."""
+    """A saved tensor that is part of a unit's: which, which of its bytes, and how they are read."""
 
     residency: Residency
     unit: Unit
@@ -31,7 +31,26 @@ class _Weight(NamedTuple):
     dtype: Any
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    conjugated: bool
+    negated: bool
     version: int
+
+    def tensor(self) -> Any:
+        """It, where the unit's tensor is now."""
+        import torch
+
+        tensor = self.of.detach()
+        empty = torch.empty(0, dtype=self.dtype, device=tensor.device)
+        offset = (tensor.storage_offset() * tensor.element_size() + self.offset) // empty.element_size()
+        made = empty.set_(tensor.untyped_storage(), offset, self.shape, self.strides)
+        made = made.conj() if self.conjugated else made
+        return torch._neg_view(made) if self.negated else made
+
+
+def _named(saved: Any, tensor: Any, offset: int, unit: Unit, residency: Residency) -> _Weight:
+    shape, strides = tuple(saved.shape), tuple(saved.stride())
+    lazy = saved.is_conj(), saved.is_neg()
+    return _Weight(residency, unit, tensor, offset, saved.dtype, shape, strides, *lazy, tensor._version)
 
 
 @contextmanager
@@ -49,10 +68,9 @@ def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
         if saved.layout == torch.strided and saved.device == where:
             at = saved.data_ptr()
             for start, end, tensor in spans:
-                if start <= at < end and saved.dtype == tensor.dtype:
-                    offset = (at - start) // saved.element_size()
-                    shape, strides = tuple(saved.shape), tuple(saved.stride())
-                    return _Weight(residency, unit, tensor, offset, saved.dtype, shape, strides, tensor._version)
+                # What is read in larger elements might not begin at a multiple of them any more, once it was moved.
+                if start <= at < end and saved.element_size() <= tensor.element_size():
+                    return _named(saved, tensor, at - start, unit, residency)
         return saved, saved._version
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
@@ -68,18 +86,13 @@ def _reach(tensor: Any) -> int:
 
 
 def _unpack(packed: Any) -> Any:
-    import torch
-
     if not isinstance(packed, _Weight):
         tensor, version = packed
         _refuse_changed(tensor, version)
         return tensor
     packed.residency.hold_for_backward(packed.unit)
     _refuse_changed(packed.of, packed.version)
-    tensor = packed.of.detach()
-    empty = torch.empty(0, dtype=packed.dtype, device=tensor.device)
-    offset = tensor.storage_offset() + packed.offset
-    return empty.set_(tensor.untyped_storage(), offset, packed.shape, packed.strides)
+    return packed.tensor()
 
 
 def _refuse_changed(tensor: Any, version: int) -> None:

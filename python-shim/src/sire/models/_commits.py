@@ -221,7 +221,9 @@ class _Base:
             # What was not reverted yet is still in place.
             same = 0
             for each, commit in zip(self.applied[keep:], before, strict=False):
-                same += each.commit is commit
+                if each.commit is not commit:
+                    break
+                same += 1
             self._revert_to(obj, keep + same)
             self._apply_all(obj, before[same:])
         except Exception as second:

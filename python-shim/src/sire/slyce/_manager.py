@@ -42,6 +42,8 @@ class Slice:
     unit: Unit | None = None
     pending: dict[str, Any] | None = None
     """State that was loaded before the slice was made."""
+    strict: bool = True
+    """Whether it has to be complete."""
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def construct(self) -> Any:
@@ -60,7 +62,7 @@ class Slice:
                 f"the constructor of slice {self.name!r} gave a {type(made).__name__}, not a torch.nn.Module"
             )
         if self.pending is not None:
-            made.load_state_dict(self.pending)
+            made.load_state_dict(self.pending, strict=self.strict)
             self.pending = None
         return made
 

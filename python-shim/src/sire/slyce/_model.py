@@ -246,9 +246,10 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Takes the state of slices: a path that `save_state_dict` wrote, its content, or what `state_dict()` gave.
 
-        A slice that was not made yet takes its state when it is.
+        A slice that was not made yet takes its state, as it is now, when it is.
         """
-        if isinstance(state_dict, str | os.PathLike):
+        is_ours = isinstance(state_dict, str | os.PathLike)
+        if is_ours:
             state_dict = torch.load(state_dict, map_location="cpu", weights_only=True)
         by_slice = _by_slice(state_dict)
         unknown = sorted(by_slice.keys() - self.manager.slices.keys())
@@ -259,7 +260,8 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         for name in by_slice.keys() & self.manager.slices.keys():
             found = self.manager.slice(name)
             if found.module is None:
-                found.pending = dict(by_slice[name])
+                found.pending = by_slice[name] if is_ours else _copied(by_slice[name])
+                found.strict = strict
                 continue
             keys = found.module.load_state_dict(by_slice[name], strict=strict, assign=assign)
             missing += [f"slices.{name}.{key}" for key in keys.missing_keys]
@@ -300,6 +302,15 @@ def _to_device(values: Any, device: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
 
     return torch.utils._pytree.tree_map(moved, values)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """The state in host memory of its own: whoever gave it may go on with it."""
+
+    def copied(value: Any) -> Any:
+        return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+    return {key: copied(value) for key, value in state.items()}
 
 
 def _by_slice(state: Any) -> dict[str, dict[str, Any]]:
