@@ -443,7 +443,7 @@ def test_every_call_of_a_cycle_fails_once(
         if finished:
             break
     assert finished, "there are more calls than were tried"
-    assert failed >= {"sire_region_enter", "sire_allocate", "sire_pause", "sire_resume"}
+    assert failed >= {"sire_region_enter_on", "sire_allocate", "sire_pause", "sire_resume"}
 
 
 def test_host_memory_and_the_disk_have_an_end() -> None:
