@@ -179,6 +179,55 @@ def test_gradients_accumulate_over_backward_passes() -> None:
         assert all(layer.weight.device.type == "cpu" for layer in model if isinstance(layer, nn.Linear))
 
 
+@pytest.mark.parametrize("room", [0, 1 << 30])
+def test_an_optimizer_may_step_inside_the_backward_pass(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit of a step that has no room on the device leaves it, although the pass that steps has just used it."""
+    model, twin = stack(3), stack(3)
+    config = MemoryConfig(offload_1d_parameters=True, prefetch_enabled=False)
+    parameters = [*model.parameters(), *twin.parameters()]
+    on_the_cpu = set(twin.parameters())
+    optimizers = {each: torch.optim.SGD([each], lr=0.1, momentum=0.9) for each in parameters}
+
+    def step(parameter: torch.Tensor) -> None:
+        optimizers[parameter].step()
+        parameter.grad = None
+        assert parameter.is_cuda == (room > 0 and parameter not in on_the_cpu)
+
+    with MemoryManager(config) as manager:
+        monkeypatch.setattr(manager.residency, "spare", lambda _device: room)
+        manager.wrap_model(model)
+        model.to("cuda")
+        handles = [each.register_post_accumulate_grad_hook(step) for each in parameters]
+        for _ in range(2):
+            x = torch.randn(4, WIDTH)
+            model(x.cuda()).sum().backward()
+            twin(x).sum().backward()
+        for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert same(mine.cpu(), other)
+        for each in handles:
+            each.remove()
+
+
+def test_what_a_backward_pass_uses_is_not_offloaded() -> None:
+    """`offload_all` paused a layer's pages while the backward pass's kernels were reading them; now it is refused."""
+    model = stack(2)
+    with MemoryManager(MemoryConfig(prefetch_enabled=False)) as manager:
+        manager.wrap_model(model)
+        model.to("cuda")
+
+        def in_the_middle(_: torch.Tensor) -> None:
+            for leave in (model[0].offload_all, model[0].cpu):
+                with pytest.raises(sire.BusyError, match="cannot be offloaded now: a backward pass uses it"):
+                    leave()
+            assert model[0].weight.is_cuda
+
+        model[0].weight.register_hook(in_the_middle)
+        model(torch.randn(2, WIDTH, device="cuda")).sum().backward()
+        assert not manager.residency._backward
+        model[0].offload_all()
+        assert not model[0].weight.is_cuda
+
+
 def test_manual_control_moves_a_layer_both_ways() -> None:
     layer = nn.Linear(WIDTH, WIDTH)
     expected = layer.weight.detach().clone()

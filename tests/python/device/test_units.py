@@ -345,6 +345,47 @@ def test_a_prefetch_that_fails_harms_nobody(tmp_path: Path, monkeypatch: pytest.
         assert any("on purpose" in event.note for event in manager.events())
 
 
+@pytest.mark.parametrize("straight_to_disk", [True, False])
+def test_what_a_backward_pass_uses_stays(tmp_path: Path, straight_to_disk: bool) -> None:
+    """A unit went to the disk while a backward pass used it: the pass raised, or its kernel read memory without pages;
+    now it stays until the pass is over.
+    """
+    layer, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    manager = MemoryManager(MemoryConfig(enable_cpu_offload=not straight_to_disk, disk_cache_dir=tmp_path))
+    manager.wrap_module(layer)
+    (unit,) = manager.residency.listed()
+    layer(x).sum().backward()
+    went: list[bool] = []
+
+    def in_the_middle(_: torch.Tensor) -> None:
+        went.append(manager.residency.demote(unit))
+        with pytest.raises(sire.BusyError, match=r"offloaded now: a backward pass uses it\. Repeat the call"):
+            layer.offload_all()
+
+    layer.weight.register_hook(in_the_middle)
+    layer(x).sum().backward()
+    assert went == [False]
+    assert torch.equal(layer.weight.grad, torch.full((4, 4), 2.0))
+    assert manager.residency.demote(unit), "the pass is over"
+    manager.cleanup()
+
+
+def test_a_backward_pass_that_failed_uses_nothing(tmp_path: Path) -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    manager = MemoryManager(MemoryConfig(disk_cache_dir=tmp_path))
+    manager.wrap_module(layer)
+
+    def divide(_: torch.Tensor) -> None:
+        raise ZeroDivisionError
+
+    layer.weight.register_hook(divide)
+    with pytest.raises(ZeroDivisionError):
+        layer(torch.ones(1, 4)).sum().backward()
+    layer.offload_all()
+    assert manager.residency.demote(manager.residency.listed()[0])
+    manager.cleanup()
+
+
 # --- readings and what they lead to ------------------------------------------------------------------------------
 
 

@@ -208,7 +208,8 @@ def _settle(unit: Unit, residency: Residency, optimizer: Any, taken: int) -> int
         if unit.leases or unit.pinned or residency.spare(unit.here) - taken >= cost:
             return cost
     unit.frozen = False
-    if unit.tier == "gpu" and not unit.leases and not unit.pinned:
+    residency.spared_by_backward(unit)  # a pass that steps in a hook has nothing under way with it
+    if unit.tier == "gpu" and unit.may_leave and not residency.needed_by_backward(unit):
         residency.offload(unit)
     if unit.tier == "disk":
         unit.promote()

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from .._errors import OutOfBackupSpaceError, OutOfMemoryError, SireError, error_class
+from .._errors import BusyError, OutOfBackupSpaceError, OutOfMemoryError, SireError, error_class
 from .._passes import at_end
 from . import everyone
 from .order import Standing, UseOrder, leaving_order
@@ -236,9 +236,19 @@ class Residency:
         if unit is not None:
             self.left(unit)
 
-    def _needed_by_backward(self, unit: Unit) -> bool:
+    def needed_by_backward(self, unit: Unit) -> bool:
+        """Whether a backward pass uses the unit, which has no lease then: kernels of it may be given its memory."""
         with self._lock:
             return any(each is unit for each in self._backward.values())
+
+    def spared_by_backward(self, unit: Unit) -> None:
+        """The running backward pass, whose own hook says so, does without the unit until it asks for it again."""
+        import torch
+
+        task = int(torch._C._current_graph_task_id())
+        with self._lock:
+            if self._backward.get(task) is unit:
+                del self._backward[task]
 
     def _used(self, unit: Unit) -> None:
         unit.touch()
@@ -345,7 +355,7 @@ class Residency:
         """Offloads a unit if nobody uses or moves it now; whether it did. ``after`` as for `Unit.offload`."""
 
         def leave() -> bool:
-            if self._needed_by_backward(unit) or unit.tier != "gpu":
+            if unit.tier != "gpu":
                 return False
             self.offload(unit, after)
             return True
@@ -353,8 +363,15 @@ class Residency:
         return self._if_idle(unit, leave)
 
     def offload(self, unit: Unit, after: Any = None) -> None:
-        """To host memory, or where that is not wanted to the disk. `BusyError` if it is in use."""
+        """To host memory, or where that is not wanted to the disk. `BusyError` if it is in use, also by a backward
+        pass.
+        """
         with unit.lock:
+            if self.needed_by_backward(unit):
+                raise BusyError(
+                    f"{unit.name!r} cannot be offloaded now: a backward pass uses it. Repeat the call when the pass is "
+                    "over"
+                )
             started, was_in_use = time.perf_counter(), unit.in_use
             self._note("offload", unit, unit.offload(after), started)
             self.counts["offloads"] += was_in_use
@@ -384,7 +401,7 @@ class Residency:
             return False
         started = time.perf_counter()
         try:
-            return unit.may_leave and leave()
+            return unit.may_leave and not self.needed_by_backward(unit) and leave()
         except OutOfBackupSpaceError as error:
             self._note("failed", unit, 0, started, str(error))
             return False
