@@ -304,6 +304,27 @@ def test_on_the_disk_a_model_is_still_the_model(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("send", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.half, torch.double])
+def test_a_weight_that_a_module_has_twice_is_converted_once(send: str, dtype: torch.dtype) -> None:
+    """``.half()`` raised KeyError for one module with a tied embedding and head: PyTorch visits the weight in both, and
+    the second time it was half already.
+    """
+    tied = nn.ModuleDict({"embedding": nn.Embedding(8, 4), "head": nn.Linear(4, 8, bias=False)})
+    tied["head"].weight = tied["embedding"].weight
+    tied["embedding"].weight.grad = torch.ones(8, 4)
+    expected = tied["head"].weight.detach().to(dtype)
+    with MemoryManager() as manager:
+        manager.wrap_module(tied)
+        for convert in (lambda: tied.to(send), lambda: tied.to(dtype), tied.double):
+            convert()
+        assert tied["head"].weight is tied["embedding"].weight
+        tied.to(dtype)
+        assert torch.equal(tied["head"].weight, expected)
+        assert tied["head"].weight.grad.dtype == dtype
+        tied.half()
+
+
 def test_moving_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from sire._units import holding
 

@@ -357,11 +357,11 @@ def _converted(unit: Unit, function: Callable[[Any], Any]) -> tuple[Any, Callabl
     """Where a conversion leads, asked with empty tensors; and what it does to the content, if it does anything."""
     import torch
 
-    device, changes, dtypes = unit.device, False, {}
+    device, changes = unit.device, False
     for dtype in {each.dtype for each in unit.tensors}:
         probe = torch.empty(0, dtype=dtype, device=unit.device)
         answer = function(probe)
-        device, dtypes[dtype] = concrete(answer.device), answer.dtype
+        device = concrete(answer.device)
         same_place = device == unit.device and not (answer is probe and _only_moves(function))
         changes |= answer.dtype != dtype or same_place
     if not changes:
@@ -369,7 +369,8 @@ def _converted(unit: Unit, function: Callable[[Any], Any]) -> tuple[Any, Callabl
 
     def convert(tensor: Any) -> Any:
         if _only_moves(function) and device.type != "cpu":
-            return tensor.to(dtypes[tensor.dtype])  # in host memory, and nothing of it on the device
+            # In host memory, nothing of it on the device. A tensor that the module has twice is asked about as it is.
+            return tensor.to(function(torch.empty(0, dtype=tensor.dtype, device=device)).dtype)
         result = function(tensor)
         return result if result.device == tensor.device else result.to(tensor.device)
 
