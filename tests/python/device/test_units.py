@@ -325,6 +325,82 @@ def test_a_weight_that_a_module_has_twice_is_converted_once(send: str, dtype: to
         tied.half()
 
 
+@pytest.mark.parametrize("tier", ["disk", "cpu", "gpu"])
+def test_a_conversion_brings_weights_that_another_module_has_too(tmp_path: Path, tier: str) -> None:
+    """A weight was lost when a module was converted that shares it with one whose unit was on the disk: what stands in
+    for its content was converted, and the file removed.
+    """
+    one, other = nn.Linear(8, 8, bias=False), nn.Sequential(*[nn.Linear(8, 8) for _ in range(3)])
+    other[0].weight = other[1].weight = one.weight
+    one.weight.grad = torch.ones(8, 8)
+    expected, x = one.weight.detach().double(), torch.ones(1, 8, dtype=torch.double)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(one)
+        manager.wrap_module(other)
+        device = "cuda" if tier == "gpu" else "cpu"
+        one.to(device)
+        other.to(device)
+        if tier == "gpu":
+            one.load_all()
+        elif tier == "disk":
+            assert manager.residency.demote(manager.residency.listed()[0])
+        other.double()
+        assert other[0].weight is one.weight
+        assert torch.equal(one.weight.cpu(), expected)
+        assert torch.equal(one.weight.grad.cpu(), torch.ones(8, 8, dtype=torch.double))
+        assert torch.allclose(one(x.to(device)).cpu(), x @ expected.t())
+        assert other(x.to(device)).dtype == torch.double
+        assert one.weight.device.type == device
+
+
+def test_a_module_that_has_nothing_of_its_own_is_converted_too() -> None:
+    one, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    other.weight = one.weight
+    with MemoryManager() as manager:
+        manager.wrap_module(one)
+        manager.wrap_module(other)
+        other.half()
+        assert one.weight.dtype == torch.half
+
+
+def test_a_weight_in_use_elsewhere_is_not_converted() -> None:
+    one, other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+    other.weight = one.weight
+    with MemoryManager() as manager:
+        manager.wrap_module(one)
+        manager.wrap_module(other)
+        one.cuda()
+        with (
+            manager.residency.lease(manager.residency.listed()[0]),
+            pytest.raises(sire.BusyError, match="cannot be offloaded now: it is in use"),
+        ):
+            other.half()
+        assert {each.dtype for each in (*one.parameters(), *other.parameters())} == {torch.float}
+        other.half()
+        assert {each.dtype for each in (*one.parameters(), *other.parameters())} == {torch.half}
+
+
+def test_modules_that_share_weights_are_converted_by_two_threads() -> None:
+    """Each needs the other's unit; units inside another's module are locked with it, so that nobody waits for ever."""
+    inner = nn.Linear(4, 4, bias=False)
+    outer = nn.Sequential(inner, nn.Linear(4, 4, bias=False))
+    with MemoryManager() as manager:
+        for each in (outer, inner):
+            manager.wrap_module(each)
+
+        def convert(module: nn.Module) -> None:
+            for _ in range(50):
+                module.half()
+                module.float()
+
+        threads = [threading.Thread(target=convert, args=(each,), daemon=True) for each in (outer, inner) * 2]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(60)
+        assert not any(each.is_alive() for each in threads)
+
+
 def test_moving_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from sire._units import holding
 

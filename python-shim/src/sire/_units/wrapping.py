@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
 
 from .._errors import UnsupportedError
 from . import gradients
+from .holding import with_gradients
 from .residency import Residency
 from .unit import Unit
 
@@ -110,20 +111,15 @@ class ModuleWrapper:
         wrapped = self.__dict__.get(_KEY)
         if wrapped is None:
             return super()._apply(function, recurse)  # type: ignore[misc]
-        _refresh(self, wrapped)
-        unit = wrapped.unit
-        with unit.lock:
-            device, converted = _converted(unit, function)
+        with _locked(_units_within(self)):
+            tensors = [each for unit in _units_of(wrapped) for each in unit.tensors]
+            held = {id(each): each for each in with_gradients(tensors)}
+            dtypes = {each.dtype for each in _tensors_of(self) if id(each) in held}
+            device, converted = _converted(wrapped.unit.device, dtypes, function)
             _sent_to(wrapped, device)
             if converted is not None:
-                unit.release()
-                if unit.tier == "gpu":
-                    wrapped.residency.offload(unit)
-                    unit.release()
-            held = {id(each) for each in unit.tensors} | {
-                id(each.grad) for each in unit.tensors if each.grad is not None
-            }
-            held |= {id(each) for other, _ in wrapped.shared for each in other.tensors}
+                for unit, residency in ((wrapped.unit, wrapped.residency), *wrapped.shared):
+                    _to_plain_memory(unit, residency)
 
             def outside(tensor: Any) -> Any:
                 if id(tensor) not in held:
@@ -143,11 +139,8 @@ class ModuleWrapper:
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         wrapped = self.__dict__.get(_KEY)
-        units = [] if wrapped is None else sorted(_units_of(wrapped), key=id)
-        with contextlib.ExitStack() as stack:
-            for unit in units:
-                # Nobody leaves who is written to: for that, locks are only tried.
-                stack.enter_context(unit.lock)
+        units = [] if wrapped is None else _units_of(wrapped)
+        with _locked(units):  # nobody leaves who is written to: for that, locks are only tried
             bring_to_memory(self)
             try:
                 super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
@@ -243,6 +236,28 @@ def _leased(wrapped: Wrapped) -> Iterator[None]:
 def _units_of(wrapped: Wrapped) -> list[Unit]:
     """All units that have tensors of the module."""
     return [wrapped.unit, *(unit for unit, _ in wrapped.shared)]
+
+
+def _units_within(module: Any) -> list[Unit]:
+    """All units that have tensors of the module, or of modules in it; as those say themselves."""
+    found = []
+    for each in module.modules():
+        wrapped = each.__dict__.get(_KEY)
+        if wrapped is not None:
+            _refresh(each, wrapped)
+            found += _units_of(wrapped)
+    return found
+
+
+@contextlib.contextmanager
+def _locked(units: Iterable[Unit]) -> Iterator[None]:
+    """Nobody else moves these units. Whoever needs several has them locked in one order, so that no two threads wait
+    for each other.
+    """
+    with contextlib.ExitStack() as stack:
+        for unit in sorted(units, key=id):
+            stack.enter_context(unit.lock)
+        yield
 
 
 def _grad_enabled() -> bool:
@@ -353,16 +368,28 @@ def _sent_to(wrapped: Wrapped, device: Any) -> None:
     unit.device = device
 
 
-def _converted(unit: Unit, function: Callable[[Any], Any]) -> tuple[Any, Callable[[Any], Any] | None]:
-    """Where a conversion leads, asked with empty tensors; and what it does to the content, if it does anything."""
+def _to_plain_memory(unit: Unit, residency: Residency) -> None:
+    """The unit's tensors are plain ones in host memory, where they can be converted. `BusyError` if it is in use."""
+    unit.release()
+    if unit.tier == "gpu":
+        residency.offload(unit)
+        unit.release()
+
+
+def _converted(
+    before: Any, dtypes: Iterable[Any], function: Callable[[Any], Any]
+) -> tuple[Any, Callable[[Any], Any] | None]:
+    """Where a conversion leads, asked with empty tensors of these dtypes on the device ``before``; and what it does to
+    the content, if it does anything.
+    """
     import torch
 
-    device, changes = unit.device, False
-    for dtype in {each.dtype for each in unit.tensors}:
-        probe = torch.empty(0, dtype=dtype, device=unit.device)
+    device, changes = before, False
+    for dtype in dtypes:
+        probe = torch.empty(0, dtype=dtype, device=before)
         answer = function(probe)
         device = concrete(answer.device)
-        same_place = device == unit.device and not (answer is probe and _only_moves(function))
+        same_place = device == before and not (answer is probe and _only_moves(function))
         changes |= answer.dtype != dtype or same_place
     if not changes:
         return device, None
