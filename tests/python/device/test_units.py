@@ -401,6 +401,71 @@ def test_modules_that_share_weights_are_converted_by_two_threads() -> None:
         assert not any(each.is_alive() for each in threads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16, torch.cfloat])
+def test_gradients_that_are_zeroed_on_the_disk_come_back_as_zeros(tmp_path: Path, dtype: torch.dtype) -> None:
+    """``zero_grad(set_to_none=False)`` was lost for layers on the disk: the old gradients came back and were added to,
+    and until then all that stood in for tensors of that dtype was zero.
+    """
+    layer, other = (nn.Linear(4, 4, bias=False, dtype=dtype) for _ in range(2))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    x = torch.ones(1, 4, dtype=dtype)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(layer)
+        manager.wrap_module(other)
+        layer(x).sum().abs().backward()
+        assert all(manager.residency.demote(unit) for unit in manager.residency.listed())
+        optimizer.zero_grad(set_to_none=False)
+        assert other.weight.isnan().all()
+        assert layer.weight.isnan().all()
+        layer(x).sum().abs().backward()
+        found, layer.weight.grad = layer.weight.grad, None
+        layer(x).sum().abs().backward()
+        assert torch.equal(found, layer.weight.grad)
+
+
+def test_rows_of_a_gradient_that_are_written_on_the_disk_are_those_that_change() -> None:
+    gradients = [torch.randn(3, 4), torch.randn(4), torch.tensor(2.0), torch.randn(2, 2).to(torch.float8_e5m2)]
+    expected = [each.clone() for each in gradients]
+    pieces = Pieces([], gradients)
+    memory = [each.clone() for each in pieces.memory]
+    pieces.hollow()
+    gradients[0][1].zero_()
+    expected[0][1].zero_()
+    for each, other in ((gradients[1], expected[1]), (gradients[3], expected[3])):
+        each.zero_()
+        other.zero_()
+    pieces.fill(memory)
+    assert all(torch.equal(one.float(), other.float()) for one, other in zip(gradients, expected, strict=True))
+
+
+def test_a_weight_that_is_written_on_the_disk_comes_back_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a weight's elements, nobody can tell which were written to while one stood in for all: the log says so."""
+    weights = [torch.randn(3, 4), torch.randn(3, 4)]
+    expected = [each.clone() for each in weights]
+    pieces = Pieces(weights)
+    memory = [each.clone() for each in pieces.memory]
+    pieces.hollow()
+    nn.init.zeros_(weights[0])
+    assert weights[1].isnan().all()
+    pieces.fill(memory)
+    assert all(torch.equal(one, other) for one, other in zip(weights, expected, strict=True))
+    (record,) = caplog.records
+    assert "of shape [3, 4] was written to while it was on the disk: that is lost" in record.getMessage()
+
+
+def test_what_an_evaluation_brings_from_the_disk_can_be_trained(tmp_path: Path) -> None:
+    """In inference mode, tensors became such that need no gradients when they went to the disk or came from it."""
+    layer, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(layer)
+        with torch.inference_mode():
+            assert manager.residency.demote(manager.residency.listed()[0])
+            assert not layer.weight.is_inference()
+            layer(x)
+        layer(x).sum().backward()
+        assert torch.equal(layer.weight.grad, torch.ones(4, 4))
+
+
 def test_moving_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from sire._units import holding
 

@@ -8,15 +8,21 @@ room for everything is found before the first tensor changes.
 `Holding` does it with PyTorch alone, on any device. `adopted` uses Sire's regions where the library serves this
 process: addresses on the device stay, and what has not changed is not copied back.
 
-A tensor whose content is on the disk is *hollow*: it has its shape and dtype, and every element is the same NaN, which
-cannot be written to. So only floating-point tensors become hollow.
+A tensor whose content is on the disk is *hollow*: it has its shape and dtype, and every element is NaN. So only
+floating-point tensors become hollow. PyTorch refuses to write to them, as elements share memory, but for filling them,
+whole or in parts. A gradient that was filled (`zero_grad`) is what it was filled with when it comes back, row by row. A
+weight is what it was, and the log says so: where one element stands in for many, who takes it for all of them may lose
+a whole weight for one mask.
 """
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Protocol
+
+logger = logging.getLogger("sire.memory")
 
 # Less of a piece of memory than this share: its tensors are copied out of it instead of moving all of it.
 _WORTH_MOVING_WHOLE = 0.5
@@ -186,14 +192,19 @@ def _host_bytes(size: int, pin: bool) -> Any:
 
 
 class Pieces:
-    """The memory of floating-point CPU tensors as dense tensors, and how to make the tensors over such memory again."""
+    """The memory of floating-point CPU tensors as dense tensors, and how to make the tensors over such memory again.
 
-    def __init__(self, tensors: Sequence[Any]) -> None:
+    ``gradients`` are tensors, too, that may be filled while they are hollow.
+    """
+
+    def __init__(self, tensors: Sequence[Any], gradients: Sequence[Any] = ()) -> None:
         self.memory: list[Any] = []
         """Dense tensors; none while the tensors are hollow."""
         self._shapes: list[tuple[Any, Any]] = []
         self._parts: list[list[tuple[Any, Any, int, tuple[int, ...]]]] = []
-        for group in _worth_moving_whole(tensors):
+        self._gradients = {id(each) for each in gradients}
+        self._stand_ins: dict[int, Any] = {}
+        for group in _worth_moving_whole([*tensors, *gradients]):
             if all(each.is_floating_point() or each.is_complex() for each in group):
                 self._add(group)
 
@@ -206,9 +217,13 @@ class Pieces:
 
     def hollow(self) -> None:
         """Takes the tensors' memory away."""
-        for parts in self._parts:
-            for tensor, *_ in parts:
-                tensor.data = stand_in(tensor.dtype).expand(tensor.shape)
+        import torch
+
+        tensors = [tensor for parts in self._parts for tensor, *_ in parts]
+        with torch.inference_mode(False):  # else the tensors could not be trained any more
+            self._stand_ins = {id(tensor): _stand_in(tensor) for tensor in tensors}
+            for tensor in tensors:
+                tensor.data = self._stand_ins[id(tensor)].expand(tensor.shape)
         self.memory = []
 
     def fresh(self) -> list[Any]:
@@ -219,11 +234,33 @@ class Pieces:
 
     def fill(self, memory: Sequence[Any]) -> None:
         """Makes the hollow tensors what they were, over this memory; one that somebody gave other data keeps that."""
+        import torch
+
         self.memory = list(memory)
-        for whole, parts in zip(memory, self._parts, strict=True):
-            for tensor, shape, offset, strides in parts:
-                if is_hollow(tensor):
-                    tensor.data = over(whole, tensor, shape, offset, strides)
+        stand_ins, self._stand_ins = self._stand_ins, {}
+        with torch.inference_mode(False):
+            for whole, parts in zip(memory, self._parts, strict=True):
+                for tensor, shape, offset, strides in parts:
+                    stand_in = stand_ins.get(id(tensor))
+                    if stand_in is not None and tensor.data_ptr() == stand_in.data_ptr():
+                        tensor.data = over(whole, tensor, shape, offset, strides)
+                        self._add_what_was_filled(tensor, stand_in)
+
+    def _add_what_was_filled(self, tensor: Any, stand_in: Any) -> None:
+        filled = _filled(stand_in)
+        if not filled.any():
+            return
+        if id(tensor) not in self._gradients:
+            logger.warning(
+                "a tensor of shape %s was written to while it was on the disk: that is lost. Write to it through "
+                "load_state_dict, or load its module before",
+                list(tensor.shape),
+            )
+        elif filled.all():
+            tensor.data.copy_(stand_in.expand(tensor.shape))
+        else:
+            for row in filled.nonzero().flatten().tolist():
+                tensor.data[row].copy_(stand_in[row].expand(tensor.shape[1:]))
 
 
 def _worth_moving_whole(tensors: Sequence[Any]) -> Iterator[list[Any]]:
@@ -241,16 +278,28 @@ def _all_bytes(tensor: Any) -> Any:
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
-@cache
-def stand_in(dtype: Any) -> Any:
-    """The one element that hollow tensors of a dtype show."""
+# What stands in for hollow tensors now, by address.
+_all_stand_ins: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _stand_in(tensor: Any) -> Any:
+    """The elements that a hollow tensor shows: one for each row, or one for all where elements would not share it."""
     import torch
 
-    return torch.full((), float("nan")).to(dtype)
+    rows = (tensor.shape[0], *[1] * (tensor.dim() - 1)) if tensor.shape[1:].numel() > 1 else ()
+    made = torch.full(rows, float("nan")).to(tensor.dtype)
+    _all_stand_ins[made.data_ptr()] = made
+    return made
+
+
+def _filled(stand_in: Any) -> Any:
+    """Which rows of what stood in for a tensor are not as they were made."""
+    import torch
+
+    as_made = torch.full((), float("nan")).to(stand_in.dtype)
+    return (stand_in.reshape(-1, 1).view(torch.uint8) != as_made.reshape(1, 1).view(torch.uint8)).any(dim=1)
 
 
 def is_hollow(tensor: Any) -> bool:
     """Whether the tensor's content is elsewhere."""
-    return tensor.is_floating_point() | tensor.is_complex() and bool(
-        tensor.data_ptr() == stand_in(tensor.dtype).data_ptr()
-    )
+    return tensor.data_ptr() in _all_stand_ins

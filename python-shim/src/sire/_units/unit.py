@@ -218,7 +218,7 @@ class Unit:
         if self._mover is not None:
             self._mover.release()
             self._mover = None
-        pieces = Pieces(with_gradients(self.tensors))
+        pieces = Pieces(self.tensors, with_gradients(self.tensors)[len(self.tensors) :])
         stored = self._disk.write(pieces.memory)
         pieces.hollow()
         self._away = (stored, pieces)
