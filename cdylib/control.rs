@@ -148,9 +148,15 @@ pub(crate) fn made() -> Result<&'static Control> {
         started: now(),
     };
     watch_forks_and_exit();
-    let control = Box::leak(Box::new(control));
-    CURRENT.store(control, Ordering::Release);
-    Ok(control)
+    let control = Box::into_raw(Box::new(control));
+    let published = CURRENT.compare_exchange(std::ptr::null_mut(), control, Ordering::AcqRel, Ordering::Acquire);
+    let first = published.err().unwrap_or(control);
+    if first != control {
+        // SAFETY: it comes from the box above, and nobody else has it.
+        drop(unsafe { Box::from_raw(control) });
+    }
+    // SAFETY: what was published stays for good.
+    Ok(unsafe { &*first })
 }
 
 fn watch_forks_and_exit() {
@@ -486,4 +492,27 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
     };
     std::thread::Builder::new().name(name.to_owned()).spawn(blocked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::made;
+    use std::sync::Barrier;
+
+    /// Two threads that came first at once had a desk each: what was asked of the one was never seen at the safe points of the other.
+    #[test]
+    fn a_process_has_one_desk_whoever_comes_first() {
+        const THREADS: usize = 16;
+        let all_are_here = Barrier::new(THREADS);
+        let first = || {
+            all_are_here.wait();
+            made().ok().map(|control| std::ptr::from_ref(control) as usize)
+        };
+        let mut found: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(first)).collect();
+            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+        });
+        found.dedup();
+        assert!(matches!(found[..], [Some(_)]), "{found:?}");
+    }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -99,6 +100,27 @@ def test_ps_shows_what_a_process_holds(outside: Outside) -> None:
     assert str(process["pid"]) == outside.pid
     metrics = outside.run("ps", "--metrics").stdout
     assert f'sire_tag_resident_bytes{{pid="{outside.pid}",tag="model/weights",backup="host"}} {32 * MIB}' in metrics
+
+
+def test_ps_asks_also_where_the_system_has_no_thread_for_it(outside: Outside) -> None:
+    """It panicked; and who waited for memory asked nobody any more."""
+
+    def limited(limit: int, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(outside.command), *words],
+            env=outside.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        )
+
+    enough = next(limit for limit in range(4 * MIB, 1024 * MIB, MIB // 4) if limited(limit, "--version").returncode == 0)
+    # No room for the stack of a thread.
+    shown = limited(enough + MIB, "ps", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert [str(each["pid"]) for each in json.loads(shown.stdout)["processes"]] == [outside.pid]
 
 
 def test_a_tag_is_paused_and_everything_resumed(outside: Outside) -> None:

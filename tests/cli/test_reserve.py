@@ -263,6 +263,18 @@ def test_signals_reach_the_program_and_its_end_is_ours(start: Start) -> None:
         os.kill(program, 0)
 
 
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_signals_that_ask_for_a_checkpoint_reach_the_program(start: Start, name: str) -> None:
+    """The command died of them, and its reservation with it, while the program was told to end."""
+    script = f"trap 'echo told' {name}; trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done"
+    child = start("reserve", "--", "sh", "-c", script)
+    assert line(child) == "ready"
+    child.send_signal(signal.Signals[f"SIG{name}"])
+    assert line(child) == "told"
+    child.send_signal(signal.SIGTERM)
+    assert ended(child)[0] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -194,10 +194,14 @@ pub fn ask_all(place: &Place, verb: &Verb, patience: Duration) -> io::Result<Vec
     let mut answers = Vec::new();
     for some in sockets.chunks(64) {
         std::thread::scope(|scope| {
-            let asking: Vec<_> =
-                some.iter().map(|found| scope.spawn(move || ask(found, verb.clone(), patience))).collect();
-            for (found, thread) in some.iter().zip(asking) {
-                match thread.join().unwrap_or(Err(Failure::Gone)) {
+            let asking = some.iter().map(|found| {
+                let one = move || ask(found, verb.clone(), patience);
+                // Where the system has no thread for it, it is asked here: later than the others, but asked.
+                std::thread::Builder::new().spawn_scoped(scope, one).map_err(|_| one())
+            });
+            let asking: Vec<_> = asking.collect();
+            for (found, asked) in some.iter().zip(asking) {
+                match asked.map_or_else(|answer| answer, |thread| thread.join().unwrap_or(Err(Failure::Gone))) {
                     // A socket that refuses connections has no process any more; one that merely hung up has.
                     Err(Failure::Gone) => place.forget_if_dead(found),
                     answer => answers.push((found.clone(), answer)),

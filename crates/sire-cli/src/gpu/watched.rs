@@ -17,7 +17,8 @@ use crate::failure::Failure;
 static PROGRAM: AtomicI32 = AtomicI32::new(0);
 
 /// What people and schedulers send.
-const PASSED_ON: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+const PASSED_ON: [libc::c_int; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
 extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     let program = PROGRAM.load(Ordering::SeqCst);

@@ -1,5 +1,6 @@
-//! The maker: makes, maps and opens memory ahead of the copies that will fill it, on a thread of its own. It changes no chunk
-//! itself: what became of each is sent, in order, to whoever copies, and noted there.
+//! The maker: makes, maps and opens memory ahead of the copies that will fill it. It changes no chunk itself: what became of each goes, in order, to
+//! whoever copies, and is noted there. It does so on a thread of its own, unless all copies together are over soon: then whoever copies asks for one run
+//! after the other, and copies that are under way go on meanwhile. To start a thread, and to wake another one for each run, would take longer.
 //!
 //! Access is set for runs of chunks that lie side by side, because one call for many costs what one for a single chunk does. Not for all of them in one
 //! call, because no copy into a run begins before the last of its chunks is made: the first run is one chunk, and each next one is twice as long, while the
@@ -12,7 +13,8 @@ use super::team::{Team, stopped};
 use crate::driver::{Addr, Physical, Properties};
 use crate::error::Result;
 use crate::extent::{Claim, Extent};
-use crate::sync::mpsc::Sender;
+use crate::sync::mpsc::{Receiver, Sender};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The longest run of chunks that get access in one call.
@@ -66,24 +68,75 @@ pub(super) struct Made {
     pub(super) recycled: u64,
 }
 
-/// Makes memory for every job, until the team stops. The first failure is the team's.
-pub(super) fn make(team: &Team<'_>, jobs: &[Job], sender: &Sender<Made>) {
-    let mut longest = 1;
-    let mut left = jobs;
-    while !left.is_empty() {
+/// Makes memory for jobs, one run after the other.
+pub(super) struct Maker<'a> {
+    team: &'a Team<'a>,
+    left: &'a [Job],
+    longest: usize,
+}
+
+impl<'a> Maker<'a> {
+    pub(super) fn new(team: &'a Team<'a>, jobs: &'a [Job]) -> Maker<'a> {
+        Maker { team, left: jobs, longest: 1 }
+    }
+
+    /// Makes memory for every job, until the team stops.
+    pub(super) fn make_all(mut self, sender: &Sender<Made>) {
+        while let Some(run) = self.make_next() {
+            // Whoever copies still takes what is in the channel after a failure.
+            for made in run {
+                let _ = sender.send(made);
+            }
+        }
+    }
+
+    /// Makes the next run; `None` if there is none any more. A failure is the team's, and the end.
+    pub(super) fn make_next(&mut self) -> Option<Vec<Made>> {
+        if self.left.is_empty() {
+            return None;
+        }
         let mut made = Vec::new();
-        let outcome = make_run(team, &left[..run_length(left, longest)], &mut made);
-        left = &left[made.len()..];
-        longest = (2 * longest).min(LONGEST_RUN);
-        if let (Ok(_), Some(progress)) = (&outcome, team.call.progress) {
+        let outcome = make_run(self.team, &self.left[..run_length(self.left, self.longest)], &mut made);
+        self.left = &self.left[made.len()..];
+        self.longest = (2 * self.longest).min(LONGEST_RUN);
+        if let (Ok(_), Some(progress)) = (&outcome, self.team.call.progress) {
             progress.made(made.len());
         }
-        for (index, one) in made.into_iter().enumerate() {
-            // Whoever copies still takes what is in the channel after a failure.
-            let _ = sender.send(Made { ready: outcome.as_ref().is_ok_and(|&open| index < open), ..one });
-        }
+        let open = *outcome.as_ref().unwrap_or(&0);
+        made.iter_mut().take(open).for_each(|one| one.ready = true);
         if let Err(error) = outcome {
-            return team.fail(error);
+            self.left = &[];
+            self.team.fail(error);
+        }
+        Some(made)
+    }
+}
+
+/// What was made, in order: by the maker itself when it is asked for, or by its thread.
+pub(super) enum Arrivals<'a> {
+    InTurn(Maker<'a>, VecDeque<Made>),
+    Ahead(Receiver<Made>),
+}
+
+impl Arrivals<'_> {
+    /// The next; `None` after a failure, which was told.
+    pub(super) fn next(&mut self) -> Option<Made> {
+        match self {
+            Arrivals::InTurn(maker, waiting) => {
+                if waiting.is_empty() {
+                    waiting.extend(maker.make_next()?);
+                }
+                waiting.pop_front()
+            }
+            Arrivals::Ahead(receiver) => receiver.recv().ok(),
+        }
+    }
+
+    /// What was made and not asked for.
+    pub(super) fn rest(self) -> Vec<Made> {
+        match self {
+            Arrivals::InTurn(_, waiting) => waiting.into(),
+            Arrivals::Ahead(receiver) => receiver.iter().collect(),
         }
     }
 }

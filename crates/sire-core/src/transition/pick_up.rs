@@ -1,9 +1,9 @@
-//! The pass that gives chunks their memory back. While one thread copies backups in, another makes and maps the memory
-//! ahead of it ([`maker`]); all devices work at the same time. Only when everything has arrived do the chunks count as being on
+//! The pass that gives chunks their memory back. While backups are copied in, memory is made and mapped ahead of them
+//! ([`maker`](super::maker)); all devices work at the same time. Only when everything has arrived do the chunks count as being on
 //! the device. Until then every backup stays, so that any failure is answered by releasing what is new.
 
 use super::background::Order;
-use super::maker::{self, Job, Made};
+use super::maker::{Arrivals, Job, Made, Maker};
 use super::pieces::{At, Piece, Pieces, chunks};
 use super::pool::Pool;
 use super::seam::{Source, Staging};
@@ -20,8 +20,11 @@ use crate::sync::{Mutex, at_once, beside, lock, mpsc};
 use crate::terms::{RegionId, Report};
 use crate::tier::Segment;
 use crate::transfer::Pipe;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+/// So many copy pieces are on the device before memory that a thread has made ahead of them could make up for starting it.
+const SOON: u64 = 16;
 
 /// The first and the longest sleep while waiting for memory.
 const SLEEP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -214,24 +217,28 @@ impl<'a, 'c> Part<'a, 'c> {
         let jobs: Vec<Job> = self.away.iter().map(|&at| Job::new(&self.claims, at)).collect();
         let machine = self.team.machine;
         let mut pipe = Pipe::new(&*machine.heap.driver, machine.lanes.take(self.device)?);
-        let (sender, made) = mpsc::channel();
-        let team = self.team;
-        let make = || {
-            let sender = sender;
-            maker::make(team, &jobs, &sender);
-        };
-        let sent = if jobs.len() > 1 {
-            beside(|_| make(), || self.fill(&mut pipe, &jobs, &made))
+        let maker = Maker::new(self.team, &jobs);
+        let sent = if self.is_over_soon() {
+            self.fill(&mut pipe, &jobs, Arrivals::InTurn(maker, VecDeque::new()))
         } else {
-            make();
-            self.fill(&mut pipe, &jobs, &made)
+            let (sender, made) = mpsc::channel();
+            let make = |_| {
+                let sender = sender;
+                maker.make_all(&sender);
+            };
+            beside(make, || self.fill(&mut pipe, &jobs, Arrivals::Ahead(made)))
         };
-        for rest in &made {
-            self.note(rest);
-        }
         let drained = pipe.drain(&machine.lanes);
         let is_drained = drained.is_ok();
         sent.and(drained.map_err(Error::from)).map_err(|error| Failure { error, drained: is_drained })
+    }
+
+    /// Whether everything is copied before a thread could be of use. With a progress, all memory is to be there as soon as can be: before that nothing of
+    /// it is ready.
+    fn is_over_soon(&self) -> bool {
+        let bytes = |at: &At| self.claims[at.0].chunks[at.1].size;
+        let is_little = || self.away.iter().map(bytes).sum::<u64>() <= SOON * self.team.machine.settings.copy_piece;
+        self.away.len() < 2 || (self.team.call.progress.is_none() && is_little())
     }
 
     fn addresses(&self, at: At) -> std::ops::Range<u64> {
@@ -239,13 +246,19 @@ impl<'a, 'c> Part<'a, 'c> {
     }
 
     /// Copies backups in as memory arrives. A failure is the team's at once, so that the maker stops too.
-    fn fill(&mut self, pipe: &mut Pipe<'_, Piece>, jobs: &[Job], made: &mpsc::Receiver<Made>) -> Result<()> {
+    fn fill(&mut self, pipe: &mut Pipe<'_, Piece>, jobs: &[Job], mut made: Arrivals<'_>) -> Result<()> {
         let filled = jobs.iter().try_for_each(|job| {
             self.team.check()?;
             // The maker ends early only after a failure that it has told.
-            let made = made.recv().map_err(|_| stopped())?;
+            let made = made.next().ok_or_else(stopped)?;
             if self.note(made) { self.send_chunk(pipe, job.at) } else { Ok(()) }
         });
+        if let Err(error) = &filled {
+            self.team.fail(error.clone());
+        }
+        for rest in made.rest() {
+            self.note(rest);
+        }
         let landed = filled.and_then(|()| {
             while self.land(pipe)? {}
             pipe.finish()?;

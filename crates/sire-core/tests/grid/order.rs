@@ -271,7 +271,7 @@ fn each_numa_node_has_slabs_of_its_own() {
 fn memory_is_made_ahead_of_the_copies_but_they_do_not_wait_for_all_of_it() {
     let mut world = World::with(MANY, 2 * CHUNK);
     let region = world.region("m", policy(Backup::Host));
-    let addr = written(&mut world, World::request(region, 12 * CHUNK));
+    let addr = written(&mut world, World::request(region, 40 * CHUNK));
     world.pause(&Selection::All).unwrap();
     let begun = now(&world);
     world.driver.set_order(move |call, log| {
@@ -279,12 +279,37 @@ fn memory_is_made_ahead_of_the_copies_but_they_do_not_wait_for_all_of_it() {
         let made = |verb| log.iter().filter(is(verb)).count();
         match call.verb {
             "copy_to_device" => made("create") >= 3 && made("map") >= 3,
-            "map" if call.of == addr.0 + 11 * CHUNK => made("copy_to_device") >= 1,
+            "map" if call.of == addr.0 + 39 * CHUNK => made("copy_to_device") >= 1,
             _ => true,
         }
     });
     world.resume(&Selection::All).unwrap();
     world.driver.end_order();
+    world.check();
+    world.check_no_leak();
+}
+
+/// Where little comes back, a thread that runs ahead would not have started before most of it is there: what copies makes memory itself, run by run,
+/// each while the copies into the one before are under way.
+#[test]
+fn what_is_little_is_made_run_by_run_between_the_copies() {
+    let mut world = World::with(MANY, 2 * CHUNK);
+    let region = world.region("m", policy(Backup::Host));
+    written(&mut world, World::request(region, 12 * CHUNK));
+    world.pause(&Selection::All).unwrap();
+    let begun = now(&world);
+    world.resume(&Selection::All).unwrap();
+    let trail = world.driver.trail(begun);
+    let verbs = trail.iter().filter(|call| ["create", "copy_to_device"].contains(&call.verb));
+    let runs: Vec<(&str, usize)> = verbs.fold(Vec::new(), |mut runs, call| {
+        match runs.last_mut() {
+            Some((verb, count)) if *verb == call.verb => *count += 1,
+            _ => runs.push((call.verb, 1)),
+        }
+        runs
+    });
+    let each = [1, 2, 4, 5].map(|length| [("create", length), ("copy_to_device", length)]);
+    assert_eq!(runs, each.concat());
     world.check();
     world.check_no_leak();
 }
