@@ -16,12 +16,13 @@ use sire_control::desk::{Action, Desk};
 use sire_control::instance;
 use sire_control::journal::Journal;
 use sire_control::message::{Answer, Code, PROTOCOL, Refusal, Verb};
-use sire_control::place::{self, Place};
+use sire_control::place::{self, Directions, Place, identity};
 use sire_control::server::{Descriptors, Outbox, Server, Service, Ticket};
 use sire_core::driver::{Device, Driver as _};
 use sire_core::error::{Error, Result, Status};
 use sire_core::policy::Budget;
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -87,9 +88,34 @@ pub(crate) struct Control {
 
 /// A socket that is open.
 struct Running {
+    directions: Directions,
+    door: Door,
+    stop: Arc<AtomicBool>,
+}
+
+/// Where a socket is.
+struct Door {
     path: PathBuf,
     directory: PathBuf,
-    stop: Arc<AtomicBool>,
+    identity: Option<(u64, u64)>,
+}
+
+impl Door {
+    fn open(place: &Place) -> io::Result<(Door, UnixListener)> {
+        let (listener, path) = place.listen(std::process::id())?;
+        Ok((Door { identity: identity(&path), directory: place.path().to_path_buf(), path }, listener))
+    }
+
+    /// Whether the file is the one that was made.
+    fn is_there(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
+    }
+
+    fn remove(&self) {
+        if self.is_there() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// The control of the process, if its socket was ever opened. Wait-free.
@@ -110,7 +136,7 @@ pub(crate) fn open() -> Result<PathBuf> {
     let _turn = Turn::take();
     let control = made()?;
     if let Some(running) = &*control.running() {
-        return Ok(running.path.clone());
+        return Ok(running.door.path.clone());
     }
     control.start().map_err(|error| failed("the control socket cannot be opened", &error))
 }
@@ -225,8 +251,8 @@ impl Control {
         if !wait_while(&|| self.is_served(), FAREWELL) {
             return Err(io::Error::other("the one that was closed before has not ended yet; try again"));
         }
-        let place = Place::of_this_user()?;
-        let (listener, path) = place.listen(std::process::id())?;
+        let directions = Directions::of_this_process();
+        let (door, listener) = Door::open(&directions.place()?)?;
         let (questions, waiting) = sync_channel(BACKLOG);
         let outbox = Arc::clone(&self.outbox);
         let server = Server::new(listener, Porter { control: self, questions }, outbox, Arc::clone(&self.descriptors));
@@ -241,17 +267,34 @@ impl Control {
         let spawned = spawn("sire-control-w", move || self.work(waiting)).and_then(|_| spawn("sire-control", serve));
         if let Err(error) = spawned {
             self.servers.fetch_sub(1, Ordering::Release);
-            let _ = std::fs::remove_file(&path);
+            door.remove();
             return Err(error);
         }
         self.desk.open();
-        *self.running() = Some(Running { path: path.clone(), directory: place.path().to_path_buf(), stop });
+        let path = door.path.clone();
+        *self.running() = Some(Running { directions, door, stop });
         Ok(path)
+    }
+
+    /// A new socket where those who ask look for one, unless it is there already. Its directory goes with its user's session, and with what cleans up old
+    /// files; a program that outlives that is to be found by who comes back.
+    fn another_door(&self) -> Option<UnixListener> {
+        let mut running = self.running();
+        let Running { directions, door, .. } = running.as_mut()?;
+        let place = directions.place().ok()?;
+        if door.is_there() && place.path() == door.directory {
+            return None;
+        }
+        let (new, listener) = Door::open(&place).ok()?;
+        door.remove();
+        self.journal.note("moved", &format!("the control socket is at {} now", new.path.display()));
+        *door = new;
+        Some(listener)
     }
 
     fn stop(&self) {
         if let Some(running) = self.running().take() {
-            let _ = std::fs::remove_file(&running.path);
+            running.door.remove();
             running.stop.store(true, Ordering::Release);
             self.outbox.wake();
         }
@@ -317,7 +360,7 @@ impl Control {
     }
 
     fn trace(&self) -> Result<Value> {
-        let directory = self.running().as_ref().map(|running| running.directory.clone());
+        let directory = self.running().as_ref().map(|running| running.door.directory.clone());
         let directory = directory.ok_or_else(|| Error::new(Status::Inactive, "the control socket is closed"))?;
         let path = directory.join(format!("trace-{}-{}.trace", std::process::id(), now() as u64));
         Ok(json!({"path": engine()?.trace(&path)?}))
@@ -381,6 +424,10 @@ impl Service for Porter {
         let (late, next) = self.control.board.expire();
         late.into_iter().for_each(|ticket| self.control.list_for(ticket, self));
         next.into_iter().chain(self.control.desk.expire()).min()
+    }
+
+    fn another_door(&self) -> Option<UnixListener> {
+        self.control.another_door()
     }
 }
 

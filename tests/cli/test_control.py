@@ -43,10 +43,11 @@ while True:
 class Outside:
     """A program of Sire's, and the command as another process of its user."""
 
-    def __init__(self, command: Path, library: Path, stand_in: Path, root: Path, program: str = PROGRAM) -> None:
+    def __init__(self, command: Path, library: Path, stand_in: Path, root: Path, program: str = PROGRAM, **more: Path) -> None:
         self.command = command
-        self.environment = clean_environment(XDG_RUNTIME_DIR=root, TERM="xterm-256color")
+        self.environment = clean_environment(XDG_RUNTIME_DIR=root, TERM="xterm-256color", **more)
         own: dict[str, str | Path | None] = {
+            **more,
             "PYTHONPATH": ROOT / "python-shim" / "src",
             "SIRE_LIBRARY": library,
             "SIRE_LIBCUDA": stand_in,
@@ -121,6 +122,33 @@ def test_ps_asks_also_where_the_system_has_no_thread_for_it(outside: Outside) ->
     shown = limited(enough + MIB, "ps", "--json")
     assert shown.returncode == 0, shown.stderr
     assert [str(each["pid"]) for each in json.loads(shown.stdout)["processes"]] == [outside.pid]
+
+
+def test_a_process_is_found_again_whose_socket_has_gone(command: Path, library: Path, stand_in: Path, tmp_path: Path) -> None:
+    """A user's runtime directory goes when he logs out, and comes back when he logs in. A paused program that outlived it
+    was out of reach for good.
+    """
+    root, temporary = tmp_path / "run", tmp_path / "tmp"
+    root.mkdir(mode=0o700)
+    temporary.mkdir()
+
+    def is_found(outside: Outside) -> bool:
+        return [str(each["pid"]) for each in outside.view()["processes"]] == [outside.pid]
+
+    with contextlib.closing(Outside(command, library, stand_in, root, TMPDIR=temporary)) as outside:
+        assert line(outside.process) == "ready"
+        assert outside.run("pause", outside.pid).returncode == 0
+        shutil.rmtree(root)
+        until("it is found again", lambda: is_found(outside))
+        assert [each.parent.parent for each in tmp_path.rglob("*.sock")] == [temporary]
+        root.mkdir(mode=0o700)
+        until("it is found again", lambda: is_found(outside))
+        assert [each.parent.parent for each in tmp_path.rglob("*.sock")] == [root]
+        next(root.rglob("*.sock")).unlink()
+        until("it is found again", lambda: is_found(outside))
+        assert outside.run("resume", outside.pid).returncode == 0
+        [process] = outside.view()["processes"]
+        assert [each["what"] for each in process["journal"]].count("moved") == 3
 
 
 def test_a_tag_is_paused_and_everything_resumed(outside: Outside) -> None:

@@ -17,6 +17,7 @@ use serde::{Serialize, Serializer};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -86,21 +87,47 @@ pub struct Found {
     pub path: PathBuf,
 }
 
+/// What the environment says about where this user's directory is, read once: a program may change its environment while another thread reads it.
+#[derive(Clone, Debug)]
+pub struct Directions {
+    runtime: Option<PathBuf>,
+    temporary: PathBuf,
+}
+
+impl Directions {
+    /// From the environment of this process.
+    #[must_use]
+    pub fn of_this_process() -> Directions {
+        Directions { runtime: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), temporary: std::env::temp_dir() }
+    }
+
+    /// The directory, made if there is none. It may be another one later: a runtime directory goes when its user logs out.
+    ///
+    /// # Errors
+    /// As [`Place::of_this_user`].
+    pub fn place(&self) -> io::Result<Place> {
+        let private = |directory: &&PathBuf| directory.is_absolute() && is_ours_alone(directory);
+        match self.runtime.as_ref().filter(private) {
+            Some(runtime) => Place::at(&runtime.join("sire")),
+            None => Place::at(&self.temporary.join(format!("sire-control-{}", user()))),
+        }
+    }
+}
+
+/// Which file is at a path: its device and its number.
+#[must_use]
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
 impl Place {
     /// This user's directory, made if there is none.
     ///
     /// # Errors
     /// The system's, or `PermissionDenied` for one that is not private; the sentence names it.
     pub fn of_this_user() -> io::Result<Place> {
-        Place::chosen(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), &std::env::temp_dir())
-    }
-
-    fn chosen(runtime: Option<PathBuf>, temporary: &Path) -> io::Result<Place> {
-        let private = |directory: &PathBuf| directory.is_absolute() && is_ours_alone(directory);
-        match runtime.filter(private) {
-            Some(runtime) => Place::at(&runtime.join("sire")),
-            None => Place::at(&temporary.join(format!("sire-control-{}", user()))),
-        }
+        Directions::of_this_process().place()
     }
 
     /// The directory at `path`, made if there is none.
@@ -275,12 +302,13 @@ pub fn user() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Found, Name, Place, TURN, is_dead, knock};
+    use super::{Directions, Found, Name, Place, TURN, is_dead, knock};
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     use std::fs::{self, Permissions};
     use std::io::ErrorKind;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::time::Duration;
 
     type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -316,13 +344,15 @@ mod tests {
     fn a_runtime_directory_that_is_not_private_is_not_used() -> Outcome {
         let root = tempfile::tempdir()?;
         let runtime = root.path().join("run");
+        let chosen =
+            |runtime: PathBuf| Directions { runtime: Some(runtime), temporary: root.path().to_path_buf() }.place();
         fs::create_dir(&runtime)?;
         for (mode, inside) in [(0o700, true), (0o755, false)] {
             fs::set_permissions(&runtime, Permissions::from_mode(mode))?;
-            let place = Place::chosen(Some(runtime.clone()), root.path())?;
+            let place = chosen(runtime.clone())?;
             assert_eq!(place.path().starts_with(&runtime), inside, "mode {mode:o}");
         }
-        assert!(!Place::chosen(Some("run".into()), root.path())?.path().starts_with(&runtime));
+        assert!(!chosen("run".into())?.path().starts_with(&runtime));
         Ok(())
     }
 

@@ -49,6 +49,11 @@ pub trait Service: Send + Sync {
 
     /// Does what is due; when to call it again (None: when something else happens).
     fn tick(&self) -> Option<Instant>;
+
+    /// Where clients come to from now on, if nobody finds the socket any more on which they have come until now. Asked once a second.
+    fn another_door(&self) -> Option<UnixListener> {
+        None
+    }
 }
 
 /// Answers that come later. For one server at a time: it drops those that none of its clients waits for.
@@ -127,6 +132,8 @@ pub struct Server<S: Service> {
     descriptors: Arc<Descriptors>,
     stop: Arc<AtomicBool>,
     connections: Vec<Connection>,
+    /// When the socket was last looked for.
+    looked: Instant,
 }
 
 struct Connection {
@@ -151,7 +158,7 @@ impl<S: Service> Server<S> {
         descriptors.add(listener.as_raw_fd());
         descriptors.add(outbox.wake.as_raw_fd());
         let stop = Arc::new(AtomicBool::new(false));
-        Server { listener, service, outbox, descriptors, stop, connections: Vec::new() }
+        Server { listener, service, outbox, descriptors, stop, connections: Vec::new(), looked: Instant::now() }
     }
 
     /// Set it and wake the outbox, and [`Server::run`] returns.
@@ -165,6 +172,7 @@ impl<S: Service> Server<S> {
         while !self.stop.load(Ordering::Acquire) {
             let due = self.service.tick();
             self.deliver();
+            self.look_for_the_door();
             let Some(ready) = self.sleep(due) else { continue };
             let mut buffer = [0; 8];
             let _ = rustix::io::read(&self.outbox.wake, &mut buffer);
@@ -197,6 +205,18 @@ impl<S: Service> Server<S> {
         let flags: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         let listener = flags.first().is_some_and(|flags| !flags.is_empty());
         Some(Ready { listener, connections: flags.into_iter().skip(2).enumerate().collect() })
+    }
+
+    fn look_for_the_door(&mut self) {
+        if self.looked.elapsed() < LONGEST_SLEEP {
+            return;
+        }
+        self.looked = Instant::now();
+        if let Some(listener) = self.service.another_door() {
+            self.descriptors.remove(self.listener.as_raw_fd());
+            self.descriptors.add(listener.as_raw_fd());
+            self.listener = listener;
+        }
     }
 
     /// Whoever waits at the door: the same user is let in, as long as there is a place.

@@ -167,12 +167,40 @@ def test_strict_wants_the_bytes_themselves() -> None:
             assert reservation.reserved_bytes == 60 * MIB
 
 
+def test_what_pytorchs_cache_gives_back_is_not_owned_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fence of PyTorch's cache is given back whole when the reservation shrinks, and taken again. It counted as owned
+    meanwhile, and others took the bytes for free ones. One that could not grow did not come back at all.
+    """
+    plain, seen = torch.cuda.empty_cache, []
+
+    def empty_cache() -> None:
+        seen.append((sum(each["owned"] for each in entries()), free()))
+        plain()
+
+    with torchtools.reserve_gpu_for_training(0, 100 * MIB, 0, strict=True) as reservation:
+        if reservation.fence != "cache":
+            pytest.skip("there the fence is the library's")
+        fenced = free()
+        monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+        reservation.resize(80 * MIB)
+        assert seen == [(0, fenced)]
+        before = free(), sorted((each["bytes"], each["owned"]) for each in entries())
+        place = reservation._place
+        assert place is not None
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(sire.OutOfMemoryError):
+            fill = place.fill  # type: ignore[attr-defined]
+            outcomes = iter((refuse, fill))
+            patch.setattr(place, "fill", lambda: next(outcomes)())
+            reservation.resize(120 * MIB)
+        assert (free(), sorted((each["bytes"], each["owned"]) for each in entries())) == before
+
+
+def refuse(*_arguments: object) -> None:
+    raise sire.OutOfMemoryError("somebody was faster")
+
+
 def broken(patch: pytest.MonkeyPatch, reservation: torchtools.Reservation) -> None:
     """The driver has no more memory for fences, as if somebody who knows of no ledger had taken it."""
-
-    def refuse(*_arguments: object) -> None:
-        raise sire.OutOfMemoryError("somebody was faster")
-
     place = reservation._place
     assert place is not None
     name = "fill" if reservation.fence == "cache" else "resize"

@@ -202,6 +202,7 @@ class _Place:
         self._torch, self._index, self._handle = torch, index, handle
         self._base = _held(torch, index)
         self._noted = 0
+        self._noting = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -217,7 +218,11 @@ class _Place:
 
     def note(self) -> None:
         """Notes how much of it this process owns."""
-        owned = max(0, _held(self._torch, self._index) - self._base)
+        with self._noting:
+            self._note(_held(self._torch, self._index))
+
+    def _note(self, held: int) -> None:
+        owned = max(0, held - self._base)
         if owned != self._noted:
             _library.load().reservation_note_owned(self._handle, owned)
             self._noted = owned
@@ -262,16 +267,24 @@ class _CachePlace(_Place):
         before = self.reserved()
         super().resize(size, seconds, strict)
         if size <= before:
-            self._torch.cuda.empty_cache()
+            self._empty()
         try:
             _fill(self, strict)
         except BaseException:
             # What there was stays, and no more: others can have what could not be filled.
             if size > before:
                 super().resize(before, 0.0, strict)
-                self._torch.cuda.empty_cache()
-                self.note()
+                self._empty()
+                with suppress(RuntimeError):
+                    self.fill()
             raise
+
+    def _empty(self) -> None:
+        """Gives the fence back to the driver. It counts as not owned before it goes, so that others leave it."""
+        with self._noting:
+            self._note(_held(self._torch, self._index) - _torch.free_in_cache(self._torch, self._index))
+            self._torch.cuda.empty_cache()
+            self._note(_held(self._torch, self._index))
 
     def release(self) -> None:
         with suppress(RuntimeError):
