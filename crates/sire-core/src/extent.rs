@@ -12,6 +12,7 @@ mod reading;
 mod slab;
 
 use crate::cache::Depot;
+use crate::clock;
 use crate::driver::{Access, Addr, Device, Physical, Properties};
 use crate::mapping::Mapping;
 use crate::ranges::Ranges;
@@ -21,6 +22,7 @@ use crate::tier::Segment;
 use crate::tier::file::Attached;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) use chunk::{Chunk, Held, Truth, addresses, contiguous, held};
 pub(crate) use claim::{Claim, Unfinished};
@@ -42,6 +44,8 @@ struct Inner {
     freed: bool,
     /// Whoever reads the memory while it is the program's, see [`reading`].
     readers: usize,
+    /// The program is about to unmap it and keeps the memory: nobody begins to read.
+    wanted: bool,
     /// Access rights changed while the extent was claimed.
     access_stale: bool,
     overrides: Overrides,
@@ -157,6 +161,7 @@ impl Extent {
             claimed: true,
             freed: false,
             readers: 0,
+            wanted: false,
             access_stale: false,
             overrides: Overrides::default(),
             changed: Ranges::new(),
@@ -304,6 +309,30 @@ impl Extent {
             return Freed::Already;
         }
         self.claimed(&mut inner).map_or(Freed::Deferred, Freed::Claimed)
+    }
+
+    /// As [`Extent::free`], for who keeps the memory: waits for whoever reads it, and where `waits` says so for whoever has claimed it.
+    pub(crate) fn free_alone(self: &Arc<Self>, waits: impl Fn() -> bool) -> Freed {
+        loop {
+            let mut inner = lock(&self.inner);
+            if inner.freed || (inner.readers == 0 && !inner.claimed) {
+                break;
+            }
+            inner.wanted = true;
+            let is_read = inner.readers > 0;
+            drop(inner);
+            if !is_read && !waits() {
+                break;
+            }
+            clock::sleep(Duration::from_micros(50));
+        }
+        self.free()
+    }
+
+    /// Whether whoever reads it is to stop.
+    pub(crate) fn is_wanted(&self) -> bool {
+        let inner = lock(&self.inner);
+        inner.freed || inner.wanted
     }
 
     /// Whether somebody has claimed it, or reads it.

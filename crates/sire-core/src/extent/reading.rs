@@ -20,10 +20,10 @@ impl Chunk {
 }
 
 impl Extent {
-    /// One more reader; false if the extent is freed or claimed.
+    /// One more reader; false if the extent is freed, about to be unmapped or claimed.
     pub(crate) fn begin_reading(&self) -> bool {
         let mut inner = lock(&self.inner);
-        let may = !inner.freed && !inner.claimed;
+        let may = !inner.freed && !inner.wanted && !inner.claimed;
         inner.readers += usize::from(may);
         may
     }

@@ -115,9 +115,10 @@ impl Heap {
         }
     }
 
-    /// The program unmaps an extent. Returns its memory, if it has any that the caller is to keep or release.
-    pub(crate) fn let_go(&self, extent: &Arc<Extent>) -> Option<Physical> {
-        let Freed::Claimed(mut claim) = extent.free() else { return None };
+    /// The program unmaps an extent. Returns its memory, if it has any that the caller is to keep or release. Whoever reads it, or tends its backups while
+    /// its region is resident, is waited for, two pieces long at most: the program may map the memory elsewhere.
+    pub(crate) fn let_go(&self, extent: &Arc<Extent>, is_resident: impl Fn() -> bool) -> Option<Physical> {
+        let Freed::Claimed(mut claim) = extent.free_alone(is_resident) else { return None };
         let mut physical = None;
         if let Some(chunk) = claim.chunks.first_mut()
             && chunk.mapped

@@ -363,13 +363,12 @@ impl Segments {
 
     fn unmap_one(&self, extent: &Arc<Extent>) {
         let Some(mapping) = &extent.mapping else { return };
-        let back = match self.machine.heap.let_go(extent) {
+        let region = self.machine.regions.get(extent.region).ok();
+        let is_resident = || region.as_ref().is_some_and(|region| region.is_resident());
+        let back = match self.machine.heap.let_go(extent, is_resident) {
             None => State::Gone,
             Some(physical) if extent.held().is_some() => State::Stray(physical),
-            Some(physical) => {
-                let region = self.machine.regions.get(extent.region).ok();
-                State::Loose(physical, region.as_ref().map(Region::take_back_in_hand))
-            }
+            Some(physical) => State::Loose(physical, region.as_ref().map(Region::take_back_in_hand)),
         };
         self.put_in(mapping.handle, back);
     }

@@ -21,6 +21,7 @@ use crate::digest::Digest;
 use crate::driver::Device;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Claim, Extent};
+use crate::ranges::Ranges;
 use crate::raw::Span;
 use crate::region::{Ahead, Region};
 use crate::terms::Report;
@@ -113,8 +114,12 @@ impl Machine {
         };
         let Some(mut shadow) = extent.shadow(window) else { return Ok(()) };
         if region.has_files() {
-            // What a file is said to hold is proven at the pause.
-            extent.attached().iter().for_each(|file| shadow.dead.add(file.range.clone()));
+            // What a file is said to hold, and nobody has looked at yet, is proven at the pause.
+            let mut known = Ranges::new();
+            shadow.chunks.iter().flat_map(|chunk| &chunk.segments).for_each(|segment| known.add(segment.range()));
+            for file in extent.attached() {
+                known.gaps(&file.range).iter().for_each(|gap| shadow.dead.add(gap.clone()));
+            }
         }
         let mut attempt = Report::default();
         let mut surveys = [Survey::new(0, region, &shadow, extent.known_changed(), self.settings.page())];

@@ -42,7 +42,7 @@ pub(super) struct Watch<'a> {
 
 impl Watch<'_> {
     pub(super) fn is_over(&self) -> bool {
-        self.extent.is_freed() || !self.region.is_resident()
+        self.extent.is_wanted() || !self.region.is_resident()
     }
 }
 

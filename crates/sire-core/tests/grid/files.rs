@@ -115,6 +115,32 @@ fn what_is_declared_not_to_change_is_compared_once() {
     }
 }
 
+/// A pre-copy forgot what files were proven to hold: the next pause read all of it again, and kept no copy of what the files do not hold.
+#[test]
+fn what_was_proven_stays_proven_through_a_pre_copy() {
+    let auto = [Clean::Declared, Clean::Verified, Clean::Paranoid].map(|clean| (Backup::Auto, clean));
+    for (backup, clean) in auto.into_iter().chain([(Backup::File, Clean::Declared)]) {
+        let mut life = Life::of(Policy { clean, ..policy(backup) });
+        life.poke(CHUNK + 5);
+        life.pause();
+        let (file, other) = (life.used("file"), life.used("host") + life.used("disk"));
+        life.resume();
+        let ahead = life.world.engine.pre_copy(&tag("weights"), false).unwrap();
+        assert_eq!((ahead.bytes_copied, ahead.bytes_clean), (0, SIZE), "{backup:?}, {clean:?}");
+        assert_eq!((life.used("file"), life.used("host") + life.used("disk")), (file, other));
+        let hashed = if clean == Clean::Declared { 0 } else { SIZE };
+        let report = life.pause();
+        assert_eq!((report.bytes_copied, report.bytes_hashed, report.bytes_clean), (0, hashed, SIZE), "{clean:?}");
+        life.resume();
+        life.poke(CHUNK / 2);
+        life.world.engine.changed(life.addr.offset(CHUNK / 2), 1).unwrap();
+        assert!(life.world.engine.pre_copy(&tag("weights"), false).unwrap().bytes_copied > 0);
+        assert!(life.pause().bytes_copied <= GRANULARITY, "{clean:?}: what the file is found not to hold");
+        life.resume();
+        life.world.check_no_leak();
+    }
+}
+
 /// A pause hashes what no file holds: what that needs is there before memory is short.
 #[test]
 fn hashing_is_made_ready_with_the_first_memory() {

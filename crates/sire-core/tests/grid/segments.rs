@@ -53,6 +53,31 @@ fn a_pause_waits_for_every_device_that_was_given_access() {
     player.check_no_leak();
 }
 
+/// Whoever copied memory ahead of a pause gave it back in the program's place when it was unmapped: mapped elsewhere, the handle had lost its content.
+#[test]
+fn memory_that_is_unmapped_while_it_is_read_keeps_its_content() {
+    for clean in [Clean::Verified, Clean::Paranoid] {
+        let mut player = small();
+        let a = player.region("a", Policy { clean, ..policy(Backup::Host) });
+        let segment = player.reserve(Some(a), 4);
+        player.grow(segment, &[0, 1], Some(a), a).unwrap();
+        let moved = player.segments[segment].pieces.remove(&0).unwrap();
+        let (here, there, handle) = (player.addr(segment, 0), player.addr(segment, 3), moved.handle);
+        let outcome = beside(&player, "copy_to_host", move |engine| {
+            engine.segments().unmap(here, SMALL).unwrap();
+            engine.segments().map(there, SMALL, 0, handle, false).unwrap();
+            engine.segments().grant(there, SMALL, &access(HERE)).unwrap();
+        });
+        player.engine.pre_copy(&tag("a"), false).unwrap();
+        outcome.recv().unwrap();
+        player.segments[segment].pieces.insert(3, moved);
+        player.check();
+        player.pause(&tag("a")).unwrap();
+        player.resume(&tag("a")).unwrap();
+        player.check_no_leak();
+    }
+}
+
 /// Reservations can lie side by side, and the manual does not say whether one call may give access to memory in both.
 #[test]
 fn access_that_is_refused_for_several_pieces_is_given_piece_by_piece() {
