@@ -294,6 +294,15 @@ impl Draft {
     }
 }
 
+impl Drop for Draft {
+    /// The memory outlasts the draft as long as somebody relies on a piece of it. Nobody can find the others any more.
+    fn drop(&mut self) {
+        for (at, address) in std::mem::take(&mut *lock(&self.pieces)) {
+            let _ = self.pack.punch(&(at..at + address.len));
+        }
+    }
+}
+
 /// A piece that this process relies on. Nobody changes it, and it is there until this value is dropped.
 pub(crate) struct Piece {
     store: Arc<Store>,

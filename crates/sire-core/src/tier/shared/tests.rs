@@ -231,6 +231,22 @@ fn forged(dir: &Path, number: u32) -> Roster {
     must(Roster::enlist(&dir.join("shared-1"), must(MemberId::here(number))))
 }
 
+/// What of a draft had not been shared when it went stayed in memory as long as anybody relied on what had.
+#[test]
+fn what_a_draft_did_not_share_goes_with_it() {
+    let dir = tempdir();
+    let tier = tier(dir.path());
+    let draft = must(tier.draft(3 * PIECE));
+    for (at, seed) in [(0, 1), (PIECE, 2), (2 * PIECE, 3)] {
+        must(draft.write(at, &content(seed)));
+    }
+    let shared = draft.share(|start| start == PIECE);
+    assert_eq!(tier.usage().own, memory(3));
+    drop(draft);
+    assert_eq!(tier.usage().own, memory(1));
+    Backup { pieces: shared.into_values().map(|piece| (2, piece)).collect() }.check();
+}
+
 #[test]
 fn damaged_and_newer_rosters_are_not_misread() {
     use std::os::unix::fs::FileExt;
