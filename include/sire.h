@@ -366,11 +366,14 @@ sire_status sire_process_region_set(uint32_t region);
 // `out_state` is NULL or writable.
 sire_status sire_region_state(uint32_t region, int32_t *out_state);
 
-// Allocates in this thread's region; an error outside one. `stream`: where the memory will first be used.
+// Allocates in this thread's region, of those that take the device's memory the innermost; an error outside one. `stream`: where the memory will first be used.
 //
 // What the caller sees to:
 // `out` is NULL or writable.
-sire_status sire_allocate(size_t bytes, int32_t device, void *stream, void **out);
+sire_status sire_allocate(size_t bytes,
+                          int32_t device,
+                          void *stream,
+                          void **out);
 
 // Frees an allocation of Sire's, resident or paused. NULL is nothing to do.
 sire_status sire_free(void *ptr);

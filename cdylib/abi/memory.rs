@@ -9,7 +9,7 @@ use sire_core::engine::BackupView;
 use sire_core::error::{Error, Status};
 use std::ffi::{c_char, c_void};
 
-/// Allocates in this thread's region; an error outside one. `stream`: where the memory will first be used.
+/// Allocates in this thread's region, of those that take the device's memory the innermost; an error outside one. `stream`: where the memory will first be used.
 ///
 /// # Safety
 /// `out` is NULL or writable.
@@ -27,8 +27,8 @@ pub unsafe extern "C" fn sire_allocate(
         if bytes == 0 {
             return Err(invalid("0 bytes were asked for"));
         }
-        let region =
-            region::current()?.ok_or_else(|| invalid("this thread is in no region; call sire_region_enter first"))?;
+        let none = || invalid(format!("this thread is in no region of device {device}; call sire_region_enter first"));
+        let region = region::current_on(&|| Some(device))?.ok_or_else(none)?;
         let address = allocate::allocate(process::get()?, region, device, bytes, stream)?;
         // SAFETY: the caller's promise.
         unsafe { boundary::put(out, address) };

@@ -14,25 +14,26 @@ static void *from_pool(int device) {
     return out;
 }
 
-/* The region of what is allocated on `device` in one of three ways; UINT32_MAX: none. */
+/* The region of what is allocated on `device` in one of four ways; UINT32_MAX: none. */
 static uint32_t region_on(int device, int way) {
     void *memory = NULL;
     CUDA(0, cudaSetDevice(device));
     if (way == 0) CUDA(0, cudaMalloc(&memory, 2 * MiB));
     if (way == 1) CUDA(0, cudaMallocAsync(&memory, 2 * MiB, NULL));
     if (way == 2) memory = from_pool(device);
+    if (way == 3 && sire_allocate(2 * MiB, device, NULL, &memory)) return UINT32_MAX;
     uint32_t region = UINT32_MAX;
     int32_t found = -1;
     sire_status status = sire_allocation(memory, NULL, NULL, &found, &region);
     CHECK(status == (region == UINT32_MAX ? SIRE_STATUS_UNKNOWN_ADDRESS : SIRE_STATUS_OK));
     CHECK(region == UINT32_MAX || found == device);
-    CUDA(0, way == 0 ? cudaFree(memory) : cudaFreeAsync(memory, NULL));
+    CUDA(0, way % 3 == 0 ? cudaFree(memory) : cudaFreeAsync(memory, NULL));
     return region;
 }
 
 int main(void) {
     uint32_t outer = region_of("outer", 0), inner = region_of("inner", 0), all = region_of("all", 0);
-    for (int way = 0; way < 3; way++) {
+    for (int way = 0; way < 4; way++) {
         OK(sire_region_enter_on(inner, 1, 0));
         CHECK(region_on(0, way) == UINT32_MAX && region_on(1, way) == inner);
         OK(sire_region_leave(inner));

@@ -81,7 +81,7 @@ static void threads(uint32_t region) {
     uint32_t inner = region_of("said/inner", 0);
     void *out = NULL;
     SAID(INVALID_ARGUMENT, "this thread is in no region; was region", sire_region_leave(region));
-    SAID(INVALID_ARGUMENT, "this thread is in no region; call sire_region_enter first", sire_allocate(16, 0, NULL, &out));
+    SAID(INVALID_ARGUMENT, "this thread is in no region of device 0; call sire_region_enter first", sire_allocate(16, 0, NULL, &out));
     SAID(INVALID_ARGUMENT, "this thread is not suspended", sire_region_unsuspend());
     int suspended = 0;
     while (sire_region_suspend() == SIRE_STATUS_OK) CHECK(++suspended < 1 << 20);

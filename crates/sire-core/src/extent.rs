@@ -304,29 +304,29 @@ impl Extent {
 
     /// Marks the extent freed.
     pub(crate) fn free(self: &Arc<Self>) -> Freed {
-        let mut inner = lock(&self.inner);
+        self.freed(&mut lock(&self.inner))
+    }
+
+    fn freed(self: &Arc<Self>, inner: &mut Inner) -> Freed {
         if std::mem::replace(&mut inner.freed, true) {
             return Freed::Already;
         }
-        self.claimed(&mut inner).map_or(Freed::Deferred, Freed::Claimed)
+        self.claimed(inner).map_or(Freed::Deferred, Freed::Claimed)
     }
 
     /// As [`Extent::free`], for who keeps the memory: waits for whoever reads it, and where `waits` says so for whoever has claimed it.
     pub(crate) fn free_alone(self: &Arc<Self>, waits: impl Fn() -> bool) -> Freed {
         loop {
+            let waits = waits();
             let mut inner = lock(&self.inner);
-            if inner.freed || (inner.readers == 0 && !inner.claimed) {
-                break;
+            let is_busy = inner.readers > 0 || (inner.claimed && waits);
+            if inner.freed || !is_busy {
+                return self.freed(&mut inner);
             }
             inner.wanted = true;
-            let is_read = inner.readers > 0;
             drop(inner);
-            if !is_read && !waits() {
-                break;
-            }
             clock::sleep(Duration::from_micros(50));
         }
-        self.free()
     }
 
     /// Whether whoever reads it is to stop.

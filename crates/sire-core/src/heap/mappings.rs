@@ -116,7 +116,7 @@ impl Heap {
     }
 
     /// The program unmaps an extent. Returns its memory, if it has any that the caller is to keep or release. Whoever reads it, or tends its backups while
-    /// its region is resident, is waited for, two pieces long at most: the program may map the memory elsewhere.
+    /// its region is resident, is waited for, as long as pieces take that are under way: the program may map the memory elsewhere.
     pub(crate) fn let_go(&self, extent: &Arc<Extent>, is_resident: impl Fn() -> bool) -> Option<Physical> {
         let Freed::Claimed(mut claim) = extent.free_alone(is_resident) else { return None };
         let mut physical = None;

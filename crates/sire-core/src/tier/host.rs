@@ -249,7 +249,7 @@ impl HostTier {
         if let Some(limit) = limit.filter(|&limit| committed.saturating_add(bytes) > limit) {
             return Err(over_limit(bytes, limit, committed));
         }
-        let promised: u64 = lock(&self.slabs).iter().map(|slab| slab.missing()).sum();
+        let promised: u64 = lock(&self.slabs).iter().map(|slab| slab.absent()).sum();
         let room = memory::room();
         if room.bytes < bytes.saturating_add(promised) {
             return Err(no_room(bytes, &format!("{} leaves {}", room.set_by, room.bytes.saturating_sub(promised))));
@@ -368,7 +368,7 @@ impl HostTier {
         slabs.iter().fold(HostUse::default(), |sum, slab| HostUse {
             used: sum.used + slab.len() - slab.unused(),
             reserved: sum.reserved + slab.len(),
-            present: sum.present + slab.len() - slab.missing(),
+            present: sum.present + slab.len() - slab.absent(),
             registered: sum.registered + slab.pages().registered(),
         })
     }

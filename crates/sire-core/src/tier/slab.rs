@@ -15,6 +15,8 @@ use std::sync::Arc;
 enum Unit {
     /// Addresses only.
     Out,
+    /// Its memory is there, and the driver has forgotten it.
+    Forgotten,
     /// Somebody is bringing it in.
     Coming,
     /// Its memory is there, and registered unless the driver refuses that.
@@ -64,6 +66,8 @@ pub(super) struct HostSlab {
     changed: Condvar,
     /// Units that are not in yet.
     missing: AtomicU64,
+    /// Of these, those without memory.
+    absent: AtomicU64,
     kind: Kind,
     /// The driver refused one unit: it is not asked again.
     refused: AtomicBool,
@@ -83,6 +87,7 @@ impl HostSlab {
             units: Mutex::new(vec![Unit::Out; count as usize]),
             changed: Condvar::new(),
             missing: AtomicU64::new(count),
+            absent: AtomicU64::new(count),
             kind,
             refused: AtomicBool::new(false),
             holes: Mutex::new(Ranges::of(0..size)),
@@ -133,8 +138,8 @@ impl HostSlab {
     }
 
     /// Bytes that are not there yet.
-    pub(super) fn missing(&self) -> u64 {
-        (self.missing.load(Ordering::Relaxed) * self.unit).min(self.len())
+    pub(super) fn absent(&self) -> u64 {
+        (self.absent.load(Ordering::Relaxed) * self.unit).min(self.len())
     }
 
     /// Whether the range is there.
@@ -160,14 +165,15 @@ impl HostSlab {
         let wanted = self.units_of(range);
         let mut units = lock(&self.units);
         loop {
-            let among =
-                |units: &[Unit], wanted_state| wanted.clone().find(|&index| units.get(index) == Some(&wanted_state));
-            if let Some(index) = among(&units, Unit::Out) {
-                units[index] = Unit::Coming;
+            let among = |states: &[Unit]| {
+                wanted.clone().find(|&index| units.get(index).is_some_and(|unit| states.contains(unit)))
+            };
+            if let Some(index) = among(&[Unit::Out, Unit::Forgotten]) {
+                let before = std::mem::replace(&mut units[index], Unit::Coming);
                 drop(units);
-                self.fetch(index)?;
+                self.fetch(index, before)?;
                 units = lock(&self.units);
-            } else if among(&units, Unit::Coming).is_some() {
+            } else if among(&[Unit::Coming]).is_some() {
                 units = wait(&self.changed, units);
             } else {
                 return Ok(());
@@ -181,12 +187,12 @@ impl HostSlab {
             return Ok(());
         }
         let mut units = lock(&self.units);
-        match units.get_mut(index) {
-            Some(unit @ Unit::Out) => *unit = Unit::Coming,
+        let before = match units.get_mut(index) {
+            Some(unit @ (Unit::Out | Unit::Forgotten)) => std::mem::replace(unit, Unit::Coming),
             _ => return Ok(()),
-        }
+        };
         drop(units);
-        self.fetch(index)
+        self.fetch(index, before)
     }
 
     /// The driver is not to know its memory any more. A unit that is there keeps its content, and is registered again by whoever needs it for a copy.
@@ -196,7 +202,7 @@ impl HostSlab {
             units = wait(&self.changed, units);
         }
         let known = units.iter_mut().filter(|unit| **unit == Unit::In);
-        let known = known.map(|unit| *unit = Unit::Out).count();
+        let known = known.map(|unit| *unit = Unit::Forgotten).count();
         self.missing.fetch_add(known as u64, Ordering::Release);
         drop(units);
         self.pages.unregister();
@@ -213,15 +219,16 @@ impl HostSlab {
         start..(start + self.unit).min(self.len())
     }
 
-    /// Brings in a unit that the caller has marked as coming. If that fails it is out again, and those who wait for it try for themselves.
-    fn fetch(&self, index: usize) -> io::Result<()> {
+    /// Brings in a unit that the caller has marked as coming. If that fails it is what it was `before`, and those who wait for it try for themselves.
+    fn fetch(&self, index: usize, before: Unit) -> io::Result<()> {
         let done = self.pages.bring_in(self.part(index));
         if done.is_ok() {
             self.register(index);
         }
         let mut units = lock(&self.units);
-        units[index] = if done.is_ok() { Unit::In } else { Unit::Out };
+        units[index] = if done.is_ok() { Unit::In } else { before };
         self.missing.fetch_sub(u64::from(done.is_ok()), Ordering::Release);
+        self.absent.fetch_sub(u64::from(done.is_ok() && before == Unit::Out), Ordering::Relaxed);
         drop(units);
         self.changed.notify_all();
         done

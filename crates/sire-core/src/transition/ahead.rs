@@ -14,7 +14,7 @@
 use super::pieces::Piece;
 use super::seam::{Safe, Sink, Staging};
 use super::survey::{self, Survey};
-use super::team::Call;
+use super::team::{Call, stopped};
 use super::{Machine, plan};
 use crate::clock;
 use crate::digest::Digest;
@@ -89,7 +89,7 @@ impl Machine {
         for start in (0..extent.size).step_by(step as usize) {
             match self.copy_window(region, extent, &(start..start + step), &call, report) {
                 // Freed, or being paused: whoever does that takes care of the rest.
-                Err(error) if error.status == Status::Cancelled && call.is_over() => return Ok(()),
+                Err(error) if error == stopped() => return Ok(()),
                 outcome => outcome?,
             }
         }
@@ -126,6 +126,7 @@ impl Machine {
         if survey::is_needed(&surveys) {
             self.look(std::slice::from_ref(&shadow), &mut surveys, call, &mut attempt)?;
         }
+        call.check_cancelled(self)?;
         let staging = self.prepare_ahead(&mut shadow, &surveys[0], &mut attempt)?;
         attempt.bytes_clean = plan::clean(&shadow);
         self.save_ahead(&mut shadow, surveys[0].is_hashed(), staging, call, &mut attempt)?;
@@ -159,7 +160,10 @@ impl Machine {
             drained?;
         }
         shadow.chunks.iter_mut().flat_map(|chunk| &mut chunk.segments).for_each(|segment| segment.filled = true);
-        self.share(std::slice::from_mut(shadow), &new, report);
+        // Who shares may wait for other processes, and whoever unmaps the memory would wait, too. The next pause shares it.
+        if !call.is_over() {
+            self.share(std::slice::from_mut(shadow), &new, report);
+        }
         Ok(())
     }
 }

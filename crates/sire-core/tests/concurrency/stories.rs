@@ -2,9 +2,10 @@
 //! cache), or because it asks for more than the bytes at the end (how far a switch runs ahead).
 
 use crate::common::GRANULARITY;
-use crate::common::player::{PEER, Player};
+use crate::common::player::{HERE, PEER, Player, access};
 use crate::common::world::{CHUNK, World, policy, tag};
 use crate::{check_with_stack, schedules};
+use shuttle::rand::Rng as _;
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use sire_core::driver::ProgramStream;
 use sire_core::engine::*;
@@ -143,6 +144,33 @@ fn segments_change_beside_a_transition() {
         };
         shuttle::check_random(once, 20 * schedules());
     }
+}
+
+/// A program unmaps memory and maps it elsewhere while another thread backs it up ahead of a pause: it keeps its content, and nobody hears of what goes
+/// on between them. Whoever began to read between the look for readers and the unmapping gave the memory back.
+#[test]
+fn memory_moves_beside_a_pre_copy() {
+    let once = || {
+        let mut player = Player::new(1 << 20, 2 * GRANULARITY);
+        let region = player.region("a", Policy { clean: Clean::Declared, ..policy(Backup::Host) });
+        let segment = player.reserve(Some(region), 4);
+        player.grow(segment, &[0, 1], Some(region), region).unwrap();
+        let engine = Arc::clone(&player.engine);
+        let thread = shuttle::thread::spawn(move || drop(engine.pre_copy(&tag("a"), false).unwrap()));
+        let moved = player.segments[segment].pieces.remove(&0).unwrap();
+        let (here, there) = (player.addr(segment, 0), player.addr(segment, 3));
+        let size = player.memory(Some(region)).size;
+        // As far as the other thread may get before it reads.
+        (0..shuttle::rand::thread_rng().gen_range(0..64)).for_each(|_| shuttle::thread::yield_now());
+        player.calls().unmap(here, size).unwrap();
+        player.calls().map(there, size, 0, moved.handle, false).unwrap();
+        player.calls().grant(there, size, &access(HERE)).unwrap();
+        player.segments[segment].pieces.insert(3, moved);
+        player.check();
+        thread.join().unwrap();
+        player.check_no_leak();
+    };
+    shuttle::check_random(once, 200 * schedules());
 }
 
 /// What meets in a cache: two threads that allocate and free there, that make it grow or give back, beside pauses of its region, on a device
