@@ -156,7 +156,7 @@ fn memory_moves_beside_a_pre_copy() {
         let segment = player.reserve(Some(region), 4);
         player.grow(segment, &[0, 1], Some(region), region).unwrap();
         let engine = Arc::clone(&player.engine);
-        let thread = shuttle::thread::spawn(move || drop(engine.pre_copy(&tag("a"), false).unwrap()));
+        let thread = shuttle::thread::spawn(move || engine.pre_copy(&tag("a"), false).map(|_| ()));
         let moved = player.segments[segment].pieces.remove(&0).unwrap();
         let (here, there) = (player.addr(segment, 0), player.addr(segment, 3));
         let size = player.memory(Some(region)).size;
@@ -167,7 +167,7 @@ fn memory_moves_beside_a_pre_copy() {
         player.calls().grant(there, size, &access(HERE)).unwrap();
         player.segments[segment].pieces.insert(3, moved);
         player.check();
-        thread.join().unwrap();
+        thread.join().unwrap().unwrap();
         player.check_no_leak();
     };
     shuttle::check_random(once, 200 * schedules());
