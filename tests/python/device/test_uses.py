@@ -189,6 +189,20 @@ def test_uses_by_hand_may_overlap_and_fail() -> None:
     assert not models._under_way._calls()
 
 
+def test_one_offload_too_many_ends_nobody_elses_use() -> None:
+    """A use of one model was under way when another one was offloaded once too often: the thread then counted as one
+    without uses, was taken to be at a safe point, and a pause from outside took the memory that it was using.
+    """
+    used, other = sire.manage(layers()), sire.manage(layers())
+    with sire.control.open():
+        used.load()
+        with pytest.raises(sire.InvalidArgumentError, match="more often"):
+            other.offload()
+        assert sire.control._uses == {threading.get_ident(): 1}
+        used.offload()
+        assert not sire.control._uses
+
+
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
     model = Interrupted()
     hook = sire.AutoManageHook.manage_module(model)

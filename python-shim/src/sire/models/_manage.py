@@ -160,13 +160,15 @@ def release(
                 _offload(user, how or default_release())
         except BaseException as error:
             failure = failure or error
+    holder = holder or threading.get_ident()
     with _turn:
-        holder = holder or threading.get_ident()
         _holders[holder] -= ended
         if not _holders[holder]:
             del _holders[holder]
         _turn.notify_all()
-    control.use_ends(holder, collected)
+    if ended:
+        # One call too many ends nothing, least of all the use of something else.
+        control.use_ends(holder, collected)
     if failure is not None:
         raise failure
 
