@@ -203,6 +203,23 @@ def test_one_offload_too_many_ends_nobody_elses_use() -> None:
         assert not sire.control._uses
 
 
+def test_a_use_that_another_thread_ends_is_over() -> None:
+    """One thread loads, another offloads: the first was taken to hold something for ever, so that whoever found no
+    room waited for it as long as waits last, instead of being told.
+    """
+    model, mine = sire.manage(layers()), sire.manage(layers())
+    go, done = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: (model.load(), done.set(), go.wait(20)))
+    other.start()
+    assert done.wait(20)
+    with sire.auto_manage(mine):
+        model.offload()
+        assert list(_manage._holders) == [threading.get_ident()], "whoever ends it holds something else"
+    assert not _manage._holders
+    go.set()
+    other.join()
+
+
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
     model = Interrupted()
     hook = sire.AutoManageHook.manage_module(model)

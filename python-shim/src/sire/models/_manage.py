@@ -52,6 +52,8 @@ def _acquire(users: list[ResourcePoolUserABC[Any]], deadline: float) -> None:
             try:
                 _load_all(users)
                 _holders[me] += len(users)
+                for user in users:
+                    user.held_by.append(me)
                 return
             except OutOfMemoryError as error:
                 if not _may_wait(me, deadline):
@@ -148,29 +150,40 @@ def release(
 ) -> None:
     """Ends one use of each; what nobody uses any more is offloaded, the last one first. The first failure is raised.
 
-    ``collected``: as for `control.use_ends`.
+    ``holder``: the thread whose use it is (default: the calling one). ``collected``: as for `control.use_ends`.
     """
     failure: BaseException | None = None
-    ended = 0
+    ended: list[ResourcePoolUserABC[Any]] = []
     for user in reversed(users):
         try:
             left = user.unlock()
-            ended += 1
+            ended.append(user)
             if left == 0:
                 _offload(user, how or default_release())
         except BaseException as error:
             failure = failure or error
-    holder = holder or threading.get_ident()
-    with _turn:
-        _holders[holder] -= ended
-        if not _holders[holder]:
-            del _holders[holder]
-        _turn.notify_all()
     if ended:
         # One call too many ends nothing, least of all the use of something else.
-        control.use_ends(holder, collected)
+        control.use_ends(_let_go(ended, holder or threading.get_ident()), collected)
     if failure is not None:
         raise failure
+
+
+def _let_go(users: list[ResourcePoolUserABC[Any]], thread: int) -> int:
+    """The thread holds these no longer; of one that it never held, whoever took it last. Who held the first of them."""
+    held: list[int] = []
+    with _turn:
+        for user in users:
+            if not user.held_by:
+                continue
+            holder = thread if thread in user.held_by else user.held_by[-1]
+            user.held_by.remove(holder)
+            _holders[holder] -= 1
+            if not _holders[holder]:
+                del _holders[holder]
+            held.append(holder)
+        _turn.notify_all()
+    return held[-1] if held else thread
 
 
 def _offload(user: ResourcePoolUserABC[Any], how: Release) -> None:

@@ -39,6 +39,8 @@ class ResourcePoolUserABC(ABC, Generic[T]):
 
     def __init__(self) -> None:
         self._locks = 0
+        self.held_by: list[int] = []
+        """The threads whose uses are under way, one for each use."""
         self._own = threading.RLock()
         self.loaded = False
         self.last_used = 0.0
