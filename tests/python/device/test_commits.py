@@ -256,6 +256,70 @@ def test_a_commit_that_breaks_weights_it_did_not_name_is_told_and_stops_everythi
     assert same(proxy.apply_commit_stack(), bits(small()))
 
 
+def test_a_way_back_that_breaks_weights_stops_everything() -> None:
+    """A commit that is applied again on the way back wrote a weight that it does not name, and raised. The error said
+    that the call can be repeated, and later uses gave the written weights without a word.
+    """
+    model, times = small(), 0
+
+    def careless(model: Any) -> Callable[[], None]:
+        nonlocal times
+        times += 1
+        if times > 1:
+            with torch.no_grad():
+                model[0].weight.zero_()
+            raise ValueError("on purpose")
+        return lambda: None
+
+    base = CommitObjectProxy(model)
+    base.clone_and_add_callable_commit(careless).apply_commit_stack()
+    with pytest.raises(sire.SireError, match=r"state .* is not known: .*0\.weight"):
+        base.clone_and_add_callable_commit(failing).apply_commit_stack()
+    with pytest.raises(sire.SireError, match=r"0\.weight"), base:
+        pytest.fail("entered")
+    model.load_state_dict(small().state_dict())
+    base.forget()
+    assert base.apply_commit_stack() is model
+
+
+def test_a_way_back_that_breaks_nothing_can_be_repeated() -> None:
+    named, first = Named(), Name("first")
+    outer = CommitObjectProxy(named).add_commit(first)
+    outer.apply_commit_stack()
+    first.name = "bad"
+    with pytest.raises(sire.SireError, match="can be repeated"):
+        CommitObjectProxy(named).add_commit(Name("bad")).apply_commit_stack()
+    first.name = "first"
+    assert outer.apply_commit_stack().names == ["first"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH), "2.weight": lambda w: w[:1]}),
+        CallableCommit(failing, touches=["0.weight"]),
+    ],
+)
+def test_what_cannot_be_restored_is_told_with_what_failed_first(
+    bad: CommitABC[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure to restore hid why the commit had failed, and the half-written weights passed for clean ones."""
+    from sire.models._undo import Undo
+
+    def restore(_: Undo) -> None:
+        raise RuntimeError("no way back")
+
+    model = small()
+    proxy = CommitObjectProxy(model).add_commit(bad)
+    with monkeypatch.context() as patch:
+        patch.setattr(Undo, "restore", restore)
+        with pytest.raises((ValueError, sire.InvalidArgumentError), match=r"on purpose|shape"):
+            proxy.apply_commit_stack()
+    assert not hasattr(model, "extra")
+    with pytest.raises(sire.SireError, match=r"not known.*no way back"):
+        proxy.revert_all()
+
+
 # --- proxies -----------------------------------------------------------------------------------------------------
 
 

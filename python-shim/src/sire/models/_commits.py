@@ -111,8 +111,8 @@ class CallableCommit(CommitABC[T]):
                     "the function of a CallableCommit returns what reverts it, or touches= is given"
                 )
         except BaseException as error:
-            undo.restore()
             guard.restore(error, restored=[named[name] for name in self._touches])
+            undo.restore_after(error)
             raise
 
         def revert(base: Any) -> None:
@@ -226,12 +226,19 @@ class _Base:
                 same += 1
             self._revert_to(obj, keep + same)
             self._apply_all(obj, before[same:])
-        except Exception as second:
-            names = [type(each.commit).__name__ for each in self.applied]
+        except BaseException as second:
+            self.unknown = getattr(second, "sire_state_unknown", None)
+            if not isinstance(second, Exception):
+                raise
             raise SireError(
-                f"a commit failed ({error}), and so did the way back ({second}); the object has the commits {names} "
-                "now, and the call can be repeated"
+                f"a commit failed ({error}), and so did the way back ({second}); {self._what_is_left(obj)}"
             ) from error
+
+    def _what_is_left(self, obj: Any) -> str:
+        if self.unknown is not None:
+            return f"the state of this {type(obj).__name__} is not known: {self.unknown}"
+        names = [type(each.commit).__name__ for each in self.applied]
+        return f"the object has the commits {names} now, and the call can be repeated"
 
 
 _KEY = "_sire_commits"

@@ -60,6 +60,18 @@ class Undo:
             for tensor, copy in self._copies.values():
                 tensor.copy_(copy)
 
+    def restore_after(self, error: BaseException) -> None:
+        """As `restore`, of a change that failed. Where this fails too, the error says that the state is not known."""
+        try:
+            self.restore()
+        except BaseException as second:
+            told = error if isinstance(second, Exception) else second
+            told.sire_state_unknown = (  # type: ignore[attr-defined]
+                f"a commit failed ({error}), and what it had written to could not be restored ({second})"
+            )
+            if told is second:
+                raise
+
 
 def _with_clean_backup(tensor: Any) -> Adopted | None:
     """Who has a host copy that is equal to the tensor; None if nobody has. Compared, not believed."""

@@ -57,8 +57,8 @@ def written(pairs: list[tuple[str, Any, Any]], new: Callable[[str, Any, Any], An
             for name, tensor, change in pairs:
                 undo.save(tensor)
                 tensor.copy_(new(name, tensor, change))
-    except BaseException:
-        undo.restore()
+    except BaseException as error:
+        undo.restore_after(error)
         raise
     return lambda _: undo.restore()
 
