@@ -517,6 +517,47 @@ def test_a_managed_module_needs_no_second_copy_and_comes_back_clean() -> None:
         proxy.apply_commit_stack()
 
 
+def reverting(fails: list[str]) -> CallableCommit[Any]:
+    """A commit that changes nothing, whose revert fails as often as it is told."""
+
+    def revert() -> None:
+        if fails:
+            raise ValueError(fails.pop())
+
+    return CallableCommit(lambda _: revert)
+
+
+def test_a_revert_that_fails_at_the_end_of_a_use_does_not_make_patched_weights_the_plain_ones() -> None:
+    """The module left with a commit, so that the host's copy, from which the commit was to be undone, had it too."""
+    sire.setup_default_pools()
+    model, fails = small(torch.float32), ["on purpose"]
+    clean = bits(model)
+    patch = WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH)})
+    proxy = AutoManageCommitObjectProxy(model).add_commit(patch).add_commit(reverting(fails))
+    with pytest.raises(ValueError, match="on purpose"), proxy:
+        pass
+    assert proxy.applied_commits == proxy.commit_stack
+    assert torch.equal(bits(model)["0.weight"], clean["0.weight"] + 1)
+    with proxy as current:
+        assert torch.equal(bits(current)["0.weight"], clean["0.weight"] + 1)
+    assert same(model, clean)
+
+
+def test_a_use_that_fails_keeps_what_the_commits_before_it_had_written_over() -> None:
+    """The way back applies them again, and outlives the use: the host's copy is not theirs to be undone from."""
+    sire.setup_default_pools()
+    model = small(torch.float32)
+    clean = bits(model)
+    plain = CommitObjectProxy(model).add_commit(WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH)}))
+    with sire.auto_manage(model):
+        plain.apply_commit_stack()
+        with pytest.raises(ValueError, match="on purpose"):
+            AutoManageCommitObjectProxy(model).add_commit(CallableCommit(failing)).__enter__()
+    assert torch.equal(bits(model)["0.weight"], clean["0.weight"] + 1)
+    plain.revert_all()
+    assert same(model, clean)
+
+
 def test_a_commit_learns_where_its_object_runs() -> None:
     seen: list[Any] = []
 

@@ -172,6 +172,7 @@ class _Base:
         self.applied: list[_Applied] = []
         self.users: list[CommitObjectProxy[Any]] = []
         self.unknown: str | None = None
+        self.served: weakref.WeakSet[Undo] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[type[_Base], tuple[()]]:
         """Copies of the object are objects of their own, which have no commits."""
@@ -233,6 +234,17 @@ class _Base:
             raise SireError(
                 f"a commit failed ({error}), and so did the way back ({second}); {self._what_is_left(obj)}"
             ) from error
+
+    def keep_copies(self) -> None:
+        """The object may be offloaded with its commits: what host copies would have undone must be somewhere else."""
+        with self.lock:
+            if not self.applied or any(isinstance(each, AutoManageCommitObjectProxy) for each in self.users):
+                return
+            try:
+                for undo in list(self.served):
+                    undo.keep()
+            except Exception as error:
+                self.unknown = f"it was offloaded with commits that can no longer be undone ({error})"
 
     def _what_is_left(self, obj: Any) -> str:
         if self.unknown is not None:
@@ -430,6 +442,7 @@ class AutoManageCommitObjectProxy(CommitObjectProxy[T]):
             try:
                 self._enter(managed)
             except BaseException:
+                self._base.keep_copies()
                 managed.__exit__(None, None, None)
                 raise
         finally:
@@ -439,7 +452,7 @@ class AutoManageCommitObjectProxy(CommitObjectProxy[T]):
     def _enter(self, managed: Any) -> None:
         token = _managing.set(self._wrapper)
         try:
-            with backups_serve():
+            with backups_serve(self._base.served):
                 super().__enter__()
         finally:
             _managing.reset(token)
@@ -455,6 +468,8 @@ class AutoManageCommitObjectProxy(CommitObjectProxy[T]):
             super().__exit__(kind, value, traceback)
         finally:
             _managing.reset(token)
+            # Where a revert has failed, commits stay that have none.
+            self._base.keep_copies()
             managed.__exit__(kind, value, traceback)
 
     def apply_commit_stack(self) -> T:

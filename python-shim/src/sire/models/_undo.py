@@ -1,12 +1,13 @@
 """What tensors were before they were written to, and how to make them that again, to the bit.
 
 Of a managed module on its device, the host's copy is what the tensors were, so that nothing has to be saved; that
-holds as long as the module is not offloaded, which whoever says `backups_serve` sees to. Of anything else a copy is
-saved in host memory.
+holds as long as the module is not offloaded, which whoever says `backups_serve` sees to: what cannot be undone before
+that is kept then. Of anything else a copy is saved in host memory.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,13 +17,16 @@ from .._adopt import Adopted
 from .._errors import InvalidArgumentError
 from .._owners import of_tensor
 
-_serve: ContextVar[bool] = ContextVar("sire_backups_serve", default=False)
+_serve: ContextVar[weakref.WeakSet[Undo] | None] = ContextVar("sire_backups_serve", default=None)
 
 
 @contextmanager
-def backups_serve() -> Iterator[None]:
-    """What is saved inside is undone before its module is offloaded, so that the host's copy of it can serve."""
-    token = _serve.set(True)
+def backups_serve(undos: weakref.WeakSet[Undo]) -> Iterator[None]:
+    """What is saved inside is undone, or kept, before its module is offloaded, so that the host's copy of it can serve.
+
+    ``undos`` are those for which it serves from now on.
+    """
+    token = _serve.set(undos)
     try:
         yield
     finally:
@@ -42,11 +46,24 @@ class Undo:
         """Remembers what the tensor is now."""
         if id(tensor) in self._copies or id(tensor) in self._clean:
             return
-        adopted = _with_clean_backup(tensor) if _serve.get() else None
-        if adopted is not None:
+        undos = _serve.get()
+        adopted = _with_clean_backup(tensor) if undos is not None else None
+        if undos is not None and adopted is not None:
             self._clean[id(tensor)] = (tensor, adopted)
+            undos.add(self)
             return
-        copy = tensor.detach().to("cpu", copy=True)
+        self._keep(tensor, tensor.detach().to("cpu", copy=True))
+
+    def keep(self) -> None:
+        """Host copies serve no longer: what they were needed for is copied. After an error it can be repeated."""
+        for tensor, adopted in list(self._clean.values()):
+            host = adopted.host(tensor)
+            if host is None:
+                raise InvalidArgumentError(f"the host has no copy of a tensor of {adopted.tag!r} any more")
+            self._keep(tensor, host.clone())
+            del self._clean[id(tensor)]
+
+    def _keep(self, tensor: Any, copy: Any) -> None:
         self.bytes_saved += copy.numel() * copy.element_size()
         self._copies[id(tensor)] = (tensor, copy)
 
