@@ -595,3 +595,31 @@ def test_the_inference_optimizer_plans_once_and_is_taken_back(tmp_path: Path) ->
     assert hook.plan == plan
     assert torch.equal(model(x), expected)
     hook.detach()
+
+
+def doubled(model: Any) -> None:
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        LoraCommit({"0.lora_A.weight": torch.ones(2, WIDTH), "0.lora_B.weight": torch.ones(WIDTH, 2)}),
+        WeightCommit({"0.weight": lambda weight: weight * 2}),
+        CallableCommit(doubled, touches=["0.weight"]),
+    ],
+)
+@pytest.mark.parametrize("policy", ["cpu", "disk"])
+def test_weights_of_layers_on_the_disk_can_be_changed(policy: str, change: CommitABC[Any]) -> None:
+    """What stands for the content of a weight on the disk was saved, changed and restored; writing to it failed."""
+    model, x = small(torch.float32), torch.ones(1, WIDTH)
+    clean, expected = bits(model), small(torch.float32)
+    CommitObjectProxy(expected).add_commit(change).apply_commit_stack()
+    proxy = CommitObjectProxy(model).add_commit(InferenceOptimizerCommit(default_offload_policy=policy))
+    proxy.add_commit(change)
+    for _ in range(2):
+        with proxy as current:
+            assert torch.allclose(current(x), expected(x), atol=1e-4)
+        proxy.revert_all()
+        assert same(model, clean)

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from .._errors import InvalidArgumentError, SireError
 from ._guard import Guard
-from ._undo import Undo, backups_serve
+from ._undo import Undo, at_hand, backups_serve
 
 T = TypeVar("T")
 Revert = Callable[[Any], object]
@@ -102,16 +102,18 @@ class CallableCommit(CommitABC[T]):
         """Calls the function."""
         undo, guard = Undo(), Guard(obj)
         named = named_tensors(obj) if self._touches else {}
-        for name in self._touches:
-            undo.save(required(named, name, obj))
+        touched = [required(named, name, obj) for name in self._touches]
+        for each in touched:
+            undo.save(each)
         try:
-            theirs = self._function(obj)
+            with at_hand(*touched):
+                theirs = self._function(obj)
             if theirs is None and not self._touches:
                 raise InvalidArgumentError(
                     "the function of a CallableCommit returns what reverts it, or touches= is given"
                 )
         except BaseException as error:
-            guard.restore(error, restored=[named[name] for name in self._touches])
+            guard.restore(error, restored=touched)
             undo.restore_after(error)
             raise
 

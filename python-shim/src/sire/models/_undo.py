@@ -2,20 +2,23 @@
 
 Of a managed module on its device, the host's copy is what the tensors were, so that nothing has to be saved; that
 holds as long as the module is not offloaded, which whoever says `backups_serve` sees to: what cannot be undone before
-that is kept then. Of anything else a copy is saved in host memory.
+that is kept then. Of anything else a copy is saved in host memory. Weights that `sire.memory` has on the disk come to
+memory before they are saved or written to.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from .._adopt import Adopted
 from .._errors import InvalidArgumentError
 from .._owners import of_tensor
+from .._units import gradients
 
 _serve: ContextVar[weakref.WeakSet[Undo] | None] = ContextVar("sire_backups_serve", default=None)
 
@@ -31,6 +34,38 @@ def backups_serve(undos: weakref.WeakSet[Undo]) -> Iterator[None]:
         yield
     finally:
         _serve.reset(token)
+
+
+@contextmanager
+def at_hand(*tensors: Any) -> Iterator[None]:
+    """The content of weights that are on the disk comes to memory, and does not leave it before the end."""
+    with ExitStack() as stack:
+        for tensor in tensors:
+            found = gradients.owner(tensor)
+            if found is not None:
+                unit, residency = found
+                with unit.lock:
+                    unit.hold()
+                    stack.callback(residency.release, unit, threading.get_ident())
+                    unit.promote()
+        yield
+
+
+@contextmanager
+def in_place(tensor: Any) -> Iterator[None]:
+    """As `at_hand`, and nobody moves the weight from the host to its device or back meanwhile."""
+    found = gradients.owner(tensor)
+    if found is None:
+        yield
+        return
+    unit, _ = found
+    with unit.lock:
+        unit.promote()
+        unit.join()
+        try:
+            yield
+        finally:
+            unit.used_otherwise()
 
 
 class Undo:
@@ -52,7 +87,8 @@ class Undo:
             self._clean[id(tensor)] = (tensor, adopted)
             undos.add(self)
             return
-        self._keep(tensor, tensor.detach().to("cpu", copy=True))
+        with in_place(tensor):
+            self._keep(tensor, tensor.detach().to("cpu", copy=True))
 
     def keep(self) -> None:
         """Host copies serve no longer: what they were needed for is copied. After an error it can be repeated."""
@@ -75,7 +111,8 @@ class Undo:
             for tensor, adopted in self._clean.values():
                 adopted.restore(tensor)
             for tensor, copy in self._copies.values():
-                tensor.copy_(copy)
+                with in_place(tensor):
+                    tensor.copy_(copy)
 
     def restore_after(self, error: BaseException) -> None:
         """As `restore`, of a change that failed. Where this fails too, the error says that the state is not known."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from .._errors import InvalidArgumentError
 from ._commits import CommitABC, Revert, named_tensors, required
-from ._undo import Undo
+from ._undo import Undo, at_hand, in_place
 
 Change = Any
 """What happens to a weight: a tensor that is added to it, or a function that is given it and returns the new one."""
@@ -55,8 +55,11 @@ def written(pairs: list[tuple[str, Any, Any]], new: Callable[[str, Any, Any], An
     try:
         with torch.no_grad():
             for name, tensor, change in pairs:
-                undo.save(tensor)
-                tensor.copy_(new(name, tensor, change))
+                with at_hand(tensor):
+                    undo.save(tensor)
+                    value = new(name, tensor, change)
+                    with in_place(tensor):
+                        tensor.copy_(value)
     except BaseException as error:
         undo.restore_after(error)
         raise
