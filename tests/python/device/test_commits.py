@@ -466,6 +466,57 @@ def test_a_quantized_layer_gets_a_side_path() -> None:
         CommitObjectProxy(model).add_commit(LoraCommit(state, mode="merge")).apply_commit_stack()
 
 
+CONVOLUTIONS = [
+    nn.Conv2d(3, 5, 3, stride=2, padding=1),
+    nn.Conv2d(3, 5, 3, padding=(1, 0), dilation=2, padding_mode="reflect"),
+    nn.Conv1d(3, 5, 3),
+    nn.Conv2d(3, 5, 1),
+]
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("is_batch", [True, False], ids=["batch", "one"])
+def test_a_side_path_beside_a_convolution_is_what_merging_gives(layer: nn.Module, is_batch: bool) -> None:
+    """It was accepted, and then every forward raised."""
+    model = nn.Sequential(copy.deepcopy(layer))
+    down = torch.randn(2, *model[0].weight.shape[1:])
+    state = {"0.lora_A.weight": down, "0.lora_B.weight": torch.randn(5, 2, *[1] * (down.dim() - 2))}
+    x = torch.randn(*[2] * is_batch, 3, *[9] * (down.dim() - 2))
+    with CommitObjectProxy(model).add_commit(LoraCommit(state, scale=0.5)) as merged:
+        expected = merged(x)
+    with CommitObjectProxy(model).add_commit(LoraCommit(state, scale=0.5, mode="side")) as beside:
+        assert torch.allclose(beside(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.ConvTranspose2d(4, 4, 3)], ids=str)
+def test_a_layer_beside_which_no_lora_can_run_is_refused_when_it_is_applied(layer: nn.Module) -> None:
+    model = nn.Sequential(layer)
+    columns = layer.weight.shape[1]
+    state = {"0.lora_A.weight": torch.ones(2, columns, 3, 3), "0.lora_B.weight": torch.ones(4, 2, 1, 1)}
+    with pytest.raises(sire.UnsupportedError, match="'0' is a Conv"):
+        CommitObjectProxy(model).add_commit(LoraCommit(state, mode="side")).apply_commit_stack()
+    assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_side_path_serves_inference_training_and_inputs_by_name(dtype: torch.dtype) -> None:
+    """Matrices that were made in inference mode were kept, and could not be used with gradients afterwards; a layer
+    that was called with its input by name raised.
+    """
+    model = small(torch.float32)
+    with torch.inference_mode():
+        state = {name: each.to(dtype, copy=True) for name, each in lora(3, names=("0",)).items()}
+    x = torch.randn(2, WIDTH)
+    with CommitObjectProxy(model).add_commit(LoraCommit(state, mode="side")) as beside:
+        with torch.inference_mode():
+            expected = beside[0](x)
+        wanted = x.clone().requires_grad_()
+        found = beside[0](input=wanted)
+        assert torch.equal(found.detach(), expected)
+        found.sum().backward()
+    assert wanted.grad is not None
+
+
 @pytest.mark.parametrize(
     "state",
     [

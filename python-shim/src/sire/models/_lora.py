@@ -72,10 +72,13 @@ class LoraCommit(CommitABC[Any]):
             for name, module, pair in found
             if self._merges(module, name, pair)
         ]
-        beside = [(module, pair) for name, module, pair in found if not self._merges(module, name, pair)]
+        beside = [each for each in found if not self._merges(each[1], each[0], each[2])]
         for _, module, pair in found:
             _check_shape(module, pair)
-        unhook = hooked([(module, _SidePath(pair, pair.factor(self.scale))) for module, pair in beside], "forward")
+        paths: list[tuple[Any, Any]] = [
+            (module, _SidePath(name, module, pair, pair.factor(self.scale))) for name, module, pair in beside
+        ]
+        unhook = hooked(paths, "forward", with_kwargs=True)
         try:
             revert = written(merged, self._new)
         except BaseException:
@@ -104,22 +107,65 @@ class LoraCommit(CommitABC[Any]):
 class _SidePath:
     """The two matrices beside a layer: their product with its input is added to its output."""
 
-    def __init__(self, pair: _Pair, factor: float) -> None:
+    def __init__(self, name: str, module: Any, pair: _Pair, factor: float) -> None:
+        is_convolution = _is_convolution(module)
+        if not is_convolution and (pair.embedding or pair.down.dim() > 2 or _is_no_linear_layer(module)):
+            raise UnsupportedError(
+                f"{name!r} is a {type(module).__name__} whose weight is not merged into, and beside which no LoRA can "
+                "run: that is done for linear layers, and for convolutions of one group that are not transposed"
+            )
         self._pair = pair
         self._factor = factor
+        self._through = _through_convolution if is_convolution else _through_linear
         self._there: dict[Any, tuple[Any, Any]] = {}
 
-    def __call__(self, module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-        import torch
-
-        down, up = self._on(inputs[0].device)
-        hidden = torch.nn.functional.linear(inputs[0].float(), down)
-        return output + (torch.nn.functional.linear(hidden, up) * self._factor).to(output.dtype)
+    def __call__(self, module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        x = inputs[0] if inputs else next(iter(named.values()))
+        down, up = self._on(x.device)
+        return output + (self._through(module, x.float(), down, up) * self._factor).to(output.dtype)
 
     def _on(self, device: Any) -> tuple[Any, Any]:
+        import torch
+
         if device not in self._there:
-            self._there[device] = (self._pair.down.float().to(device), self._pair.up.float().to(device))
+            # They are kept, also for calls whose backward pass wants them.
+            with torch.inference_mode(False):
+                self._there[device] = (_plainly(self._pair.down, device), _plainly(self._pair.up, device))
         return self._there[device]
+
+
+def _plainly(matrix: Any, device: Any) -> Any:
+    import torch
+
+    return matrix.to(device, torch.float32, copy=matrix.is_inference())
+
+
+def _through_linear(_: Any, x: Any, down: Any, up: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.linear(torch.nn.functional.linear(x, down), up)
+
+
+def _through_convolution(module: Any, x: Any, down: Any, up: Any) -> Any:
+    """The layer's own convolution with the first matrix, and at each place the second one."""
+    import torch
+
+    narrow = module._conv_forward(x, down.reshape(-1, module.in_channels, *module.kernel_size), None)
+    channels = -1 - len(module.kernel_size)
+    return torch.nn.functional.linear(narrow.movedim(channels, -1), up.flatten(1)).movedim(-1, channels)
+
+
+def _is_convolution(module: Any) -> bool:
+    import torch
+
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    return isinstance(module, kinds) and module.groups == 1
+
+
+def _is_no_linear_layer(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, (torch.nn.modules.conv._ConvNd, torch.nn.Embedding))
 
 
 def _is_plain(weight: Any) -> bool:

@@ -101,8 +101,8 @@ class HookCommit(CommitABC[Any]):
         return hooked([(modules[name], hook) for name, hook in self._hooks.items()], self._kind)
 
 
-def hooked(pairs: list[tuple[Any, Callable[..., Any]]], kind: HookKind) -> Revert:
-    """Hangs each function into its module, or none; returns what removes them."""
+def hooked(pairs: list[tuple[Any, Callable[..., Any]]], kind: HookKind, **options: Any) -> Revert:
+    """Hangs each function into its module, or none; returns what removes them. Options are PyTorch's."""
     handles: list[Any] = []
 
     def revert(_: Any) -> None:
@@ -111,7 +111,7 @@ def hooked(pairs: list[tuple[Any, Callable[..., Any]]], kind: HookKind) -> Rever
 
     try:
         for module, hook in pairs:
-            handles.append(getattr(module, _REGISTER[kind])(hook))
+            handles.append(getattr(module, _REGISTER[kind])(hook, **options))
     except BaseException:
         revert(None)
         raise
