@@ -156,6 +156,22 @@ def test_models_make_way_for_one_another() -> None:
     assert sire.summary()["pools"]["cuda:0"]["used_bytes"] == 0
 
 
+def test_what_was_said_about_a_model_can_be_said_anew_all_of_it_or_nothing() -> None:
+    """``keep_alive=0`` did not end what an earlier call had said, and a call that was refused had changed the rest."""
+    sire.setup_default_pools(vram_limit=9 * MIB, release="lazy")
+    made, _ = blocks(3)
+    user = sire.manage(made[0], keep_alive=3600.0, priority=2).user
+    with pytest.raises(sire.InvalidArgumentError, match="mutable cannot be changed"):
+        sire.manage(made[0], priority=9, keep_alive=1.0, inference_memory_estimator=7, mutable=True)
+    assert (user.priority, user._keep_alive, user.inference_memory_estimator) == (2, 3600.0, None)
+    sire.manage(made[0], keep_alive=0, priority=0)
+    before = len(sire.events())
+    for each in made:
+        with sire.auto_manage(each):
+            pass
+    assert [each.name for each in sire.events()[before:] if each.kind == "evict"] == [user.name]
+
+
 def test_what_is_kept_goes_only_when_nobody_else_is_left() -> None:
     """The least recently used one would go; `keep_alive` and `residency` spare it, and say so in the events."""
     sire.setup_default_pools(vram_limit=9 * MIB, release="lazy")

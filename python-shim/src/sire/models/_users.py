@@ -220,16 +220,17 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         return self.adopted.regions
 
     def configure(self, **changes: Any) -> None:
-        """Changes what can be changed later: priority, keep_alive, inference_memory_estimator."""
-        estimator = changes.pop("inference_memory_estimator", None)
-        if estimator is not None:
-            self.inference_memory_estimator = estimator
-        self.priority = int(changes.pop("priority", self.priority))
-        self._keep_alive = float(changes.pop("keep_alive", None) or self._keep_alive)
-        if changes:
+        """Changes what can be changed later: priority, keep_alive, inference_memory_estimator. None changes nothing."""
+        fixed = changes.keys() - {"priority", "keep_alive", "inference_memory_estimator"}
+        if fixed:
             raise InvalidArgumentError(
-                f"{self.name} is managed already: {', '.join(changes)} cannot be changed any more"
+                f"{self.name} is managed already: {', '.join(sorted(fixed))} cannot be changed any more"
             )
+        given = {name: value for name, value in changes.items() if value is not None}
+        priority = int(given.get("priority", self.priority))
+        self._keep_alive = float(given.get("keep_alive", self._keep_alive))
+        self.priority = priority
+        self.inference_memory_estimator = given.get("inference_memory_estimator", self.inference_memory_estimator)
         self._say_standing()
 
     def _say_standing(self) -> None:
