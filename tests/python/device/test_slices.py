@@ -143,6 +143,48 @@ def test_sending_the_model_elsewhere_moves_nothing_and_converts_what_is_made_lat
         )
 
 
+@pytest.mark.parametrize("strategy", ["none", "active_only"])
+def test_state_comes_after_the_conversions_that_the_model_had_before_it(strategy: str) -> None:
+    """A slice that was made later took its state first, and was converted then: emptied, or cut to fewer digits."""
+
+    def model() -> SlyceModel:
+        slices = [{"name": "line", "constructor": nn.Linear, "config": (4, 4)}]
+        return SlyceModel(slices, gpu_strategy=strategy, log_to_console=False)
+
+    state = {"line": {"weight": torch.rand(4, 4).double() / 3, "bias": torch.rand(4).double() / 3}}
+    for change in (lambda each: each.double().to_empty(device="cpu"), lambda each: each.double()):
+        changed = change(model())
+        changed.load_state_dict(state)
+        assert torch.equal(changed.slice("line").weight.cpu(), state["line"]["weight"])
+    refused = model()
+    refused.load_state_dict({"line": {}})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        refused.slice("line")
+    refused.load_state_dict(state)
+    assert torch.equal(refused.slice("line").weight.cpu(), state["line"]["weight"].float())
+
+
+def test_a_slice_that_offloading_made_is_converted_once_with_the_model() -> None:
+    model = sliced(2, gpu_strategy="limit_gpu", max_gpu_mem_mb=40)
+    model.half()
+    model.manager.load("part0")
+    model.to(torch.bfloat16)
+    for name in model.slice_names:
+        assert {each.dtype for each in model.slice(name).parameters()} == {torch.bfloat16}
+
+
+def test_a_model_that_is_sent_somewhere_again_and_again_remembers_the_last_time() -> None:
+    """Slices that were made later were sent along the whole way, which grew with every call."""
+    model = sliced(1, gpu_strategy="active_only").to(torch.bfloat16)
+    for _ in range(3):
+        model.cpu().to("cuda").cuda()
+    assert len(model.manager.conversions) == 2
+    model.to(memory_format=torch.channels_last).cpu().to(CUDA)
+    assert len(model.manager.conversions) == 4
+    with torch.no_grad():
+        assert model(torch.ones(1, WIDTH, dtype=torch.bfloat16)).device == CUDA
+
+
 def test_background_loading_and_offloading() -> None:
     model = sliced(2, gpu_strategy="limit_gpu", max_gpu_mem_mb=40)
     assert model.preload("part1").result() is True

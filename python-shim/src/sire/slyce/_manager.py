@@ -61,9 +61,6 @@ class Slice:
             raise InvalidArgumentError(
                 f"the constructor of slice {self.name!r} gave a {type(made).__name__}, not a torch.nn.Module"
             )
-        if self.pending is not None:
-            made.load_state_dict(self.pending, strict=self.strict)
-            self.pending = None
         return made
 
 
@@ -97,6 +94,8 @@ class SliceManager(Residency):
         self.disk = disk
         self.prefetch_depth = 1 if prefetch else 0
         self.slices: dict[str, Slice] = {}
+        self.conversions: list[Callable[[Any], Any]] = []
+        """What the model was converted by; each slice that is made is, too."""
         self._log = log or logging.getLogger("sire.slyce")
         self._movers = Movers()
         self._plan: list[str] = []
@@ -133,8 +132,31 @@ class SliceManager(Residency):
             if found.module is None:
                 started = time.perf_counter()
                 self._wrap(found, found.construct())
+                try:
+                    self._catch_up(found)
+                except BaseException:
+                    wrapping.unwrap(found.module)
+                    found.module = found.unit = None
+                    raise
                 self._log.info("slice %s constructed in %.3f s", name, time.perf_counter() - started)
         return found
+
+    def _catch_up(self, found: Slice) -> None:
+        """What the model went through before the slice was made. State comes last: some conversions leave none."""
+        for conversion in self.conversions:
+            found.module._apply(conversion)
+        self.stay_on_cpu(found)
+        if found.pending is not None:
+            found.module.load_state_dict(found.pending, strict=found.strict)
+            found.pending = None
+
+    def stay_on_cpu(self, found: Slice) -> None:
+        """Wherever a model without a GPU strategy is sent, its slices run on the CPU."""
+        import torch
+
+        if self.strategy == "none" and found.unit is not None:
+            with found.unit.lock:
+                found.unit.device = torch.device("cpu")
 
     def erase(self, name: str) -> None:
         """Forgets a slice's module and its state; the next use makes it anew."""

@@ -18,7 +18,7 @@ from .._units import wrapping
 from .._units.disk import DiskStore
 from .._units.residency import Event
 from ._logs import logger_for
-from ._manager import Slice, SliceManager, Strategy
+from ._manager import SliceManager, Strategy
 from ._summary import SlyceSummary, summarize
 
 
@@ -67,7 +67,6 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         )
         self.slices = nn.ModuleDict()
         """Slices that were made."""
-        self._conversions: list[Callable[[Any], Any]] = []
         self._making = threading.RLock()
         for each in slices:
             self._register(each)
@@ -162,14 +161,11 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         """The module of a slice; makes it if need be."""
         with self._making:
             found = self.manager.slice(name)
-            # Offloading may have made it already, without this model's conversions.
+            # Offloading may have made it already.
             if found.module is None or name not in self.slices:
                 made: Any = self.manager.made(name).module
-                for conversion in self._conversions:
-                    made._apply(conversion)
                 made.train(self.training)
                 self.slices[name] = made
-                _stay_on_cpu(self.manager, found)
             module: nn.Module = found.module
             return module
 
@@ -202,12 +198,18 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
             self._active = next(iter(self.manager.slices))
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> SlyceModel:
+        for name, found in self.manager.slices.items():
+            if found.module is not None:
+                self.slice(name)
         super()._apply(fn, recurse)
-        self._conversions.append(fn)
+        conversions = self.manager.conversions
+        if conversions and _only_moves(conversions[-1]) and _only_moves(fn):
+            conversions.pop()
+        conversions.append(fn)
         if self.manager.strategy != "none":
             self.manager.device = wrapping.concrete(fn(torch.empty(0, device=self.manager.device)).device)
         for found in self.manager.slices.values():
-            _stay_on_cpu(self.manager, found)
+            self.manager.stay_on_cpu(found)
         return self
 
     def close(self) -> None:
@@ -291,10 +293,14 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         self.log.info("CPU: slices %.1f MiB, process %.1f MiB", found.cpu_bytes / 2**20, found.process_bytes / 2**20)
 
 
-def _stay_on_cpu(manager: SliceManager, found: Slice) -> None:
-    if manager.strategy == "none" and found.unit is not None:
-        with found.unit.lock:
-            found.unit.device = torch.device("cpu")
+def _only_moves(conversion: Callable[[Any], Any]) -> bool:
+    """Whether it is one of PyTorch's that give tensors another device and nothing else: of several the last counts."""
+    if conversion.__module__ != "torch.nn.modules.module":
+        return False
+    cells = [each.cell_contents for each in conversion.__closure__ or ()]
+    bound = dict(zip(conversion.__code__.co_freevars, cells, strict=True))
+    to_device = bound.get("dtype", ...) is None and bound.get("convert_to_format", ...) is None
+    return to_device or conversion.__qualname__.startswith(("Module.cpu.", "Module.cuda."))
 
 
 def _to_device(values: Any, device: Any) -> Any:
