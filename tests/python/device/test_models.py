@@ -156,6 +156,28 @@ def test_models_make_way_for_one_another() -> None:
     assert sire.summary()["pools"]["cuda:0"]["used_bytes"] == 0
 
 
+class Padded(nn.Module):
+    """Reads a packed sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.full((), 2.0))
+
+    def forward(self, packed: nn.utils.rnn.PackedSequence) -> torch.Tensor:
+        return nn.utils.rnn.pad_packed_sequence(packed)[0] * self.by
+
+
+@pytest.mark.parametrize("way", ["manage", "hook"])
+def test_a_packed_sequence_is_an_argument(way: str) -> None:
+    """It was taken apart and moved with the sizes that have to stay in host memory, which raised."""
+    model = Padded()
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    if way == "hook":
+        sire.AutoManageHook.manage_module(model)
+    call = sire.manage(model) if way == "manage" else model
+    assert call(packed).tolist() == [[2.0, 2.0], [2.0, 2.0], [2.0, 0.0]]
+
+
 def test_what_was_said_about_a_model_can_be_said_anew_all_of_it_or_nothing() -> None:
     """``keep_alive=0`` did not end what an earlier call had said, and a call that was refused had changed the rest."""
     sire.setup_default_pools(vram_limit=9 * MIB, release="lazy")

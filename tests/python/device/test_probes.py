@@ -8,8 +8,10 @@ import functools
 import os
 import signal
 import time
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ledgers
 import pytest
@@ -145,6 +147,39 @@ def test_an_estimate_without_running_is_a_lower_bound() -> None:
     linear = torchtools.make_probe_fn(_linear, input_shape=(64, 1024), forward_and_backward=True)
     # Weights and their gradients at least; and what is computed is nothing.
     assert 8 * MIB <= torchtools.estimate_without_running(linear) < 20 * MIB
+
+
+class Pair(NamedTuple):
+    """A batch."""
+
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+class Sum(torch.nn.Module):
+    """Of a batch's parts, which must be on its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        assert one.device == other.device == self.by.device
+        return one + other * self.by
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Pair(torch.ones(2), torch.ones(2)),
+        UserDict(one=torch.ones(2), other=torch.ones(2)),
+        [torch.ones(2), torch.ones(2)],
+    ],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_a_batch_may_be_a_named_tuple(batch: object) -> None:
+    """It was made anew as if it took a list of its parts, which raised, or gave a batch with one part."""
+    torchtools.make_probe_fn(Sum, sample_batch=batch, device="cuda", forward_and_backward=True)()
 
 
 def _linear() -> torch.nn.Module:

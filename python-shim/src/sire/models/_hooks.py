@@ -9,11 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 from .._errors import SireError
+from .._nested import to_device
 from . import _under_way
 from ._backward import Held, watch
 from ._context import sire_inference_context_manager
 from ._estimate import LearnedEstimator, Peak
-from ._manage import AutoManageWrapper, acquire, manage, release, to_device
+from ._manage import AutoManageWrapper, acquire, manage, release
 
 _hooks_of: weakref.WeakKeyDictionary[Any, AutoManageHook] = weakref.WeakKeyDictionary()
 _making = threading.RLock()

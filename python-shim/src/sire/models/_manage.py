@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from .. import control
 from .._adopt import Release
 from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError
+from .._nested import to_device
 from . import _under_way
 from ._backward import come_back_for_backward
 from ._context import sire_inference_context_manager
@@ -329,21 +330,6 @@ def _register_defaults() -> None:
     from ._libraries import register
 
     register(AutoManageWrapper)
-
-
-def to_device(value: Any, device: Any) -> Any:
-    """Tensors in lists, tuples and dicts, moved to a device."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(to_device(each, device) for each in value))
-    if type(value) in (list, tuple):
-        return type(value)(to_device(each, device) for each in value)
-    if type(value) is dict:
-        return {name: to_device(each, device) for name, each in value.items()}
-    return value
 
 
 def manage(obj: Any, **kwargs: Any) -> AutoManageWrapper:

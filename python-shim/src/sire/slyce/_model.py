@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .._errors import InvalidArgumentError
+from .._nested import to_device
 from .._units import wrapping
 from .._units.disk import DiskStore
 from .._units.residency import Event
@@ -114,7 +115,7 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
     def run_slice(self, name: str, *inputs: Any, **named: Any) -> Any:
         """Runs a slice without making it the active one; several threads may run several slices."""
         module = self.slice(name)
-        moved, moved_named = _to_device((inputs, named), self._device_of(name))
+        moved, moved_named = to_device((inputs, named), self._device_of(name))
         return module(*moved, **moved_named)
 
     def run_pipeline(self, value: Any, names: Sequence[str] | None = None) -> Any:
@@ -301,13 +302,6 @@ def _only_moves(conversion: Callable[[Any], Any]) -> bool:
     bound = dict(zip(conversion.__code__.co_freevars, cells, strict=True))
     to_device = bound.get("dtype", ...) is None and bound.get("convert_to_format", ...) is None
     return to_device or conversion.__qualname__.startswith(("Module.cpu.", "Module.cuda."))
-
-
-def _to_device(values: Any, device: Any) -> Any:
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, torch.Tensor) and value.device != device else value
-
-    return torch.utils._pytree.tree_map(moved, values)
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
