@@ -5,10 +5,13 @@ weights.
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import pickle
 import random
 import struct
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +194,47 @@ def test_a_failing_commit_leaves_what_was_before(bad: CommitABC[Any]) -> None:
     assert not model[0]._forward_hooks
     proxy.revert_all()
     assert same(model, bits(small()))
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_commit_keeps_nothing_of_an_object_that_is_gone(captures: bool) -> None:
+    """What would revert it stayed in the commit, by the object's address: with the weights, and for whoever came to
+    that address next.
+    """
+    model = small()
+    commit: CommitABC[Any] = CallableCommit(lambda model: lambda: model) if captures else commits(1)[0]
+    gone = [weakref.ref(each) for each in (model, model[0].weight)]
+    with CommitObjectProxy(model).add_commit(commit):
+        assert callable(commit.get_revert_callable(model))
+    del model
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+    with pytest.raises(sire.InvalidArgumentError, match="not applied"):
+        commit.get_revert_callable(small())
+
+
+def pickled(commit: CommitABC[Any]) -> Any:
+    return pickle.loads(pickle.dumps(commit))  # noqa: S301 - its own
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_of_a_commit_is_another_one(copied: Callable[[Any], Any]) -> None:
+    """It had the identity of the first one: what was changed in it was not applied, since the object had it already."""
+    model = small(torch.float32)
+    clean = bits(model)
+    first = WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH)})
+    proxy = CommitObjectProxy(model).add_commit(first)
+    proxy.apply_commit_stack()
+    assert proxy.state_uuid == first.commit_uuid
+    other = copied(first)
+    other.scale = 5.0
+    with pytest.raises(sire.InvalidArgumentError, match="not applied"):
+        other.get_revert_callable(model)
+    with CommitObjectProxy(model).add_commit(other):
+        assert torch.equal(bits(model)["0.weight"], clean["0.weight"] + 5)
+    assert other.commit_uuid != first.commit_uuid
+    proxy.revert_all()
+    assert same(model, clean)
 
 
 class Named:

@@ -38,8 +38,7 @@ class CommitABC(ABC, Generic[T]):
     @property
     def commit_uuid(self) -> str:
         """What tells commits apart."""
-        found: str = self.__dict__.setdefault("_commit_uuid", uuid.uuid4().hex)
-        return found
+        return _own_of(self).uuid
 
     @abstractmethod
     def apply(self, obj: T, **kwargs: Any) -> Revert | None:
@@ -55,31 +54,55 @@ class CommitABC(ABC, Generic[T]):
 
     def get_revert_callable(self, obj: T) -> Revert:
         """What takes the change to this object back; `InvalidArgumentError` if it was not applied to it."""
-        found = _reverts_of(self).get(id(obj))
+        base = _own_of(self).bases.get(id(obj))
+        found = None if base is None else base.reverts.get(self.commit_uuid)
         if found is None:
             raise InvalidArgumentError(f"{type(self).__name__} was not applied to this {type(obj).__name__}")
         return found
 
     def release_revert_resource(self, obj: T) -> None:
         """Forgets what it would take to revert; the change stays."""
-        _reverts_of(self).pop(id(obj), None)
+        base = _own_of(self).bases.get(id(obj))
+        if base is not None:
+            base.reverts.pop(self.commit_uuid, None)
 
 
-def _reverts_of(commit: CommitABC[Any]) -> dict[int, Revert]:
-    found: dict[int, Revert] = commit.__dict__.setdefault("_reverts", {})
-    return found
+class _Own:
+    """What a commit has, and no copy of it: its identity, and the bases of the objects that it is applied to. What
+    reverts it is the base's, and goes with the object.
+    """
+
+    def __init__(self, commit: CommitABC[Any] | None = None) -> None:
+        self.of = None if commit is None else weakref.ref(commit)
+        self.uuid = uuid.uuid4().hex
+        self.bases: weakref.WeakValueDictionary[int, _Base] = weakref.WeakValueDictionary()
+
+    def __reduce__(self) -> tuple[type[_Own], tuple[()]]:
+        return (_Own, ())
 
 
-def _apply(commit: CommitABC[T], obj: T, **kwargs: Any) -> Revert:
+_own_lock = threading.Lock()
+
+
+def _own_of(commit: CommitABC[Any]) -> _Own:
+    with _own_lock:
+        found: _Own | None = commit.__dict__.get("_own")
+        if found is None or found.of is None or found.of() is not commit:
+            found = commit.__dict__["_own"] = _Own(commit)
+        return found
+
+
+def _apply(commit: CommitABC[T], obj: T, base: _Base) -> Revert:
     """Applies a commit; what reverts it."""
-    revert = commit.apply(obj, **kwargs)
+    revert = commit.apply(obj)
     if revert is None:
         if type(commit).revert is CommitABC.revert:
             raise InvalidArgumentError(
                 f"{type(commit).__name__}.apply returned nothing: return what reverts it, or override revert"
             )
         revert = commit.revert
-    _reverts_of(commit)[id(obj)] = revert
+    _own_of(commit).bases[id(obj)] = base
+    base.reverts[commit.commit_uuid] = revert
     return revert
 
 
@@ -172,6 +195,7 @@ class _Base:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.applied: list[_Applied] = []
+        self.reverts: dict[str, Revert] = {}
         self.users: list[CommitObjectProxy[Any]] = []
         self.unknown: str | None = None
         self.served: weakref.WeakSet[Undo] = weakref.WeakSet()
@@ -214,7 +238,7 @@ class _Base:
 
     def _apply_all(self, obj: Any, commits: Sequence[CommitABC[Any]]) -> None:
         for commit in commits:
-            self.applied.append(_Applied(commit, _apply(commit, obj)))
+            self.applied.append(_Applied(commit, _apply(commit, obj, self)))
 
     def _go_back(self, obj: Any, keep: int, before: list[CommitABC[Any]], error: BaseException) -> None:
         if getattr(error, "sire_state_unknown", None):
@@ -367,6 +391,7 @@ class CommitObjectProxy(Generic[T]):
         """Says that the object is what it is without commits: nothing will be reverted any more."""
         with self._base.lock:
             self._base.applied.clear()
+            self._base.reverts.clear()
             self._base.unknown = None
 
     def __enter__(self) -> T:
