@@ -11,9 +11,12 @@ import os
 import pickle
 import random
 import re
+import signal
 import threading
 import time
+import traceback
 from ast import literal_eval
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -245,6 +248,58 @@ def test_a_directory_that_a_killed_process_left_is_swept(tmp_path: Path) -> None
     assert not left.exists()
     DiskStore(tmp_path).write([torch.ones(9)])
     assert alive.directory.exists(), "what a living process has stays"
+
+
+def status_of_child(work: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> int:
+    """How a forked child ended that did ``work`` after its parent did ``meanwhile``: 0 if nothing was wrong, a signal
+    if it took longer than a minute.
+    """
+    ready, done = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(60)
+            os.read(ready, 1)
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    meanwhile()
+    os.write(done, b".")
+    os.close(ready)
+    os.close(done)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("what", ["reads", "writes", "ends"])
+def test_a_forked_child_leaves_its_parents_files_alone(tmp_path: Path, what: str) -> None:
+    """The parent's weights were lost: a child that read them removed the file, and one that sent a unit to the disk
+    met a file of the same name there, failed, and removed that.
+    """
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(3)]
+    expected = [each.weight.detach().clone() for each in layers]
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        for each in layers:
+            manager.wrap_module(each)
+        units = manager.residency.listed()
+        assert manager.residency.demote(units[0])
+
+        def in_the_child() -> None:
+            if what == "writes":
+                assert manager.residency.demote(units[2])
+                assert manager.disk.info()["files"] == 1
+            if what != "reads":
+                manager.cleanup()
+            for number in (0, 2):
+                assert torch.equal(layers[number].state_dict()["weight"], expected[number])
+
+        assert status_of_child(in_the_child, lambda: manager.residency.demote(units[1])) == 0
+        assert is_hollow(layers[1].weight)
+        for layer, weight in zip(layers, expected, strict=True):
+            assert torch.equal(layer.state_dict()["weight"], weight)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- tensors that move -------------------------------------------------------------------------------------------

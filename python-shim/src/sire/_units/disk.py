@@ -1,9 +1,10 @@
 """The disk tier of units: tensors in private files, compressed without loss where that helps.
 
-A file belongs to one process and is readable by its owner alone. What is written is checked when it is read (CRC-32 of
-every record). Compression works on byte planes: the first bytes of all elements, then the second ones, and so on. Of
-weights, exponents repeat and mantissas do not, so each plane is judged by a sample and is compressed only if it
-shrinks.
+A file belongs to one process and is readable by its owner alone. A forked child reads its parent's files while they are
+there and removes none; what it writes itself is in a directory of its own. What is written is checked when it is read
+(CRC-32 of every record). Compression works on byte planes: the first bytes of all elements, then the second ones, and
+so on. Of weights, exponents repeat and mantissas do not, so each plane is judged by a sample and is compressed only if
+it shrinks.
 
 A directory that a killed process left is removed by the next process that uses the same place: a lock that the dead
 do not hold tells them apart.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._errors import BackupIoError, InvalidArgumentError, OutOfBackupSpaceError
+from . import forks
 
 _PREFIX = "sire-units-"
 _PIECE = 4 << 20
@@ -73,11 +75,16 @@ class DiskStore:
         self._parent = None if directory is None else Path(directory)
         self._limit = limit
         self._compress = compress
+        self._made = 0
+        self.begin_anew()
+        forks.join(self)
+
+    def begin_anew(self) -> None:
+        """There are no files of this process yet."""
         self._lock = threading.Lock()
         self._home: Path | None = None
         self._files: dict[Path, Stored] = {}
         self._reserved = 0
-        self._made = 0
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     @property
@@ -112,11 +119,8 @@ class DiskStore:
             stored = Stored(self._new_path(), sizes, [each.element_size() for each in tensors])
             try:
                 self._write(stored, tensors)
-            except BaseException as error:
-                stored.path.unlink(missing_ok=True)
-                if isinstance(error, OSError):
-                    raise _no_space(stored.path, error) from error
-                raise
+            except OSError as error:
+                raise _no_space(stored.path, error) from error
             with self._lock:
                 self._files[stored.path] = stored
             return stored
@@ -133,10 +137,12 @@ class DiskStore:
             raise BackupIoError(f"cannot read {stored.path}: {error.strerror}; the tensors stay on the disk") from error
 
     def drop(self, stored: Stored) -> None:
-        """Removes a file. Repeating it is harmless. No lock: it is called wherever garbage is collected."""
-        self._files.pop(stored.path, None)
-        with contextlib.suppress(OSError):
-            stored.path.unlink(missing_ok=True)
+        """Removes a file of this process. Repeating it is harmless. No lock: it is called wherever garbage is
+        collected.
+        """
+        if self._files.pop(stored.path, None) is not None:
+            with contextlib.suppress(OSError):
+                stored.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Removes everything; the store can be used again afterwards."""
@@ -165,9 +171,13 @@ class DiskStore:
 
     def _write(self, stored: Stored, tensors: Sequence[Any]) -> None:
         descriptor = os.open(stored.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
-            for tensor in tensors:
-                stored.records.append([self._put(file, plane) for plane in _planes(tensor, self._compress)])
+        try:
+            with open(descriptor, "wb", buffering=0) as file:
+                for tensor in tensors:
+                    stored.records.append([self._put(file, plane) for plane in _planes(tensor, self._compress)])
+        except BaseException:
+            stored.path.unlink(missing_ok=True)
+            raise
         stored.stored_bytes = sum(record.stored for records in stored.records for record in records)
 
     def _put(self, file: Any, plane: memoryview) -> _Record:
