@@ -302,6 +302,27 @@ def test_a_forked_child_leaves_its_parents_files_alone(tmp_path: Path, what: str
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_forked_child_waits_for_no_thread_of_its_parent(tmp_path: Path) -> None:
+    """It hung for ever: it had its parent's queue for the background, but not the thread that works on it."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.ones(1, 4)
+    expected = model(x).detach()
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_model(model)
+        assert all(manager.residency.demote(unit) for unit in manager.residency.listed())
+        for unit in manager.residency.listed():
+            assert manager.residency.prefetch(unit).result()
+
+        def in_the_child() -> None:
+            assert len(model.state_dict()) == 4
+            manager.residency.settle()
+            assert manager.residency.prefetch(manager.residency.listed()[0]).result()
+            with torch.no_grad():
+                assert torch.equal(model(x), expected)
+            manager.cleanup()
+
+        assert status_of_child(in_the_child) == 0
+
+
 # --- tensors that move -------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .._errors import BusyError, OutOfBackupSpaceError, OutOfMemoryError, SireError, error_class
 from .._passes import at_end
-from . import everyone
+from . import everyone, forks
 from .order import Standing, UseOrder, leaving_order
 from .unit import Unit
 
@@ -68,18 +68,23 @@ class Residency:
         self.counts = dict.fromkeys(("loads", "offloads", "demotions", "promotions", "prefetches", "hits", "misses"), 0)
         self.copied_bytes = 0
         self._patience = patience
-        self._lock = threading.RLock()
-        self._freed = threading.Condition(self._lock)
         self._order: UseOrder[str] = UseOrder()
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._backward: dict[int, Unit] = {}
         self._passes: set[int] = set()
         """Backward passes whose end will be told."""
+        self.begin_anew()
+        forks.join(self)
+        everyone.join(self)
+
+    def begin_anew(self) -> None:
+        """There is no background thread yet, and nothing is being loaded."""
+        self._lock = threading.RLock()
+        self._freed = threading.Condition(self._lock)
         self._worker: ThreadPoolExecutor | None = None
         self._coming: set[str] = set()
         self._promised: dict[str, tuple[Any, int]] = {}
         """Of units that are being loaded: device and bytes that no other may take."""
-        everyone.join(self)
 
     # --- the questions --------------------------------------------------------------------------------------
 
