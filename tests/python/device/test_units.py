@@ -17,7 +17,7 @@ import time
 import traceback
 from ast import literal_eval
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,33 @@ def test_a_full_disk_leaves_everything_in_memory(tmp_path: Path) -> None:
         assert not manager.residency.demote(next(iter(manager.residency.listed())))
         assert manager.events()[-1].what == "failed"
         assert not is_hollow(model.weight)
+
+
+def test_two_threads_do_not_both_get_the_last_of_the_disk(tmp_path: Path) -> None:
+    """What was on the disk was counted before room was taken: a file that another thread finished in between was not
+    seen, and the disk took more than its limit.
+    """
+    store, tensor = DiskStore(tmp_path, limit=1500, compress=False), torch.ones(250)
+
+    class Between:
+        """A lock; before it is taken for the second time, another thread's write is over."""
+
+        lock, turns = store._lock, 0
+
+        def __enter__(self) -> None:
+            self.turns += 1
+            if self.turns == 2:
+                with suppress(sire.OutOfBackupSpaceError):
+                    store.write([tensor])
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    store._lock = Between()  # type: ignore[assignment]
+    with suppress(sire.OutOfBackupSpaceError):
+        store.write([tensor])
+    assert store.used == 1000
 
 
 def test_a_directory_that_a_killed_process_left_is_swept(tmp_path: Path) -> None:

@@ -96,7 +96,10 @@ class DiskStore:
     def used(self) -> int:
         """Bytes on the disk."""
         with self._lock:
-            return sum(each.stored_bytes for each in list(self._files.values()))
+            return self._used()
+
+    def _used(self) -> int:
+        return sum(each.stored_bytes for each in list(self._files.values()))
 
     def info(self) -> dict[str, Any]:
         """Files, bytes on the disk (``stored_bytes``), bytes they stand for (``raw_bytes``), limit and directory."""
@@ -153,11 +156,11 @@ class DiskStore:
             finalizer()
 
     def _reserve(self, size: int) -> None:
-        used = self.used
         with self._lock:
-            if size > 0 and self._limit is not None and used + self._reserved + size > self._limit:
+            taken = self._used() + self._reserved
+            if size > 0 and self._limit is not None and taken + size > self._limit:
                 raise OutOfBackupSpaceError(
-                    f"{size} bytes do not fit on the disk: {used + self._reserved} of {self._limit} bytes are used in "
+                    f"{size} bytes do not fit on the disk: {taken} of {self._limit} bytes are used in "
                     f"{self.directory}; the tensors stay in host memory. Raise max_disk_usage_gb or free some"
                 )
             self._reserved += size
