@@ -407,6 +407,56 @@ def test_on_the_disk_a_model_is_still_the_model(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+TAKEN = {
+    "state_dict": lambda module: module.state_dict()["weight"],
+    "copied": lambda module: copy.deepcopy(module).weight,
+    "pickled": lambda module: pickle.loads(pickle.dumps(module)).weight,  # noqa: S301
+}
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_what_is_taken_while_others_send_it_to_the_disk_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Weights were NaN in a state dict, a copy or a pickle now and then, and nothing was raised: between the moment
+    when they were brought from the disk and that when they were read, another thread could send them there again.
+    """
+    from sire._units import wrapping
+
+    layer = nn.Linear(4, 4, bias=False)
+    expected = layer.weight.detach().clone()
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(layer)
+        (unit,) = manager.residency.listed()
+
+        def bring(module: nn.Module) -> None:
+            original(module)
+            thread = threading.Thread(target=manager.residency.demote, args=(unit,))
+            thread.start()
+            thread.join()
+
+        original = wrapping.bring_to_memory
+        monkeypatch.setattr(wrapping, "bring_to_memory", bring)
+        taken = TAKEN[how](layer)
+        monkeypatch.undo()
+        assert torch.equal(taken, expected)
+        assert manager.residency.demote(unit)
+        assert torch.equal(taken, expected)
+        assert is_hollow(layer.weight)
+
+
+def test_a_pickler_that_is_not_done_keeps_from_the_disk_what_it_reads(tmp_path: Path) -> None:
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(2)]
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        for each in layers:
+            manager.wrap_module(each)
+        parts = layers[0].__reduce_ex__(2)
+        found = [manager.residency.demote(unit) for unit in manager.residency.listed()]
+        assert found == [False, True]
+        del parts
+        assert manager.residency.demote(manager.residency.listed()[0])
+
+
 @pytest.mark.parametrize("send", ["cpu", "cuda"])
 @pytest.mark.parametrize("dtype", [torch.half, torch.double])
 def test_a_weight_that_a_module_has_twice_is_converted_once(send: str, dtype: torch.dtype) -> None:

@@ -37,6 +37,8 @@ class Unit:
         """An optimizer works on the tensors: they stay where they are."""
         self.holders: dict[int, int] = {}
         """Leases, by thread."""
+        self.readers: weakref.WeakSet[Any] = weakref.WeakSet()
+        """While one of them lives, the content does not go to the disk."""
         self.last_used = time.monotonic()
         self.uses = 0
         self.ends: list[Any] | None = []
@@ -208,10 +210,10 @@ class Unit:
         return copied
 
     def demote(self) -> int:
-        """To the disk. Returns the bytes that were written, which is nothing without a disk or if it is there
-        already.
+        """To the disk. Returns the bytes that were written, which is nothing without a disk, while somebody reads, or
+        if it is there already.
         """
-        if self._disk is None or self._away is not None or not self.tensors:
+        if self._disk is None or self._away is not None or not self.tensors or len(self.readers):
             return 0
         self.refuse_use("moved to the disk")
         self._offloaded()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
@@ -134,8 +134,9 @@ class ModuleWrapper:
         if wrapped is not None:
             # What is begun may make others leave, by their leases, while their tensors are in the caller's hands.
             wrapped.residency.settle()
-        bring_to_memory(self)
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        with _locked([] if wrapped is None else _units_of(wrapped)):  # nobody leaves before its tensors are taken
+            bring_to_memory(self)
+            super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         wrapped = self.__dict__.get(_KEY)
@@ -149,9 +150,9 @@ class ModuleWrapper:
                     unit.used_otherwise()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        bring_to_memory(self)
+        kept = _Kept(self)
         state = {name: value for name, value in self.__dict__.items() if name != _KEY}
-        return (_unmade, (original_class(self),), state)
+        return (_unmade, (original_class(self), kept), state)
 
 
 # --- wrapping -------------------------------------------------------------------------------------------------
@@ -208,9 +209,25 @@ def _wrapped_class(original: type) -> type:
     return type(original.__name__, (ModuleWrapper, original), body)
 
 
-def _unmade(kind: type) -> Any:
+def _unmade(kind: type, _: None = None) -> Any:
     """An object of a class, without its ``__init__``."""
     return cast(Any, kind).__new__(kind)
+
+
+class _Kept:
+    """Keeps a module's content in memory as long as it lives itself. Who pickles or copies keeps what it was given
+    until it is done, and reads the tensors in the meantime; of this object it keeps None.
+    """
+
+    def __init__(self, module: Any) -> None:
+        wrapped = module.__dict__.get(_KEY)
+        with _locked([] if wrapped is None else _units_of(wrapped)) as units:
+            bring_to_memory(module)
+            for unit in units:
+                unit.readers.add(self)
+
+    def __reduce__(self) -> Any:
+        return (type(None), ())
 
 
 @contextlib.contextmanager
@@ -250,14 +267,14 @@ def _units_within(module: Any) -> list[Unit]:
 
 
 @contextlib.contextmanager
-def _locked(units: Iterable[Unit]) -> Iterator[None]:
+def _locked(units: Sequence[Unit]) -> Iterator[Sequence[Unit]]:
     """Nobody else moves these units. Whoever needs several has them locked in one order, so that no two threads wait
     for each other.
     """
     with contextlib.ExitStack() as stack:
         for unit in sorted(units, key=id):
             stack.enter_context(unit.lock)
-        yield
+        yield units
 
 
 def _grad_enabled() -> bool:
