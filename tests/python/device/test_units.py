@@ -619,6 +619,22 @@ def test_what_an_evaluation_brings_from_the_disk_can_be_trained(tmp_path: Path) 
         assert torch.equal(layer.weight.grad, torch.ones(4, 4))
 
 
+def test_what_an_evaluation_brings_to_the_device_can_be_trained() -> None:
+    """Moved with PyTorch alone in inference mode, parameters became tensors that need no gradients, for ever."""
+    weight, frozen = nn.Parameter(torch.ones(4, 4)), torch.ones(4)
+    weight.grad = torch.ones(4, 4)
+    holding = Holding([weight, frozen])
+    with torch.inference_mode():
+        made_there = torch.ones(4)
+        holding.load("cuda" if torch.cuda.is_available() else "cpu")
+        Holding([made_there]).load("cpu")
+    assert not any(each.is_inference() for each in (weight, weight.grad, frozen))
+    holding.offload()
+    (torch.ones(1, 4) @ weight).sum().backward()
+    assert torch.equal(weight.grad, torch.full((4, 4), 2.0))
+    assert torch.equal(made_there, torch.ones(4))
+
+
 def test_moving_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from sire._units import holding
 

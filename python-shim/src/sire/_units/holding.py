@@ -115,9 +115,12 @@ class Holding:
         """Nothing to do: the tensors are plain ones."""
 
     def _move(self, make: Make) -> int:
-        moves = [move for group in shared_memory(with_gradients(self.tensors)) for move in _moved(group, make)]
-        for tensor, data in moves:
-            tensor.data = data
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():  # else the tensors could not be trained any more
+            moves = [move for group in shared_memory(with_gradients(self.tensors)) for move in _moved(group, make)]
+            for tensor, data in moves:
+                tensor.data = data
         return sum(size_of(tensor) for tensor, _ in moves)
 
 
