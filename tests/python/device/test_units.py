@@ -376,6 +376,40 @@ def test_moving_keeps_identity_views_and_strides() -> None:
     assert tensors[1][0, 0] == 7, "a view stays a view"
 
 
+def few_of_much() -> list[torch.Tensor]:
+    """Tensors over small parts of one piece of memory: two of the same bytes, two that overlap, and three alone."""
+    memory = torch.randn(10_000)
+    overlapping = [memory[3:103].view(10, 10), memory[3:103].view(10, 10), memory[501:511], memory[510:515]]
+    return [*overlapping, memory[2000:2010], memory[3000:3100].view(10, 10).t()[1:], memory[4001:4004].view(torch.int)]
+
+
+@pytest.mark.parametrize("where", ["device", "disk"])
+def test_tensors_of_the_same_bytes_share_them_also_where_they_are_a_small_part(where: str) -> None:
+    """Of memory that was mostly others', every tensor got a copy of its own: what was written to one was not seen in
+    those that had shared it.
+    """
+    tensors = few_of_much()
+    expected = [each.clone() for each in tensors]
+    if where == "device":
+        holding = Holding(tensors)
+        copied = holding.load("cuda" if torch.cuda.is_available() else "cpu")
+        holding.offload()
+    else:
+        pieces = Pieces(tensors)
+        copied = sum(each.numel() * each.element_size() for each in pieces.memory)
+        memory = [each.clone() for each in pieces.memory]
+        pieces.hollow()
+        pieces.fill(memory)
+    assert all(torch.equal(one, other) for one, other in zip(tensors, expected, strict=True))
+    assert copied < 2000
+    tensors[0].fill_(2)
+    tensors[2].fill_(3)
+    assert (tensors[1] == 2).all()
+    assert tensors[3][0] == 3
+    assert all(torch.equal(one, other) for one, other in zip(tensors[4:], expected[4:], strict=True))
+    assert torch.equal(tensors[3][1:], expected[3][1:])
+
+
 def test_on_the_disk_a_model_is_still_the_model(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(3, 8)
     expected, state = model(x), {name: value.clone() for name, value in model.state_dict().items()}

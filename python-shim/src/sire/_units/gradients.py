@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from .holding import reach
 from .residency import Residency
 from .unit import Unit
 
@@ -61,7 +62,7 @@ def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
     if not unit.tensors:
         yield
         return
-    spans = [(each.data_ptr(), each.data_ptr() + _reach(each), each) for each in unit.tensors]
+    spans = [(each.data_ptr(), each.data_ptr() + reach(each), each) for each in unit.tensors]
     where = unit.here
 
     def pack(saved: Any) -> Any:
@@ -75,14 +76,6 @@ def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         yield
-
-
-def _reach(tensor: Any) -> int:
-    """Bytes from the first element to the end of the last one."""
-    if not tensor.numel():
-        return 0
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return int((last + 1) * tensor.element_size())
 
 
 def _unpack(packed: Any) -> Any:

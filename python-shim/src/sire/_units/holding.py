@@ -24,8 +24,10 @@ from typing import Any, Protocol
 
 logger = logging.getLogger("sire.memory")
 
-# Less of a piece of memory than this share: its tensors are copied out of it instead of moving all of it.
+# Less of a piece of memory than this share: what of its tensors overlaps is copied out of it instead of moving all.
 _WORTH_MOVING_WHOLE = 0.5
+# Bytes of the largest elements that there are.
+_ALIGNMENT = 16
 
 Make = Callable[[int], Any]
 
@@ -118,7 +120,7 @@ class Holding:
         import torch
 
         with torch.inference_mode(False), torch.no_grad():  # else the tensors could not be trained any more
-            moves = [move for group in shared_memory(with_gradients(self.tensors)) for move in _moved(group, make)]
+            moves = [move for group in _moving_together(with_gradients(self.tensors)) for move in _moved(group, make)]
             for tensor, data in moves:
                 tensor.data = data
         return sum(size_of(tensor) for tensor, _ in moves)
@@ -143,23 +145,67 @@ def shared_memory(tensors: Sequence[Any]) -> Iterator[list[Any]]:
     yield from groups.values()
 
 
+def _moving_together(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """The tensors, those together that are most of one piece of memory or whose bytes overlap."""
+    for group in shared_memory(tensors):
+        if sum(size_of(each) for each in group) >= _WORTH_MOVING_WHOLE * group[0].untyped_storage().nbytes():
+            yield group
+        else:
+            yield from _overlapping(group)
+
+
+def _overlapping(group: list[Any]) -> list[list[Any]]:
+    found: list[list[Any]] = []
+    reached = 0
+    for each in sorted(group, key=_start):
+        if _start(each) < reached:
+            found[-1].append(each)
+        else:
+            found.append([each])
+        reached = max(reached, _start(each) + reach(each))
+    return found
+
+
+def _start(tensor: Any) -> int:
+    return int(tensor.storage_offset() * tensor.element_size())
+
+
+def reach(tensor: Any) -> int:
+    """Bytes from the first element to the end of the last one."""
+    if not tensor.numel():
+        return 0
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return int((last + 1) * tensor.element_size())
+
+
+def _span(group: Sequence[Any]) -> tuple[Any, int]:
+    """The bytes of tensors of one piece of memory, and where in it they begin: at a multiple of every element."""
+    import torch
+
+    start = min(_start(each) for each in group) // _ALIGNMENT * _ALIGNMENT
+    end = max(_start(each) + reach(each) for each in group)
+    every = torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(group[0].untyped_storage())
+    return every[start:end], start
+
+
+def _offset(tensor: Any, start: int) -> int:
+    """Of a tensor in memory that begins at a byte of the one it is in."""
+    return int(tensor.storage_offset() - start // tensor.element_size())
+
+
 def _moved(group: list[Any], make: Make) -> Iterator[tuple[Any, Any]]:
-    """Each tensor of one piece of memory, and its new data."""
-    if len(group) == 1 or not _is_most_of_it(group):
-        for tensor in group:
-            fresh = over(make(size_of(tensor)), tensor, tensor.shape, 0, _dense_strides(tensor))
-            fresh.copy_(tensor.data)
-            yield tensor, fresh
+    """Each tensor of what moves together, and its new data."""
+    if len(group) == 1:
+        (tensor,) = group
+        fresh = over(make(size_of(tensor)), tensor, tensor.shape, 0, _dense_strides(tensor))
+        fresh.copy_(tensor.data)
+        yield tensor, fresh
         return
-    old = group[0].untyped_storage()
-    whole = make(old.nbytes())
-    whole.untyped_storage().copy_(old)
+    old, start = _span(group)
+    whole = make(len(old))
+    whole.copy_(old)
     for tensor in group:
-        yield tensor, over(whole, tensor, tensor.shape, tensor.storage_offset(), tensor.stride())
-
-
-def _is_most_of_it(group: list[Any]) -> bool:
-    return bool(sum(size_of(each) for each in group) >= _WORTH_MOVING_WHOLE * group[0].untyped_storage().nbytes())
+        yield tensor, over(whole, tensor, tensor.shape, _offset(tensor, start), tensor.stride())
 
 
 def over(memory: Any, like: Any, shape: Sequence[int], offset: int, strides: Sequence[int]) -> Any:
@@ -207,16 +253,16 @@ class Pieces:
         self._parts: list[list[tuple[Any, Any, int, tuple[int, ...]]]] = []
         self._gradients = {id(each) for each in gradients}
         self._stand_ins: dict[int, Any] = {}
-        for group in _worth_moving_whole([*tensors, *gradients]):
+        for group in _moving_together([*tensors, *gradients]):
             if all(each.is_floating_point() or each.is_complex() for each in group):
                 self._add(group)
 
     def _add(self, group: list[Any]) -> None:
         alone = len(group) == 1 and group[0].is_contiguous()
-        whole = group[0].detach() if alone else _all_bytes(group[0])
+        whole, start = (group[0].detach(), _start(group[0])) if alone else _span(group)
         self.memory.append(whole)
         self._shapes.append((whole.shape, whole.dtype))
-        self._parts.append([(each, each.shape, 0 if alone else each.storage_offset(), each.stride()) for each in group])
+        self._parts.append([(each, each.shape, _offset(each, start), each.stride()) for each in group])
 
     def hollow(self) -> None:
         """Takes the tensors' memory away."""
@@ -264,21 +310,6 @@ class Pieces:
         else:
             for row in filled.nonzero().flatten().tolist():
                 tensor.data[row].copy_(stand_in[row].expand(tensor.shape[1:]))
-
-
-def _worth_moving_whole(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    for group in shared_memory(tensors):
-        if _is_most_of_it(group):
-            yield group
-        else:
-            yield from ([each] for each in group)
-
-
-def _all_bytes(tensor: Any) -> Any:
-    import torch
-
-    storage = tensor.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 # What stands in for hollow tensors now, by address.
