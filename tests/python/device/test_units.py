@@ -491,6 +491,75 @@ def test_a_pickler_that_is_not_done_keeps_from_the_disk_what_it_reads(tmp_path: 
         assert manager.residency.demote(manager.residency.listed()[0])
 
 
+def lent_to(module: nn.Module, as_parameters: bool) -> dict[str, torch.Tensor]:
+    """Zeros for everything that a module has; buffers are ones."""
+    made: dict[str, torch.Tensor] = {name: torch.zeros_like(each) for name, each in module.named_parameters()}
+    if as_parameters:
+        made = {name: nn.Parameter(each) for name, each in made.items()}
+    return made | {name: torch.ones_like(each) for name, each in module.named_buffers()}
+
+
+@pytest.mark.parametrize("parts", ["tensors", "parameters", "buffers", "some"])
+def test_a_functional_call_leaves_tensors_to_those_who_lend_them(tmp_path: Path, parts: str) -> None:
+    """`torch.func.functional_call` made the caller's own tensors the unit's: they went to the device and to the disk
+    with it, and the caller read NaN.
+    """
+    module, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), torch.ones(2, 4)
+    expected = module(x)
+    lent = lent_to(module, parts == "parameters")
+    if parts in ("buffers", "some"):
+        kept = {"buffers": "running", "some": "0.weight"}[parts]
+        lent = {name: each for name, each in lent.items() if kept in name}
+    twin = torch.func.functional_call(copy.deepcopy(module), lent, (x,))
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path, offload_1d_parameters=True)) as manager:
+        manager.wrap_module(module)
+        (unit,) = manager.residency.listed()
+        before = list(unit.tensors)
+        for _ in range(2):
+            assert manager.residency.demote(unit)
+            assert torch.equal(torch.func.functional_call(module, lent, (x,)), twin)
+        assert all(one is other for one, other in zip(unit.tensors, before, strict=True))
+        assert manager.residency.demote(unit)
+        assert not any(each.isnan().any() for each in lent.values())
+        assert torch.equal(module(x), expected)
+
+
+def test_a_functional_call_with_weights_of_another_unit_brings_those(tmp_path: Path) -> None:
+    student, teacher, x = nn.Linear(4, 4), nn.Linear(4, 4), torch.ones(1, 4)
+    expected = teacher(x), student(x)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        for each in (student, teacher):
+            manager.wrap_module(each)
+        assert all(manager.residency.demote(unit) for unit in manager.residency.listed())
+        found = torch.func.functional_call(student, dict(teacher.named_parameters()), (x,))
+        assert torch.equal(found, expected[0])
+        assert torch.equal(student(x), expected[1])
+
+
+def test_what_is_assigned_for_good_is_the_units(tmp_path: Path) -> None:
+    layer, x = nn.Linear(4, 4), torch.ones(1, 4)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(layer)
+        (unit,) = manager.residency.listed()
+        layer.weight = nn.Parameter(torch.zeros(4, 4))
+        assert torch.equal(layer(x), layer.bias[None])
+        assert unit.tensors[0] is layer.weight
+
+
+def test_a_replica_for_another_device_is_a_plain_module(tmp_path: Path) -> None:
+    """As `torch.nn.DataParallel` makes it: it had the unit of the module that it was made of, and took its tensors."""
+    layer, x = nn.Linear(4, 4), torch.ones(1, 4)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(layer)
+        (unit,) = manager.residency.listed()
+        replica = layer._replicate_for_data_parallel()
+        for name, each in layer.named_parameters():
+            setattr(replica, name, each.detach().clone())
+        assert torch.equal(replica(x), layer(x))
+        assert type(replica) is nn.Linear
+        assert unit.tensors[0] is layer.weight
+
+
 @pytest.mark.parametrize("send", ["cpu", "cuda"])
 @pytest.mark.parametrize("dtype", [torch.half, torch.double])
 def test_a_weight_that_a_module_has_twice_is_converted_once(send: str, dtype: torch.dtype) -> None:

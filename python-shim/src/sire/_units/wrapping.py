@@ -8,6 +8,7 @@ pickles of a wrapped module are plain modules.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,10 +51,10 @@ class ModuleWrapper:
         wrapped = self.__dict__.get(_KEY)
         if wrapped is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        _refresh(self, wrapped)
+        shared = _refresh(self, wrapped)
         wrapped.calls += 1
         wrapped.last_call = time.time()
-        with _leased(wrapped):
+        with _leased(wrapped, shared):
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             gradients.expect_backward(output, wrapped.unit, wrapped.residency)
             return output
@@ -149,6 +150,12 @@ class ModuleWrapper:
                 for unit in units:
                     unit.used_otherwise()
 
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[misc]
+        replica.__dict__.pop(_KEY, None)
+        replica.__class__ = original_class(self)
+        return replica
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         kept = _Kept(self)
         state = {name: value for name, value in self.__dict__.items() if name != _KEY}
@@ -231,12 +238,13 @@ class _Kept:
 
 
 @contextlib.contextmanager
-def _leased(wrapped: Wrapped) -> Iterator[None]:
-    """The unit, and those of tensors that it shares, are where they are used; what is saved of them is saved by
+def _leased(wrapped: Wrapped, shared: Sequence[tuple[Unit, Residency]]) -> Iterator[None]:
+    """The unit, and those of tensors that the module shares, are where they are used; what is saved of them is saved by
     name.
     """
     with contextlib.ExitStack() as stack:
-        for unit, residency in ((wrapped.unit, wrapped.residency), *wrapped.shared):
+        units = ((wrapped.unit, wrapped.residency), *shared)
+        for unit, residency in units:
             residency.acquire(unit)
             stack.callback(residency.release, unit, threading.get_ident())
             if _grad_enabled():
@@ -245,7 +253,7 @@ def _leased(wrapped: Wrapped) -> Iterator[None]:
             yield
         except BaseException:
             # Other streams may have been given work that the module would have joined.
-            for unit in _units_of(wrapped):
+            for unit, _ in units:
                 unit.used_otherwise()
             raise
 
@@ -308,10 +316,15 @@ def _identities(module: Any) -> list[int]:
 
 
 def _connect(module: Any, wrapped: Wrapped) -> None:
-    _, others = own_tensors(module, lambda _: False)
-    wrapped.shared = tuple(each for each in others if each[0] is not wrapped.unit)
+    wrapped.shared = _shared(module, wrapped)
     wrapped.handles = gradients.watch(wrapped.unit, wrapped.residency)
     wrapped.listed = _identities(module)
+
+
+def _shared(module: Any, wrapped: Wrapped) -> tuple[tuple[Unit, Residency], ...]:
+    """Other units that have tensors of the module now."""
+    _, others = own_tensors(module, lambda _: False)
+    return tuple(each for each in others if each[0] is not wrapped.unit)
 
 
 def _disconnect(wrapped: Wrapped) -> None:
@@ -320,15 +333,34 @@ def _disconnect(wrapped: Wrapped) -> None:
     gradients.forget(wrapped.unit)
 
 
-def _refresh(module: Any, wrapped: Wrapped) -> None:
-    """If the module has other parameters than before (`load_state_dict(assign=True)`, assignment), so has its unit."""
+def _refresh(module: Any, wrapped: Wrapped) -> tuple[tuple[Unit, Residency], ...]:
+    """If the module has other parameters than before (`load_state_dict(assign=True)`, assignment), so has its unit;
+    what it was only lent stays its owner's. Returns the other units that have tensors of the module.
+    """
     if wrapped.listed == _identities(module):
-        return
+        return wrapped.shared
+    if _is_lent_some(module):
+        return _shared(module, wrapped)
     with wrapped.unit.lock:
         _disconnect(wrapped)
         mine, _ = own_tensors(module, wrapped.choose)
         wrapped.unit.set_tensors(mine)
         _connect(module, wrapped)
+        return wrapped.shared
+
+
+def _is_lent_some(module: Any) -> bool:
+    """Whether the module has tensors for the time of a call: some that are no parameters among its parameters, or any,
+    buffers too, from `torch.func.functional_call`.
+    """
+    import torch
+
+    if any(not isinstance(each, torch.nn.Parameter) for each in module.parameters()):
+        return True
+    lender, frame = torch.nn.utils.stateless._functional_call.__code__, sys._getframe()
+    while frame is not None and frame.f_code is not lender:
+        frame = cast(Any, frame.f_back)
+    return frame is not None
 
 
 def bring_to_memory(module: Any) -> None:
