@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sire
@@ -558,6 +558,82 @@ def test_a_replica_for_another_device_is_a_plain_module(tmp_path: Path) -> None:
         assert torch.equal(replica(x), layer(x))
         assert type(replica) is nn.Linear
         assert unit.tensors[0] is layer.weight
+
+
+class Locking(nn.Linear):
+    """It says itself what of it is kept, and has a list with itself in it."""
+
+    ended: ClassVar[list[Any]] = []
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.guard, self.around = threading.Lock(), [self]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "guard"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.guard = threading.Lock()
+
+    def __del__(self) -> None:
+        Locking.ended.append(self.__dict__.get("guard"))
+
+
+class Copying(nn.Linear):
+    """It copies itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Copying:
+        made = type(self)(4, 4)
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+
+OF_THEIR_OWN = {
+    "locking": Locking,
+    "copying": lambda: Copying(4, 4),
+    "lstm": lambda: nn.LSTM(4, 4),
+    "graph": lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4))),
+    "parametrized": lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+}
+
+
+def answer_of(module: nn.Module) -> torch.Tensor:
+    found = module(torch.ones(1, 4))
+    return found if isinstance(found, torch.Tensor) else found[0]
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module)), copy.copy])  # noqa: S301
+@pytest.mark.parametrize("kind", OF_THEIR_OWN)
+def test_a_module_that_says_how_it_is_copied_is_copied_so(
+    tmp_path: Path, kind: str, how: Callable[[nn.Module], nn.Module]
+) -> None:
+    """Copies and pickles of a wrapped module were made of its attributes, whatever its class does: a lock was an error,
+    an LSTM could not be pickled, and copies of a graph module were wrapped by halves.
+    """
+    module = OF_THEIR_OWN[kind]()
+    own, expected = type(module), answer_of(module)
+    if kind == "parametrized" and how is not copy.deepcopy:
+        pytest.skip("PyTorch refuses")
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(module)
+        assert manager.residency.demote(manager.residency.listed()[0])
+        made = how(module)
+        assert kind != "locking" or module.guard not in Locking.ended
+        assert not is_hollow(next(made.parameters()))
+        assert not isinstance(made, ModuleWrapper)
+        assert type(made) is own or kind == "graph", "a graph module has a class of its own"
+        assert torch.equal(answer_of(made), expected)
+        if how is not copy.copy:
+            with torch.no_grad():
+                for each in made.parameters():
+                    each.zero_()
+            assert not torch.equal(answer_of(made), expected)
+            assert torch.equal(answer_of(module), expected)
+        if kind == "locking" and how is copy.deepcopy:
+            assert made.around == [made]
+        made.state_dict()
+    assert type(module) is own
 
 
 @pytest.mark.parametrize("send", ["cpu", "cuda"])

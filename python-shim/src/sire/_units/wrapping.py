@@ -8,6 +8,7 @@ pickles of a wrapped module are plain modules.
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import threading
 import time
@@ -158,8 +159,30 @@ class ModuleWrapper:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         kept = _Kept(self)
-        state = {name: value for name, value in self.__dict__.items() if name != _KEY}
-        return (_unmade, (original_class(self), kept), state)
+        with _plain(self) as plain:
+            found = plain.__reduce_ex__(protocol)
+        if isinstance(found, str):
+            return found
+        function, arguments, *rest = found
+        return (_made, (kept, function, *arguments), *rest)
+
+    def __copy__(self) -> Any:
+        kept = _Kept(self)
+        with _plain(self) as plain:
+            made = copy.copy(plain)
+        del kept
+        return made
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        kept = _Kept(self)
+        known = memo.get((_KEY, id(self)))
+        if known is not None:  # something in the module has the module
+            return copy.deepcopy(known, memo)
+        with _plain(self) as plain:
+            memo[_KEY, id(self)] = plain
+            made = copy.deepcopy(plain, memo)
+        del kept
+        return made
 
 
 # --- wrapping -------------------------------------------------------------------------------------------------
@@ -216,9 +239,28 @@ def _wrapped_class(original: type) -> type:
     return type(original.__name__, (ModuleWrapper, original), body)
 
 
-def _unmade(kind: type, _: None = None) -> Any:
-    """An object of a class, without its ``__init__``."""
+def _unmade(kind: type) -> Any:
+    """An object of a class, without its ``__init__``: what pickles call that were made by earlier versions."""
     return cast(Any, kind).__new__(kind)
+
+
+def _made(_: None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What pickles call: the function by which the module's own class makes its objects again."""
+    return function(*arguments)
+
+
+@contextlib.contextmanager
+def _plain(module: Any) -> Iterator[Any]:
+    """The same as an object of the module's own class, which does with it what it does when it is copied or pickled."""
+    import torch
+
+    plain = cast(Any, object.__new__(original_class(module)))
+    plain.__dict__.update((name, value) for name, value in module.__dict__.items() if name != _KEY)
+    try:
+        yield plain
+    finally:
+        if hasattr(plain, "__del__"):  # the module lives on
+            plain.__class__ = torch.nn.Module
 
 
 class _Kept:
