@@ -196,7 +196,7 @@ def wrap(module: Any, unit: Unit, residency: Residency, choose: Callable[[Any], 
         )
     wrapped = Wrapped(unit, residency, choose)
     module.__dict__[_KEY] = wrapped
-    module.__class__ = _wrapped_class(cast(Any, type(module)))
+    module.__class__ = _with_wrapper(module)
     residency.add(unit)
     _connect(module, wrapped)
 
@@ -228,9 +228,8 @@ def is_wrapped(module: Any) -> bool:
 
 
 def original_class(module: Any) -> type:
-    """The class that the module had before it was wrapped."""
-    found: type = getattr(type(module), "_sire_original", type(module))
-    return found
+    """The class that the module would have had it not been wrapped."""
+    return _without_wrapper(type(module))
 
 
 @cache
@@ -239,8 +238,45 @@ def _wrapped_class(original: type) -> type:
     return type(original.__name__, (ModuleWrapper, original), body)
 
 
+def _with_wrapper(module: Any) -> type:
+    """A module's class with the wrapper's in it. What PyTorch made of its class to parametrize it stays above all
+    others, where it is looked for: one class for one module, which PyTorch changes and takes away again.
+    """
+    from torch.nn.utils.parametrize import is_parametrized
+
+    kind: Any = type(module)
+    if not is_parametrized(module) or not all(name in vars(kind) for name in module.parametrizations):
+        return _wrapped_class(kind)
+    body = _body_of(kind)
+    body.pop("__deepcopy__", None)  # the wrapper's copies it
+    return type(kind.__name__, tuple(_wrapped_class(each) for each in kind.__bases__), body)
+
+
+def _without_wrapper(kind: type) -> type:
+    """A class as it would be, had the wrapper's never been among its bases."""
+    if "_sire_original" in vars(kind):
+        return cast(type, vars(kind)["_sire_original"])
+    if not issubclass(kind, ModuleWrapper):
+        return kind
+    bases, body = tuple(_without_wrapper(each) for each in kind.__bases__), _body_of(kind)
+    if "__getstate__" in body and not any(hasattr(each, "__deepcopy__") for each in bases):
+        body.setdefault("__deepcopy__", _deepcopied)
+    return type(kind.__name__, bases, body)
+
+
+def _body_of(kind: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+
+
+def _deepcopied(module: Any, memo: dict[int, Any]) -> Any:
+    """As PyTorch copies parametrized modules, which cannot be pickled."""
+    memo[id(module)] = made = _unmade(type(module))
+    made.__dict__ = copy.deepcopy(module.__dict__, memo)
+    return made
+
+
 def _unmade(kind: type) -> Any:
-    """An object of a class, without its ``__init__``: what pickles call that were made by earlier versions."""
+    """An object of a class, without its ``__init__``. Pickles call it that were made by earlier versions."""
     return cast(Any, kind).__new__(kind)
 
 
