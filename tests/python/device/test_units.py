@@ -560,6 +560,56 @@ def test_a_replica_for_another_device_is_a_plain_module(tmp_path: Path) -> None:
         assert unit.tensors[0] is layer.weight
 
 
+def test_transforms_of_functions_run_over_wrapped_modules(tmp_path: Path) -> None:
+    """``torch.func.grad`` and its like raised that they take no hooks for what is saved. Without hooks, a unit stays
+    until no backward pass can be made any more.
+    """
+    module, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.ones(4)
+    twin = copy.deepcopy(module)
+
+    def gradients(of: nn.Module) -> dict[str, torch.Tensor]:
+        def loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.func.functional_call(of, weights, (x,)).pow(2).sum()
+
+        found: dict[str, torch.Tensor] = torch.func.grad(loss)(dict(of.named_parameters()))
+        return found
+
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_model(module)
+        units = manager.residency.listed()
+
+        def demoted() -> list[bool]:
+            return [manager.residency.demote(unit) for unit in units]
+
+        for device in ("cpu", "cuda", "cpu"):
+            at = x.to(device)
+            for transform in (torch.func.jacrev, torch.func.jacfwd):
+                demoted()
+                assert torch.allclose(transform(module.to(device))(at), transform(twin.to(device))(at))
+        demoted()
+        expected = gradients(twin)
+        for _ in range(2):
+            assert all(torch.allclose(each, expected[name]) for name, each in gradients(module).items())
+        assert demoted() == [True, True]
+        output, backward = torch.func.vjp(module, x)
+        assert demoted() == [False, False]
+        assert torch.allclose(backward(torch.ones(4))[0], torch.func.vjp(twin, x)[1](torch.ones(4))[0])
+        del output, backward
+        assert demoted() == [True, True]
+
+
+@pytest.mark.filterwarnings("error:Dynamo does not know:UserWarning")
+def test_compiling_a_model_with_wrapped_layers_warns_of_nothing(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 4)
+    expected = model(x)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_model(model)
+        compiled = torch.compile(model, backend="eager")
+        for _ in range(2):
+            assert torch.allclose(compiled(x), expected)
+            compiled(x).sum().backward()
+
+
 class Locking(nn.Linear):
     """It says itself what of it is kept, and has a list with itself in it."""
 

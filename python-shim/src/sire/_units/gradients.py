@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
     """Inside runs a module's forward, with gradients; weights that it saves for its backward pass are saved by name."""
     import torch
 
-    if not unit.tensors:
+    if not unit.tensors or not _may_save_by_name():
         yield
         return
     spans = [(each.data_ptr(), each.data_ptr() + reach(each), each) for each in unit.tensors]
@@ -96,11 +96,62 @@ def _refuse_changed(tensor: Any, version: int) -> None:
         )
 
 
+def _may_save_by_name() -> bool:
+    """Whether PyTorch takes hooks for what is saved: not inside of ``torch.func.grad`` and its like."""
+    import torch
+
+    # torch.compile, which breaks its graph here in any case, warns of what it cannot look into.
+    return torch.compiler.is_compiling() or bool(torch._C._autograd._saved_tensors_hooks_is_enabled())
+
+
+class _Graph:
+    """A unit that has it stays: backward passes, which have it too, read its tensors themselves."""
+
+
+def keep_for_graph(output: Any, units: Iterable[Unit]) -> None:
+    """Where weights cannot be saved by name, the units stay for as long as a backward pass through these outputs can
+    be made.
+    """
+    if _may_save_by_name():
+        return
+    graph = _Graph()
+    for unit in units:
+        unit.graphs.add(graph)
+    for each in _with_what_they_wrap(output):
+        if each.grad_fn is not None:
+            each.grad_fn.metadata.setdefault(_Graph, []).append(graph)
+
+
+def _with_what_they_wrap(output: Any) -> Iterator[Any]:
+    """Tensors of an output, and those in them of the transforms around."""
+    import torch
+
+    found = [each for each in torch.utils._pytree.tree_leaves(output) if isinstance(each, torch.Tensor)]
+    while found:
+        yield from found
+        functorch = torch._C._functorch
+        found = [functorch.get_unwrapped(each) for each in found if functorch.is_functorch_wrapped_tensor(each)]
+
+
+@contextmanager
+def outside_of_transforms() -> Iterator[None]:
+    """What is done inside is none of what ``torch.func`` transforms: units are moved, whoever asks for them."""
+    import torch
+
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
+
+
 def expect_backward(output: Any, unit: Unit, residency: Residency) -> None:
     """The backward pass through these outputs will need the unit, gradients included."""
     import torch
 
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not _may_save_by_name():
         return
 
     def needed(_: Any) -> None:

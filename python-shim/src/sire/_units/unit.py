@@ -39,6 +39,8 @@ class Unit:
         """Leases, by thread."""
         self.readers: weakref.WeakSet[Any] = weakref.WeakSet()
         """While one of them lives, the content does not go to the disk."""
+        self.graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+        """While one of them lives, the unit stays where it is."""
         self.last_used = time.monotonic()
         self.uses = 0
         self.ends: list[Any] | None = []
@@ -116,7 +118,7 @@ class Unit:
     @property
     def may_leave(self) -> bool:
         """Whether nobody needs it where it is."""
-        return not self.holders and not self.pinned and not self.frozen
+        return not self.holders and not self.pinned and not self.frozen and not len(self.graphs)
 
     def used_by_others(self) -> bool:
         """Whether a thread other than the caller's has a lease."""

@@ -58,6 +58,7 @@ class ModuleWrapper:
         with _leased(wrapped, shared):
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             gradients.expect_backward(output, wrapped.unit, wrapped.residency)
+            gradients.keep_for_graph(output, [wrapped.unit, *(unit for unit, _ in shared)])
             return output
 
     def offload_all(self) -> None:
@@ -323,7 +324,8 @@ def _leased(wrapped: Wrapped, shared: Sequence[tuple[Unit, Residency]]) -> Itera
     with contextlib.ExitStack() as stack:
         units = ((wrapped.unit, wrapped.residency), *shared)
         for unit, residency in units:
-            residency.acquire(unit)
+            with gradients.outside_of_transforms():
+                residency.acquire(unit)
             stack.callback(residency.release, unit, threading.get_ident())
             if _grad_enabled():
                 stack.enter_context(gradients.forward_of(unit, residency))
