@@ -871,6 +871,15 @@ def test_rows_of_a_gradient_that_are_written_on_the_disk_are_those_that_change()
     assert all(torch.equal(one.float(), other.float()) for one, other in zip(gradients, expected, strict=True))
 
 
+def test_what_has_no_elements_stands_in_for_nothing_else() -> None:
+    """The stand-in of an empty tensor had address 0, as every empty tensor has: all of those counted as hollow."""
+    pieces = Pieces([torch.randn(0, 4), torch.randn(3, 4)])
+    memory = [each.clone() for each in pieces.memory]
+    pieces.hollow()
+    assert not is_hollow(torch.empty(0))
+    pieces.fill(memory)
+
+
 def test_a_weight_that_is_written_on_the_disk_comes_back_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
     """Of a weight's elements, nobody can tell which were written to while one stood in for all: the log says so."""
     weights = [torch.randn(3, 4), torch.randn(3, 4)]

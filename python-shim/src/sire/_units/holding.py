@@ -320,7 +320,8 @@ def _stand_in(tensor: Any) -> Any:
     """The elements that a hollow tensor shows: one for each row, or one for all where elements would not share it."""
     import torch
 
-    rows = (tensor.shape[0], *[1] * (tensor.dim() - 1)) if tensor.shape[1:].numel() > 1 else ()
+    share = tensor.numel() > 0 and tensor.shape[1:].numel() > 1
+    rows = (tensor.shape[0], *[1] * (tensor.dim() - 1)) if share else ()  # never empty: what is has no address
     made = torch.full(rows, float("nan")).to(tensor.dtype)
     _all_stand_ins[made.data_ptr()] = made
     return made
