@@ -68,7 +68,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: _commits.named_tensors(7), "weights are those of a torch.nn.Module, not of a int"),
     (lambda: _commits.required({"weight": 1}, "bias", LAYER), "has no parameter or buffer 'bias'; it has weight"),
     (lambda: Silent().revert(LAYER), "Silent was not applied to this Sequential"),
-    (lambda: _commits._apply(Silent(), LAYER), "Silent.apply returned nothing: return what reverts it, or override"),
+    (
+        lambda: sire.CommitObjectProxy(nn.Linear(2, 2)).add_commit(Silent()).apply_commit_stack(),
+        "Silent.apply returned nothing: return what reverts it, or override",
+    ),
     (lambda: sire.CommitObjectProxy(LAYER).add_commit(7), "a commit is a CommitABC, not a int"),  # type: ignore[arg-type]
     (lambda: Wanting().am, "Wanting is applied by an AutoManageCommitObjectProxy only, not by a plain proxy"),
     (
