@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import os
@@ -117,7 +118,8 @@ def test_ps_asks_also_where_the_system_has_no_thread_for_it(outside: Outside) ->
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         )
 
-    enough = next(limit for limit in range(4 * MIB, 1024 * MIB, MIB // 4) if limited(limit, "--version").returncode == 0)
+    limits = range(4 * MIB, 1024 * MIB, MIB // 4)
+    enough = limits[bisect.bisect_left(limits, True, key=lambda limit: limited(limit, "--version").returncode == 0)]
     # No room for the stack of a thread.
     shown = limited(enough + MIB, "ps", "--json")
     assert shown.returncode == 0, shown.stderr

@@ -26,8 +26,10 @@ ONCE = {
     "test_control.py",
     "test_distributed.py",
     "test_layer_plan.py",
+    "test_lora.py",
     "test_slices.py",
     "test_units.py",
+    "test_wrapping.py",
 }
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
 HEARING_ALL = {"test_driver.py": "driver", "test_time_slices.py": "preload"}

@@ -6,20 +6,17 @@ because some of its tensors stay in host memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 
-def to_device(value: Any, device: Any, moves: Callable[[Any], bool] | None = None) -> Any:
-    """The same with everything in it on a device that ``moves`` says has a ``to``; by default these are tensors."""
+def to_device(value: Any, device: Any) -> Any:
+    """The same with every tensor in it on a device."""
     import torch
 
-    has_to = moves or _is_tensor
-
     def moved(each: Any) -> Any:
-        return each.to(device) if has_to(each) else each
+        return each.to(device) if _is_tensor(each) else each
 
-    return torch.utils._pytree.tree_map(moved, value, is_leaf=has_to)
+    return torch.utils._pytree.tree_map(moved, value, is_leaf=_is_tensor)
 
 
 def _is_tensor(value: Any) -> bool:

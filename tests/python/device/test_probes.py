@@ -182,5 +182,19 @@ def test_a_batch_may_be_a_named_tuple(batch: object) -> None:
     torchtools.make_probe_fn(Sum, sample_batch=batch, device="cuda", forward_and_backward=True)()
 
 
+class Row(list[torch.Tensor]):
+    """A list with a name."""
+
+
+def test_a_batch_may_have_tables_and_lists_of_any_kind_in_it() -> None:
+    table, row = UserDict(one=torch.ones(2)), Row([torch.ones(2)])
+
+    class First(Sum):
+        def forward(self, table: dict[str, torch.Tensor], row: Row) -> torch.Tensor:
+            return super().forward(table["one"], row[0])
+
+    torchtools.make_probe_fn(First, sample_batch=(table, row), device="cuda", forward_and_backward=True)()
+
+
 def _linear() -> torch.nn.Module:
     return torch.nn.Linear(1024, 1024)

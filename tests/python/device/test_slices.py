@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sire
 import torch
 from sire.slyce import SlyceModel
 from sire.slyce.models import TransformerStack
@@ -204,3 +207,101 @@ def test_a_ready_made_stack_is_the_plain_stack() -> None:
         layer.load_state_dict(model.slice(f"layers_{i}").layers[0].state_dict())
     x = torch.randn(2, 5, 64)
     assert torch.allclose(model(x).cpu(), twin(x), atol=1e-5)
+
+
+# --- slices that need no device ------------------------------------------------------------------------------------
+
+
+def test_slices_have_signatures_of_their_own_and_are_made_when_they_are_used() -> None:
+    made: list[str] = []
+
+    class Adds(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            made.append("adds")
+            self.by = nn.Parameter(torch.tensor([by]))
+
+        def forward(self, one: torch.Tensor, *, other: torch.Tensor) -> torch.Tensor:
+            return one + other + self.by
+
+    model = SlyceModel(
+        [
+            {"name": "adds", "constructor": Adds, "config": 2.0},
+            {"name": "line", "constructor": nn.Linear, "config": (4, 2)},
+        ],
+        log_to_console=False,
+    )
+    assert made == []
+    assert [each.tier for each in model.summary().slices] == ["not made", "not made"]
+    assert torch.equal(model(torch.ones(4), other=torch.ones(4)), torch.full((4,), 4.0))
+    assert model(torch.ones(4), active_slice="line").shape == (2,)
+    assert model.active_slice == "line"
+    assert list(model.state_dict()) == ["slices.adds.by", "slices.line.weight", "slices.line.bias"]
+    model.reset_slice("adds")
+    model(torch.ones(4), other=torch.ones(4), active_slice="adds")
+    assert made == ["adds", "adds"]
+
+
+def test_state_is_saved_and_loaded_also_before_slices_are_made(tmp_path: Path) -> None:
+    slices = [{"name": name, "constructor": nn.Linear, "config": (4, 4)} for name in ("one", "two")]
+    model = SlyceModel(slices, log_to_console=False).construct_all()
+    model.save_state_dict(tmp_path / "state.pt")
+    for source in (tmp_path / "state.pt", model.state_dict()):
+        other = SlyceModel(slices, log_to_console=False)
+        other.slice("one")
+        other.load_state_dict(source)
+        for name in ("one", "two"):
+            assert torch.equal(other.slice(name).weight, model.slice(name).weight)
+    with pytest.raises(sire.InvalidArgumentError, match="three"):
+        model.load_state_dict({"three": {}})
+
+
+def test_state_for_a_slice_that_is_not_made_yet_is_what_it_was_when_it_was_loaded() -> None:
+    """The tensors were the caller's: training went on in them, and the snapshot with it. ``strict`` was forgotten."""
+    slices = [{"name": "one", "constructor": nn.Linear, "config": (2, 2)}]
+    live = SlyceModel(slices, log_to_console=False).construct_all()
+    snapshot = SlyceModel(slices, log_to_console=False)
+    snapshot.load_state_dict(live.state_dict())
+    expected = live.slice("one").weight.detach().clone()
+    with torch.no_grad():
+        live.slice("one").weight.add_(1)
+    assert torch.equal(snapshot.slice("one").weight, expected)
+    part = {"one": {"weight": torch.full((2, 2), 3.0)}}
+    for strict in (True, False):
+        other = SlyceModel(slices, log_to_console=False)
+        other.load_state_dict(part, strict=strict)
+        with pytest.raises(RuntimeError, match="bias") if strict else nullcontext():
+            assert bool((other.slice("one").weight == 3).all())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slices": []},
+        {"slices": [{"name": "a.b", "constructor": nn.Linear}]},
+        {"slices": [{"name": "a"}]},
+        {"slices": [{"name": "a", "constructor": nn.Linear}] * 2},
+        {"gpu_strategy": "sometimes"},
+        {"max_gpu_mem_mb": 0},
+        {"max_cpu_mem_mb": 5},
+        {"log_level": "LOUD"},
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    arguments = {"slices": [{"name": "a", "constructor": nn.Linear, "config": (1, 1)}], "log_to_console": False} | wrong
+    with pytest.raises(sire.InvalidArgumentError):
+        SlyceModel(**arguments)
+
+
+def test_host_memory_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    slices = [{"name": str(i), "constructor": nn.Linear, "config": (256, 256)} for i in range(4)]
+    model = SlyceModel(slices, disk_cache_path=tmp_path, max_cpu_mem_mb=0.6, log_to_console=False)
+    x = torch.randn(1, 256)
+    model.construct_all()
+    expected = [model.run_slice(str(i), x) for i in range(4)]
+    summary = model.summary()
+    assert summary.cpu_bytes <= 0.6 * 2**20
+    assert summary.disk_bytes >= 2 * 4 * 256 * 256
+    for i in (2, 0, 3, 1):
+        assert torch.equal(model.run_slice(str(i), x), expected[i])
+    model.close()

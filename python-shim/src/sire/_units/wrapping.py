@@ -137,13 +137,13 @@ class ModuleWrapper:
         if wrapped is not None:
             # What is begun may make others leave, by their leases, while their tensors are in the caller's hands.
             wrapped.residency.settle()
-        with _locked([] if wrapped is None else _units_of(wrapped)):  # nobody leaves before its tensors are taken
+        with _locked(_units_of(wrapped)):  # nobody leaves before its tensors are taken
             bring_to_memory(self)
             super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         wrapped = self.__dict__.get(_KEY)
-        units = [] if wrapped is None else _units_of(wrapped)
+        units = _units_of(wrapped)
         with _locked(units):  # nobody leaves who is written to: for that, locks are only tried
             bring_to_memory(self)
             try:
@@ -277,7 +277,7 @@ def _deepcopied(module: Any, memo: dict[int, Any]) -> Any:
 
 
 def _unmade(kind: type) -> Any:
-    """An object of a class, without its ``__init__``. Pickles call it that were made by earlier versions."""
+    """An object of a class, without its ``__init__``."""
     return cast(Any, kind).__new__(kind)
 
 
@@ -307,7 +307,7 @@ class _Kept:
 
     def __init__(self, module: Any) -> None:
         wrapped = module.__dict__.get(_KEY)
-        with _locked([] if wrapped is None else _units_of(wrapped)) as units:
+        with _locked(_units_of(wrapped)) as units:
             bring_to_memory(module)
             for unit in units:
                 unit.readers.add(self)
@@ -338,9 +338,9 @@ def _leased(wrapped: Wrapped, shared: Sequence[tuple[Unit, Residency]]) -> Itera
             raise
 
 
-def _units_of(wrapped: Wrapped) -> list[Unit]:
-    """All units that have tensors of the module."""
-    return [wrapped.unit, *(unit for unit, _ in wrapped.shared)]
+def _units_of(wrapped: Wrapped | None) -> list[Unit]:
+    """All units that have tensors of the module; none of one that is not wrapped any more."""
+    return [] if wrapped is None else [wrapped.unit, *(unit for unit, _ in wrapped.shared)]
 
 
 def _units_within(module: Any) -> list[Unit]:

@@ -204,7 +204,7 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
                 self.slice(name)
         super()._apply(fn, recurse)
         conversions = self.manager.conversions
-        if conversions and _only_moves(conversions[-1]) and _only_moves(fn):
+        if conversions and _only_sends(conversions[-1]) and _only_sends(fn):
             conversions.pop()
         conversions.append(fn)
         if self.manager.strategy != "none":
@@ -294,7 +294,7 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         self.log.info("CPU: slices %.1f MiB, process %.1f MiB", found.cpu_bytes / 2**20, found.process_bytes / 2**20)
 
 
-def _only_moves(conversion: Callable[[Any], Any]) -> bool:
+def _only_sends(conversion: Callable[[Any], Any]) -> bool:
     """Whether it is one of PyTorch's that give tensors another device and nothing else: of several the last counts."""
     if conversion.__module__ != "torch.nn.modules.module":
         return False

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .._errors import InvalidArgumentError, ProbeError, ProbeTimeoutError, ReservationTimeoutError
-from .._nested import to_device
 from . import _measure
 from .device import gpu_index, uuid
 from .gpu_lock import DEFAULT_MARGIN, FileLock, _cuda, reserve_gpu_for_training, take_lock
@@ -121,9 +120,15 @@ def _is_on(model: Any, device: Any) -> bool:
 
 
 def _moved(batch: Any, device: Any) -> Any:
-    if isinstance(batch, Mapping) and not hasattr(batch, "to"):
-        batch = dict(batch)
-    return to_device(batch, device, lambda each: hasattr(each, "to"))
+    """Everything in a batch that can be moved, in whatever table or sequence; of a table, a dict."""
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: _moved(each, device) for name, each in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        moved = [_moved(each, device) for each in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch
 
 
 def _called(model: Any, batch: Any) -> Any:
