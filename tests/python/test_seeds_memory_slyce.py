@@ -1,7 +1,7 @@
-"""The examples of two seed documents, word for word: with a device, without one, and without the library.
+"""The examples of three seed documents, word for word: with a device, without one, and without the library.
 
-``seed_memory_management.txt`` and ``seed_slyce.txt`` are the documents' code blocks, one after another. What the
-documents leave to the reader (a class, a configuration, an input) stands in front.
+``seed_memory_management.txt``, ``seed_slyce.txt`` and ``seed_torchtools.txt`` are the documents' code blocks, one after
+another. What the documents leave to the reader (a class, a configuration, an input) stands in front.
 """
 
 from __future__ import annotations
@@ -50,18 +50,30 @@ assert "encoder" in open("slyce_cache/slyce.log").read()
 print(model.summary())
 model.close()
 """
+TORCHTOOLS = """
+import sire.compat
+sire.compat.enable()
+"""
+TORCHTOOLS_CLAIMS = """
+with reserve_gpu_for_training(gpu=0, training_reserved_bytes=1024**2) as reservation:
+    print("reserved", reservation.reserved_bytes >= 1024**2, reservation.fence in ("stock", "cache"))
+"""
 PLACES = ("device", "no device", "no library")
 
 
-def run(place: str, program: str, directory: Path) -> str:
+def run(place: str, program: str, directory: Path, as_file: bool = False, **more: str) -> str:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("no PyTorch")
     if place == "device" and why_not() is not None:
         pytest.skip(str(why_not()))
     changes = {"no device": {"CUDA_VISIBLE_DEVICES": ""}, "no library": {"SIRE_LIBRARY": "/nowhere/libsire_alloc.so"}}
-    variables = environment(**changes.get(place, {}))
+    variables = environment(**changes.get(place, {}), **more)
+    command = [sys.executable, "-c", program]
+    if as_file:
+        (directory / "train.py").write_text(program)
+        command = [sys.executable, "train.py"]
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        command,
         env=variables,
         cwd=directory,
         capture_output=True,
@@ -85,6 +97,16 @@ def test_the_memory_management_document(place: str, tmp_path: Path) -> None:
 def test_the_slyce_document(place: str, tmp_path: Path) -> None:
     said = run(place, SLYCE + (HERE / "seed_slyce.txt").read_text() + SLYCE_CLAIMS, tmp_path)
     assert "strategy limit_gpu: GPU" in said
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_torchtools_document(place: str, tmp_path: Path) -> None:
+    # A file, as users have it: it reserves and trains at its top level, and the probe's process must not.
+    program = TORCHTOOLS + (HERE / "seed_torchtools.txt").read_text() + TORCHTOOLS_CLAIMS
+    own = {"TORCHTOOLS_LOCK_DIR": str(tmp_path), "SIRE_SIM_MEMORY": "8GiB"}
+    lines = run(place, program, tmp_path, as_file=True, **own).splitlines()
+    assert lines[:-1] == ["Training start", *(f"step {step}" for step in range(5)), "Training end"]
+    assert lines[-1] == ("reserved True True" if place == "device" else "reserved False False")
 
 
 @pytest.mark.parametrize("name", ["memory", "slyce"])

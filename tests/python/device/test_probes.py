@@ -7,6 +7,8 @@ import fcntl
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import UserDict
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import torch
 from ledgers import MIB, tensor
 from running import until
 from sire import torchtools
-from sire.torchtools import _measure
+from sire.torchtools import _fresh, _measure
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +141,52 @@ def test_what_goes_wrong_in_a_probe_is_told(probe_fn: Callable[[], None], says: 
     with pytest.raises(sire.ProbeError, match=says) as raised:
         torchtools.estimate_gpu_usage_by_probe(probe_fn, timeout=0.5 if probe_fn is hangs else 240)
     assert isinstance(raised.value, TimeoutError) == (probe_fn is hangs)
+
+
+OWN_MODEL = """
+import torch
+from sire import torchtools
+
+class Own(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(8, 8)
+
+print(torchtools.probe(torchtools.make_probe_fn(Own, input_shape=(2, 8)), timeout=240).peak_bytes > 0)
+"""
+
+
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "train"]])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_probe_made_of_the_programs_own_file_needs_one_that_can_be_imported(
+    command: list[str], guarded: bool, tmp_path: Path
+) -> None:
+    guard = "if __name__ == '__main__':\n    print("
+    (tmp_path / "train.py").write_text(OWN_MODEL.replace("print(", guard) if guarded else OWN_MODEL)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
+    )
+    if guarded:
+        assert done.stdout == "True\n", done.stderr
+    else:
+        end = done.stderr.splitlines()[-1]
+        assert "ended with status 1 before it was done (standard error says why)" in end
+        assert "call it under if __name__ == '__main__':" in end
+        assert "this process runs the program's file again for a probe" in done.stderr
+
+
+def test_only_what_the_programs_own_file_defines_makes_it_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own:
+        """Like one of the program's file."""
+
+    for where, found in (("elsewhere", False), ("__main__", True)):
+        monkeypatch.setattr(Own, "__module__", where)
+        Own.__qualname__ = "Own"
+        monkeypatch.setattr(sys.modules["__main__"], "Own", Own, raising=False)
+        monkeypatch.setitem(sys.modules, "elsewhere", sys.modules["__main__"])
+        assert _fresh.mentions_program((needs, (torch.zeros(1 << 20), [{"deep": (Own(),)}]), {})) is found
+        assert _fresh.mentions_program(functools.partial(needs, Own)) is found
+    # What cannot be sent is for whoever sends it to refuse.
+    assert _fresh.mentions_program(lambda: None)
 
 
 def test_an_estimate_without_running_is_a_lower_bound() -> None:

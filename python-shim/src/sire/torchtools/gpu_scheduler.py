@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .._errors import InvalidArgumentError, ProbeError, ProbeTimeoutError, ReservationTimeoutError
-from . import _measure
+from . import _fresh, _measure
 from .device import gpu_index, uuid
 from .gpu_lock import DEFAULT_MARGIN, FileLock, _cuda, reserve_gpu_for_training, take_lock
 
@@ -29,6 +29,11 @@ _T = TypeVar("_T")
 
 # A probe waits for its turn as long as so many others like it may take.
 _PROBES_BEFORE = 10
+
+_GUARDED = (
+    "a probe that is made of what the program's own file defines needs a file that can be imported; "
+    "call it under if __name__ == '__main__':"
+)
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def probe(
         return ProbeReport()
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # The fresh process runs the program's file again, and would wait for its own parent.
-        raise ProbeError("a probe needs a program whose file can be imported: call it under if __name__ == '__main__':")
+        raise ProbeError(f"this process runs the program's file again for a probe: {_GUARDED}")
     index = gpu_index(torch, gpu)
     file = None if cache is None else Path(cache) / f"{_key(torch, index, probe_fn, args, kwargs)}.json"
     known = None if file is None else _read(file)
@@ -229,7 +234,7 @@ def _run(
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(theirs, probe_fn, args, kwargs, index), name="sire-probe")
     try:
-        child.start()
+        again = _fresh.start(child, (probe_fn, args, kwargs))
     except Exception as error:
         ours.close()
         raise ProbeError(
@@ -238,7 +243,7 @@ def _run(
     finally:
         theirs.close()
     try:
-        return _answer(child, ours, timeout)
+        return _answer(child, ours, timeout, again)
     finally:
         if child.is_alive():
             child.kill()
@@ -246,7 +251,7 @@ def _run(
         ours.close()
 
 
-def _answer(child: Any, pipe: Connection, timeout: float | None) -> ProbeReport:
+def _answer(child: Any, pipe: Connection, timeout: float | None, again: bool) -> ProbeReport:
     if not pipe.poll(timeout):
         raise ProbeTimeoutError(f"the probe was not done after {timeout:g} s, and was ended; give it more time")
     try:
@@ -255,7 +260,8 @@ def _answer(child: Any, pipe: Connection, timeout: float | None) -> ProbeReport:
         child.join()
         code = child.exitcode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        raise ProbeError(f"the probe's process {how} before it was done") from None
+        why = f" (standard error says why); {_GUARDED}" if again and code > 0 else ""
+        raise ProbeError(f"the probe's process {how} before it was done{why}") from None
     if outcome == "failed":
         raise ProbeError(f"the probe failed:\n{value}")
     return ProbeReport(**value)
