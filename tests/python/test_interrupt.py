@@ -169,3 +169,57 @@ def test_the_second_thread_holds_nothing_when_the_first_goes_on(monkeypatch: pyt
         assert died == [True]
     finally:
         first_went_on.set()
+
+
+class HeardError(Exception):
+    """What a handler of these tests raises."""
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """Handlers that note two signals, the second one by raising."""
+    heard: list[int] = []
+
+    def raises(number: int, _frame: object) -> None:
+        heard.append(number)
+        raise HeardError
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
+    also_before = signal.signal(signal.SIGUSR2, raises)
+    yield heard
+    signal.signal(signal.SIGUSR1, before)
+    signal.signal(signal.SIGUSR2, also_before)
+
+
+def test_handlers_run_after_what_is_not_to_be_left_half_done(handled: list[int]) -> None:
+    steps = 0
+    with pytest.raises(HeardError), _interrupt.deferred():
+        signal.raise_signal(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR1)
+        assert handled == []
+        steps = 1
+    assert (steps, handled) == (1, [signal.SIGUSR2, signal.SIGUSR1]), "each runs, in the order of the signals"
+    with pytest.raises(HeardError):
+        signal.raise_signal(signal.SIGUSR2)
+
+
+def test_within_it_the_programs_own_functions_hear_signals_at_once(handled: list[int]) -> None:
+    with _interrupt.deferred():
+        with pytest.raises(HeardError), _interrupt.undeferred():
+            signal.raise_signal(signal.SIGUSR2)
+        assert handled == [signal.SIGUSR2]
+        with _interrupt.deferred(), _interrupt.undeferred():
+            # The outer block is not to be left half-done either.
+            signal.raise_signal(signal.SIGUSR1)
+        assert handled == [signal.SIGUSR2]
+    assert handled == [signal.SIGUSR2, signal.SIGUSR1]
+    with _interrupt.undeferred():
+        signal.raise_signal(signal.SIGUSR1)
+    assert handled[2:] == [signal.SIGUSR1]
+
+
+def test_a_handler_that_is_set_meanwhile_stays(handled: list[int]) -> None:
+    with _interrupt.deferred():
+        signal.signal(signal.SIGUSR1, lambda number, _frame: handled.append(-number))
+    signal.raise_signal(signal.SIGUSR1)
+    assert handled == [-signal.SIGUSR1]

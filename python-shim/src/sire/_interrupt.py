@@ -13,12 +13,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar
 
 from ._errors import CancelledError
 
 _T = TypeVar("_T")
+
+_SIGNALS = tuple(int(number) for number in signal.valid_signals())
 
 _RETRY_SECONDS = 0.02
 # A signal that arrives just before a thread waits, or in another thread, does not wake it.
@@ -38,19 +40,71 @@ def run(call: Callable[[], _T], cancel: Callable[[], object]) -> _T:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Ctrl-C comes after the block, which is not to be left half-done."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    """Signal handlers (Ctrl-C's) run after the block, which is not to be left half-done.
+
+    A call into C that calls Python back belongs into one: an exception that a handler raises where such a function
+    begins is nobody's, `ctypes` prints it, and the signal is lost.
+    """
+    global _deferral
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    outer, own = _deferral, _Deferral()
+    with ExitStack() as stack:
+        stack.callback(own.deliver)
+        stack.callback(own.end)
+        own.begin()
+        _deferral = own
+        try:
+            yield
+        finally:
+            _deferral = outer
+
+
+@contextmanager
+def undeferred() -> Iterator[None]:
+    """Within a `deferred` block: handlers run at once, as in code that knows nothing of it."""
+    deferral = _deferral
+    if deferral is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    deferral.end()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
+        deferral.begin()
+
+
+class _Deferral:
+    """Stands in for all signal handlers of the program, and notes what comes."""
+
+    def __init__(self) -> None:
+        found = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._handlers = {number: handler for number, handler in found.items() if callable(handler)}
+        self._came: list[int] = []
+
+    def begin(self) -> None:
+        for number in self._handlers:
+            signal.signal(number, self._note)
+
+    def end(self) -> None:
+        """Whatever comes in between, and unless somebody has set another handler meanwhile."""
+        with ExitStack() as stack:
+            for number, handler in self._handlers.items():
+                if signal.getsignal(number) == self._note:
+                    stack.callback(signal.signal, number, handler)
+
+    def deliver(self) -> None:
+        """Not sent again, which those who listen to `signal.set_wakeup_fd` would hear twice."""
+        with ExitStack() as stack:
+            for number in reversed(self._came):
+                stack.callback(self._handlers[number], number, None)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._came.append(number)
+
+
+_deferral: _Deferral | None = None
 
 
 class _Job(Generic[_T]):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ctypes import POINTER
 from typing import Any
 
-from .. import _interface
+from .. import _interface, _interrupt
 
 Ranges = list[tuple[int, int]]
 """Address and bytes of each."""
@@ -34,7 +34,8 @@ def hearing(told: Told | None, raised: list[BaseException]) -> Any:
 
     def hear(_context: Any, what: int, tag: bytes | None) -> int:
         try:
-            return 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
+            with _interrupt.undeferred():
+                return 0 if told(what, None if tag is None else tag.decode()) else _CANCELLED
         except BaseException as error:
             raised.append(error)
             return _CANCELLED

@@ -10,7 +10,7 @@ import os
 from ctypes import byref, c_bool, c_uint64, c_void_p
 from typing import Any
 
-from .. import _interface
+from .. import _interface, _interrupt
 from .asked import Asked, DeadRanges, Told, hearing
 from .loaded import Loaded
 
@@ -109,7 +109,8 @@ class Others(Loaded):
     def _resuming(self, name: str, told: Told | None, *before: int) -> None:
         raised: list[BaseException] = []
         heard = hearing(told, raised)
-        self._call(name, *before, heard, None)
+        with _interrupt.deferred():
+            self._call(name, *before, heard, None)
         if raised:
             raise raised[0]
 
@@ -134,7 +135,8 @@ class Others(Loaded):
         size = ctypes.sizeof(_interface.SafePointOptions)
         options = _interface.SafePointOptions(size, asked.function, None, heard, None, slice_seconds)
         held = c_bool()
-        self._call("sire_safe_point", byref(options), byref(held))
+        with _interrupt.deferred():
+            self._call("sire_safe_point", byref(options), byref(held))
         if asked.error is not None:
             raised.append(asked.error)
         if raised:
