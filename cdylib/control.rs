@@ -19,6 +19,7 @@ use sire_control::message::{Answer, Code, PROTOCOL, Refusal, Verb};
 use sire_control::place::{self, Directions, Place, identity};
 use sire_control::server::{Descriptors, Outbox, Server, Service, Ticket};
 use sire_core::driver::{Device, Driver as _};
+use sire_core::engine::Selection;
 use sire_core::error::{Error, Result, Status};
 use sire_core::policy::Budget;
 use std::io;
@@ -386,6 +387,13 @@ impl Porter {
         }
     }
 
+    /// Another process has its turn: what is to come back with ours has to be there, since nobody is asked any more when it comes.
+    fn unknown_while_away(&self, tag: &str) -> Option<Answer> {
+        let process = process::started().filter(|_| self.control.desk.is_away())?;
+        let unknown = process.engine.refuse_unknown(&Selection::Tag(tag.to_owned())).err()?;
+        Some(Err(refusal(&unknown)))
+    }
+
     fn ask(&self, ticket: Ticket, action: Action, patience: f64) -> Option<Answer> {
         self.control.journal.note("asked", &action.to_string());
         self.control.desk.ask(ticket, action, Duration::from_secs_f64(patience)).err().map(Err)
@@ -399,9 +407,10 @@ impl Service for Porter {
             Verb::Events { since } => Some(Ok(self.control.journal.since(since))),
             Verb::List if self.control.board.ask(ticket) => None,
             Verb::Pause { tag, timeout } => self.ask(ticket, Action::Pause { tag }, timeout),
-            Verb::Resume { tag, timeout, wait } => {
-                self.ask(ticket, Action::Resume { tag, wait: Duration::from_secs_f64(wait) }, timeout)
-            }
+            Verb::Resume { tag, timeout, wait } => tag
+                .as_deref()
+                .and_then(|tag| self.unknown_while_away(tag))
+                .or_else(|| self.ask(ticket, Action::Resume { tag, wait: Duration::from_secs_f64(wait) }, timeout)),
             Verb::Reclaim { mark, priority, timeout } => match preempt::terms(mark) {
                 Some(terms) => self.ask(ticket, Action::Lend { mark, priority, terms }, timeout),
                 None => Some(Err(Refusal::new(Code::Refused, format!("there is no mark {mark}; it was closed")))),

@@ -128,6 +128,7 @@ pub(crate) fn is_open() -> bool {
 
 /// Joins the queue, and waits for the first turn. From then on turns end at safe points.
 pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<()> {
+    refuse_callback("begin")?;
     let _turn = lock(&TURN);
     refuse_open()?;
     let gpu = process.driver.uuid(wish.device)?;
@@ -150,6 +151,18 @@ pub(crate) fn open(process: &'static Process, dir: &Path, wish: Wish) -> Result<
     // A turn that goes on is as old as it was: else whoever leaves and enters again and again would never make way.
     let begun = first().and_then(|()| slices.begin(since.unwrap_or_else(Instant::now)));
     begun.inspect_err(|_| drop(lock(&CURRENT).take()))
+}
+
+/// Fails in a callback of what is carried out at a safe point: a thread that is just ending the turns waits for that, whatever it has ended already.
+fn refuse_callback(verb: &str) -> Result<()> {
+    if control::current().is_some_and(|control| control.desk.is_carrying()) {
+        let why = format!(
+            "time slices cannot {verb} inside of a callback (sire.before_pause, sire.after_resume) of a pause or resume at a safe point, which would \
+             wait for itself; {verb} them after the safe point"
+        );
+        return Err(Error::new(Status::Busy, why));
+    }
+    Ok(())
 }
 
 /// Fails where turns would be of no use: they are taken already, or a pause would make no room.
@@ -241,13 +254,7 @@ pub(crate) fn close() -> Result<()> {
         // A forked child has no turns, and the locks may be held by threads that do not exist in it.
         return Ok(());
     }
-    if lock(&CURRENT).as_ref().is_some_and(|slices| slices.control.desk.is_carrying()) {
-        return Err(Error::new(
-            Status::Busy,
-            "time slices cannot end inside of a callback (sire.before_pause, sire.after_resume) of a pause or resume at a safe point, which would wait \
-             for itself; end them after the safe point",
-        ));
-    }
+    refuse_callback("end")?;
     let _turn = lock(&TURN);
     let Some(slices) = lock(&CURRENT).take() else { return Ok(()) };
     slices.over.store(true, Ordering::Release);
@@ -258,7 +265,11 @@ pub(crate) fn close() -> Result<()> {
         log::warning!("the thread of time slices had failed");
     }
     let stage = lock(&slices.figures).stage;
-    let back = |back: &Back| preempt::bring(back, ResumeOptions::default()).map(drop);
+    let back = |back: &Back| match preempt::bring(back, ResumeOptions::default()) {
+        // A name that somebody outside has given.
+        Err(error) if error.status == Status::UnknownTag => Ok(()),
+        brought => brought.map(drop),
+    };
     let stayed = if stage == Stage::Resident { Ok(()) } else { slices.control.desk.stay(back) };
     // Whoever was about to come back has the turn, too.
     if matches!(stage, Stage::Resident | Stage::Returning) {

@@ -17,6 +17,7 @@ import pytest
 import sire
 import slice_program
 import torch
+from outside import RefusedError, ask
 from running import running
 from sire import torchtools
 
@@ -105,10 +106,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with contextlib.ExitStack() as jobs:
 
-        def started(what: str, *arguments: object) -> Job:
+        def started(what: str, *arguments: object, **more: str) -> Job:
             command = [sys.executable, str(PROGRAM), what, *map(str, arguments)]
             hooks = ("LD_PRELOAD", "SIRE_HOOK_MODE") if what == "alone" else ()
-            its = {name: value for name, value in environment.items() if name not in hooks}
+            its = {name: value for name, value in environment.items() if name not in hooks} | more
             return Job(jobs.enter_context(running(command, env=its, **pipes)))
 
         yield started
@@ -219,6 +220,24 @@ def test_ctrl_c_in_the_others_turn_waits_for_the_memory_and_twice_ends_cleanly(s
     assert len([line for line in waits.lines if line.startswith("has")]) == 2
     holds.say()
     assert holds.end() == 0, holds.complaint()
+
+
+def test_a_mistyped_tag_from_outside_is_refused_in_the_others_turn(start: Start, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    open_door = {"SIRE_CONTROL": "1", "XDG_RUNTIME_DIR": str(tmp_path)}
+    waits, holds = ready(start("patient", 1, **open_door), start("holds", 2))
+    take_the_first_turn(waits)
+    waits.until(lambda words: words[0] == "has")
+    take_the_first_turn(holds)
+    (door,) = tmp_path.rglob(f"*{waits.process.pid}*.sock")
+    with pytest.raises(RefusedError, match="'modle'"):
+        ask(str(door), verb="resume", tag="modle", timeout=60, wait=0)
+    # What is there comes with the turn, all of it.
+    assert ask(str(door), verb="resume", tag="noise", timeout=60, wait=0)["deferred"]
+    holds.say()
+    waits.process.send_signal(signal.SIGINT)
+    assert waits.until(lambda words: words[0] == "has")[1:] == alone(1, 2)[1:]
+    holds.process.kill()
 
 
 def test_a_return_that_fails_in_the_middle_leaves_nothing_half(start: Start) -> None:

@@ -100,6 +100,10 @@ impl Desk {
             match run(&Action::Undo { back: next.clone(), wait }) {
                 Outcome::Done { report, .. } => reports.push(report),
                 Outcome::NotNow(why) => return Err(why),
+                // A name that nothing has: it would be refused in every turn, and nothing else would ever come back.
+                Outcome::Failed(refusal) if is_unknown(&next, &refusal) => {
+                    reports.push(json!({"failed": refusal.message}))
+                }
                 Outcome::Failed(refusal) | Outcome::Stuck { refusal, .. } => return Ok(Err(refusal)),
             }
             if let Some(undo) = &mut lock(&self.inner).away {
@@ -128,6 +132,11 @@ impl Desk {
         }
         Ok(Ok(json!({"reports": [], "paused": inner.paused(), "deferred": true})))
     }
+}
+
+/// Whether somebody outside has named what the program does not know.
+fn is_unknown(back: &Back, refusal: &Refusal) -> bool {
+    matches!(back, Back::Under(_)) && refusal.code == Code::Invalid
 }
 
 impl Inner {

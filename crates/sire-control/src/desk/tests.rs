@@ -325,6 +325,28 @@ fn a_process_that_is_away_waits_for_its_turn_whatever_is_asked_from_outside() {
     assert_eq!(resumed, [undo(None), undo(Some("a"))]);
 }
 
+/// Somebody has mistyped a tag: what is there comes back all the same, in this turn and not never.
+#[test]
+fn a_name_that_nothing_has_keeps_nothing_else_away() {
+    let (desk, answers) = desk();
+    let member = desk.join("main");
+    let mut run = |action: &Action| match action {
+        Action::Yield => Outcome::Done { report: json!(null), undo: vec![Back::Under("model".to_owned())] },
+        Action::Undo { back, .. } if back.asked() == Some("modle") => {
+            Outcome::Failed(Refusal::new(Code::Invalid, "there is no region 'modle'"))
+        }
+        action => obey(action),
+    };
+    assert_eq!(desk.ask(Ticket(1), Action::Yield, LONG), Ok(()));
+    assert_eq!(desk.ask(Ticket(2), resume(Some("modle")), LONG), Ok(()));
+    assert!(glance(&desk, &member, &mut run));
+    assert_eq!(desk.ask(Ticket(3), COME_BACK, LONG), Ok(()));
+    assert!(!glance(&desk, &member, &mut run), "it waits for what will never come");
+    assert!(!desk.is_away());
+    let Some((Ticket(3), Ok(answer))) = answers.try_iter().last() else { panic!("it did not come back") };
+    assert_eq!(answer[1]["failed"], json!("there is no region 'modle'"));
+}
+
 #[test]
 fn what_is_paused_from_outside_stays_so_when_the_turn_comes() {
     let (desk, _answers) = desk();

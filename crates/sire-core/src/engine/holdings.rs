@@ -55,6 +55,23 @@ impl Engine {
         Ok(())
     }
 
+    /// The regions of the tag itself, without what is under it.
+    ///
+    /// # Errors
+    /// `UnknownTag`, or `InvalidArgument` if that can be no tag.
+    pub fn alone(&self, tag: &str) -> Result<Selection> {
+        let regions = self.machine.regions.at(tag)?;
+        Ok(Selection::Exact(regions.iter().map(|region| region.id).collect()))
+    }
+
+    /// Fails if there is nothing that `selection` means.
+    ///
+    /// # Errors
+    /// `UnknownTag`.
+    pub fn refuse_unknown(&self, selection: &Selection) -> Result<()> {
+        self.machine.regions.select(selection).map(drop)
+    }
+
     /// The regions that `selection` means, by number.
     ///
     /// # Errors

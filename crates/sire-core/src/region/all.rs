@@ -76,6 +76,15 @@ impl Regions {
     }
 
     /// Regions with the tag, and those with tags that begin with it and a slash.
+    /// The regions of the tag itself.
+    pub(crate) fn at(&self, tag: &str) -> Result<Vec<Arc<Region>>> {
+        check_tag(tag)?;
+        let by_tag = self.by_tag.read().unwrap_or_else(PoisonError::into_inner);
+        let found = by_tag.get(tag).cloned();
+        drop(by_tag);
+        found.ok_or_else(|| self.unknown(tag))
+    }
+
     fn under(&self, tag: &str) -> Vec<Arc<Region>> {
         let by_tag = self.by_tag.read().unwrap_or_else(PoisonError::into_inner);
         let below = format!("{tag}/");
