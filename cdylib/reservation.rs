@@ -63,6 +63,8 @@ pub(crate) struct Reservation {
     device: Device,
     ledger: Ledger,
     held: Mutex<Vec<Held>>,
+    /// Held while it is resized: who makes it so many bytes counts on what there is.
+    resizing: Mutex<()>,
     /// Held while the fence changes its size: who enlarges it counts on what there is.
     sizing: Mutex<()>,
     preempt: Option<i32>,
@@ -102,6 +104,7 @@ impl Reservation {
             device: wish.device,
             ledger,
             held: Mutex::default(),
+            resizing: Mutex::default(),
             sizing: Mutex::default(),
             preempt: wish.preempt,
             borrowers: Mutex::default(),
@@ -186,28 +189,30 @@ impl Reservation {
 
     /// Makes it `bytes` in all. More waits in the queue like a reservation of its own, while what there is stays.
     pub(crate) fn resize(&self, process: &Process, bytes: u64, timeout: Option<Duration>, fence: Fence) -> Result<()> {
+        let _resizing = lock(&self.resizing);
         let now = self.standing().reserved;
         if bytes > now {
             let want = Want::Bytes(bytes - now);
             return self.enlarge(process, Wish { device: self.device, want, timeout, fence, preempt: self.preempt });
         }
         let _sizing = lock(&self.sizing);
-        let lowered = self.keep(bytes)?;
+        let mut lowered = 0;
+        let kept = self.keep(bytes, &mut lowered);
         lower_fence(process, self.device, lowered);
-        Ok(())
+        kept
     }
 
-    /// Keeps `bytes`, of the places that were taken first. Returns how many bytes of the fence are to go.
-    fn keep(&self, bytes: u64) -> Result<u64> {
-        let (mut left, mut lowered) = (bytes, 0);
+    /// Keeps `bytes`, of the places that were taken first. `lowered`: how many bytes of the fence are to go, whatever fails.
+    fn keep(&self, bytes: u64, lowered: &mut u64) -> Result<()> {
+        let mut left = bytes;
         let mut held = lock(&self.held);
         for each in held.iter_mut() {
             let kept = left.min(each.member.reserved());
-            lowered += each.give_back(kept)?;
+            *lowered += each.give_back(kept)?;
             left -= kept;
         }
         held.retain(|each| each.member.reserved() > 0);
-        Ok(lowered)
+        Ok(())
     }
 
     /// Says how many of the bytes this process owns, where it has them without a fence of ours.

@@ -102,19 +102,18 @@ pub(super) unsafe extern "C" fn alloc_managed(out: *mut u64, bytes: usize, flags
     unsafe { original::alloc_managed(out, bytes, flags) }
 }
 
-/// Frees what is ours, else says so with `note` and asks the driver with `ask`.
+/// Frees what is ours, else says so with `note` and asks the driver with `ask`: `cudaMalloc` may have made it, out of what is reserved.
 fn freed(ptr: u64, note: impl FnOnce(), ask: impl FnOnce() -> Code) -> Code {
-    take_back(ptr::without_provenance_mut(ptr as usize)).unwrap_or_else(|| {
+    let place = ptr::without_provenance_mut(ptr as usize);
+    take_back(place).unwrap_or_else(|| {
         note();
-        ask()
+        reservation::free(place, ask)
     })
 }
 
 pub(super) unsafe extern "C" fn free(ptr: u64) -> Code {
-    // `cudaMalloc` may have made it, out of what is reserved.
-    let place = ptr::without_provenance(ptr as usize);
     // SAFETY: the program's own argument, as it passed it.
-    freed(ptr, || DRIVER.free.note_free(ptr == 0), || reservation::free(place, || unsafe { original::free(ptr) }))
+    freed(ptr, || DRIVER.free.note_free(ptr == 0), || unsafe { original::free(ptr) })
 }
 
 pub(super) unsafe extern "C" fn free_async(ptr: u64, stream: *mut c_void) -> Code {

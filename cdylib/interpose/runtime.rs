@@ -323,7 +323,7 @@ pub(super) unsafe extern "C" fn free_async(ptr: *mut c_void, stream: *mut c_void
     take_back(ptr).unwrap_or_else(|| {
         forwarded::RUNTIME.free.note();
         // SAFETY: the program's own arguments, as it passed them.
-        unsafe { original::runtime(caller).free_async(ptr, stream) }
+        reservation::free(ptr, || unsafe { original::runtime(caller).free_async(ptr, stream) })
     })
 }
 
@@ -335,7 +335,7 @@ pub(super) unsafe extern "C" fn free_async_per_thread(
     take_back(ptr).unwrap_or_else(|| {
         forwarded::RUNTIME.free.note();
         // SAFETY: the program's own arguments, as it passed them.
-        unsafe { original::runtime(caller).free_async_per_thread(ptr, stream) }
+        reservation::free(ptr, || unsafe { original::runtime(caller).free_async_per_thread(ptr, stream) })
     })
 }
 

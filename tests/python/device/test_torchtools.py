@@ -150,6 +150,24 @@ def test_what_hooks_take_out_of_the_fence_is_owned_before_and_after(preloaded: b
         assert reservation.reserved_bytes == 90 * MIB
 
 
+def test_what_is_freed_by_a_stream_is_not_owned_before_it_is_back() -> None:
+    before, runtime, place = free(), ctypes.CDLL(None), ctypes.c_void_p()
+    with torchtools.reserve_gpu_for_training(0, 90 * MIB, 0):
+        if hasattr(runtime, "cudaMalloc"):
+            # The hooks' own. The driver takes the memory back when the stream gets there, and nobody is told.
+            assert runtime.cudaMalloc(ctypes.byref(place), ctypes.c_size_t(40 * MIB)) == 0
+            assert runtime.cudaFreeAsync(place, None) == 0
+            torch.cuda.synchronize()
+        (entry,) = entries()
+        assert entry["bytes"] == 90 * MIB
+        assert entry["owned"] <= before - free(), "others would be given what the driver has given away"
+        kept = tensor(80 * MIB)
+        assert entries()[0]["owned"] <= before - free()
+        del kept
+    torch.cuda.empty_cache()
+    assert (free(), entries()) == (before, [])
+
+
 def test_strict_wants_the_bytes_themselves() -> None:
     with torchtools.reserve_gpu_for_training(0, 100 * MIB, 0, fence=False) as loose:
         assert loose.fence == "none"
