@@ -121,6 +121,8 @@ typedef struct sire_pause_options {
   // 1: the caller vouches that no work that a device was given uses the memory any more, which then is not waited for, and what else the
   // devices do goes on. 0: the devices are waited for.
   uint64_t idle;
+  // 1: only regions of the tag itself are meant. 0: what is under it as well.
+  uint64_t alone;
 } sire_pause_options;
 
 // What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
@@ -179,6 +181,8 @@ typedef struct sire_resume_options {
   const struct sire_range *order;
   // How many.
   size_t order_count;
+  // 1: only regions of the tag itself are meant. 0: what is under it as well.
+  uint64_t alone;
 } sire_resume_options;
 
 // What a program says about a region beside its policy. Set `struct_size` to `sizeof(sire_standing)`.

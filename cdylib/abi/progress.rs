@@ -1,6 +1,6 @@
 //! Resumes that go on in the background, and what is known about them meanwhile.
 
-use super::transition::{Place, resume_options, selection, sire_report, sire_resume_options};
+use super::transition::{Place, ResumeWish, narrowed, selection, sire_report, sire_resume_options};
 use crate::allocate;
 use crate::boundary::{self, call, invalid};
 use crate::capture;
@@ -56,7 +56,8 @@ pub unsafe extern "C" fn sire_resume_start(
             return Err(invalid("out_progress is NULL: nobody would know when the memory can be used"));
         }
         // SAFETY: the caller's promises.
-        let (selection, (wait, order)) = unsafe { (selection(tag)?, resume_options(options)?) };
+        let (selection, wish) = unsafe { (selection(tag)?, ResumeWish::of(options)?) };
+        let (selection, ResumeWish { wait, order, .. }) = (narrowed(selection, wish.alone)?, wish);
         let options = ResumeOptions { wait, capturing: capture::in_progress(), order: order.as_deref() };
         region::refuse_blind_process_region()?;
         let engine = &process::get()?.engine;

@@ -32,6 +32,8 @@ pub struct sire_pause_options {
     /// 1: the caller vouches that no work that a device was given uses the memory any more, which then is not waited for, and what else the
     /// devices do goes on. 0: the devices are waited for.
     pub idle: u64,
+    /// 1: only regions of the tag itself are meant. 0: what is under it as well.
+    pub alone: u64,
 }
 
 /// Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.
@@ -71,6 +73,8 @@ pub struct sire_resume_options {
     pub order: *const sire_range,
     /// How many.
     pub order_count: usize,
+    /// 1: only regions of the tag itself are meant. 0: what is under it as well.
+    pub alone: u64,
 }
 
 /// What a pause or a resume did. Bytes are device bytes, times wall-clock seconds. Set `struct_size` before the call.
@@ -185,6 +189,15 @@ pub(super) unsafe fn selection(tag: *const c_char) -> Result<Selection> {
     Ok(tag.map_or(Selection::All, |tag| Selection::Tag(tag.to_owned())))
 }
 
+/// The selection, if `alone` without what is under its tag.
+pub(super) fn narrowed(selection: Selection, alone: bool) -> Result<Selection> {
+    match selection {
+        Selection::Tag(tag) if alone => process::get()?.engine.alone(&tag),
+        _ if alone => Err(invalid("alone is 1, but no tag is named whose regions it could mean; name one, or pass 0")),
+        all => Ok(all),
+    }
+}
+
 /// A selection, for a sentence.
 struct Named<'a>(&'a Selection);
 
@@ -266,22 +279,31 @@ unsafe fn is_lazy(options: *const sire_pause_options) -> Result<bool> {
     }
 }
 
-/// Whether the caller vouches for idle memory.
+/// Whether the caller vouches for idle memory, and whether the tag alone is meant.
 ///
 /// # Safety
 /// `options` is NULL or a sized struct.
-unsafe fn is_idle(options: *const sire_pause_options) -> Result<bool> {
+unsafe fn idle_and_alone(options: *const sire_pause_options) -> Result<(bool, bool)> {
     if options.is_null() {
-        return Ok(false);
+        return Ok((false, false));
     }
     // SAFETY: the caller's promise.
     let size = unsafe { boundary::struct_size("sire_pause_options", options) }?;
-    match sized_field!(options, size, sire_pause_options, idle: u64).unwrap_or(0) {
+    let idle = sized_field!(options, size, sire_pause_options, idle: u64);
+    let alone = sized_field!(options, size, sire_pause_options, alone: u64);
+    Ok((flag("idle", idle, "devices are waited for", "nothing uses the memory")?, is_alone(alone)?))
+}
+
+fn is_alone(value: Option<u64>) -> Result<bool> {
+    flag("alone", value, "what is under the tag is meant as well", "the tag's own regions are meant")
+}
+
+/// A field that is 0 or 1; 0 where the caller does not know it.
+fn flag(name: &str, value: Option<u64>, zero: &str, one: &str) -> Result<bool> {
+    match value.unwrap_or(0) {
         0 => Ok(false),
         1 => Ok(true),
-        other => Err(invalid(format!(
-            "idle is {other}; it must be 0 (devices are waited for) or 1 (nothing uses the memory)"
-        ))),
+        other => Err(invalid(format!("{name} is {other}; it must be 0 ({zero}) or 1 ({one})"))),
     }
 }
 
@@ -353,7 +375,8 @@ pub unsafe extern "C" fn sire_pause(
         let asked = unsafe { Asked::of(options) }?;
         let dead = asked.as_ref().map(|asked| asked as &dyn DeadRanges);
         // SAFETY: the caller's promise.
-        let (lazy, idle) = unsafe { (is_lazy(options)?, is_idle(options)?) };
+        let (lazy, (idle, alone)) = unsafe { (is_lazy(options)?, idle_and_alone(options)?) };
+        let selection = narrowed(selection, alone)?;
         let options = PauseOptions { capturing: capture::in_progress(), dead, lazy, keep_all: false, idle };
         let report = carry_out(|engine| engine.pause(&selection, options))?;
         log::info!(
@@ -414,7 +437,8 @@ pub unsafe extern "C" fn sire_resume(
 ) -> sire_status {
     call(|| {
         // SAFETY: the caller's promises.
-        let (selection, place, (wait, order)) = unsafe { (selection(tag)?, Place::at(out)?, resume_options(options)?) };
+        let (selection, place, wish) = unsafe { (selection(tag)?, Place::at(out)?, ResumeWish::of(options)?) };
+        let (selection, ResumeWish { wait, order, .. }) = (narrowed(selection, wish.alone)?, wish);
         let options = ResumeOptions { wait, capturing: capture::in_progress(), order: order.as_deref() };
         let report = carry_out(|engine| engine.resume(&selection, options))?;
         log::info!(
@@ -453,8 +477,12 @@ pub unsafe extern "C" fn sire_switch(
             if is_lazy(options)? {
                 return Err(invalid("a switch gives memory back now: release must be 0"));
             }
-            if is_idle(options)? {
+            let (idle, alone) = idle_and_alone(options)?;
+            if idle {
                 return Err(invalid("a switch waits for the devices: idle must be 0"));
+            }
+            if alone {
+                return Err(invalid("a switch takes along what is under its tags: alone must be 0"));
             }
             (tag(pause)?, tag(resume)?, Asked::of(options)?, (Place::at(out_pause)?, Place::at(out_resume)?))
         };
@@ -481,29 +509,39 @@ pub unsafe extern "C" fn sire_switch(
 /// Addresses and lengths.
 type Ranges = Vec<(Addr, u64)>;
 
-/// How long to wait, and for what first.
-///
-/// # Safety
-/// `options` is NULL or a sized struct, whose `order` is NULL or `order_count` ranges.
-pub(super) unsafe fn resume_options(options: *const sire_resume_options) -> Result<(Duration, Option<Ranges>)> {
+/// How long to wait, for what first, and whether for the tag alone.
+#[derive(Default)]
+pub(super) struct ResumeWish {
+    pub(super) wait: Duration,
+    pub(super) order: Option<Ranges>,
+    pub(super) alone: bool,
+}
+
+impl ResumeWish {
     /// "For ever", about 30 years, which no clock arithmetic overflows.
     const LONGEST: f64 = 1e9;
-    if options.is_null() {
-        return Ok((Duration::ZERO, None));
+
+    /// # Safety
+    /// `options` is NULL or a sized struct, whose `order` is NULL or `order_count` ranges.
+    pub(super) unsafe fn of(options: *const sire_resume_options) -> Result<ResumeWish> {
+        if options.is_null() {
+            return Ok(ResumeWish::default());
+        }
+        // SAFETY: the caller's promise.
+        let size = unsafe { boundary::struct_size("sire_resume_options", options) }?;
+        // SAFETY: `struct_size` bytes are readable.
+        unsafe { boundary::refuse_unknown_fields("sire_resume_options", options, size) }?;
+        let seconds = sized_field!(options, size, sire_resume_options, wait_seconds: f64).unwrap_or(0.0);
+        if seconds.is_nan() || seconds < 0.0 {
+            return Err(invalid(format!("wait_seconds is {seconds}; it must be 0 or more")));
+        }
+        let order = sized_field!(options, size, sire_resume_options, order: *const sire_range);
+        let count = sized_field!(options, size, sire_resume_options, order_count: usize).unwrap_or(0);
+        let alone = is_alone(sized_field!(options, size, sire_resume_options, alone: u64))?;
+        // SAFETY: the caller's promise.
+        let order = unsafe { ranges("order", order.unwrap_or(std::ptr::null()), count) }?;
+        Ok(ResumeWish { wait: Duration::from_secs_f64(seconds.min(Self::LONGEST)), order: Some(order), alone })
     }
-    // SAFETY: the caller's promise.
-    let size = unsafe { boundary::struct_size("sire_resume_options", options) }?;
-    // SAFETY: `struct_size` bytes are readable.
-    unsafe { boundary::refuse_unknown_fields("sire_resume_options", options, size) }?;
-    let seconds = sized_field!(options, size, sire_resume_options, wait_seconds: f64).unwrap_or(0.0);
-    if seconds.is_nan() || seconds < 0.0 {
-        return Err(invalid(format!("wait_seconds is {seconds}; it must be 0 or more")));
-    }
-    let order = sized_field!(options, size, sire_resume_options, order: *const sire_range);
-    let count = sized_field!(options, size, sire_resume_options, order_count: usize).unwrap_or(0);
-    // SAFETY: the caller's promise.
-    let order = unsafe { ranges("order", order.unwrap_or(std::ptr::null()), count) }?;
-    Ok((Duration::from_secs_f64(seconds.min(LONGEST)), Some(order)))
 }
 
 /// Makes a running pause, resume or pre-copy stop at the next chunk and roll back. Async-signal-safe.

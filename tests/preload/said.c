@@ -72,6 +72,11 @@ static void transitions(uint32_t region) {
     sire_pause_options lazy = {.struct_size = sizeof lazy, .release = 1}, idle = {.struct_size = sizeof idle, .idle = 1};
     SAID(INVALID_ARGUMENT, "a switch gives memory back now: release must be 0", sire_switch("said", "other", &lazy, NULL, NULL));
     SAID(INVALID_ARGUMENT, "a switch waits for the devices: idle must be 0", sire_switch("said", "other", &idle, NULL, NULL));
+    sire_pause_options alone = {.struct_size = sizeof alone, .alone = 1};
+    SAID(INVALID_ARGUMENT, "a switch takes along what is under its tags: alone must be 0", sire_switch("said", "other", &alone, NULL, NULL));
+    SAID(INVALID_ARGUMENT, "alone is 1, but no tag is named", sire_pause(NULL, &alone, NULL));
+    alone.alone = 2;
+    SAID(INVALID_ARGUMENT, "alone is 2; it must be 0", sire_pause("said", &alone, NULL));
     int32_t state = -1;
     OK(sire_region_state(region, &state));
     CHECK(state == 0);

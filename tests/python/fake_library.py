@@ -102,11 +102,16 @@ class FakeLibrary:
         return found
 
     def pause(
-        self, tag: bytes | None, dead_ranges: Any = None, *, lazy: bool = False, idle: bool = False
+        self,
+        tag: bytes | None,
+        dead_ranges: Any = None,
+        *,
+        lazy: bool = False,
+        idle: bool = False,
+        alone: bool = False,
     ) -> dict[str, Any]:
         selected = self._selected(tag)
-        self.settings["lazy"] = lazy
-        self.settings["idle"] = idle
+        self.settings |= {"lazy": lazy, "idle": idle, "alone": alone}
         self.settings["dead_ranges"] = dead_ranges
         self._long_call("pause")
         for stack in self.inside.values():
@@ -116,8 +121,11 @@ class FakeLibrary:
         self.paused.update(changed)
         return {"regions_changed": len(changed), "regions_unchanged": len(selected) - len(changed)}
 
-    def resume(self, tag: bytes | None, wait_seconds: float, order: Any = None) -> dict[str, Any]:
+    def resume(
+        self, tag: bytes | None, wait_seconds: float, order: Any = None, *, alone: bool = False
+    ) -> dict[str, Any]:
         selected = self._selected(tag)
+        self.settings["alone"] = alone
         self.settings["wait"] = wait_seconds
         self.settings["order"] = order
         self._long_call("resume")

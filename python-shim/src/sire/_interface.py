@@ -39,6 +39,7 @@ class PauseOptions(ctypes.Structure):
         ("dead_ranges_context", c_void_p),
         ("release", c_int32),
         ("idle", c_uint64),
+        ("alone", c_uint64),
     ]
 
 
@@ -62,6 +63,7 @@ class ResumeOptions(ctypes.Structure):
         ("wait_seconds", c_double),
         ("order", POINTER(Range)),
         ("order_count", c_size_t),
+        ("alone", c_uint64),
     ]
 
 

@@ -54,14 +54,20 @@ def pause(tag: str | None = None, *, live_only: bool = True, release: Release = 
 
 
 def _pause(
-    library: _library.Library, tag: str | None, encoded: bytes | None, live_only: bool, lazy: bool, done: list[Fields]
+    library: _library.Library,
+    tag: str | None,
+    encoded: bytes | None,
+    live_only: bool,
+    lazy: bool,
+    done: list[Fields],
+    alone: bool = False,
 ) -> Report:
     """``done`` has the report's fields as soon as the tag is paused, also if Ctrl-C comes too late to stop that."""
     if lazy:
         _moving.note_lazy_pause()
     with _callbacks.around_pause(tag, done):
         blocks = _blocks.block_map() if live_only else None
-        _interrupt.run(lambda: done.append(library.pause(encoded, blocks, lazy=lazy)), library.cancel)
+        _interrupt.run(lambda: done.append(library.pause(encoded, blocks, lazy=lazy, alone=alone)), library.cancel)
     notes = (tuple(blocks.notes) if blocks else ()) + _registration.notes()
     return Report("pause", tag, **done[0], notes=notes)
 
@@ -129,6 +135,18 @@ def resume(
     with _callbacks.around_resume(tag, done):
         _interrupt.run(lambda: done.append(library.resume(encoded, seconds, ranges)), library.cancel)
     return Report("resume", tag, **done[0])
+
+
+def bring_back(tag: str, state: str) -> None:
+    """The tag itself, without what is under it, is paused or resident again."""
+    encoded = encode_tag(tag)
+    library = ready("pause" if state == "paused" else "resume")
+    done: list[Fields] = []
+    if state == "paused":
+        _pause(library, tag, encoded, live_only=True, lazy=False, done=done, alone=True)
+        return
+    with _callbacks.around_resume(tag, done):
+        _interrupt.run(lambda: done.append(library.resume(encoded, 0.0, alone=True)), library.cancel)
 
 
 @overload

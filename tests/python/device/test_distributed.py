@@ -104,6 +104,34 @@ def test_what_was_paused_before_stays_so(job: list[dict[str, Any]]) -> None:
         assert undone(seen)
 
 
+def test_an_undo_touches_nothing_under_a_tag_that_had_another_state() -> None:
+    with sire.region("undo", backup="cpu"):
+        weights = torch.full((MIB,), 3.0, device="cuda")
+    with sire.region("undo/cache"):
+        cache = torch.zeros(MIB, device="cuda")
+    error = sire.RankError("another rank had no room", 1, "no room")
+
+    # A resume that comes to nothing: the cache, which nobody backs up, was there before.
+    sire.pause("undo")
+    sire.resume("undo/cache")
+    cache.fill_(7)
+    before = _ranks._states("undo")
+    sire.resume("undo")
+    assert _ranks._undo(before, "undo", error) is error
+    assert _ranks._states("undo") == before == {"undo": "paused", "undo/cache": "resident"}
+    assert bool((cache == 7).all())
+
+    # A pause that comes to nothing: the cache was away before, and nobody asks for room for it.
+    sire.resume("undo")
+    sire.pause("undo/cache")
+    before = _ranks._states("undo")
+    sire.pause("undo", release="lazy")
+    assert _ranks._undo(before, "undo", error) is error
+    assert _ranks._states("undo") == before == {"undo": "resident", "undo/cache": "paused"}
+    assert bool((weights == 3).all())
+    sire.resume("undo")
+
+
 def test_a_killed_rank_undoes_the_others(job: list[dict[str, Any]]) -> None:
     for seen in of(job, "killed"):
         assert seen["rank"] == LAST

@@ -20,16 +20,24 @@ class Transitions(Loaded):
     """What takes memory away and brings it back."""
 
     def pause(
-        self, tag: bytes | None, dead_ranges: DeadRanges | None = None, *, lazy: bool = False, idle: bool = False
+        self,
+        tag: bytes | None,
+        dead_ranges: DeadRanges | None = None,
+        *,
+        lazy: bool = False,
+        idle: bool = False,
+        alone: bool = False,
     ) -> dict[str, Any]:
         """Pauses; the fields of ``sire_report``. With ``lazy``, physical memory stays until somebody needs it. With
-        ``idle``, the caller vouches that no work of a device uses the memory, and devices are not waited for.
+        ``idle``, the caller vouches that no work of a device uses the memory, and devices are not waited for. With
+        ``alone``, what is under the tag is not meant.
 
         ``dead_ranges`` is asked which memory of the regions that are paused, given by number, holds nothing; what it
         raises is raised here, and nothing is paused.
         """
         report = _empty_report()
-        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)), lazy, idle)
+        wishes = (lazy, idle, alone)
+        self._asking(dead_ranges, lambda options: self._call("sire_pause", tag, options, byref(report)), wishes)
         return _fields(report)
 
     def pre_copy(self, tag: bytes | None) -> dict[str, Any]:
@@ -50,11 +58,11 @@ class Transitions(Loaded):
         return _fields(left), _fields(came)
 
     def _asking(
-        self, dead_ranges: DeadRanges | None, call: Callable[[Any], None], lazy: bool = False, idle: bool = False
+        self, dead_ranges: DeadRanges | None, call: Callable[[Any], None], wishes: tuple[bool, ...] = ()
     ) -> None:
         """Makes a call whose options hold the question; raises what the answer raised."""
         asked = Asked(dead_ranges)
-        options = _interface.PauseOptions(ctypes.sizeof(_interface.PauseOptions), asked.function, None, lazy, idle)
+        options = _interface.PauseOptions(ctypes.sizeof(_interface.PauseOptions), asked.function, None, *wishes)
         try:
             call(byref(options))
         except SireError:
@@ -62,10 +70,12 @@ class Transitions(Loaded):
                 raise asked.error from None
             raise
 
-    def resume(self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None) -> dict[str, Any]:
-        """Resumes, what is in ``order`` first; the fields of ``sire_report``."""
+    def resume(
+        self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None, *, alone: bool = False
+    ) -> dict[str, Any]:
+        """Resumes, what is in ``order`` first; the fields of ``sire_report``. ``alone`` is as for `pause`."""
         report = _empty_report()
-        self._call("sire_resume", tag, byref(_resume_options(wait_seconds, order)), byref(report))
+        self._call("sire_resume", tag, byref(_resume_options(wait_seconds, order, alone)), byref(report))
         return _fields(report)
 
     def resume_start(self, tag: bytes | None, wait_seconds: float, order: Ranges | None = None) -> int:
@@ -166,6 +176,6 @@ def _fields(report: _interface.ReportStruct) -> dict[str, Any]:
     return {name: getattr(report, name) for name, *_ in _interface.ReportStruct._fields_ if name != "struct_size"}
 
 
-def _resume_options(wait_seconds: float, order: Ranges | None) -> _interface.ResumeOptions:
+def _resume_options(wait_seconds: float, order: Ranges | None, alone: bool = False) -> _interface.ResumeOptions:
     ranges = array(order or [])
-    return _interface.ResumeOptions(ctypes.sizeof(_interface.ResumeOptions), wait_seconds, ranges, len(ranges))
+    return _interface.ResumeOptions(ctypes.sizeof(_interface.ResumeOptions), wait_seconds, ranges, len(ranges), alone)

@@ -114,19 +114,15 @@ def _states(tag: str | None) -> dict[str, str]:
 
 
 def _undo(before: dict[str, str], tag: str | None, error: BaseException) -> BaseException:
-    """Brings every tag back to the state that it had; what cannot be is said in the error's message.
-
-    Parents first, since they take along what is below them.
+    """Brings every tag back to the state that it had, and each by itself: what is under it may have had another one.
+    What cannot be is said in the error's message.
     """
     problems = []
-    for name in sorted(before, key=lambda name: name.count("/")):
+    for name in sorted(before):
         if _states(tag).get(name, before[name]) == before[name]:
             continue
         try:
-            if before[name] == "paused":
-                _transitions.pause(name)
-            else:
-                _transitions.resume(name)
+            _transitions.bring_back(name, before[name])
         except Exception as problem:
             problems.append(f"{name!r} could not be brought back to {before[name]!r} here: {problem}")
     if problems and isinstance(error, SireError):
