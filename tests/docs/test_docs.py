@@ -75,6 +75,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken, f"{relative(page)} links to {broken}"
 
 
+NAMED = sorted(
+    {
+        (page, name)
+        for page in MARKDOWN
+        for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:rs|py|c|cpp|h))`", text_of(page))
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "name"), NAMED, ids=lambda each: each if isinstance(each, str) else relative(each))
+def test_sources_that_are_named_are_there(page: Path, name: str) -> None:
+    """Whole, or shortened by their first folders, as a reader finds them by searching."""
+    assert any(f"/{relative(path)}".endswith(f"/{name}") for path in tracked()), f"{relative(page)} names {name}"
+
+
 # --- environment variables ---------------------------------------------------------------------------------
 
 VARIABLE = re.compile(r"\b(?:SIRE|TMS)_[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*\b(?!\*)")

@@ -24,7 +24,7 @@ from gpu_suite_support.context import Context  # noqa: E402
 from gpu_suite_support.main import chosen  # noqa: E402
 from gpu_suite_support.probes.ask import all_questions  # noqa: E402
 from gpu_suite_support.report import Report  # noqa: E402
-from gpu_suite_support.steps import STEPS, kit, pytests  # noqa: E402
+from gpu_suite_support.steps import STEPS, kit, pytests, saver  # noqa: E402
 from gpu_suite_support.steps.interference import judge  # noqa: E402
 from gpu_suite_support.steps.kit import PARTS  # noqa: E402
 
@@ -246,6 +246,16 @@ def test_results_survive_a_run_that_is_cut_off(tmp_path: Path) -> None:
 def test_elf_reading_agrees_with_the_loader() -> None:
     assert any(name.startswith("libc.so") for name in elf.needed(Path(sys.executable).resolve()))
     assert elf.needed(Path(__file__)) == []
+
+
+def test_the_peer_that_a_bundle_carries_is_known(tmp_path: Path) -> None:
+    there = Context("software", Path("library"), tmp_path, "python3", tmp_path, 0.0)
+    without = Context("software", Path("library"), None, "python3", tmp_path, 0.0)
+    assert (saver.carried(there), saver.version_in(saver.carried(without))) == (None, None)
+    described = tmp_path / "peer" / "torch_memory_saver-0.0.10.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_memory_saver\nVersion: 0.0.10\n")
+    assert saver.version_in(saver.carried(there)) == "0.0.10"
 
 
 def test_an_unknown_step_is_refused() -> None:

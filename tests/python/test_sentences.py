@@ -52,7 +52,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: MemoryConfig(disk_cache_dir=7), "disk_cache_dir is a path or None, not 7"),  # type: ignore[arg-type]
     (
         lambda: MemoryConfig(gpu_offload_threshold=0.9, gpu_emergency_threshold=0.8),
-        "gpu_offload_threshold (0.9) must be below gpu_emergency_threshold (0.8)",
+        "gpu_offload_threshold (0.9) must not be above gpu_emergency_threshold (0.8); set both",
     ),
     (lambda: _saver.register_hook_mode("torch", object), "'torch' is a built-in hook mode"),
     (lambda: _saver._backup(True, True, None), "enable_cpu_backup and enable_disk_backup exclude each other"),

@@ -7,8 +7,26 @@ import types
 
 import pytest
 import sire
+from sire import _hooks
 from sire._errors import error_for
+from sire._flags import flag
 from sire._tags import encode_selection, encode_tag
+
+
+@pytest.mark.parametrize(("text", "said"), [("", False), *((word, True) for word in ("1", "true", "Yes", "ON"))])
+def test_switches_are_read_as_the_library_reads_them(text: str, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMS_RETAIN_CPU_BACKUP", text)
+    assert flag("TMS_RETAIN_CPU_BACKUP") is sire.torch_memory_saver.TorchMemorySaver().retain_cpu_backup is said
+    monkeypatch.setenv("SIRE_DISABLE", text)
+    assert _hooks.switched_off() is said
+    for no in ("0", "False", "no", "off"):
+        monkeypatch.setenv("SIRE_DISABLE", no)
+        assert not _hooks.switched_off()
+    monkeypatch.delenv("SIRE_DISABLE")
+    assert not _hooks.switched_off()
+    monkeypatch.setenv("SIRE_DISABLE", "2")
+    with pytest.raises(sire.InvalidArgumentError, match="SIRE_DISABLE is '2'; it must be 1 or 0"):
+        _hooks.switched_off()
 
 
 @pytest.mark.parametrize(

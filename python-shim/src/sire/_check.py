@@ -11,14 +11,14 @@ anything.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from . import _library
-from ._errors import InvalidArgumentError, PausedError, SireError, UnknownAddressError, UnsupportedError
+from ._errors import PausedError, SireError, UnknownAddressError, UnsupportedError
+from ._flags import flag
 
 _METADATA = frozenset(
     f"aten::{name}"
@@ -49,17 +49,10 @@ Seen = Callable[[int], None]
 _here = threading.local()
 
 
-def _wanted() -> bool:
-    value = os.environ.get("SIRE_CHECK", "")
-    if value not in ("", "0", "1"):
-        raise InvalidArgumentError(f"SIRE_CHECK is 0 or 1, not {value!r}")
-    return value == "1"
-
-
 @functools.cache
 def wanted() -> bool:
     """Whether the whole process is checked. Read once."""
-    return _wanted()
+    return flag("SIRE_CHECK")
 
 
 @contextmanager

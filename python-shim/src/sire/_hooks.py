@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 from . import _library
 from ._errors import InactiveError, InvalidArgumentError
+from ._flags import flag
 
 HookMode = Literal["preload", "driver", "torch", "allocator"]
 
@@ -122,4 +123,4 @@ def preloaded() -> bool:
 
 def switched_off() -> bool:
     """Whether SIRE_DISABLE=1 makes every hook pass through."""
-    return os.environ.get("SIRE_DISABLE") == "1"
+    return flag("SIRE_DISABLE")

@@ -27,6 +27,7 @@ from typing import Any
 
 from . import _blocks, _callbacks, _hooks, _library, _torch
 from ._errors import SireError
+from ._flags import flag
 
 __all__ = ["Control", "close", "leave", "open", "safe_point"]
 
@@ -309,9 +310,10 @@ def use_ends(holder: int | None = None, collected: bool = False) -> None:
 
 def open_as_told() -> None:
     """SIRE_CONTROL=1 opens the socket with the library, as long as the process lives."""
-    if os.environ.get("SIRE_CONTROL", "").lower() in ("1", "true", "yes", "on") and not _is_open():
+    if not _is_open():
         try:
-            open()
+            if flag("SIRE_CONTROL"):
+                open()
         except SireError as error:
             warnings.warn(f"SIRE_CONTROL: {error}", RuntimeWarning, stacklevel=3)
 

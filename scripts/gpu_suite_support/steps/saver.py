@@ -1,6 +1,10 @@
-"""Step `saver`: torch_memory_saver's interface by Sire, and beside it by that package where it is installed."""
+"""Step `saver`: torch_memory_saver's interface by Sire, and beside it by that package where it is installed or in the bundle."""
 
 from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
 
 from .. import child
 from ..context import Context
@@ -12,7 +16,7 @@ def run(context: Context, report: Report) -> None:
     if not context.torch:
         report.check("saver", False, "PyTorch is not there")
         return
-    peer = (report.environment.get("python") or {}).get("packages", {}).get("torch_memory_saver")
+    peer = (report.environment.get("python") or {}).get("packages", {}).get("torch_memory_saver") or version_in(carried(context))
     report.environment["peer"] = f"torch_memory_saver {peer}" if peer else "torch_memory_saver is not installed"
     for backup, retain in (("none", False), ("cpu", False), ("cpu", True)):
         _one(context, report, "sire", backup, retain=retain)
@@ -20,10 +24,25 @@ def run(context: Context, report: Report) -> None:
             _one(context, report, "torch_memory_saver", backup, retain=retain)
 
 
+def carried(context: Context) -> Path | None:
+    """Where the bundle has the peer."""
+    place = context.bundle / "peer" if context.bundle else None
+    return place if place and place.is_dir() else None
+
+
+def version_in(place: Path | None) -> str | None:
+    """The peer's version there."""
+    found = metadata.distributions(name="torch_memory_saver", path=[str(place)]) if place else ()
+    return next((each.version for each in found), None)
+
+
 def _one(context: Context, report: Report, package: str, backup: str, *, retain: bool) -> None:
     size = (256 << 20) if context.software else (4 << 30)
     command = context.probe("saver", "--package", package, "--bytes", str(size), "--backup", backup)
     env = context.env(TMS_RETAIN_CPU_BACKUP="1") if retain else context.env()
+    if package != "sire" and (place := carried(context)):
+        # Behind the environment's own packages, which are preferred.
+        env["PYTHONPATH"] = os.pathsep.join((env["PYTHONPATH"], str(place)))
     outcome = child.run([*command, *(["--retain"] if retain else [])], env=env, timeout=context.left(60))
     found = child.last_json(outcome.output)
     name = f"saver.{package}.{backup}" + ("+retain" if retain else "")

@@ -67,7 +67,7 @@ def test_presets_are_on_both_sides_of_the_defaults() -> None:
     low, usual, high = MemoryConfig.for_low_memory(), MemoryConfig(), MemoryConfig.for_high_performance()
     for name in ("gpu_offload_threshold", "gpu_emergency_threshold", "gpu_reload_threshold", "cpu_offload_threshold"):
         assert getattr(low, name) < getattr(usual, name) < getattr(high, name)
-    assert low.offload_batch_size < usual.offload_batch_size < high.offload_batch_size
+    assert low.offload_batch_size > usual.offload_batch_size > high.offload_batch_size, "as the document advises"
     assert (low.max_disk_usage_gb, high.memory_check_interval) == (20.0, 0.05)
 
 
@@ -82,9 +82,9 @@ def test_presets_are_on_both_sides_of_the_defaults() -> None:
         ("max_disk_usage_gb", -1.0),
         ("vram_cap_gb", 0),
         ("disk_cache_dir", 3),
-        ("gpu_reload_threshold", 0.85),
-        ("gpu_offload_threshold", 0.95),
-        ("cpu_offload_threshold", 0.98),
+        ("gpu_reload_threshold", 0.86),
+        ("gpu_offload_threshold", 0.96),
+        ("cpu_offload_threshold", 0.99),
         ("prediction_window", 0),
     ],
 )
@@ -93,6 +93,16 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any) 
         return
     with pytest.raises(ValueError, match=field):
         MemoryConfig(**{field: value})
+
+
+def test_each_threshold_may_be_as_high_as_the_next_one() -> None:
+    for low, high in (
+        ("gpu_reload", "gpu_offload"),
+        ("gpu_offload", "gpu_emergency"),
+        ("cpu_offload", "cpu_emergency"),
+    ):
+        value = DOCUMENTED[f"{high}_threshold"]
+        assert getattr(MemoryConfig(**{f"{low}_threshold": value}), f"{low}_threshold") == value
 
 
 # --- who leaves --------------------------------------------------------------------------------------------------

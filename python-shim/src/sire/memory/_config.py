@@ -84,7 +84,7 @@ class MemoryConfig:
             gpu_emergency_threshold=0.85,
             gpu_reload_threshold=0.50,
             cpu_offload_threshold=0.80,
-            offload_batch_size=5,
+            offload_batch_size=20,
             max_disk_usage_gb=20.0,
         )
 
@@ -97,7 +97,7 @@ class MemoryConfig:
             gpu_reload_threshold=0.85,
             cpu_offload_threshold=0.95,
             memory_check_interval=0.05,
-            offload_batch_size=20,
+            offload_batch_size=5,
             min_free_gpu_memory=0.02,
         )
 
@@ -172,7 +172,7 @@ _CHECKS: dict[str, Check] = {
 
 def _ascending(config: MemoryConfig, *names: str) -> None:
     for lower, upper in itertools.pairwise(names):
-        if not getattr(config, lower) < getattr(config, upper):
+        if getattr(config, lower) > getattr(config, upper):
             raise InvalidArgumentError(
-                f"{lower} ({getattr(config, lower)}) must be below {upper} ({getattr(config, upper)})"
+                f"{lower} ({getattr(config, lower)}) must not be above {upper} ({getattr(config, upper)}); set both"
             )

@@ -17,6 +17,7 @@ import sire
 
 from .. import _library
 from .._errors import InvalidArgumentError, UnknownAddressError, UnknownTagError, UnsupportedError
+from .._flags import flag
 
 CpuBackupBackend = Literal["mmap", "pinned"]
 
@@ -174,7 +175,7 @@ class TorchMemorySaver:
     def retain_cpu_backup(self) -> bool:
         """Whether regions opened from now on keep their backup's space for the next pause."""
         if self._retain is None:
-            return os.environ.get("TMS_RETAIN_CPU_BACKUP", "").lower() in ("1", "true", "yes")
+            return flag("TMS_RETAIN_CPU_BACKUP")
         return self._retain
 
     @retain_cpu_backup.setter
