@@ -1,10 +1,10 @@
 /* What a tag costs among very many.
  *
- *     scale ALLOCATIONS TAGS SAMPLES
+ *     scale ALLOCATIONS TAGS
  *
- * Makes TAGS tags with ALLOCATIONS / TAGS allocations of 512 bytes each, with host backup. SAMPLES of them are paused and resumed one by
- * one, first the first alone in the process, then those spread over all, with everything alive. Bytes of the tags that are paused
- * are different everywhere and compared afterwards. One line of JSON: seconds per sample, and the bookkeeping bytes per allocation. */
+ * Makes TAGS tags with ALLOCATIONS / TAGS allocations of 512 bytes each, with host backup, and says as a line of JSON what that cost. Then, at each
+ * line with the number of a tag, pauses and resumes that one, twice, and says how many seconds the second time took. Bytes of the tag are
+ * different everywhere and compared afterwards. A process with one tag beside one with very many shows what the others cost. */
 #include "peer.h"
 
 enum { SIZE = 512 };
@@ -56,17 +56,10 @@ static double cycle(size_t tag, uint64_t generation) {
     return seconds;
 }
 
-static void print_list(const char *name, const double *values, long count) {
-    printf("\"%s\": [", name);
-    for (long i = 0; i < count; i++) printf("%s%.9f", i ? ", " : "", values[i]);
-    printf("], ");
-}
-
 int main(int argc, char **argv) {
-    MUST(argc == 4);
+    MUST(argc == 3);
     size_t count = (size_t)atoll(argv[1]), tags = (size_t)atoll(argv[2]);
-    long samples = atol(argv[3]);
-    MUST(tags > 0 && count % tags == 0 && samples > 0 && (size_t)samples <= tags);
+    MUST(tags > 0 && count > 0 && count % tags == 0);
     each = count / tags;
     open_region = (sire_status(*)(const char *, const sire_region_options *, uint32_t *))sire("sire_region_open");
     pause_tag = (sire_status(*)(const char *, const sire_pause_options *, sire_report *))sire("sire_pause");
@@ -76,24 +69,23 @@ int main(int argc, char **argv) {
     MUST(open_region && pause_tag && resume_tag && enter && leave);
     at = calloc(count, sizeof *at);
     memset(at, 1, count * sizeof *at);
-    double *alone = calloc((size_t)samples, sizeof *alone), *among = calloc((size_t)samples, sizeof *among);
 
     make(0);
     cycle(0, 0);
-    for (long i = 0; i < samples; i++) alone[i] = cycle(0, (uint64_t)i + 1);
     double before = proc_bytes("/proc/self/status", "RssAnon:"), start = now();
     for (size_t tag = 1; tag < tags; tag++) make(tag);
     double seconds = now() - start;
     double bytes = proc_bytes("/proc/self/status", "RssAnon:") - before, made = (double)(count - each);
-    for (long i = 0; i < samples; i++) {
-        size_t tag = (size_t)i * (tags / (size_t)samples);
-        cycle(tag, 99);
-        among[i] = cycle(tag, 100);
+    printf("{\"allocate_ns\": %.3f, \"bytes_per_allocation\": %.3f}\n", made > 0 ? seconds / made * 1e9 : 0, made > 0 ? bytes / made : 0);
+    fflush(stdout);
+
+    char line[32];
+    for (uint64_t generation = 1; fgets(line, sizeof line, stdin); generation += 2) {
+        size_t tag = (size_t)atoll(line);
+        MUST(tag < tags);
+        cycle(tag, generation);
+        printf("{\"seconds\": %.9f}\n", cycle(tag, generation + 1));
+        fflush(stdout);
     }
-    printf("{");
-    print_list("alone", alone, samples);
-    print_list("among", among, samples);
-    printf("\"allocate_ns\": %.3f, \"bytes_per_allocation\": %.3f, \"per_tag\": %zu}\n", made > 0 ? seconds / made * 1e9 : 0,
-           made > 0 ? bytes / made : 0, each);
     return 0;
 }

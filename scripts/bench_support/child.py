@@ -77,12 +77,21 @@ class Cycles:
 
     def cycle(self, ceiling_last: bool, fault: bool = False) -> Sample:
         """One cycle, its ceiling measured first or last."""
-        assert self._process.stdin and self._process.stdout and self._process.stderr
+        return self.ask(f"{'fault ' if fault else ''}{int(ceiling_last)}")
+
+    def ask(self, line: str) -> Sample:
+        """What the program answers to a line."""
+        assert self._process.stdin
         try:
-            self._process.stdin.write(f"{'fault ' if fault else ''}{int(ceiling_last)}\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass
+        return self.said()
+
+    def said(self) -> Sample:
+        """The next that it says."""
+        assert self._process.stdout and self._process.stderr
         line = self._process.stdout.readline()
         if not line:
             message, status = self._process.stderr.read(), self._process.wait()
@@ -104,10 +113,25 @@ def cycles(shop: Workshop, saver: Place, setup: Setup, program: str = "cycle", *
     elif shop.software and program == "cycle" and setup.backup == "host":
         # One thread waits for one that copies, each with a processor of its own.
         environment |= {"SIRE_SIM_SPIN": "1", "SIRE_SIM_ENGINES": "1"}
+    with started(command, environment, f"{saver.name}, {program} {' '.join(words)}") as running:
+        yield running
+
+
+@contextmanager
+def talking(shop: Workshop, program: str, *arguments: str, memory: int) -> Iterator[Cycles]:
+    """A program under Sire that answers lines."""
+    environment = shop.environment(shop.sire, memory, timing=False)
+    with started([str(shop.programs[program]), *arguments], environment, f"{program} {' '.join(arguments)}") as running:
+        yield running
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str], what: str) -> Iterator[Cycles]:
+    """A program, ended afterwards."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     try:
-        yield Cycles(process, f"{saver.name}, {program} {' '.join(words)}")
+        yield Cycles(process, what)
     finally:
         end(process)
 

@@ -41,10 +41,7 @@ def clean(shop: Workshop, sizes: Sizes) -> list[Figure]:
     copied = Figure("pause.clean.bytes_copied", "B", declared["copied"], target=Target("max", at_most=0))
     copied.notes.append(f"declared not to change; a changed piece was copied again: {declared['again'] / MIB:.0f} MiB")
     with_clean, without = microseconds(declared["clean"]), microseconds(declared["discard"])
-    extra = [a - b for a, b in zip(with_clean, without, strict=True)]
-    allowed = [max(SHARE * base, MICROSECONDS) for base in without]
-    ratios = [cost / limit for cost, limit in zip(extra, allowed, strict=True)]
-    cost = Figure("pause.clean.extra_us", "us", extra, allowed, ratios, Target("ratio", at_most=1.0))
+    cost = beyond("pause.clean.extra_us", with_clean, without, [0.0] * len(without))
     cost.notes.append(
         f"clean {median(with_clean):.0f} us, discard {median(without):.0f} us, {sizes.clean / GIB:.3g} GiB; "
         "ceiling: the larger of 10 % of the discard and 200 us; less is better"
@@ -56,12 +53,24 @@ def clean(shop: Workshop, sizes: Sizes) -> list[Figure]:
 def verified(shop: Workshop, sizes: Sizes) -> list[Figure]:
     """The hash pass on top. On the software device a thread of the host computes it; a GPU reads its memory some 100 times faster."""
     found = run(shop, sizes, "verified")
-    with_clean, without = microseconds(found["clean"]), microseconds(found["discard"])
-    extra = [a - b for a, b in zip(with_clean, without, strict=True)]
+    with_clean, without, looks = (microseconds(found[name]) for name in ("clean", "discard", "looks"))
     copied = Figure("pause.verified.bytes_copied", "B", found["copied"], target=Target("max", at_most=0))
-    rate = sizes.clean / GIB / (max(median(extra), 1e-3) / 1e6)
-    cost = Figure("pause.verified.extra_us", "us", extra, notes=[f"looking at {sizes.clean / GIB:.3g} GiB: {rate:.1f} GiB/s beyond the discarding pause"])
+    cost = beyond("pause.verified.extra_us", with_clean, without, looks)
+    rate = sizes.clean / GIB / (median(looks) / 1e6)
+    cost.notes.append(
+        f"looking at {sizes.clean / GIB:.3g} GiB by itself (sire_pre_copy, nothing changed): {median(looks):.0f} us, {rate:.1f} GiB/s; "
+        "ceiling: that, and what a clean pause may cost beyond the discarding one; less is better"
+    )
+    cost.doubt(looks, "looking at the pages", 3.0)
     return [copied, cost]
+
+
+def beyond(name: str, clean: list[float], discard: list[float], looks: list[float]) -> Figure:
+    """What pauses cost beyond discarding ones, of what they may: looking, and the usual allowance. All in microseconds."""
+    extra = [a - b for a, b in zip(clean, discard, strict=True)]
+    allowed = [look + max(SHARE * base, MICROSECONDS) for look, base in zip(looks, discard, strict=True)]
+    ratios = [cost / limit for cost, limit in zip(extra, allowed, strict=True)]
+    return Figure(name, "us", extra, allowed, ratios, Target("ratio", at_most=1.0))
 
 
 class Sharer:
@@ -125,6 +134,17 @@ def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     """Host bytes of several processes that pause the same model, in copies of it."""
     if SHARED.encode() not in shop.sire.library.read_bytes():
         raise Unmeasurable(f"not built in this library: {SHARED}")
+    rounds = [share(shop, sizes, folder) for _ in range(sizes.repeats)]
+    last = [shares[-1] for shares in rounds]
+    figure = Figure("shared_backup.share", "copies", last, [1.0] * len(last), target=Target("value", at_most=1.05))
+    grown = ", ".join(f"{share:.2f}" for share in rounds[-1])
+    who = f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other"
+    figure.notes.append(f"{who}: {grown}; proportional memory (PSS), and files in memory once each")
+    return [figure]
+
+
+def share(shop: Workshop, sizes: Sizes, folder: Path) -> list[float]:
+    """What all of them hold after each one's pause, in copies of the model."""
     sharers: list[Sharer] = []
     try:
         for _ in range(PROCESSES):
@@ -142,8 +162,4 @@ def shared(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     finally:
         for sharer in sharers:
             sharer.end()
-    figure = Figure("shared_backup.share", "copies", [shares[-1]], [1.0], target=Target("value", at_most=1.05))
-    grown = ", ".join(f"{share:.2f}" for share in shares)
-    who = f"{PROCESSES} processes of one model of {sizes.shared / MIB:.0f} MiB, one after the other"
-    figure.notes.append(f"{who}: {grown}; proportional memory (PSS), and files in memory once each")
-    return [figure]
+    return shares

@@ -109,7 +109,7 @@ class Bench:
             Group(("stall",), 180, lambda: other_figures.stall(shop, sizes)),
             Group(("disk",), 180, lambda: disk_figures.disk(shop, sizes, self.disk_folder())),
             Group(("file",), 120, lambda: disk_figures.file(shop, sizes, self.disk_folder())),
-            Group(("shared_backup",), 60, lambda: clean_figures.shared(shop, sizes, self.scratch)),
+            Group(("shared_backup",), 120, lambda: clean_figures.shared(shop, sizes, self.scratch)),
             Group(simulated_names(), 200, lambda: simulated_figures.simulated(sizes, self.scratch)),
             Group(("sim.tms",), 150, lambda: pause_figures.tms_simulated(shop, sizes, other())),
             Group(("scale",), 180, lambda: other_figures.scale(shop, sizes)),

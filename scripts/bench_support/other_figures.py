@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from .child import call
-from .figures import MIB, Figure, Target, spread
+from .child import call, talking
+from .figures import MIB, Figure, Target, spread, ways
 from .plan import Sizes
 from .workshop import Workshop
 
@@ -77,22 +76,28 @@ def steadier(figure: Figure, running: Figure) -> Figure:
 
 
 def scale(shop: Workshop, sizes: Sizes) -> list[Figure]:
-    """A pause and a resume of one tag, alone and among all."""
-    samples = max(sizes.repeats, 3)
+    """A pause and a resume of one tag, among very many and in a process that has no other, in turns."""
+    each, step = sizes.allocations // sizes.tags, sizes.tags // sizes.repeats
     memory = sizes.tags * 4 * MIB + 256 * MIB
-    arguments = (str(sizes.allocations), str(sizes.tags), str(samples))
-    answer: dict[str, Any] = call(shop, "scale", *arguments, saver=shop.sire, memory=memory, timing=False)[0]
-    each = answer["per_tag"]
-    among, alone = ([seconds / each * 1e9 for seconds in answer[name]] for name in ("among", "alone"))
+    among: list[float] = []
+    alone: list[float] = []
+    counts = (str(sizes.allocations), str(sizes.tags))
+    with talking(shop, "scale", *counts, memory=memory) as many, talking(shop, "scale", str(each), "1", memory=256 * MIB) as one:
+        made_at = many.said()
+        one.said()
+        for number, swapped in enumerate(ways(sizes.repeats)):
+            pair = [(many, number * step, among), (one, 0, alone)]
+            for program, tag, found in reversed(pair) if swapped else pair:
+                found.append(program.ask(str(tag))["seconds"] / each * 1e9)
     # In proportion to the tag: what else is alive may not double it.
     goal = Target("ratio", at_most=PROPORTIONAL)
-    cost = Figure("scale.ns_per_allocation", "ns", among, [median(alone)] * len(among), target=goal)
+    cost = Figure("scale.ns_per_allocation", "ns", among, alone, target=goal)
     cost.notes.append(
         f"pause and resume of one tag of {each} allocations, {sizes.allocations:,} allocations and {sizes.tags:,} tags alive; "
-        "ceiling: the same tag alone in the process; less is better"
+        "ceiling: a tag that is alone in its process; less is better"
     )
-    made = Figure("scale.allocate_ns", "ns", [answer["allocate_ns"]], notes=["making an allocation of 512 bytes, new tags and slabs included"])
-    held = Figure("scale.bytes_per_allocation", "B", [answer["bytes_per_allocation"]], notes=["private memory of the process per allocation"])
+    made = Figure("scale.allocate_ns", "ns", [made_at["allocate_ns"]], notes=["making an allocation of 512 bytes, new tags and slabs included"])
+    held = Figure("scale.bytes_per_allocation", "B", [made_at["bytes_per_allocation"]], notes=["private memory of the process per allocation"])
     return [cost, made, held]
 
 
