@@ -70,9 +70,19 @@ def time_slice(
             raise InvalidArgumentError(f"{name} is a number of seconds, not {value!r}")
     if not 0 < quantum < math.inf:
         raise InvalidArgumentError(f"quantum is a number of seconds, more than 0, not {quantum!r}")
-    if not isinstance(group, str) or "\0" in group or len(group.encode()) > 255:
-        raise InvalidArgumentError(f"group is a name of at most 255 bytes, not {group!r}")
+    _encode(group)
     return TimeSlice(device, float(quantum), group, math.inf if timeout is None else float(timeout))
+
+
+def _encode(group: object) -> bytes:
+    """A group's name as the library takes it."""
+    try:
+        encoded = group.encode() if isinstance(group, str) and "\0" not in group else None
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"the group {str(group)[:40]!r} cannot be written as UTF-8") from None
+    if encoded is None or len(encoded) > 255:
+        raise InvalidArgumentError(f"group is a name of at most 255 bytes, not {group!r}")
+    return encoded
 
 
 _lock = threading.RLock()
@@ -98,7 +108,7 @@ def _enter(device: object, quantum: float, group: str, seconds: float) -> None:
         _refuse_ranks(torch)
         if torch is not None:
             _refuse_unheard(torch)
-        _wait_for_first(index, quantum, group.encode(), seconds)
+        _wait_for_first(index, quantum, _encode(group), seconds)
         try:
             _hold_everything(torch)
             control.take_turns(True)
