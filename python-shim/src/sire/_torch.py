@@ -438,11 +438,22 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
     """
     index = int(torch.cuda.current_device())
     key = (*key, index)
+    _drop_unused()
+    graph.sire_pool = _graph_pool(torch, pool, key, index)
+    return graph.sire_pool.pool.mem_pool.id
+
+
+def leave_pool(graph: Any) -> None:
+    """A graph that was reset needs its pool no more; it may be captured anew into another one."""
+    if graph.__dict__.pop("sire_pool", None) is not None:
+        _drop_unused()
+
+
+def _drop_unused() -> None:
+    """Drops what is to be dropped, unless a pool is current: then the last one that is does it."""
     with _current_lock:
         if _current_count == 0:
             _older_torch.drop_unused(_retired)
-    graph.sire_pool = _graph_pool(torch, pool, key, index)
-    return graph.sire_pool.pool.mem_pool.id
 
 
 def _graph_pool(torch: Any, pool: Any, key: PoolKey, index: int) -> _GraphPool:
