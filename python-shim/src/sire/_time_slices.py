@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -200,10 +201,16 @@ def _hold_everything(torch: Any) -> None:
     library = _library.load()
     if torch is not None and _hooks.preloaded():
         _refuse_strays(torch, library)
-    if library.region_current() is None:
+    if _process_region(library) is None:
         policy = make_policy("cpu", False, True)
         library.process_region_set(library.region_open(encode_tag(_TAG), *policy.fields()))
         _region_set = True
+
+
+def _process_region(library: _library.Library) -> int | None:
+    """The region of threads that are in none. The calling one may be inside another, or of `sire.disable`."""
+    with ThreadPoolExecutor(1, "sire-time-slice") as fresh:
+        return fresh.submit(library.region_current).result()
 
 
 def _refuse_strays(torch: Any, library: _library.Library) -> None:
