@@ -1,10 +1,11 @@
-"""What is left of a reservation without the library: a lock."""
+"""What is left of a reservation: without the library a lock, where it fails nothing."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,3 +132,34 @@ def test_a_lock_that_is_told_of_as_an_error_is_not_kept(no_library: None) -> Non
         torchtools.reserve_gpu_for_training(0, 10 * MIB, 0).__enter__()
     locked().release()
     assert "there is no library" in str(caught.value)
+
+
+# --- a reservation that nobody got ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fence", [True, False])
+@pytest.mark.parametrize("failure", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_what_nobody_got_is_not_reserved(
+    mode: str, monkeypatch: pytest.MonkeyPatch, fence: bool, failure: BaseException
+) -> None:
+    """Where its thread could not be started, or Ctrl-C came then, the bytes were reserved until the process ended."""
+    start, begun = threading.Thread.start, list[threading.Thread]()
+
+    def fails(self: threading.Thread) -> None:
+        if isinstance(failure, KeyboardInterrupt):
+            start(self)
+        begun.append(self)
+        raise failure
+
+    before = torch.cuda.mem_get_info(0)[0]
+    with monkeypatch.context() as patch, pytest.raises(type(failure)):
+        patch.setattr(threading.Thread, "start", fails)
+        # A fence of the library's needs no thread.
+        torchtools.reserve_gpu_for_training(0, 40 * MIB, 0, fence=fence and mode == "torch").__enter__()
+    assert [thread.name for thread in begun] == ["sire-reservation"]
+    assert not begun[0].is_alive()
+    assert sire._library.load().reservations(0)["entries"] == []
+    assert torch.cuda.mem_get_info(0)[0] == before
+    # Nor does this process take itself for one that has some.
+    with torchtools.reserve_gpu_for_training(0, timeout=60) as whole:
+        assert whole.reserved_bytes > 0

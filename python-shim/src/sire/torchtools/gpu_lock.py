@@ -241,7 +241,9 @@ class _Place:
     def release(self) -> None:
         self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            # One that did not come to its start cannot be waited for, and finds that it has ended.
+            with suppress(RuntimeError):
+                self._thread.join()
         _let_go(_library.load(), self._index, self._handle)
 
 
@@ -410,9 +412,13 @@ def _reserve(
     except BaseException:
         _let_go(library, index, handle)
         raise
-    if kind != "stock":
-        place.watch()
-    return Reservation(index, kind, place, strict)
+    try:
+        if kind != "stock":
+            place.watch()
+        return Reservation(index, kind, place, strict)
+    except BaseException:
+        place.release()
+        raise
 
 
 def _handle(library: _library.Library, reserve: Callable[[], int], seconds: float, size: int) -> int:
