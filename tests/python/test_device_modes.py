@@ -25,6 +25,7 @@ ONCE = {
     "test_commits.py",
     "test_control.py",
     "test_distributed.py",
+    "test_gpu_lock.py",
     "test_layer_plan.py",
     "test_lora.py",
     "test_slices.py",

@@ -39,6 +39,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: sire.region("a").__exit__(None, None, None), "region 'a' is left in thread 'MainThread', which did not"),
     (lambda: sire.pause("a", release="soon"), "release is 'now' or 'lazy', not 'soon'"),  # type: ignore[arg-type]
     (lambda: sire.time_slice(group="a\0b"), "group is a name of at most 255 bytes, not 'a\\x00b'"),
+    (lambda: sire.time_slice(group="a\ud800"), "the group 'a\\ud800' cannot be written as UTF-8"),
     (lambda: sire.set_disk_directory("a\0b"), "a path does not contain NUL"),
     (lambda: _files._named(7), "file_backup takes a module, or tensors with their names, not int"),
     (lambda: _files._named({"a": 7}), "file_backup takes tensors by name, not int by 'a'"),

@@ -88,8 +88,8 @@ class BlockMap:
         return cost <= gain
 
     def _return_free_segments(self, key: _torch.PoolKey, shelf: _torch.Shelf) -> None:
-        for pool in list(shelf.all):
-            segments = _torch.segments(self.torch, pool.mem_pool.id)
+        for pool in _torch.pools(shelf):
+            segments = _torch.segments(self.torch, pool.identity)
             wholly = sum(each["total_size"] for each in segments if _is_free(each))
             partly = sum(each["total_size"] - each["active_size"] for each in segments if not _is_free(each))
             if any(each["is_expandable"] and not _is_free(each) for each in segments):
@@ -99,12 +99,11 @@ class BlockMap:
                 _torch.retire(self.torch, key, pool)
 
     def _free_blocks(self, shelf: _torch.Shelf, exact: bool) -> Ranges:
-        identities = [pool.mem_pool.id for pool in shelf.all] + list(shelf.retired)
         dead: Ranges = []
-        for identity in identities:
+        for identity in _torch.identities(shelf):
             segments = _torch.segments(self.torch, identity)
-            if not segments and identity in shelf.retired:
-                shelf.retired.remove(identity)
+            if not segments:
+                _torch.forget(shelf, identity)
             for segment in segments:
                 dead += _every_hole(segment) if exact else _holes(segment)
         return dead

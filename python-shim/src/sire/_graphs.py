@@ -43,6 +43,7 @@ def cuda_graph(
     torch = _torch.ready_torch()
     if torch is None:
         raise UnsupportedError("cuda_graph captures a torch.cuda.CUDAGraph: import torch first")
+    _follow(type(graph))
     if _torch.whole_process_pluggable(torch):
         # The library itself keeps what is captured apart, by the name of PyTorch's pool.
         _torch.probe_pluggable(torch)
@@ -56,7 +57,7 @@ def cuda_graph(
     with region.entered_for_capture(), _captured(torch, capture), _check.seen(used.note):
         yield
     used.all_of(tags, region.id)
-    _guard_replay(graph, used)
+    graph.sire_used = used
 
 
 @contextmanager
@@ -135,17 +136,15 @@ def _tags(uses: Iterable[str]) -> list[str]:
     return tags
 
 
-def _guard_replay(graph: Any, used: _Used) -> None:
-    """Every replay asks first. A graph that is captured again is asked for what it uses then.
+def _follow(kind: Any) -> None:
+    """Every replay asks first, a reset ends that. A graph that is captured again is asked for what it uses then.
 
     The class asks, not the graph: a function in the graph's own dictionary would either keep it alive for ever, or not
     for as long as somebody holds ``graph.replay``.
     """
-    graph.sire_used = used
-    kind = type(graph)
     if hasattr(kind.replay, "sire_asks"):
         return
-    replay = kind.replay
+    replay, reset = kind.replay, kind.reset
 
     @functools.wraps(replay)
     def checked(self: Any) -> None:
@@ -154,5 +153,12 @@ def _guard_replay(graph: Any, used: _Used) -> None:
             used.require_usable()
         replay(self)
 
+    @functools.wraps(reset)
+    def forgotten(self: Any) -> None:
+        reset(self)
+        self.__dict__.pop("sire_used", None)
+        _torch.leave_pool(self)
+
     checked.sire_asks = True  # type: ignore[attr-defined]
+    kind.reset = forgotten
     kind.replay = checked

@@ -136,26 +136,22 @@ class Progress:
         hooks = []
         try:
             for part in module.modules():
-                tensors = _own_tensors(part)
-                if tensors:
-                    hooks.append(part.register_forward_pre_hook(_waiter(self, tensors)))
+                if _own_tensors(part):
+                    hooks.append(part.register_forward_pre_hook(lambda module, _inputs: self._wait_for(module)))
             yield self
         finally:
             for hook in hooks:
                 hook.remove()
 
+    def _wait_for(self, module: Any) -> None:
+        """For what a part has on a device when it runs: a program may have moved it since."""
+        for tensor in _own_tensors(module):
+            self.wait_stream(tensor=tensor)
+
     def __repr__(self) -> str:
         what = "everything" if self._tag is None else repr(self._tag)
         ready, total = self._library.progress_bytes(self._handle)
         return f"<sire progress of {what}: {ready} of {total} bytes>"
-
-
-def _waiter(progress: Progress, tensors: list[Any]) -> Any:
-    def wait(_module: Any, _inputs: Any) -> None:
-        for tensor in tensors:
-            progress.wait_stream(tensor=tensor)
-
-    return wait
 
 
 def _span(tensor: Any, asking: str) -> tuple[int, int]:
@@ -235,18 +231,17 @@ class Order:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _add(self, tensors: list[Any]) -> None:
-        for tensor in tensors:
+    def _add(self, module: Any) -> None:
+        """What a part has on a device when it runs: a program may have moved it since."""
+        for tensor in _own_tensors(module):
             pointer, size = _memory.span(tensor, "an order")[0]
             if size:
                 self._seen[pointer] = max(size, self._seen.get(pointer, 0))
 
     def _watch(self, module: Any) -> None:
         for part in module.modules():
-            tensors = _own_tensors(part)
-            if tensors:
-                hook = part.register_forward_pre_hook(lambda _module, _inputs, own=tensors: self._add(own))
-                self._hooks.append(hook)
+            if _own_tensors(part):
+                self._hooks.append(part.register_forward_pre_hook(lambda module, _inputs: self._add(module)))
         self._hooks.append(module.register_forward_hook(lambda _module, _inputs, _outputs: self.forget()))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -70,9 +71,19 @@ def time_slice(
             raise InvalidArgumentError(f"{name} is a number of seconds, not {value!r}")
     if not 0 < quantum < math.inf:
         raise InvalidArgumentError(f"quantum is a number of seconds, more than 0, not {quantum!r}")
-    if not isinstance(group, str) or "\0" in group or len(group.encode()) > 255:
-        raise InvalidArgumentError(f"group is a name of at most 255 bytes, not {group!r}")
+    _encode(group)
     return TimeSlice(device, float(quantum), group, math.inf if timeout is None else float(timeout))
+
+
+def _encode(group: object) -> bytes:
+    """A group's name as the library takes it."""
+    try:
+        encoded = group.encode() if isinstance(group, str) and "\0" not in group else None
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"the group {str(group)[:40]!r} cannot be written as UTF-8") from None
+    if encoded is None or len(encoded) > 255:
+        raise InvalidArgumentError(f"group is a name of at most 255 bytes, not {group!r}")
+    return encoded
 
 
 _lock = threading.RLock()
@@ -98,7 +109,7 @@ def _enter(device: object, quantum: float, group: str, seconds: float) -> None:
         _refuse_ranks(torch)
         if torch is not None:
             _refuse_unheard(torch)
-        _wait_for_first(index, quantum, group.encode(), seconds)
+        _wait_for_first(index, quantum, _encode(group), seconds)
         try:
             _hold_everything(torch)
             control.take_turns(True)
@@ -190,10 +201,16 @@ def _hold_everything(torch: Any) -> None:
     library = _library.load()
     if torch is not None and _hooks.preloaded():
         _refuse_strays(torch, library)
-    if library.region_current() is None:
+    if _process_region(library) is None:
         policy = make_policy("cpu", False, True)
         library.process_region_set(library.region_open(encode_tag(_TAG), *policy.fields()))
         _region_set = True
+
+
+def _process_region(library: _library.Library) -> int | None:
+    """The region of threads that are in none. The calling one may be inside another, or of `sire.disable`."""
+    with ThreadPoolExecutor(1, "sire-time-slice") as fresh:
+        return fresh.submit(library.region_current).result()
 
 
 def _refuse_strays(torch: Any, library: _library.Library) -> None:

@@ -113,12 +113,16 @@ def _spare_references(*filter_: object) -> None:
 # --- pools -----------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Pool:
-    """A `torch.cuda.MemPool`, and whether its memory was seen to come from the library."""
+    """A `torch.cuda.MemPool`, and whether its memory was seen to come from the library.
+
+    ``mem_pool`` is for whoever has taken the pool from its shelf: `retire` drops it. ``identity`` stays.
+    """
 
     mem_pool: Any
     device: int
+    identity: tuple[int, int]
     verified: bool = False
 
 
@@ -193,6 +197,25 @@ def shelves() -> list[tuple[PoolKey, Shelf]]:
         return list(_shelves.items())
 
 
+def pools(shelf: Shelf) -> list[Pool]:
+    """All pools of a shelf that are not retired; another thread may retire them at any moment."""
+    with _shelves_lock:
+        return list(shelf.all)
+
+
+def identities(shelf: Shelf) -> list[tuple[int, int]]:
+    """The ids of all pools of a shelf, those that were retired too."""
+    with _shelves_lock:
+        return [pool.identity for pool in shelf.all] + shelf.retired
+
+
+def forget(shelf: Shelf, identity: tuple[int, int]) -> None:
+    """Of a pool that was retired nothing lives any more."""
+    with _shelves_lock:
+        if identity in shelf.retired:
+            shelf.retired.remove(identity)
+
+
 def segments(torch: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
     """PyTorch's list of the segments of a pool, with their blocks."""
     _spare_references(*identity, False)
@@ -204,17 +227,16 @@ def segments(torch: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
 def retire(torch: Any, key: PoolKey, pool: Pool) -> None:
     """Drops a pool of a closed region: its free segments go back, its tensors live on, the next ones get a new pool.
 
-    Nothing happens if anybody else holds the pool; PyTorch would end the process.
+    Nothing happens if anybody else holds the pool, as PyTorch would end the process, or has retired it already.
     """
-    if pool.mem_pool.use_count() != 1:
-        return
     with _shelves_lock:
         shelf = _shelves[key]
-        if pool not in shelf.free:
+        # The count takes the lock of PyTorch's allocator, under which nobody wants this one.
+        if pool not in shelf.free or pool.mem_pool.use_count() != 1:
             return
         shelf.free.remove(pool)
         shelf.all.remove(pool)
-        shelf.retired.append(tuple(pool.mem_pool.id))
+        shelf.retired.append(pool.identity)
     with _current_lock:
         dropped, pool.mem_pool = pool.mem_pool, None
         if not _may_drop_beside_others(torch):
@@ -237,7 +259,7 @@ def _telling_of_new_tensors(torch: Any, pool: Pool) -> Iterator[None]:
     finally:
         if allocated() != before:
             library = _library.load()
-            for segment in segments(torch, pool.mem_pool.id):
+            for segment in segments(torch, pool.identity):
                 if library.owns(int(segment["address"])):
                     library.changed(int(segment["address"]), int(segment["total_size"]))
 
@@ -341,7 +363,8 @@ def new_pool(torch: Any, index: int) -> Pool:
     """A pool whose memory comes from the library."""
     with _on_device(torch, index):
         try:
-            return Pool(torch.cuda.MemPool(_allocator(torch)), index)
+            mem_pool = torch.cuda.MemPool(_allocator(torch))
+            return Pool(mem_pool, index, tuple(mem_pool.id))
         except RuntimeError as error:
             if "expandable_segments" not in str(error):
                 raise
@@ -372,7 +395,7 @@ def _verify(torch: Any, pool: Pool) -> None:
     """Raises if the pool got memory that did not come from the library. Asked until the answer is yes."""
     if pool.verified or _hooks.switched_off():
         return
-    found = segments(torch, pool.mem_pool.id)
+    found = segments(torch, pool.identity)
     if not found:
         return
     library = _library.load()
@@ -415,11 +438,22 @@ def pool_of_graph(torch: Any, graph: Any, pool: Any, key: PoolKey) -> Any:
     """
     index = int(torch.cuda.current_device())
     key = (*key, index)
+    _drop_unused()
+    graph.sire_pool = _graph_pool(torch, pool, key, index)
+    return graph.sire_pool.pool.mem_pool.id
+
+
+def leave_pool(graph: Any) -> None:
+    """A graph that was reset needs its pool no more; it may be captured anew into another one."""
+    if graph.__dict__.pop("sire_pool", None) is not None:
+        _drop_unused()
+
+
+def _drop_unused() -> None:
+    """Drops what is to be dropped, unless a pool is current: then the last one that is does it."""
     with _current_lock:
         if _current_count == 0:
             _older_torch.drop_unused(_retired)
-    graph.sire_pool = _graph_pool(torch, pool, key, index)
-    return graph.sire_pool.pool.mem_pool.id
 
 
 def _graph_pool(torch: Any, pool: Any, key: PoolKey, index: int) -> _GraphPool:
@@ -444,7 +478,7 @@ def _graph_pool(torch: Any, pool: Any, key: PoolKey, index: int) -> _GraphPool:
 def _new_graph_pool(torch: Any, key: PoolKey, index: int) -> _GraphPool:
     own = _GraphPool(new_pool(torch, index), key)
     _older_torch.keep(torch, own, own.pool.mem_pool)
-    _own_pools[tuple(own.pool.mem_pool.id)] = own
+    _own_pools[own.pool.identity] = own
     return own
 
 

@@ -100,13 +100,18 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
         if _opened == 0:
             _path = library.control_open()
         _opened += 1
-        if _opened == 1:
-            _openings += 1
-            threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True).start()
-        if step_hook:
-            _hook_wanted.add("socket")
-        torch_is_there()
-        return Control(_path)
+        try:
+            if _opened == 1:
+                _openings += 1
+                threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True).start()
+            if step_hook:
+                _hook_wanted.add("socket")
+            torch_is_there()
+            return Control(_path)
+        except BaseException:
+            # Nobody has it, so nobody could close it.
+            _close_once()
+            raise
 
 
 def close() -> None:

@@ -115,6 +115,30 @@ def test_a_loop_is_paused_between_steps_and_goes_on_with_the_same_numbers(socket
     assert torch.equal(outcome, expected)
 
 
+@pytest.mark.parametrize("failure", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_socket_that_nobody_got_is_closed(
+    socket: str, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    """It stayed open, nobody answered what `sire ps` asks, and the next opening began no thread for it either."""
+    sire.control.close()
+    start = threading.Thread.start
+
+    def fails(self: threading.Thread) -> None:
+        if self.name != "sire-control":
+            return start(self)
+        if isinstance(failure, KeyboardInterrupt):
+            start(self)
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        with pytest.raises(type(failure)):
+            sire.control.open()
+    assert list(Path(socket).parent.glob("*.sock")) == []
+    with sire.control.open() as control:
+        assert "hook_mode" in ask(control.path, verb="list")["program"]
+
+
 def test_a_resume_brings_back_exactly_what_the_pause_took(socket: str, tag: str) -> None:
     top, own = filled(tag), filled(f"{tag}/own")
     sire.pause(f"{tag}/own")

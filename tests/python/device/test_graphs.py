@@ -312,6 +312,47 @@ def test_who_holds_replay_holds_the_graph(tag: str) -> None:
     assert bool((other == 3).all()), "a graph of which Sire knows nothing"
 
 
+def test_a_graph_that_is_reset_leaves_its_memory_and_is_asked_for_it_no_more(tag: str) -> None:
+    """The memory stayed until the graph itself went, and what it is captured for next was asked for the old region."""
+    source = torch.ones(4 * MIB, device="cuda")
+    with sire.region(tag):
+        kept = torch.ones(MIB, device="cuda")
+    before = region_bytes(tag)["resident_bytes"]
+    graph = torch.cuda.CUDAGraph()
+    with sire.cuda_graph(graph, tag=tag):
+        output = source + 1
+    del output
+    assert region_bytes(tag)["resident_bytes"] >= before + 16 * MIB
+    graph.reset()
+    torch.cuda.empty_cache()
+    # Older PyTorch drops pools when the next region ends.
+    with sire.region(f"{tag}/next"):
+        pass
+    assert region_bytes(tag)["resident_bytes"] == before
+    with torch.cuda.graph(graph):
+        output = source + 2
+    with sire.paused(tag):
+        graph.replay()
+        assert bool((output == 3).all())
+    graph.reset()
+    with sire.cuda_graph(graph, tag=tag):
+        output = source + 3
+    with sire.paused(tag), pytest.raises(sire.PausedError):
+        graph.replay()
+    graph.replay()
+    assert bool((output == 4).all())
+    assert kept.shape == (MIB,)
+
+
+def test_a_graph_whose_capture_failed_can_be_reset(tag: str) -> None:
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(ZeroDivisionError), sire.cuda_graph(graph, tag=tag):
+        torch.ones(MIB, device="cuda")
+        raise ZeroDivisionError
+    graph.reset()
+    assert "sire_pool" not in vars(graph)
+
+
 RESET = """
 import sire, torch
 source = torch.ones(1 << 20, device="cuda")

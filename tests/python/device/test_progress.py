@@ -68,6 +68,29 @@ def test_a_forward_begins_before_the_last_layer_is_there(tag: str) -> None:
     assert sire.resume(tag, order=model).changed
 
 
+def test_a_module_that_leaves_the_device_is_in_no_order_and_not_waited_for(tag: str) -> None:
+    """The program's own forward on the CPU raised that an order takes a CUDA tensor."""
+    with sire.region(tag, backup="cpu"):
+        model = layers(2, 64)
+    order = sire.learn_order(model)
+    model[1].cpu()
+
+    def moves(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        return inputs[0].to(module.weight.device)
+
+    data = torch.ones(1, 64, device="cuda")
+    with torch.no_grad(), model[1].register_forward_pre_hook(moves, prepend=True):
+        model(data)
+        assert [address for address, _ in order.ranges] == [model[0].weight.data_ptr(), model[0].bias.data_ptr()]
+        assert order.learned
+        sire.pause(tag)
+        progress = sire.resume(tag, non_blocking=True)
+        with progress.guarding(model):
+            assert progress.wait()
+            model.cpu()
+            assert model(data.cpu()).shape == (1, 64)
+
+
 PATIENCE = 20.0
 
 

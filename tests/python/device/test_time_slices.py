@@ -19,7 +19,8 @@ import slice_program
 import torch
 from outside import RefusedError, ask
 from running import running
-from sire import torchtools
+from sire import _library, torchtools
+from sire._regions import make_policy
 
 PROGRAM = Path(__file__).with_name("slice_program.py")
 PATIENCE = 120
@@ -328,6 +329,40 @@ def test_who_leaves_and_enters_again_in_its_turn_has_it_for_as_long_as_before(
             assert turns.figures["switches"] == 0
         time.sleep(0.05)
     del held
+
+
+def test_a_time_slice_inside_a_region_holds_what_is_outside_of_all(
+    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tag: str
+) -> None:
+    """The region of the thread that enters is its own: what others allocated stayed on the device in others' turns."""
+    if not preloaded:
+        pytest.skip("time slices need a hook mode in which everything is heard")
+    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+    made: list[torch.Tensor] = []
+    with sire.region(tag), sire.time_slice(group="inside"):
+        thread = threading.Thread(target=lambda: made.append(torch.ones(1 << 20, device="cuda")))
+        thread.start()
+        thread.join()
+        region = _library.load().allocation(made[0].data_ptr()).region
+    assert {each["region"]: each["tag"] for each in sire.stats()["regions"]}[region] == "time-slice"
+
+
+def test_a_time_slice_keeps_to_the_region_that_there_is(
+    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tag: str
+) -> None:
+    """Entered inside of `sire.disable`, it put its own in the place of SIRE_REGION's, and left none."""
+    if not preloaded:
+        pytest.skip("time slices need a hook mode in which everything is heard")
+    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+    library = _library.load()
+    own = library.region_open(tag.encode(), *make_policy("cpu", False, True).fields())
+    library.process_region_set(own)
+    try:
+        with sire.disable(), sire.time_slice(group="disabled"):
+            pass
+        assert library.region_current() == own
+    finally:
+        library.process_region_set(None)
 
 
 def test_what_cannot_be_served_is_refused_with_the_reason(

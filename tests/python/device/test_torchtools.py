@@ -12,8 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from ledgers import MIB, tensor
 from measure import on_software_device
 from running import line, running, until
 from sire import torchtools
-from sire.torchtools import gpu_lock
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -298,74 +296,6 @@ def test_ctrl_c_ends_the_wait() -> None:
             torchtools.reserve_gpu_for_training(0, total * 3 // 4, 0).__enter__()
         thread.join(60)
         assert [each["state"] for each in entries()] == ["holding"]
-
-
-def test_without_the_library_a_lock_keeps_others_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def missing() -> None:
-        raise sire.LibraryNotFoundError("there is no library")
-
-    monkeypatch.setattr(gpu_lock._library, "load", missing)
-    # Every other one fails: that of the second is held by the first.
-    for fence in (True, False):
-        with pytest.warns(torchtools.ReservationWarning, match="nothing of it is reserved: there is no library"):
-            first = torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, fence=fence).__enter__()
-        assert (first.reserved_bytes, first.fence) == (0, "none")
-        assert list(tmp_path.glob("torchtools_gpu_lock_*.lock"))
-        with (
-            pytest.warns(torchtools.ReservationWarning),
-            pytest.raises(sire.ReservationTimeoutError, match="another process holds the lock"),
-        ):
-            torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, blocking=False, fence=fence).__enter__()
-        first.resize(20 * MIB)
-        first.release()
-    with pytest.raises(sire.LibraryNotFoundError):
-        torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, strict=True).__enter__()
-
-
-def forked(does: Callable[[], object]) -> int:
-    """A child that does this and nothing else."""
-    with warnings.catch_warnings():
-        # Of threads whose locks the child might want: it wants none.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        signal.alarm(120)
-        try:
-            does()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
-
-
-def test_workers_that_were_forked_inside_neither_keep_the_lock_nor_give_it_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A DataLoader's workers outlived the reservation, and its lock lived as long as they."""
-
-    def missing() -> None:
-        raise sire.LibraryNotFoundError("there is no library")
-
-    def locked() -> torchtools.Reservation:
-        with pytest.warns(torchtools.ReservationWarning):
-            return torchtools.reserve_gpu_for_training(0, 10 * MIB, 0, blocking=False).__enter__()
-
-    monkeypatch.setattr(gpu_lock._library, "load", missing)
-    first = locked()
-    assert os.waitpid(forked(first.release), 0)[1] == 0
-    with pytest.raises(sire.ReservationTimeoutError):
-        locked()
-    reader, writer = os.pipe()
-    worker = forked(lambda: os.read(reader, 1))
-    try:
-        first.release()
-        locked().release()
-        assert os.waitpid(worker, os.WNOHANG) == (0, 0), "it was there all the time"
-    finally:
-        os.write(writer, b".")
-        assert os.waitpid(worker, 0)[1] == 0
-        os.close(reader)
-        os.close(writer)
 
 
 def test_where_the_bytes_cannot_be_had_the_ledger_keeps_them_and_it_is_said() -> None:

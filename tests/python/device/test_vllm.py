@@ -8,16 +8,20 @@ import importlib.util
 import random
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sire
 import sire.vllm
 import torch
-from measure import MIB, device_used, on_software_device
-from sire.vllm import SireAllocator, _segments
+from measure import MIB, device_used, on_software_device, region_bytes
+from sire import _torch
+from sire.vllm import SireAllocator, _allocator, _segments
 
 STAND_IN = Path(__file__).with_name("stand_in_for_vllm")
 WEIGHTS, KV = 48 * MIB, 64 * MIB
@@ -272,6 +276,66 @@ def test_malformed_tags_are_refused(worker: Any, wrong: Any) -> None:
         with pytest.raises(sire.InvalidArgumentError, match="tags are"):
             call(wrong)
     assert not allocator().asleep
+
+
+# --- several threads ------------------------------------------------------------------------------------------
+
+
+def hold_at_once() -> None:
+    """Two threads have memory of a tag at the same time, in a pool each; nothing of it lives any more then."""
+    both = threading.Barrier(2, timeout=60)
+
+    def hold() -> None:
+        with sire.region("vllm/weights", backup="cpu"):
+            held = torch.ones(4 * MIB, dtype=torch.uint8, device="cuda")
+            both.wait()
+            del held
+
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_pools_that_another_thread_drops_meanwhile_are_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that left a tag at once, or asked for its usage: one of them raised AttributeError."""
+    ours = SireAllocator()
+    before = ours.get_current_usage()
+    hold_at_once()
+    assert region_bytes("vllm/weights")["resident_bytes"] > 0
+    plain, asked = _torch.segments, list[tuple[int, int]]()
+
+    def segments(torch_: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
+        found = plain(torch_, identity)
+        asked.append(identity)
+        if len(asked) == 1:
+            # What the other thread does, which is faster.
+            _segments.return_free(_allocator._is_ours)
+        return found
+
+    monkeypatch.setattr(_torch, "segments", segments)
+    assert ours.get_current_usage() == before
+
+
+def test_what_is_kept_while_another_thread_sleeps_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose list was written anew at that moment, it was forgotten."""
+    ours = SireAllocator()
+    first, second = (torch.ones(4, device="cuda") for _ in range(2))
+    ours.keep(first)
+    keeper = threading.Thread(target=lambda: ours.keep(second))
+
+    def ref(owner: torch.Tensor) -> Any:
+        if owner is first and keeper.ident is None:
+            keeper.start()
+            # It may have to wait for this thread.
+            keeper.join(0.5)
+        return weakref.ref(owner)
+
+    monkeypatch.setattr(_allocator, "weakref", SimpleNamespace(ref=ref))
+    assert len(ours._spans()) == 1
+    keeper.join()
+    assert {address for address, _ in ours._spans()} == {first.data_ptr(), second.data_ptr()}
 
 
 # --- the backend ----------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -241,7 +241,9 @@ class _Place:
     def release(self) -> None:
         self._ended.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            # One that did not come to its start cannot be waited for, and finds that it has ended.
+            with suppress(RuntimeError):
+                self._thread.join()
         _let_go(_library.load(), self._index, self._handle)
 
 
@@ -410,9 +412,13 @@ def _reserve(
     except BaseException:
         _let_go(library, index, handle)
         raise
-    if kind != "stock":
-        place.watch()
-    return Reservation(index, kind, place, strict)
+    try:
+        if kind != "stock":
+            place.watch()
+        return Reservation(index, kind, place, strict)
+    except BaseException:
+        place.release()
+        raise
 
 
 def _handle(library: _library.Library, reserve: Callable[[], int], seconds: float, size: int) -> int:
@@ -538,13 +544,22 @@ def lock_directory() -> Path:
 def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why: Exception) -> Reservation:
     if strict:
         raise why
+    lock = take_lock(f"torchtools_gpu_lock_{uuid(torch, index)}.lock", seconds)
+    try:
+        _warn_about_the_lock(index, why)
+    except BaseException:
+        # Warnings may be errors.
+        lock.release()
+        raise
+    return Reservation(index, "none", _LockPlace(lock), strict)
+
+
+def _warn_about_the_lock(index: int, why: Exception) -> None:
     warnings.warn(
         f"cuda:{index} is locked, but nothing of it is reserved: {why}. Only processes in the same situation keep out.",
         ReservationWarning,
         stacklevel=5,
     )
-    name = f"torchtools_gpu_lock_{uuid(torch, index)}.lock"
-    return Reservation(index, "none", _LockPlace(take_lock(name, seconds)), strict)
 
 
 class FileLock:
@@ -563,21 +578,44 @@ class FileLock:
 
 
 def take_lock(name: str, seconds: float) -> FileLock:
-    """The lock of a file of this name; `ReservationTimeoutError` if it is not to be had in time."""
-    descriptor = _open_lock(lock_directory() / name)
+    """The lock of a file of this name; `ReservationTimeoutError` if it is not to be had in time, and
+    `UnsupportedError` if the system does not give it at all.
+    """
+    path = lock_directory() / name
+    with _named(path):
+        descriptor = _open_lock(path)
     end = time.monotonic() + seconds
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return FileLock(descriptor)
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise ReservationTimeoutError(f"another process holds the lock {name}") from None
-                time.sleep(0.02)
+        while not _try_lock(descriptor, path):
+            if time.monotonic() >= end:
+                raise ReservationTimeoutError(f"another process holds the lock {name}")
+            time.sleep(0.02)
+        return FileLock(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _try_lock(descriptor: int, path: Path) -> bool:
+    """Whether nobody else has it, and we do now."""
+    with _named(path):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the system refuses inside is told with the lock's path."""
+    try:
+        yield
+    except OSError as error:
+        raise UnsupportedError(
+            f"the lock {path} cannot be had: {error.strerror}. It has to be a file of its own, no link, in a directory "
+            "that every process that reserves the GPU can write to; TORCHTOOLS_LOCK_DIR names another one"
+        ) from error
 
 
 def _open_lock(path: Path) -> int:
@@ -589,5 +627,9 @@ def _open_lock(path: Path) -> int:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return os.open(path, flags)
-    os.fchmod(descriptor, 0o666)
+    try:
+        os.fchmod(descriptor, 0o666)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor

@@ -49,6 +49,7 @@ class SireAllocator:
 
     def __init__(self) -> None:
         self._kept: list[Callable[[], Any]] = []
+        self._keeping = threading.Lock()
 
     # --- allocating -----------------------------------------------------------------------------------------
 
@@ -74,7 +75,8 @@ class SireAllocator:
         for owner in owners:
             if not hasattr(owner, "data_ptr") and not hasattr(owner, "buffers"):
                 raise InvalidArgumentError(f"keep takes tensors and modules, not a {type(owner).__name__}")
-        self._kept += [weakref.ref(owner) for owner in owners]
+        with self._keeping:
+            self._kept += [weakref.ref(owner) for owner in owners]
 
     # --- sleeping and waking --------------------------------------------------------------------------------
 
@@ -130,8 +132,9 @@ class SireAllocator:
 
     def _spans(self) -> _blocks.Ranges:
         """Addresses and sizes of what `keep` named and what still lives."""
-        owners = [owner for owner in (each() for each in self._kept) if owner is not None]
-        self._kept = [weakref.ref(owner) for owner in owners]
+        with self._keeping:
+            owners = [owner for owner in (each() for each in self._kept) if owner is not None]
+            self._kept = [weakref.ref(owner) for owner in owners]
         spans = [_memory.span(tensor, "keep")[0] for tensor in _tensors(owners) if tensor.is_cuda]
         return [(where.pointer, where.size) for where in spans if where.size]
 

@@ -24,7 +24,7 @@ def of_tags(wanted: IsWanted) -> Ranges:
     torch = _torch.cuda_in_use()
     for key, shelf in _torch.shelves() if torch is not None else []:
         if wanted(str(key[0])):
-            for identity in [pool.mem_pool.id for pool in shelf.all] + list(shelf.retired):
+            for identity in _torch.identities(shelf):
                 found += [(int(each["address"]), int(each["total_size"])) for each in _torch.segments(torch, identity)]
     return found
 
@@ -41,8 +41,8 @@ def return_free(wanted: IsWanted) -> None:
         _library.load().empty_cache()
         return
     for key, shelf in _torch.shelves():
-        for pool in list(shelf.all) if wanted(str(key[0])) else []:
-            segments = _torch.segments(torch, pool.mem_pool.id)
+        for pool in _torch.pools(shelf) if wanted(str(key[0])) else []:
+            segments = _torch.segments(torch, pool.identity)
             free = sum(each["total_size"] for each in segments if each["active_size"] == 0)
             partly = sum(each["total_size"] - each["active_size"] for each in segments if each["active_size"])
             live_expandable = any(each["is_expandable"] and each["active_size"] for each in segments)
