@@ -1,10 +1,12 @@
 //! Backups that move from tier to tier: automatic ones when host memory becomes scarce, compressed ones, promoted ones. Wherever they are, every
 //! byte comes back.
 
+use crate::common::player::refusal;
 use crate::common::world::{CHUNK, World, policy, tag};
 use crate::namespaces::{place, run_with_own};
 use sire_core::driver::{Addr, Device};
 use sire_core::engine::*;
+use sire_core::error::Status;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -98,6 +100,23 @@ fn automatic_backups_go_to_the_disk_when_host_memory_is_full() {
     world.resume(&Selection::All).unwrap();
     world.check();
     world.check_no_leak();
+}
+
+/// Host memory was full, and the disk that was to help out could not be used: the pause said that a directory cannot be made, and not what it was short of.
+#[test]
+fn where_the_disk_fails_as_well_the_want_of_host_memory_is_told() {
+    let (mut world, _) = automatic(&["auto"], policy(Backup::Auto));
+    let region = world.region("host", policy(Backup::Host));
+    let addr = world.allocate(region, SIZE).unwrap();
+    world.write(addr);
+    let nowhere = Some(Path::new("/dev/null/backups").to_path_buf());
+    world.engine.configure(&move |config| (config.host_limit, config.disk_dir) = (Some(SIZE), nowhere.clone()));
+    let (status, message) = refusal(world.pause(&Selection::All));
+    assert_eq!(status, Status::OutOfBackupSpace, "{message}");
+    assert!(message.contains("host limit") && message.contains("/dev/null/backups"), "{message}");
+    world.engine.configure(&|config| config.host_limit = None);
+    world.pause(&Selection::All).unwrap();
+    world.resume_and_check();
 }
 
 #[test]
