@@ -5,7 +5,7 @@
 
 use super::memory;
 pub(crate) use super::slab::Kind;
-use super::slab::{Common, Crew, HostSlab};
+use super::slab::{Common, Crew, HostSlab, Quiet};
 use crate::driver::Driver;
 use crate::error::{Error, Result, Status};
 use crate::raw::{Keeper, Pages, Span};
@@ -356,10 +356,13 @@ impl HostTier {
         refused.into_iter().chain(unprepared).collect()
     }
 
-    /// The driver is not to know any of its memory any more, until a copy needs it. To be called while no copy is under way.
-    pub(crate) fn unregister(&self) {
+    /// The driver is not to know any of its memory, nor what others bring in, until the result is dropped; what a copy needs then is registered again.
+    /// To be called while no copy is under way.
+    pub(crate) fn unregister(&self) -> Quiet<'_> {
+        let quiet = self.common.keep_quiet();
         let slabs = lock(&self.slabs).clone();
         slabs.iter().for_each(|slab| slab.unregister());
+        quiet
     }
 
     /// Figures.
