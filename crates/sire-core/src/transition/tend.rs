@@ -116,7 +116,9 @@ impl Machine {
     fn demote(&self, region: &Region) -> Result<u64> {
         let found = self.find(region, is_in_host);
         let step = self.settings.copy_piece;
-        let pieces = |segment: &Segment| segment.len.div_ceil(step) * step.next_multiple_of(LARGEST_ALIGN);
+        // A whole step needs no padding: it is a multiple of any alignment.
+        let pieces =
+            |segment: &Segment| segment.len / step * step + (segment.len % step).next_multiple_of(LARGEST_ALIGN);
         let need: u64 = found.iter().flat_map(|found| &found.segments).map(pieces).sum();
         if need == 0 {
             return Ok(0);

@@ -1,6 +1,7 @@
 //! Backups that move from tier to tier: automatic ones when host memory becomes scarce, compressed ones, promoted ones. Wherever they are, every
 //! byte comes back.
 
+use crate::common::GRANULARITY;
 use crate::common::player::refusal;
 use crate::common::world::{CHUNK, World, policy, tag};
 use crate::namespaces::{place, run_with_own};
@@ -152,6 +153,24 @@ fn the_least_recently_used_make_way_and_come_back() {
     world.resume(&Selection::All).unwrap();
     world.check();
     world.check_no_leak();
+}
+
+/// Each small allocation had a whole copy piece set aside for it on the disk, thousands of times what it holds, so that a disk with room refused.
+#[test]
+fn what_moves_to_the_disk_takes_no_more_room_than_it_needs() {
+    let mut world = World::with(1 << 24, 2 * GRANULARITY);
+    let region = world.region("auto", policy(Backup::Auto));
+    let sizes = [GRANULARITY, GRANULARITY, 3 * GRANULARITY + 5, CHUNK + 1];
+    for size in sizes {
+        let addr = world.allocate(region, size).unwrap();
+        world.write(addr);
+    }
+    world.pause(&Selection::All).unwrap();
+    let whole: u64 = sizes.iter().map(|size| size.next_multiple_of(GRANULARITY)).sum();
+    world.engine.configure(&move |config| (config.host_limit, config.disk_limit) = (Some(CHUNK), Some(whole)));
+    assert_eq!(world.engine.tend().bytes_demoted, sizes.iter().sum::<u64>());
+    assert_eq!(used(&world, "disk"), whole);
+    world.resume_and_check();
 }
 
 #[test]
