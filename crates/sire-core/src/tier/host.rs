@@ -31,6 +31,8 @@ pub(crate) struct HostRange {
     len: u64,
     lent: AtomicBool,
     shown: AtomicBool,
+    /// Who reads it just now, in the engine.
+    readers: AtomicU64,
 }
 
 impl HostRange {
@@ -63,7 +65,16 @@ impl Keeper for HostRange {
     }
 
     fn is_lent(&self) -> bool {
-        self.lent.load(Ordering::Relaxed)
+        // Whoever has ended has read all before the caller writes.
+        self.lent.load(Ordering::Relaxed) || self.readers.load(Ordering::Acquire) > 0
+    }
+
+    fn begin_reading(&self) {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end_reading(&self) {
+        self.readers.fetch_sub(1, Ordering::Release);
     }
 
     fn bring_in(&self, part: Range<u64>) -> Result<()> {
@@ -385,6 +396,7 @@ fn take(slab: &Arc<HostSlab>, len: u64) -> Option<Arc<HostRange>> {
         len,
         lent: AtomicBool::new(false),
         shown: AtomicBool::new(false),
+        readers: AtomicU64::new(0),
     }))
 }
 

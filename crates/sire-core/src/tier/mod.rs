@@ -23,7 +23,7 @@ pub(crate) mod staging;
 mod step;
 
 use crate::error::{Error, Result, Status};
-use crate::raw::Span;
+use crate::raw::{Reading, Span};
 use crate::settings::Settings;
 use crate::sync::{Mutex, lock};
 use crate::terms::{Backup, Clean, Policy};
@@ -212,11 +212,9 @@ impl Segment {
         matches!(&self.place, Place::Stored { room, .. } if room.is_borrowed())
     }
 
-    /// Notes that somebody may read it from now on: no pause writes there any more.
-    pub(crate) fn lend(&self) {
-        if let Place::Host(span) = &self.place {
-            span.keeper().lend();
-        }
+    /// Keeps it, if it is in host memory, from being written to while the result lives. To be called while nobody has claimed the extent.
+    pub(crate) fn reading(&self) -> Option<Reading> {
+        if let Place::Host(span) = &self.place { Some(span.reading()) } else { None }
     }
 
     /// Whether both are the same bytes in the same place.

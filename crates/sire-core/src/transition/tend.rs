@@ -2,13 +2,13 @@
 //! more, and bringing it back. Each is the same walk: look at the segments of extents that nobody has claimed, write their bytes to a
 //! new place, and put that in the place of the old one, if it still is where they are. No claim is held while bytes
 //! move, so a resume that comes meanwhile does not wait; it finds the old place or the new one, and both hold the bytes.
-//! Host memory that is being read is noted as lent, so that no pause writes to it.
+//! Host memory that is being read counts as lent meanwhile, so that no pause writes to it.
 
 use super::Machine;
 use crate::clock;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Extent};
-use crate::raw::Span;
+use crate::raw::{Reading, Span};
 use crate::region::Region;
 use crate::sync::{self, Ordering, lock};
 use crate::terms::{Backup, Clean, Compress, State, Tended};
@@ -23,10 +23,11 @@ use std::sync::Arc;
 /// Segments from which the worth of compressing a region is judged.
 const TRIALS: usize = 8;
 
-/// Filled segments of one extent.
+/// Filled segments of one extent. While this lives, no pause writes to those that are in host memory.
 struct Found {
     extent: Arc<Extent>,
     segments: Vec<Segment>,
+    _readings: Vec<Reading>,
 }
 
 /// A segment, and what takes its place.
@@ -114,16 +115,18 @@ impl Machine {
 
     /// Moves a region's backup from host memory to the disk.
     fn demote(&self, region: &Region) -> Result<u64> {
-        let found = self.find(region, is_in_host);
         let step = self.settings.copy_piece;
-        // A whole step needs no padding: it is a multiple of any alignment.
-        let pieces =
-            |segment: &Segment| segment.len / step * step + (segment.len % step).next_multiple_of(LARGEST_ALIGN);
-        let need: u64 = found.iter().flat_map(|found| &found.segments).map(pieces).sum();
+        let need = on_disk(&self.find(region, is_in_host), step);
         if need == 0 {
             return Ok(0);
         }
         let room = self.tiers.of(Backup::Disk)?.reserve(need)?;
+        // Looked at anew: making room may take long, and meanwhile nothing is kept from being written to.
+        let found = self.find(region, is_in_host);
+        if on_disk(&found, step) > need {
+            // There was a pause in between. The next time is soon.
+            return Ok(0);
+        }
         let buffer = self.buffer()?;
         let mut at = 0;
         self.rewrite(&found, |segment| {
@@ -248,11 +251,12 @@ impl Machine {
         let look = |chunks: &[Chunk]| {
             let segments = chunks.iter().flat_map(|chunk| &chunk.segments);
             let wanted = segments.filter(|segment| segment.filled && wanted(segment)).cloned();
-            wanted.inspect(Segment::lend).collect::<Vec<Segment>>()
+            // Here and now: whoever claims the extent next looks whether somebody reads.
+            wanted.map(|segment| (segment.reading(), segment)).unzip::<_, _, Vec<_>, Vec<Segment>>()
         };
         let found = extents.into_iter().filter_map(|extent| {
-            let segments = extent.chunks(look)?;
-            Some(Found { extent, segments })
+            let (readings, segments) = extent.chunks(look)?;
+            Some(Found { extent, segments, _readings: readings.into_iter().flatten().collect() })
         });
         found.filter(|found| !found.segments.is_empty()).collect()
     }
@@ -260,7 +264,7 @@ impl Machine {
     /// Puts what `write` makes of each segment in its place, extent by extent; returns the bytes that moved.
     fn rewrite(&self, found: &[Found], mut write: impl FnMut(&Segment) -> Result<Option<Vec<Segment>>>) -> Result<u64> {
         let mut moved = 0;
-        for Found { extent, segments } in found {
+        for Found { extent, segments, .. } in found {
             let mut changes = Vec::with_capacity(segments.len());
             for segment in segments {
                 changes.extend(write(segment)?.map(|parts| (segment.clone(), parts)));
@@ -291,6 +295,13 @@ impl Machine {
     fn buffer(&self) -> Result<Span> {
         Buffers::new(&self.host, 1, self.settings.copy_piece)?.take().ok_or_else(too_short)
     }
+}
+
+/// Bytes of room on the disk for what was found, in records of `step` bytes.
+fn on_disk(found: &[Found], step: u64) -> u64 {
+    // A whole step needs no padding: it is a multiple of any alignment.
+    let records = |segment: &Segment| segment.len / step * step + (segment.len % step).next_multiple_of(LARGEST_ALIGN);
+    found.iter().flat_map(|found| &found.segments).map(records).sum()
 }
 
 fn is_in_host(segment: &Segment) -> bool {

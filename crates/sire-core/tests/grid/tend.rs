@@ -173,6 +173,23 @@ fn what_moves_to_the_disk_takes_no_more_room_than_it_needs() {
     world.resume_and_check();
 }
 
+/// The disk had no room for a backup that was to make way. The attempt left it marked as one that somebody reads, for good: the next pause wrote all that
+/// had changed to new room, which was refused where host memory was full.
+#[test]
+fn a_backup_that_could_not_make_way_is_written_to_again() {
+    for clean in [Clean::Verified, Clean::Paranoid] {
+        let (mut world, addrs) = automatic(&["a"], Policy { clean, ..policy(Backup::Auto) });
+        world.pause(&Selection::All).unwrap();
+        world.engine.configure(&|config| (config.host_limit, config.disk_limit) = (Some(SIZE), Some(0)));
+        assert_eq!(world.engine.tend(), Tended::default());
+        world.resume(&Selection::All).unwrap();
+        world.write_part(addrs[0], CHUNK + 3, 100);
+        let copied = world.pause(&Selection::All).map(|report| report.bytes_copied);
+        assert_eq!((copied, used(&world, "host")), (Ok(CHUNK), SIZE), "{clean:?}");
+        world.resume_and_check();
+    }
+}
+
 #[test]
 fn a_thread_tends_backups_after_a_pause() {
     let (mut world, _) = automatic(&["disk"], policy(Backup::Disk));
