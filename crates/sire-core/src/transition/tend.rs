@@ -98,8 +98,11 @@ impl Machine {
         let in_use = self.host.usage().used;
         let limit = in_use.saturating_add(memory::room().bytes).min(self.settings.host_limit().unwrap_or(u64::MAX));
         let victims = spill::victims(&held, in_use, limit);
-        let each = victims.iter().filter_map(|id| self.regions.get(*id).ok());
-        let moved = each.map(|region| self.demote(&region).unwrap_or(0)).sum();
+        let mut moved = 0;
+        for region in victims.iter().filter_map(|id| self.regions.get(*id).ok()) {
+            // What fails stays where it is; what had moved before counts.
+            let _ = self.demote(&region, &mut moved);
+        }
         if moved > 0 {
             self.host.relax();
         }
@@ -113,23 +116,23 @@ impl Machine {
         Held { region: region.id, bytes: bytes.sum(), used: region.history(|history| history.used) }
     }
 
-    /// Moves a region's backup from host memory to the disk.
-    fn demote(&self, region: &Region) -> Result<u64> {
+    /// Moves a region's backup from host memory to the disk, and counts the bytes in `moved`, also where it fails in the middle.
+    fn demote(&self, region: &Region, moved: &mut u64) -> Result<()> {
         let step = self.settings.copy_piece;
         let need = on_disk(&self.find(region, is_in_host), step);
         if need == 0 {
-            return Ok(0);
+            return Ok(());
         }
         let room = self.tiers.of(Backup::Disk)?.reserve(need)?;
         // Looked at anew: making room may take long, and meanwhile nothing is kept from being written to.
         let found = self.find(region, is_in_host);
         if on_disk(&found, step) > need {
             // There was a pause in between. The next time is soon.
-            return Ok(0);
+            return Ok(());
         }
         let buffer = self.buffer()?;
         let mut at = 0;
-        self.rewrite(&found, |segment| {
+        self.rewrite(&found, moved, |segment| {
             let mut parts = Vec::new();
             for from in (0..segment.len).step_by(step as usize) {
                 let len = step.min(segment.len - from);
@@ -165,7 +168,7 @@ impl Machine {
             whole.bring_in()?;
             let buffer = self.buffer()?;
             let mut at = 0;
-            moved += self.rewrite(&found, |segment| {
+            self.rewrite(&found, &mut moved, |segment| {
                 let Some((record, sum)) = segment.place.record(segment.len) else { return Ok(None) };
                 let span = whole.part(at, segment.len).ok_or_else(too_short)?;
                 copy(&record.load(&buffer, Some(sum))?.bytes, &span)?;
@@ -199,7 +202,8 @@ impl Machine {
         }
         let packed: Arc<dyn Room> = Arc::new(packed);
         let mut places = places.into_iter();
-        let moved = self.rewrite(&found, |segment| {
+        let mut moved = 0;
+        self.rewrite(&found, &mut moved, |segment| {
             let stored = places.next().map(|(at, sum)| Place::Stored { room: Arc::clone(&packed), at, sum });
             Ok(stored.map(|place| vec![Segment { place, ..segment.clone() }]))
         })?;
@@ -261,17 +265,22 @@ impl Machine {
         found.filter(|found| !found.segments.is_empty()).collect()
     }
 
-    /// Puts what `write` makes of each segment in its place, extent by extent; returns the bytes that moved.
-    fn rewrite(&self, found: &[Found], mut write: impl FnMut(&Segment) -> Result<Option<Vec<Segment>>>) -> Result<u64> {
-        let mut moved = 0;
+    /// Puts what `write` makes of each segment in its place, extent by extent, and adds the bytes that moved to `moved`. Where it fails, the extents
+    /// before have moved.
+    fn rewrite(
+        &self,
+        found: &[Found],
+        moved: &mut u64,
+        mut write: impl FnMut(&Segment) -> Result<Option<Vec<Segment>>>,
+    ) -> Result<()> {
         for Found { extent, segments, .. } in found {
             let mut changes = Vec::with_capacity(segments.len());
             for segment in segments {
                 changes.extend(write(segment)?.map(|parts| (segment.clone(), parts)));
             }
-            moved += self.replace(extent, changes);
+            *moved += self.replace(extent, changes);
         }
-        Ok(moved)
+        Ok(())
     }
 
     /// Puts new segments in the place of old ones that are still there; returns their bytes.

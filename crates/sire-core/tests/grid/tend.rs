@@ -4,7 +4,7 @@
 use crate::common::GRANULARITY;
 use crate::common::player::refusal;
 use crate::common::world::{CHUNK, World, policy, tag};
-use crate::namespaces::{place, run_with_own};
+use crate::namespaces::{place, run_alone, run_with_own};
 use sire_core::driver::{Addr, Device};
 use sire_core::engine::*;
 use sire_core::error::Status;
@@ -15,10 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const SIZE: u64 = 4 * CHUNK;
 
-fn used(world: &World, tier: &str) -> u64 {
+fn figure(world: &World, tier: &str, name: &str) -> u64 {
     let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
     let found = stats["tiers"].as_array().unwrap().iter().find(|t| t["tier"] == tier).unwrap();
-    found["used_bytes"].as_u64().unwrap()
+    found[name].as_u64().unwrap()
+}
+
+fn used(world: &World, tier: &str) -> u64 {
+    figure(world, tier, "used_bytes")
 }
 
 /// A world with one written allocation in each of some regions with automatic backup.
@@ -188,6 +192,59 @@ fn a_backup_that_could_not_make_way_is_written_to_again() {
         assert_eq!((copied, used(&world, "host")), (Ok(CHUNK), SIZE), "{clean:?}");
         world.resume_and_check();
     }
+}
+
+/// The disk took the backup of one allocation and failed with the next. What had moved was not counted, its host memory stayed with the process, and the
+/// rest could not be written to again.
+#[test]
+fn a_move_that_fails_in_the_middle_counts_what_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    run_alone(dir.path(), "tend::half_a_disk");
+}
+
+/// No file of this process can be written to from there on.
+fn limit_files(bytes: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives as long as the calls, which fill and read it; what is ignored is a signal that nothing else here means.
+    let set = unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) == 0 && {
+            limit.rlim_cur = bytes.min(limit.rlim_max);
+            libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) == 0
+        }
+    };
+    assert!(set, "{}", std::io::Error::last_os_error());
+}
+
+/// The child's program.
+#[test]
+#[ignore = "a part of another test"]
+fn half_a_disk() {
+    if place().is_none() {
+        return;
+    }
+    let (mut world, mut addrs) = automatic(&["a"], Policy { clean: Clean::Verified, ..policy(Backup::Auto) });
+    world.engine.configure(&|config| config.host_policy = Retention::Release);
+    world.pause(&Selection::All).unwrap();
+    world.resume(&Selection::All).unwrap();
+    // In host memory of its own.
+    addrs.push(world.allocate(world.twins[&addrs[0]].region, SIZE).unwrap());
+    world.write(addrs[1]);
+    world.pause(&Selection::All).unwrap();
+    world.engine.configure(&|config| config.host_limit = Some(2 * SIZE));
+    // The buffer comes in when there is room on the disk, and before anything is written there.
+    world.driver.at_next("register_host", || limit_files(SIZE));
+    assert_eq!(world.engine.tend().bytes_demoted, SIZE);
+    limit_files(u64::MAX);
+    let reserved = figure(&world, "host", "reserved_bytes");
+    assert_eq!((used(&world, "host"), reserved, used(&world, "disk")), (SIZE, SIZE, 2 * SIZE));
+    // Both are written to where they are.
+    world.engine.configure(&|config| config.host_limit = Some(SIZE));
+    world.resume(&Selection::All).unwrap();
+    addrs.iter().for_each(|&addr| world.write_part(addr, 5, 1));
+    world.pause(&Selection::All).unwrap();
+    assert_eq!((used(&world, "host"), used(&world, "disk")), (SIZE, 2 * SIZE));
+    world.resume_and_check();
 }
 
 #[test]
