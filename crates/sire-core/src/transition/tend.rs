@@ -30,6 +30,30 @@ struct Found {
     _readings: Vec<Reading>,
 }
 
+/// What a few segments have shown: their bytes before and after, and how fast they come back.
+struct Trials {
+    raw: u64,
+    packed: u64,
+    rates: Rates,
+}
+
+impl Trials {
+    /// Room for all segments, a little more than the trials say.
+    fn guess(&self, segments: &[&Segment]) -> u64 {
+        let share = self.packed as f64 / self.raw as f64 * 1.02;
+        let pad = |bytes: f64| (bytes as u64).next_multiple_of(LARGEST_ALIGN) + LARGEST_ALIGN;
+        segments.iter().map(|segment| pad(segment.len as f64 * share)).sum()
+    }
+}
+
+/// What came of compressing all segments.
+enum Packing {
+    /// Their new places, in room of so many bytes.
+    Fits(Vec<Place>, u64),
+    /// They need so many bytes of room, which is more than there was.
+    Needs(u64),
+}
+
 /// A segment, and what takes its place.
 type Change = (Segment, Vec<Segment>);
 
@@ -183,37 +207,57 @@ impl Machine {
     fn squeeze(&self, region: &Region) -> Result<(u64, u64)> {
         let found = self.find(region, is_plain);
         let segments: Vec<&Segment> = found.iter().flat_map(|found| &found.segments).collect();
-        if segments.is_empty() {
+        let raw: u64 = segments.iter().map(|segment| segment.len).sum();
+        let seen = (region.history(|history| history.pauses), raw);
+        if raw == 0 || region.history(|history| history.misjudged) == Some(seen) {
             return Ok((0, 0));
         }
         let buffer = self.buffer()?;
-        let Some(share) = self.share_of(&segments, &buffer)? else { return Ok((0, 0)) };
-        let pad = |bytes: f64| (bytes as u64).next_multiple_of(LARGEST_ALIGN) + LARGEST_ALIGN;
-        let need = segments.iter().map(|segment| pad(segment.len as f64 * share)).sum();
-        let mut packed = PackedRoom::new(self.tiers.of(Backup::Disk)?.reserve(need)?);
-        let mut places = Vec::with_capacity(segments.len());
-        for segment in segments {
-            let Some((record, sum)) = segment.place.record(segment.len) else { return Ok((0, 0)) };
-            let bytes = record.load(&buffer, Some(sum))?.bytes;
-            let frame = bytes.read(|bytes| compress::pack(bytes).unwrap_or_else(|| compress::keep(bytes)));
-            // The trials said too little: then nothing moves, for room that keeps one record keeps all of itself.
-            let Some(at) = packed.add(&frame, segment.len)? else { return Ok((0, 0)) };
-            places.push((at, sum));
+        let trials = self.try_some(&segments, &buffer)?;
+        if !self.is_worth(trials.raw, trials.packed, trials.rates) {
+            return Ok((0, 0));
         }
-        let packed: Arc<dyn Room> = Arc::new(packed);
-        let mut places = places.into_iter();
-        let mut moved = 0;
+        let mut packing = self.pack(&segments, trials.guess(&segments), &buffer)?;
+        if let Packing::Needs(bytes) = packing {
+            // The trials said too little. Now it is known; whatever comes of that, this backup is not compressed a third time.
+            region.history(|history| history.misjudged = Some(seen));
+            if self.is_worth(raw, bytes, trials.rates) {
+                packing = self.pack(&segments, bytes, &buffer)?;
+            }
+        }
+        let Packing::Fits(places, need) = packing else { return Ok((0, 0)) };
+        let (mut places, mut moved) = (places.into_iter(), 0);
         self.rewrite(&found, &mut moved, |segment| {
-            let stored = places.next().map(|(at, sum)| Place::Stored { room: Arc::clone(&packed), at, sum });
-            Ok(stored.map(|place| vec![Segment { place, ..segment.clone() }]))
+            Ok(places.next().map(|place| vec![Segment { place, ..segment.clone() }]))
         })?;
         // Room that was retained for the next backup holds nothing any more.
         drop(lock(&region.room).take());
         Ok((moved, need.min(moved)))
     }
 
-    /// How small the segments become, if keeping them so pays: judged from a few.
-    fn share_of(&self, segments: &[&Segment], buffer: &Span) -> Result<Option<f64>> {
+    /// Compresses all segments into new room of `need` bytes. What does not fit is only measured: room that keeps one record keeps all of itself.
+    fn pack(&self, segments: &[&Segment], need: u64, buffer: &Span) -> Result<Packing> {
+        let mut room = PackedRoom::new(self.tiers.of(Backup::Disk)?.reserve(need)?);
+        let (mut kept, mut needs) = (Vec::with_capacity(segments.len()), 0);
+        for segment in segments {
+            let (record, sum) = segment.place.record(segment.len).ok_or_else(too_short)?;
+            let bytes = record.load(buffer, Some(sum))?.bytes;
+            let frame = bytes.read(|bytes| compress::pack(bytes).unwrap_or_else(|| compress::keep(bytes)));
+            needs += (frame.len() as u64).next_multiple_of(LARGEST_ALIGN);
+            if needs <= need {
+                kept.push((room.add(&frame, segment.len)?.ok_or_else(too_short)?, sum));
+            }
+        }
+        if needs > need {
+            return Ok(Packing::Needs(needs));
+        }
+        let room: Arc<dyn Room> = Arc::new(room);
+        let places = kept.into_iter().map(|(at, sum)| Place::Stored { room: Arc::clone(&room), at, sum });
+        Ok(Packing::Fits(places.collect(), need))
+    }
+
+    /// Compresses a few of the segments, and keeps nothing of that.
+    fn try_some(&self, segments: &[&Segment], buffer: &Span) -> Result<Trials> {
         let step = segments.len().div_ceil(TRIALS).max(1);
         let (mut raw, mut packed, mut reading, mut unpacking) = (0, 0, 0.0, 0.0);
         for segment in segments.iter().step_by(step) {
@@ -240,13 +284,16 @@ impl Machine {
         let threads = std::thread::available_parallelism().map_or(1.0, |threads| threads.get() as f64);
         let rates =
             Rates { read: raw as f64 / reading.max(1e-9), unpack: raw as f64 / f64::max(unpacking, 1e-9), threads };
-        let worth = match self.settings.compress() {
+        Ok(Trials { raw, packed, rates })
+    }
+
+    /// Whether keeping `packed` instead of `raw` bytes is wanted.
+    fn is_worth(&self, raw: u64, packed: u64, rates: Rates) -> bool {
+        match self.settings.compress() {
             Compress::No => false,
             Compress::Always => packed < raw,
             Compress::IfItPays => compress::pays(raw, packed, rates),
-        };
-        // A little more than the trials say: what does not fit stays as it is.
-        Ok(worth.then(|| packed as f64 / raw as f64 * 1.02))
+        }
     }
 
     /// The filled segments of a region that `wanted` says, where nobody is at work.

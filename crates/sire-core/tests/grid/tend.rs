@@ -64,6 +64,71 @@ fn what_is_on_the_disk_is_compressed_where_bytes_are_saved() {
     }
 }
 
+/// Records of the tests below.
+const PIECE: u64 = 256 << 10;
+
+/// Bytes that no compressor makes smaller, but for how few bits are set in each.
+fn noise(len: u64, mask: u8) -> Vec<u8> {
+    let mut state = 0x1234_5678_9ABC_DEF1_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as u8 & mask
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// A paused world with `pieces` records on the disk: `first` is what those hold that trials look at, `other` the rest.
+fn misleading(pieces: u64, first: &[u8], other: &[u8]) -> World {
+    let mut world = World::configured(1 << 25, |config| (config.chunk, config.copy_piece) = (PIECE, PIECE));
+    world.engine.configure(&|config| config.disk_compress = Compress::Always);
+    let region = world.region("disk", policy(Backup::Disk));
+    let addr = world.allocate(region, pieces * PIECE).unwrap();
+    let content = (0..pieces).flat_map(|piece| if piece % (pieces / 8) == 0 { first } else { other });
+    world.write_repeated(addr, &content.copied().collect::<Vec<u8>>());
+    world.pause(&Selection::All).unwrap();
+    world
+}
+
+/// A backup whose trials promised too much was read and compressed after every pause, and kept as it was each time.
+#[test]
+fn where_trials_promise_too_much_the_backup_is_compressed_all_the_same() {
+    let mut world = misleading(16, &[7; PIECE as usize], &noise(PIECE, 0x0F));
+    let tended = world.engine.tend();
+    let after = used(&world, "disk");
+    assert_eq!((tended.bytes_compressed, tended.bytes_saved), (16 * PIECE, 16 * PIECE - after));
+    assert!(after < 6 * PIECE, "{after}");
+    assert_eq!(world.engine.tend(), Tended::default(), "it is done");
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
+/// The same where the whole does not become smaller: that is found out once per backup.
+#[test]
+fn a_backup_that_turns_out_not_to_become_smaller_is_left_alone() {
+    let noise = noise(PIECE, 0xFF);
+    let mut nearly = noise.clone();
+    nearly[(PIECE - PIECE / 14) as usize..].fill(0);
+    let mut world = misleading(64, &nearly, &noise);
+    // Whoever looks needs a buffer.
+    let looks = |world: &World| {
+        world.engine.trim();
+        let before = world.driver.log().len();
+        assert_eq!(world.engine.tend(), Tended::default());
+        world.driver.log()[before..].contains(&"register_host")
+    };
+    for round in 0..2 {
+        assert_eq!([looks(&world), looks(&world)], [true, false], "round {round}");
+        assert_eq!(used(&world, "disk"), 64 * PIECE);
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        world.pause(&Selection::All).unwrap();
+    }
+    world.resume_and_check();
+}
+
 #[test]
 fn nothing_is_compressed_unasked_or_for_room_that_is_written_again() {
     let world = compressed(Compress::No, policy(Backup::Disk));
