@@ -188,8 +188,12 @@ pub(crate) trait Keeper: Send + Sync + std::fmt::Debug + 'static {
     fn pages(&self) -> &Pages;
     /// Notes that somebody outside the engine may read the memory for as long as the keeper lives.
     fn lend(&self);
-    /// Whether that was noted.
+    /// Whether that was noted, or somebody is [reading](Span::reading).
     fn is_lent(&self) -> bool;
+    /// Somebody in the engine begins to read the memory beside its owner, and will end.
+    fn begin_reading(&self) {}
+    /// Whoever began has ended.
+    fn end_reading(&self) {}
     /// As [`Keeper::lend`], to the program: its children of fork(2) may read the memory, too.
     fn show(&self) {
         self.lend();
@@ -277,6 +281,12 @@ impl Span {
         &self.keeper
     }
 
+    /// While the result lives, all that the keeper has counts as lent.
+    pub(crate) fn reading(&self) -> Reading {
+        self.keeper.begin_reading();
+        Reading(Arc::clone(&self.keeper))
+    }
+
     /// The first byte.
     pub(crate) fn ptr(&self) -> *mut u8 {
         // SAFETY: `new` and `part` made sure that `start + len` is inside the pages.
@@ -294,6 +304,16 @@ impl Span {
     pub(crate) fn write<R>(&self, with: impl FnOnce(&mut [u8]) -> R) -> R {
         // SAFETY: as in `read`; nobody else reads or writes the range meanwhile.
         with(unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len as usize) })
+    }
+}
+
+/// Somebody reads host memory; see [`Span::reading`].
+#[derive(Debug)]
+pub(crate) struct Reading(Arc<dyn Keeper>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.end_reading();
     }
 }
 

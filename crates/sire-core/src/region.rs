@@ -81,6 +81,8 @@ pub(crate) struct History {
     pub(crate) seconds_paused_last: f64,
     pub(crate) seconds_resumed_last: f64,
     pub(crate) last_error: Option<String>,
+    /// The backup, by pauses and bytes, that trials said would become smaller than it did.
+    pub(crate) misjudged: Option<(u64, u64)>,
     /// When it was paused or resumed last, in an order of the process's own.
     pub(crate) used: u64,
     /// The same in milliseconds of the process's clock.

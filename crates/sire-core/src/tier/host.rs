@@ -5,7 +5,7 @@
 
 use super::memory;
 pub(crate) use super::slab::Kind;
-use super::slab::{Common, Crew, HostSlab};
+use super::slab::{Common, Crew, HostSlab, Quiet};
 use crate::driver::Driver;
 use crate::error::{Error, Result, Status};
 use crate::raw::{Keeper, Pages, Span};
@@ -31,6 +31,8 @@ pub(crate) struct HostRange {
     len: u64,
     lent: AtomicBool,
     shown: AtomicBool,
+    /// Who reads it just now, in the engine.
+    readers: AtomicU64,
 }
 
 impl HostRange {
@@ -63,7 +65,16 @@ impl Keeper for HostRange {
     }
 
     fn is_lent(&self) -> bool {
-        self.lent.load(Ordering::Relaxed)
+        // Whoever has ended has read all before the caller writes.
+        self.lent.load(Ordering::Relaxed) || self.readers.load(Ordering::Acquire) > 0
+    }
+
+    fn begin_reading(&self) {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end_reading(&self) {
+        self.readers.fetch_sub(1, Ordering::Release);
     }
 
     fn bring_in(&self, part: Range<u64>) -> Result<()> {
@@ -356,10 +367,13 @@ impl HostTier {
         refused.into_iter().chain(unprepared).collect()
     }
 
-    /// The driver is not to know any of its memory any more, until a copy needs it. To be called while no copy is under way.
-    pub(crate) fn unregister(&self) {
+    /// The driver is not to know any of its memory, nor what others bring in, until the result is dropped; what a copy needs then is registered again.
+    /// To be called while no copy is under way.
+    pub(crate) fn unregister(&self) -> Quiet<'_> {
+        let quiet = self.common.keep_quiet();
         let slabs = lock(&self.slabs).clone();
         slabs.iter().for_each(|slab| slab.unregister());
+        quiet
     }
 
     /// Figures.
@@ -382,6 +396,7 @@ fn take(slab: &Arc<HostSlab>, len: u64) -> Option<Arc<HostRange>> {
         len,
         lent: AtomicBool::new(false),
         shown: AtomicBool::new(false),
+        readers: AtomicU64::new(0),
     }))
 }
 

@@ -23,7 +23,7 @@ pub(crate) mod staging;
 mod step;
 
 use crate::error::{Error, Result, Status};
-use crate::raw::Span;
+use crate::raw::{Reading, Span};
 use crate::settings::Settings;
 use crate::sync::{Mutex, lock};
 use crate::terms::{Backup, Clean, Policy};
@@ -212,11 +212,9 @@ impl Segment {
         matches!(&self.place, Place::Stored { room, .. } if room.is_borrowed())
     }
 
-    /// Notes that somebody may read it from now on: no pause writes there any more.
-    pub(crate) fn lend(&self) {
-        if let Place::Host(span) = &self.place {
-            span.keeper().lend();
-        }
+    /// Keeps it, if it is in host memory, from being written to while the result lives. To be called while nobody has claimed the extent.
+    pub(crate) fn reading(&self) -> Option<Reading> {
+        if let Place::Host(span) = &self.place { Some(span.reading()) } else { None }
     }
 
     /// Whether both are the same bytes in the same place.
@@ -311,13 +309,15 @@ impl Promised {
         spans.is_empty()
     }
 
-    /// Waits until all of it is there.
+    /// Waits until all of it is there. Parts of a pause that call this at the same time share the work, and each waits for all.
     ///
     /// # Errors
-    /// `OutOfBackupSpace` if the system has no memory for it.
+    /// `OutOfBackupSpace` if the system has no memory for it. The promise stands then, and nobody finds it kept.
     pub(crate) fn keep(&self) -> Result<()> {
-        let spans = std::mem::take(&mut *lock(&self.0));
-        spans.iter().try_for_each(Span::bring_in)
+        let spans = lock(&self.0).clone();
+        spans.iter().try_for_each(Span::bring_in)?;
+        lock(&self.0).clear();
+        Ok(())
     }
 }
 
@@ -403,5 +403,44 @@ impl Tiers {
     /// All behind the trait.
     pub(crate) fn all(&self) -> Vec<Arc<dyn Tier>> {
         std::iter::once(Arc::clone(&self.disk)).chain(lock(&self.others).iter().cloned()).collect()
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::raw::{Keeper, Pages};
+
+    /// Host memory that the system does not have.
+    #[derive(Debug)]
+    struct Absent(Pages);
+
+    impl Keeper for Absent {
+        fn pages(&self) -> &Pages {
+            &self.0
+        }
+        fn lend(&self) {}
+        fn is_lent(&self) -> bool {
+            false
+        }
+        fn bring_in(&self, _: Range<u64>) -> Result<()> {
+            Err(Error::new(Status::OutOfBackupSpace, "the system has no memory"))
+        }
+        fn is_in(&self, _: Range<u64>) -> bool {
+            false
+        }
+    }
+
+    /// A pause of two devices: one part heard that there is no memory for the backup, the other one, which asked next, that all of it was there, and
+    /// gave its device's memory up.
+    #[test]
+    fn a_promise_that_cannot_be_kept_is_kept_for_nobody() {
+        let pages = Pages::new(4096, 4096).unwrap_or_else(|e| unreachable!("{e}"));
+        let span = Span::new(Arc::new(Absent(pages)), 0, 4096).unwrap_or_else(|| unreachable!("it is inside"));
+        let promised = Promised::to([Segment::new(&(0..4096), Place::Host(span))].iter());
+        for _ in 0..2 {
+            let refused = promised.keep().map_err(|error| error.status);
+            assert_eq!((refused, promised.is_kept()), (Err(Status::OutOfBackupSpace), false));
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 enum Unit {
     /// Addresses only.
     Out,
-    /// Its memory is there, and the driver has forgotten it.
+    /// Its memory is there, and the driver does not know it.
     Forgotten,
     /// Somebody is bringing it in.
     Coming,
@@ -46,13 +46,44 @@ pub(super) struct Common {
     pub(super) refused: Mutex<Option<String>>,
     /// Whether it was noted before.
     warned: AtomicBool,
+    /// How many do not want the driver to hear of any memory.
+    quiet: AtomicU64,
 }
 
 impl Common {
     pub(super) fn new(driver: Arc<dyn Driver>) -> Common {
         let (used, peak) = (AtomicU64::new(0), AtomicU64::new(0));
-        Common { driver, used, peak, refused: Mutex::new(None), warned: AtomicBool::new(false) }
+        let (refused, warned, quiet) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
+        Common { driver, used, peak, refused, warned, quiet }
     }
+
+    /// From now on, what comes in is not registered. A slab hears of it at its next unit.
+    pub(super) fn keep_quiet(&self) -> Quiet<'_> {
+        self.quiet.fetch_add(1, Ordering::SeqCst);
+        Quiet(self)
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// While it lives, the driver hears of no memory of the arena: what comes in is there, and forgotten.
+#[derive(Debug)]
+pub(crate) struct Quiet<'a>(&'a Common);
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        self.0.quiet.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A unit that the caller has marked as coming.
+struct Coming {
+    index: usize,
+    before: Unit,
+    /// Whether the driver is to hear of it.
+    registers: bool,
 }
 
 /// See the [module documentation](self).
@@ -157,7 +188,8 @@ impl HostSlab {
         (range.start / self.unit) as usize..range.end.div_ceil(self.unit) as usize
     }
 
-    /// Returns when the range is there: brings in what nobody else is bringing in, and waits for the rest.
+    /// Returns when the range is there: brings in what nobody else is bringing in, and waits for the rest. It is registered as well, unless the
+    /// driver refuses that or is not to hear of it now.
     pub(super) fn bring_in(&self, range: Range<u64>) -> io::Result<()> {
         if self.missing.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -165,15 +197,11 @@ impl HostSlab {
         let wanted = self.units_of(range);
         let mut units = lock(&self.units);
         loop {
-            let among = |states: &[Unit]| {
-                wanted.clone().find(|&index| units.get(index).is_some_and(|unit| states.contains(unit)))
-            };
-            if let Some(index) = among(&[Unit::Out, Unit::Forgotten]) {
-                let before = std::mem::replace(&mut units[index], Unit::Coming);
+            if let Some(coming) = wanted.clone().find_map(|index| self.mark(&mut units, index)) {
                 drop(units);
-                self.fetch(index, before)?;
+                self.fetch(&coming)?;
                 units = lock(&self.units);
-            } else if among(&[Unit::Coming]).is_some() {
+            } else if wanted.clone().any(|index| units.get(index) == Some(&Unit::Coming)) {
                 units = wait(&self.changed, units);
             } else {
                 return Ok(());
@@ -186,16 +214,21 @@ impl HostSlab {
         if self.is_idle(index) {
             return Ok(());
         }
-        let mut units = lock(&self.units);
-        let before = match units.get_mut(index) {
-            Some(unit @ (Unit::Out | Unit::Forgotten)) => std::mem::replace(unit, Unit::Coming),
-            _ => return Ok(()),
-        };
-        drop(units);
-        self.fetch(index, before)
+        let coming = self.mark(&mut lock(&self.units), index);
+        coming.map_or(Ok(()), |coming| self.fetch(&coming))
     }
 
-    /// The driver is not to know its memory any more. A unit that is there keeps its content, and is registered again by whoever needs it for a copy.
+    /// Marks a unit as coming, if there is anything to do for it. Whether it will be registered is decided here, with the units locked:
+    /// [`HostSlab::unregister`] waits for what was marked before it looked, and what is marked afterwards registers nothing.
+    fn mark(&self, units: &mut [Unit], index: usize) -> Option<Coming> {
+        let registers = !self.common.is_quiet();
+        let unit = units.get_mut(index)?;
+        let wanted = *unit == Unit::Out || (*unit == Unit::Forgotten && registers);
+        wanted.then(|| Coming { index, before: std::mem::replace(unit, Unit::Coming), registers })
+    }
+
+    /// The driver is not to know its memory any more. The arena is [quiet](Quiet) already, so that what comes in meanwhile is not registered anew. A unit
+    /// that is there keeps its content, and is registered again by whoever needs it for a copy after that.
     pub(super) fn unregister(&self) {
         let mut units = lock(&self.units);
         while units.contains(&Unit::Coming) {
@@ -219,16 +252,21 @@ impl HostSlab {
         start..(start + self.unit).min(self.len())
     }
 
-    /// Brings in a unit that the caller has marked as coming. If that fails it is what it was `before`, and those who wait for it try for themselves.
-    fn fetch(&self, index: usize, before: Unit) -> io::Result<()> {
+    /// Brings in a unit that the caller has marked as coming. If that fails it is what it was before, and those who wait for it try for themselves.
+    fn fetch(&self, &Coming { index, before, registers }: &Coming) -> io::Result<()> {
         let done = self.pages.bring_in(self.part(index));
-        if done.is_ok() {
+        if done.is_ok() && registers {
             self.register(index);
         }
+        let after = match &done {
+            Ok(()) if registers => Unit::In,
+            Ok(()) => Unit::Forgotten,
+            Err(_) => before,
+        };
         let mut units = lock(&self.units);
-        units[index] = if done.is_ok() { Unit::In } else { before };
-        self.missing.fetch_sub(u64::from(done.is_ok()), Ordering::Release);
-        self.absent.fetch_sub(u64::from(done.is_ok() && before == Unit::Out), Ordering::Relaxed);
+        units[index] = after;
+        self.missing.fetch_sub(u64::from(after == Unit::In), Ordering::Release);
+        self.absent.fetch_sub(u64::from(before == Unit::Out && after != Unit::Out), Ordering::Relaxed);
         drop(units);
         self.changed.notify_all();
         done

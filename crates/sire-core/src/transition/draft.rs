@@ -155,7 +155,11 @@ impl Drafter<'_> {
             self.report.bytes_constant += len;
             return Some(Place::Constant(word));
         }
-        let span = self.known.find((digest.low, digest.high), len).filter(|_| self.shares)?;
+        if !self.shares {
+            // What is found is lent, and its owner's next pause could not write there again.
+            return None;
+        }
+        let span = self.known.find((digest.low, digest.high), len)?;
         self.report.bytes_shared += len;
         Some(Place::Host(span))
     }

@@ -77,7 +77,8 @@ impl Machine {
         let mut spaces = match self.host_spaces(drafts, &stored) {
             Err(error) if error.status == Status::OutOfBackupSpace => {
                 // There was less than it seemed: what may go to the disk does.
-                let spilled = self.disk_rooms(drafts, &stored)?;
+                let spilled = self.disk_rooms(drafts, &stored);
+                let spilled = spilled.map_err(|disk| error.clone().context(disk.message))?;
                 if spilled.is_empty() {
                     return Err(error);
                 }

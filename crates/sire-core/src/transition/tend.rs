@@ -2,13 +2,13 @@
 //! more, and bringing it back. Each is the same walk: look at the segments of extents that nobody has claimed, write their bytes to a
 //! new place, and put that in the place of the old one, if it still is where they are. No claim is held while bytes
 //! move, so a resume that comes meanwhile does not wait; it finds the old place or the new one, and both hold the bytes.
-//! Host memory that is being read is noted as lent, so that no pause writes to it.
+//! Host memory that is being read counts as lent meanwhile, so that no pause writes to it.
 
 use super::Machine;
 use crate::clock;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Extent};
-use crate::raw::Span;
+use crate::raw::{Reading, Span};
 use crate::region::Region;
 use crate::sync::{self, Ordering, lock};
 use crate::terms::{Backup, Clean, Compress, State, Tended};
@@ -23,10 +23,35 @@ use std::sync::Arc;
 /// Segments from which the worth of compressing a region is judged.
 const TRIALS: usize = 8;
 
-/// Filled segments of one extent.
+/// Filled segments of one extent. While this lives, no pause writes to those that are in host memory.
 struct Found {
     extent: Arc<Extent>,
     segments: Vec<Segment>,
+    _readings: Vec<Reading>,
+}
+
+/// What a few segments have shown: their bytes before and after, and how fast they come back.
+struct Trials {
+    raw: u64,
+    packed: u64,
+    rates: Rates,
+}
+
+impl Trials {
+    /// Room for all segments, a little more than the trials say.
+    fn guess(&self, segments: &[&Segment]) -> u64 {
+        let share = self.packed as f64 / self.raw as f64 * 1.02;
+        let pad = |bytes: f64| (bytes as u64).next_multiple_of(LARGEST_ALIGN) + LARGEST_ALIGN;
+        segments.iter().map(|segment| pad(segment.len as f64 * share)).sum()
+    }
+}
+
+/// What came of compressing all segments.
+enum Packing {
+    /// Their new places, in room of so many bytes.
+    Fits(Vec<Place>, u64),
+    /// They need so many bytes of room, which is more than there was.
+    Needs(u64),
 }
 
 /// A segment, and what takes its place.
@@ -97,8 +122,11 @@ impl Machine {
         let in_use = self.host.usage().used;
         let limit = in_use.saturating_add(memory::room().bytes).min(self.settings.host_limit().unwrap_or(u64::MAX));
         let victims = spill::victims(&held, in_use, limit);
-        let each = victims.iter().filter_map(|id| self.regions.get(*id).ok());
-        let moved = each.map(|region| self.demote(&region).unwrap_or(0)).sum();
+        let mut moved = 0;
+        for region in victims.iter().filter_map(|id| self.regions.get(*id).ok()) {
+            // What fails stays where it is; what had moved before counts.
+            let _ = self.demote(&region, &mut moved);
+        }
         if moved > 0 {
             self.host.relax();
         }
@@ -112,19 +140,23 @@ impl Machine {
         Held { region: region.id, bytes: bytes.sum(), used: region.history(|history| history.used) }
     }
 
-    /// Moves a region's backup from host memory to the disk.
-    fn demote(&self, region: &Region) -> Result<u64> {
-        let found = self.find(region, is_in_host);
+    /// Moves a region's backup from host memory to the disk, and counts the bytes in `moved`, also where it fails in the middle.
+    fn demote(&self, region: &Region, moved: &mut u64) -> Result<()> {
         let step = self.settings.copy_piece;
-        let pieces = |segment: &Segment| segment.len.div_ceil(step) * step.next_multiple_of(LARGEST_ALIGN);
-        let need: u64 = found.iter().flat_map(|found| &found.segments).map(pieces).sum();
+        let need = on_disk(&self.find(region, is_in_host), step);
         if need == 0 {
-            return Ok(0);
+            return Ok(());
         }
         let room = self.tiers.of(Backup::Disk)?.reserve(need)?;
+        // Looked at anew: making room may take long, and meanwhile nothing is kept from being written to.
+        let found = self.find(region, is_in_host);
+        if on_disk(&found, step) > need {
+            // There was a pause in between. The next time is soon.
+            return Ok(());
+        }
         let buffer = self.buffer()?;
         let mut at = 0;
-        self.rewrite(&found, |segment| {
+        self.rewrite(&found, moved, |segment| {
             let mut parts = Vec::new();
             for from in (0..segment.len).step_by(step as usize) {
                 let len = step.min(segment.len - from);
@@ -160,7 +192,7 @@ impl Machine {
             whole.bring_in()?;
             let buffer = self.buffer()?;
             let mut at = 0;
-            moved += self.rewrite(&found, |segment| {
+            self.rewrite(&found, &mut moved, |segment| {
                 let Some((record, sum)) = segment.place.record(segment.len) else { return Ok(None) };
                 let span = whole.part(at, segment.len).ok_or_else(too_short)?;
                 copy(&record.load(&buffer, Some(sum))?.bytes, &span)?;
@@ -175,36 +207,57 @@ impl Machine {
     fn squeeze(&self, region: &Region) -> Result<(u64, u64)> {
         let found = self.find(region, is_plain);
         let segments: Vec<&Segment> = found.iter().flat_map(|found| &found.segments).collect();
-        if segments.is_empty() {
+        let raw: u64 = segments.iter().map(|segment| segment.len).sum();
+        let seen = (region.history(|history| history.pauses), raw);
+        if raw == 0 || region.history(|history| history.misjudged) == Some(seen) {
             return Ok((0, 0));
         }
         let buffer = self.buffer()?;
-        let Some(share) = self.share_of(&segments, &buffer)? else { return Ok((0, 0)) };
-        let pad = |bytes: f64| (bytes as u64).next_multiple_of(LARGEST_ALIGN) + LARGEST_ALIGN;
-        let need = segments.iter().map(|segment| pad(segment.len as f64 * share)).sum();
-        let mut packed = PackedRoom::new(self.tiers.of(Backup::Disk)?.reserve(need)?);
-        let mut places = Vec::with_capacity(segments.len());
-        for segment in segments {
-            let Some((record, sum)) = segment.place.record(segment.len) else { return Ok((0, 0)) };
-            let bytes = record.load(&buffer, Some(sum))?.bytes;
-            let frame = bytes.read(|bytes| compress::pack(bytes).unwrap_or_else(|| compress::keep(bytes)));
-            // The trials said too little: then nothing moves, for room that keeps one record keeps all of itself.
-            let Some(at) = packed.add(&frame, segment.len)? else { return Ok((0, 0)) };
-            places.push((at, sum));
+        let trials = self.try_some(&segments, &buffer)?;
+        if !self.is_worth(trials.raw, trials.packed, trials.rates) {
+            return Ok((0, 0));
         }
-        let packed: Arc<dyn Room> = Arc::new(packed);
-        let mut places = places.into_iter();
-        let moved = self.rewrite(&found, |segment| {
-            let stored = places.next().map(|(at, sum)| Place::Stored { room: Arc::clone(&packed), at, sum });
-            Ok(stored.map(|place| vec![Segment { place, ..segment.clone() }]))
+        let mut packing = self.pack(&segments, trials.guess(&segments), &buffer)?;
+        if let Packing::Needs(bytes) = packing {
+            // The trials said too little. Now it is known; whatever comes of that, this backup is not compressed a third time.
+            region.history(|history| history.misjudged = Some(seen));
+            if self.is_worth(raw, bytes, trials.rates) {
+                packing = self.pack(&segments, bytes, &buffer)?;
+            }
+        }
+        let Packing::Fits(places, need) = packing else { return Ok((0, 0)) };
+        let (mut places, mut moved) = (places.into_iter(), 0);
+        self.rewrite(&found, &mut moved, |segment| {
+            Ok(places.next().map(|place| vec![Segment { place, ..segment.clone() }]))
         })?;
         // Room that was retained for the next backup holds nothing any more.
         drop(lock(&region.room).take());
         Ok((moved, need.min(moved)))
     }
 
-    /// How small the segments become, if keeping them so pays: judged from a few.
-    fn share_of(&self, segments: &[&Segment], buffer: &Span) -> Result<Option<f64>> {
+    /// Compresses all segments into new room of `need` bytes. What does not fit is only measured: room that keeps one record keeps all of itself.
+    fn pack(&self, segments: &[&Segment], need: u64, buffer: &Span) -> Result<Packing> {
+        let mut room = PackedRoom::new(self.tiers.of(Backup::Disk)?.reserve(need)?);
+        let (mut kept, mut needs) = (Vec::with_capacity(segments.len()), 0);
+        for segment in segments {
+            let (record, sum) = segment.place.record(segment.len).ok_or_else(too_short)?;
+            let bytes = record.load(buffer, Some(sum))?.bytes;
+            let frame = bytes.read(|bytes| compress::pack(bytes).unwrap_or_else(|| compress::keep(bytes)));
+            needs += (frame.len() as u64).next_multiple_of(LARGEST_ALIGN);
+            if needs <= need {
+                kept.push((room.add(&frame, segment.len)?.ok_or_else(too_short)?, sum));
+            }
+        }
+        if needs > need {
+            return Ok(Packing::Needs(needs));
+        }
+        let room: Arc<dyn Room> = Arc::new(room);
+        let places = kept.into_iter().map(|(at, sum)| Place::Stored { room: Arc::clone(&room), at, sum });
+        Ok(Packing::Fits(places.collect(), need))
+    }
+
+    /// Compresses a few of the segments, and keeps nothing of that.
+    fn try_some(&self, segments: &[&Segment], buffer: &Span) -> Result<Trials> {
         let step = segments.len().div_ceil(TRIALS).max(1);
         let (mut raw, mut packed, mut reading, mut unpacking) = (0, 0, 0.0, 0.0);
         for segment in segments.iter().step_by(step) {
@@ -231,13 +284,16 @@ impl Machine {
         let threads = std::thread::available_parallelism().map_or(1.0, |threads| threads.get() as f64);
         let rates =
             Rates { read: raw as f64 / reading.max(1e-9), unpack: raw as f64 / f64::max(unpacking, 1e-9), threads };
-        let worth = match self.settings.compress() {
+        Ok(Trials { raw, packed, rates })
+    }
+
+    /// Whether keeping `packed` instead of `raw` bytes is wanted.
+    fn is_worth(&self, raw: u64, packed: u64, rates: Rates) -> bool {
+        match self.settings.compress() {
             Compress::No => false,
             Compress::Always => packed < raw,
             Compress::IfItPays => compress::pays(raw, packed, rates),
-        };
-        // A little more than the trials say: what does not fit stays as it is.
-        Ok(worth.then(|| packed as f64 / raw as f64 * 1.02))
+        }
     }
 
     /// The filled segments of a region that `wanted` says, where nobody is at work.
@@ -246,26 +302,32 @@ impl Machine {
         let look = |chunks: &[Chunk]| {
             let segments = chunks.iter().flat_map(|chunk| &chunk.segments);
             let wanted = segments.filter(|segment| segment.filled && wanted(segment)).cloned();
-            wanted.inspect(Segment::lend).collect::<Vec<Segment>>()
+            // Here and now: whoever claims the extent next looks whether somebody reads.
+            wanted.map(|segment| (segment.reading(), segment)).unzip::<_, _, Vec<_>, Vec<Segment>>()
         };
         let found = extents.into_iter().filter_map(|extent| {
-            let segments = extent.chunks(look)?;
-            Some(Found { extent, segments })
+            let (readings, segments) = extent.chunks(look)?;
+            Some(Found { extent, segments, _readings: readings.into_iter().flatten().collect() })
         });
         found.filter(|found| !found.segments.is_empty()).collect()
     }
 
-    /// Puts what `write` makes of each segment in its place, extent by extent; returns the bytes that moved.
-    fn rewrite(&self, found: &[Found], mut write: impl FnMut(&Segment) -> Result<Option<Vec<Segment>>>) -> Result<u64> {
-        let mut moved = 0;
-        for Found { extent, segments } in found {
+    /// Puts what `write` makes of each segment in its place, extent by extent, and adds the bytes that moved to `moved`. Where it fails, the extents
+    /// before have moved.
+    fn rewrite(
+        &self,
+        found: &[Found],
+        moved: &mut u64,
+        mut write: impl FnMut(&Segment) -> Result<Option<Vec<Segment>>>,
+    ) -> Result<()> {
+        for Found { extent, segments, .. } in found {
             let mut changes = Vec::with_capacity(segments.len());
             for segment in segments {
                 changes.extend(write(segment)?.map(|parts| (segment.clone(), parts)));
             }
-            moved += self.replace(extent, changes);
+            *moved += self.replace(extent, changes);
         }
-        Ok(moved)
+        Ok(())
     }
 
     /// Puts new segments in the place of old ones that are still there; returns their bytes.
@@ -289,6 +351,13 @@ impl Machine {
     fn buffer(&self) -> Result<Span> {
         Buffers::new(&self.host, 1, self.settings.copy_piece)?.take().ok_or_else(too_short)
     }
+}
+
+/// Bytes of room on the disk for what was found, in records of `step` bytes.
+fn on_disk(found: &[Found], step: u64) -> u64 {
+    // A whole step needs no padding: it is a multiple of any alignment.
+    let records = |segment: &Segment| segment.len / step * step + (segment.len % step).next_multiple_of(LARGEST_ALIGN);
+    found.iter().flat_map(|found| &found.segments).map(records).sum()
 }
 
 fn is_in_host(segment: &Segment) -> bool {

@@ -272,6 +272,10 @@ impl MemDriver {
         self.peek_state().registered.len()
     }
 
+    pub fn registered_bytes(&self) -> u64 {
+        self.peek_state().registered.values().map(|len| *len as u64).sum()
+    }
+
     pub fn lost(&self) -> Option<String> {
         self.peek_state().lost.clone()
     }

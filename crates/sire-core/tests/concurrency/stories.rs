@@ -7,7 +7,7 @@ use crate::common::world::{CHUNK, World, policy, tag};
 use crate::{check_with_stack, schedules};
 use shuttle::rand::Rng as _;
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
-use sire_core::driver::ProgramStream;
+use sire_core::driver::{Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 use std::sync::Arc;
@@ -98,6 +98,46 @@ fn pages_in_common_never_change() {
         world.check_no_leak();
     };
     check_with_stack(once, 8 * schedules());
+}
+
+/// A backup comes back from the disk, for which nobody needs a lane, while a device is reset: the arena and the driver agree on what is registered, whatever
+/// came in before, during and after that, and no unit is registered twice.
+#[test]
+fn host_memory_comes_in_beside_a_reset() {
+    let once = || {
+        let mut world = World::new(64 * CHUNK);
+        let region = world.region("a", policy(Backup::Auto));
+        let request = Request { device: Device(1), ..World::request(region, 2 * CHUNK) };
+        let addr = world.allocate_as(request).unwrap();
+        world.write(addr);
+        world.engine.configure(&|config| config.host_limit = Some(0));
+        world.pause(&tag("a")).unwrap();
+        world.engine.configure(&|config| config.host_limit = None);
+        let world = Arc::new(world);
+        let other = Arc::clone(&world);
+        let thread = shuttle::thread::spawn(move || assert_eq!(other.engine.promote(&tag("a")), Ok(2 * CHUNK)));
+        let pass =
+            |most| (0..shuttle::rand::thread_rng().gen_range(0..most)).for_each(|_| shuttle::thread::yield_now());
+        // As far as the other thread may get before the reset, and during it.
+        pass(64);
+        world.engine.reset(Device(0), || {
+            pass(16);
+            world.driver.reset(Device(0));
+        });
+        thread.join().unwrap();
+        let mut world = Arc::into_inner(world).unwrap();
+        world.resume(&tag("a")).unwrap();
+        world.check();
+        let registered = |world: &World| {
+            let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap();
+            stats["tiers"][0]["registered_bytes"].as_u64().unwrap()
+        };
+        assert_eq!(registered(&world), world.driver.registered_bytes());
+        assert_eq!(world.engine.take_notices(), Vec::<String>::new());
+        world.check_no_leak();
+        assert_eq!(world.driver.registered(), 0);
+    };
+    check_with_stack(once, 20 * schedules());
 }
 
 /// A program enlarges, opens and shrinks its segments while another thread pauses and resumes: only making memory may be refused, what was there before is

@@ -326,6 +326,29 @@ fn two_models_with_one_base_keep_it_once() {
     world.check_no_leak();
 }
 
+/// A model on the disk had pages in common with one in host memory, and could not use them there. That it had looked kept the other from ever writing to its
+/// own backup again: each change took new room, and where there was none the pause was refused.
+#[test]
+fn who_cannot_use_pages_in_host_memory_leaves_them_to_their_owner() {
+    let mut world = World::new(1 << 22);
+    let base = varied(2 * CHUNK, 7);
+    let [addr, _] = [("host", Backup::Host), ("disk", Backup::Disk)].map(|(name, backup)| {
+        let region = world.region(name, verified(backup));
+        let addr = world.allocate(region, 2 * CHUNK).unwrap();
+        world.write_repeated(addr, &base);
+        world.pause(&tag(name)).unwrap();
+        addr
+    });
+    world.resume(&Selection::All).unwrap();
+    world.engine.configure(&|config| config.host_limit = Some(2 * CHUNK));
+    world.write_part(addr, 0, 1);
+    assert_eq!(world.pause(&tag("host")).map(|report| report.bytes_copied), Ok(PAGE));
+    assert_eq!(host_bytes(&world), 2 * CHUNK);
+    world.resume(&Selection::All).unwrap();
+    world.check();
+    world.check_no_leak();
+}
+
 #[test]
 fn what_one_pause_finds_twice_is_kept_once_afterwards() {
     let mut world = World::new(1 << 22);

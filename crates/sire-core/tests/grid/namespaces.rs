@@ -1,16 +1,17 @@
-//! Tests that need a machine of another kind: each runs as a child of another test, with a file system of its own in the place of a directory.
+//! Tests that need a machine of another kind, or change what holds for a whole process: each runs as a child of another test, with a directory of its
+//! own, or a file system in the place of one.
 
 use std::path::Path;
 use std::process::{Command, Output};
 use std::{fs, io};
 
-/// What tells the child where its file system is.
+/// What tells the child where its directory is.
 const PLACE: &str = "SIRE_TEST_OWN_FILE_SYSTEM";
 
 /// How many seconds a child may take.
 const LONGEST: &str = "300";
 
-/// Where a child's file system is; `None` outside of one.
+/// Where a child's directory is; `None` outside of one.
 pub fn place() -> Option<std::path::PathBuf> {
     std::env::var_os(PLACE).map(Into::into)
 }
@@ -23,8 +24,22 @@ pub fn run_with_own(dir: &Path, options: &str, test: &str) {
         return;
     }
     let me = std::env::current_exe().unwrap();
-    let arguments = ["--exact", test, "--ignored", "--test-threads", "1", "--nocapture"];
-    let done = behind(dir, options, &me, &arguments).unwrap();
+    check(&behind(dir, options, &me, &alone(test)).unwrap());
+}
+
+/// Runs an ignored test of this program in a process of its own.
+pub fn run_alone(dir: &Path, test: &str) {
+    let mut command = Command::new("timeout");
+    command.arg(LONGEST).arg(std::env::current_exe().unwrap()).args(alone(test)).env(PLACE, dir);
+    check(&command.output().unwrap());
+}
+
+/// The arguments with which this program runs that test and nothing else.
+fn alone(test: &str) -> [&str; 6] {
+    ["--exact", test, "--ignored", "--test-threads", "1", "--nocapture"]
+}
+
+fn check(done: &Output) {
     let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success() && said.contains("1 passed"), "{said}");
 }

@@ -7,6 +7,7 @@ use sire_core::driver::{Addr, Device};
 use sire_core::engine::*;
 use sire_core::error::Status;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
@@ -211,6 +212,34 @@ fn host_memory_comes_in_behind_the_first_copy() {
         world.check();
         world.check_no_leak();
     }
+}
+
+/// Two devices are paused at once. While the part that is done first brought in what the other's backup still lacked, the other one took that for there and
+/// gave memory up: its first chunk goes only after the last unit has come.
+#[test]
+fn no_device_gives_memory_up_before_the_room_for_all_is_there() {
+    let mut world = World::new(MANY);
+    let region = world.region("m", policy(Backup::Host));
+    written(&mut world, on(DEVICES[0], region, CHUNK));
+    let base = written(&mut world, on(DEVICES[1], region, 4 * CHUNK)).0;
+    let is_third_chunk =
+        move |call: &Call| call.verb == "copy_to_host" && call.of.wrapping_sub(base + 2 * CHUNK) < CHUNK;
+    let asked = AtomicBool::new(false);
+    world.driver.set_order(move |call, log| {
+        if call.verb == "register_host" && log.iter().filter(is("register_host")).count() == 4 {
+            // The last unit. The other device is to send all of its third chunk first, when its first one has long been safe.
+            asked.store(true, Ordering::SeqCst);
+            return log.iter().filter(|call| is_third_chunk(call)).map(|call| call.size).sum::<u64>() == CHUNK;
+        }
+        !is_third_chunk(call) || asked.load(Ordering::SeqCst)
+    });
+    world.pause(&Selection::All).unwrap();
+    world.driver.end_order();
+    let trail = world.driver.trail(0);
+    assert_eq!(trail.iter().filter(is("register_host")).count(), 5);
+    let last = trail.iter().rposition(|call| call.verb == "register_host");
+    assert!(last < trail.iter().position(|call| call.verb == "unmap"), "given up too early: {trail:?}");
+    world.resume_and_check();
 }
 
 /// Nobody registers a third unit, the pausing thread included, before two others have registered one.

@@ -12,11 +12,16 @@ fn on_other(region: RegionId, size: u64) -> Request {
     Request { device: OTHER, ..World::request(region, size) }
 }
 
-/// Host memory that is there, in bytes.
-fn present(world: &World) -> u64 {
+/// A figure of host memory, in bytes.
+fn figure(world: &World, name: &str) -> u64 {
     let stats: serde_json::Value = serde_json::from_str(&world.engine.stats_json()).unwrap_or_default();
     let tiers = stats["tiers"].as_array().cloned().unwrap_or_default();
-    tiers.iter().filter(|tier| tier["tier"] == "host").filter_map(|tier| tier["present_bytes"].as_u64()).sum()
+    tiers.iter().filter(|tier| tier["tier"] == "host").filter_map(|tier| tier[name].as_u64()).sum()
+}
+
+/// Host memory that is there, in bytes.
+fn present(world: &World) -> u64 {
+    figure(world, "present_bytes")
 }
 
 #[test]
@@ -79,6 +84,32 @@ fn a_lost_device_is_left_empty() -> Result<(), Error> {
             world.check();
         }
     }
+    Ok(())
+}
+
+/// Whoever needs no lane may bring host memory in while a device is being reset. The reset dropped what it had registered, and the arena went on to count on
+/// that: copies were slow from then on, and the memory could never be given back.
+#[test]
+fn what_comes_in_during_a_reset_is_registered_after_it() -> Result<(), Error> {
+    let mut world = World::new(1 << 22);
+    let region = world.region("a", policy(Backup::Auto));
+    let addr = world.allocate_as(on_other(region, 4 * CHUNK))?;
+    world.write(addr);
+    world.engine.configure(&|config| config.host_limit = Some(0));
+    world.pause(&tag("a"))?;
+    world.engine.configure(&|config| config.host_limit = None);
+    world.engine.reset(Device(0), || {
+        assert_eq!(world.engine.promote(&tag("a")), Ok(4 * CHUNK));
+        world.driver.reset(Device(0));
+    });
+    assert!(figure(&world, "present_bytes") >= 4 * CHUNK);
+    assert_eq!((figure(&world, "registered_bytes"), world.driver.registered()), (0, 0));
+    let before = world.driver.log().len();
+    world.resume(&tag("a"))?;
+    assert!(world.driver.log()[before..].contains(&"register_host"));
+    world.check();
+    world.check_no_leak();
+    assert_eq!((figure(&world, "reserved_bytes"), world.driver.registered()), (0, 0));
     Ok(())
 }
 
