@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from .. import _owners
 from .._errors import BusyError
 from .disk import DiskStore, Stored
 from .holding import Mover, Pieces, size_of, with_gradients
@@ -212,8 +213,8 @@ class Unit:
         return copied
 
     def demote(self) -> int:
-        """To the disk. Returns the bytes that were written, which is nothing without a disk, while somebody reads, or
-        if it is there already.
+        """To the disk. Returns the bytes that were written, which is nothing without a disk, while somebody reads, if
+        it is there already, or if somebody else has adopted the tensors.
         """
         if self._disk is None or self._away is not None or not self.tensors or len(self.readers):
             return 0
@@ -222,6 +223,8 @@ class Unit:
         if self._mover is not None:
             self._mover.release()
             self._mover = None
+        if any(each.device.type != "cpu" or _owners.of_tensor(each) is not None for each in self.tensors):
+            return 0  # who has adopted them says where they are, and would take hollow ones for their content
         pieces = Pieces(self.tensors, with_gradients(self.tensors)[len(self.tensors) :])
         stored = self._disk.write(pieces.memory)
         pieces.hollow()
@@ -258,6 +261,9 @@ class Unit:
             self._mover = self._make(self.tensors, self.here)
         copied = self._mover.offload(after)
         self.ends = []
+        if self.tier == "gpu":  # somebody else has adopted the tensors, and may be gone the next time
+            self._mover.release()
+            self._mover = None
         return copied
 
     def refuse_use(self, what: str) -> None:
