@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -48,6 +48,13 @@ class _Weight(NamedTuple):
         return torch._neg_view(made) if self.negated else made
 
 
+class _Theirs(NamedTuple):
+    """A saved tensor that is no part of a unit's, as the hooks around have packed it, and what unpacks it."""
+
+    packed: Any
+    unpack: Callable[[Any], Any]
+
+
 def _named(saved: Any, tensor: Any, offset: int, unit: Unit, residency: Residency) -> _Weight:
     shape, strides = tuple(saved.shape), tuple(saved.stride())
     lazy = saved.is_conj(), saved.is_neg()
@@ -56,14 +63,18 @@ def _named(saved: Any, tensor: Any, offset: int, unit: Unit, residency: Residenc
 
 @contextmanager
 def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
-    """Inside runs a module's forward, with gradients; weights that it saves for its backward pass are saved by name."""
+    """Inside runs a module's forward, with gradients; weights that it saves for its backward pass are saved by name.
+
+    PyTorch asks the innermost hooks alone. What else is saved goes to those around: of another unit, of
+    `torch.utils.checkpoint`, of ``save_on_cpu``.
+    """
     import torch
 
     if not unit.tensors or not _may_save_by_name():
         yield
         return
     spans = [(each.data_ptr(), each.data_ptr() + reach(each), each) for each in unit.tensors]
-    where = unit.here
+    where, around = unit.here, _hooks_around()
 
     def pack(saved: Any) -> Any:
         if saved.layout == torch.strided and saved.device == where:
@@ -72,13 +83,26 @@ def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
                 # What is read in larger elements might not begin at a multiple of them any more, once it was moved.
                 if start <= at < end and saved.element_size() <= tensor.element_size():
                     return _named(saved, tensor, at - start, unit, residency)
-        return saved, saved._version
+        return (saved, saved._version) if around is None else _Theirs(around[0](saved), around[1])
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         yield
 
 
+def _hooks_around() -> tuple[Callable[[Any], Any], Callable[[Any], Any]] | None:
+    """The pair that packs and unpacks what is saved now; None where PyTorch saves it as it is."""
+    import torch
+
+    if torch.compiler.is_compiling():
+        return None
+    hooks: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks
+
+
 def _unpack(packed: Any) -> Any:
+    if isinstance(packed, _Theirs):
+        return packed.unpack(packed.packed)
     if not isinstance(packed, _Weight):
         tensor, version = packed
         _refuse_changed(tensor, version)
