@@ -133,10 +133,16 @@ class Piece:
 
     def show_host(self, torch: Any) -> None:
         """Its tensors show the host's bytes."""
+        self.show(torch, self.lend(torch))
+
+    def lend(self, torch: Any) -> Any:
+        """The host's bytes as a tensor; nothing is written to them while anybody has it."""
         # A piece of its own, so that one can tell whether somebody besides the module still uses it.
-        lent = self._memory()[:]
-        self._lent = weakref.ref(lent)
-        self.show(torch, host_bytes(torch, lent))
+        lent = None if self._lent is None else self._lent()
+        if lent is None:
+            lent = self._memory()[:]
+            self._lent = weakref.ref(lent)
+        return host_bytes(torch, lent)
 
     def show(self, torch: Any, memory: Any) -> None:
         """Its tensors show these bytes."""
@@ -151,7 +157,7 @@ class Piece:
     def fetch(self, torch: Any, device: Any) -> None:
         """Copies the bytes from the device to the host; what somebody was shown before stays as it was."""
         if self._lent is not None and self._lent() is not None:
-            self.host, self.packed = HostBlock(self.size).piece(0, self.size), False
+            self.host, self.packed, self._lent = HostBlock(self.size).piece(0, self.size), False, None
         host_bytes(torch, self._memory()).copy_(device)
         self.settle()
 
