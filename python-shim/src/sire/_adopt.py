@@ -252,7 +252,8 @@ class Adopted(Moving):
                 self._lazy = False
 
     def sync(self) -> None:
-        """Takes over what was hung into the module, or pointed elsewhere, since the last load or offload.
+        """Takes over what was hung into the module, or pointed elsewhere, since the last load or offload. What was
+        taken out of it is nobody's afterwards, in host memory.
 
         They do that themselves; in between, this makes tensors that are elsewhere come to where the others are.
         """
@@ -360,7 +361,9 @@ class Adopted(Moving):
         return True
 
     def _sync(self) -> None:
-        """Takes over what was hung into the module, or pointed elsewhere, since the last time."""
+        """Takes over what was hung into the module, or pointed elsewhere, since the last time, and parts with what was
+        taken out of it.
+        """
         module = self._module()
         if module is None:
             return
@@ -375,10 +378,25 @@ class Adopted(Moving):
                 shown.slots = each.slots
             if id(each.tensor) not in wrapped and (shown is None or not shown.is_ours()) and each.tensor.numel():
                 strangers.append(each)
-        gone = set(known) | {id(each.tensor) for each in strangers}
+        gone = self._part_with(known) | {id(each.tensor) for each in strangers}
         strangers = [each for each in strangers if not self._is_shared(each.tensor)]
         if gone:
             self._replace(strangers, gone)
+
+    def _part_with(self, left: dict[int, Shown]) -> set[int]:
+        """Tensors that have left the module are in host memory and nobody's; which of them, by identity. Those whose
+        content the library has just now can do so when the module is loaded again.
+        """
+        torch = self._torch
+        away = [] if self._loaded else [block for block in self._blocks if block.device is not None and not block.views]
+        leaving = set(left) - {id(shown.tensor) for shown in shown_in(away)}
+        if leaving and self._loaded:
+            self._wake()
+            torch.cuda.synchronize(self._index)
+            for block in self._blocks:
+                self.bytes_copied += block.part_with(torch, leaving, self._terms.mutable)
+        _owners.disown(self, [left[each].tensor for each in leaving])
+        return leaving
 
     def _replace(self, strangers: list[Found], gone: set[int]) -> None:
         """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""

@@ -70,14 +70,21 @@ def claim(adopted: Adopted, tensor: Any) -> None:
     _by_tensor[tensor] = weakref.ref(adopted)
 
 
+def disown(adopted: Adopted, tensors: list[Any]) -> None:
+    """These tensors are not this owner's any more."""
+    with lock:
+        for tensor in tensors:
+            if of_tensor(tensor) is adopted:
+                _by_tensor.pop(tensor, None)
+
+
 def leave(adopted: Adopted, module: Any | None, tensors: list[Any]) -> None:
     """Nothing is this owner's any more."""
     with lock:
         _by_tag.pop(adopted.tag, None)
         if module is not None:
             _by_module.pop(module, None)
-        for tensor in tensors:
-            _by_tensor.pop(tensor, None)
+        disown(adopted, tensors)
 
 
 def _after_step(optimizer: Any, _arguments: Any, _keywords: Any) -> None:

@@ -91,6 +91,10 @@ class Shown:
         lies = (tuple(tensor.shape), tuple(tensor.stride())) == self.layout[1:] and tensor.dtype == self.dtype
         return lies and _address(tensor) == self._address
 
+    def is_on(self, device: Any) -> bool:
+        """Whether the tensor lies where `show` put it on a device."""
+        return self.tensor.device == device and self.is_ours()
+
 
 def _is_written_unseen(slot: Slot) -> bool:
     """Running statistics: PyTorch updates them without counting it as a write."""
@@ -243,6 +247,23 @@ class Block:
             piece.changed = False
         for shown, data in self._datas:
             shown.point(torch, data)
+
+    def part_with(self, torch: Any, leaving: set[int], everything: bool) -> int:
+        """These tensors, by identity, show the host instead of the device; how many bytes were copied for that: what
+        was written on the device, or all of them.
+        """
+        copied = 0
+        for piece, memory in zip(self.pieces, self.memory, strict=True):
+            shown = [each for each in piece.shown if id(each.tensor) in leaving and each.is_on(memory.device)]
+            if not shown:
+                continue
+            if self.views and (everything or piece.dirty):
+                piece.fetch(torch, memory)
+                copied += piece.size
+            host = piece.lend(torch) if self.views else memory.cpu()
+            for each in shown:
+                each.show(torch, host)
+        return copied
 
     def forget(self, gone: set[int]) -> None:
         """These tensors, by identity, are not shown any more."""

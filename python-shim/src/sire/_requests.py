@@ -66,6 +66,10 @@ class _Request:
 
     def __call__(self, tensor: Any) -> Any:
         owner = _owners.of_tensor(tensor)
+        if owner is not None and owner not in self.touched and owner.device.type != "cpu":
+            # What was taken out of its module is not its any more, once that is looked at.
+            owner.sync()
+            owner = _owners.of_tensor(tensor)
         if owner is None or owner.device.type == "cpu":
             return self._fn(tensor)
         if owner not in self.touched:
