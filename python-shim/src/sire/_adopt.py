@@ -242,7 +242,7 @@ class Adopted(Moving):
                 torch = self._torch
                 refuse_capture("offload")
                 with torch.cuda.device(self._index), plainly(torch):
-                    self._sync()
+                    self._sync(bring=False)
                     self._go(torch, release == "lazy", None if after is None else list(after))
             elif self._arrival is not None:
                 refuse_capture("offload")
@@ -360,9 +360,9 @@ class Adopted(Moving):
             self._shares.append(owner)
         return True
 
-    def _sync(self) -> None:
+    def _sync(self, bring: bool = True) -> None:
         """Takes over what was hung into the module, or pointed elsewhere, since the last time, and parts with what was
-        taken out of it.
+        taken out of it. ``bring``: if the module is loaded, what is new comes, too.
         """
         module = self._module()
         if module is None:
@@ -381,14 +381,14 @@ class Adopted(Moving):
         gone = self._part_with(known) | {id(each.tensor) for each in strangers}
         strangers = [each for each in strangers if not self._is_shared(each.tensor)]
         if gone:
-            self._replace(strangers, gone)
+            self._replace(strangers, gone, bring and self._loaded)
 
     def _part_with(self, left: dict[int, Shown]) -> set[int]:
         """Tensors that have left the module are in host memory and nobody's; which of them, by identity. Those whose
         content the library has just now can do so when the module is loaded again.
         """
         torch = self._torch
-        away = [] if self._loaded else [block for block in self._blocks if block.device is not None and not block.views]
+        away = [block for block in self._blocks if self._is_away(block)]
         leaving = set(left) - {id(shown.tensor) for shown in shown_in(away)}
         if leaving and self._loaded:
             self._wake()
@@ -398,29 +398,51 @@ class Adopted(Moving):
         _owners.disown(self, [left[each].tensor for each in leaving])
         return leaving
 
-    def _replace(self, strangers: list[Found], gone: set[int]) -> None:
+    def _is_away(self, block: Block) -> bool:
+        """Whether the library has the block's content just now, and nobody can read it."""
+        return not self._loaded and not block.views and block.device is not None
+
+    def _replace(self, strangers: list[Found], gone: set[int], bring: bool) -> None:
         """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""
-        torch = self._torch
         if self.arriving:
             self._turn_back(lazy=False)
         self._await_arrival()
+        others = len(self._others)
+        blocks = self._pack_anew(strangers, gone)
+        if bring:
+            self._bring_new(blocks, others)
+
+    def _pack_anew(self, strangers: list[Found], gone: set[int]) -> int:
+        """Forgets tensors, and takes others over, with what is left in blocks that have lost much; how many blocks have
+        stayed. Nobody keeps the memory of the others on the device afterwards.
+        """
         for block in self._blocks:
             block.forget(gone)
-        hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
+        lost = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
+        hollow = [block for block in lost if not self._is_away(block)]
         strangers = [Found(each.tensor, each.slots) for each in shown_in(hollow)] + strangers
         self._blocks = [block for block in self._blocks if block not in hollow]
         self._note_places()
-        if not strangers:
-            return
-        was = len(self._blocks)
-        self._take(strangers, None)
-        if self._loaded:
-            library = _library.load()
-            for block in self._blocks[was:]:
+        stayed = len(self._blocks)
+        if strangers:
+            self._take(strangers, None)
+        return stayed
+
+    def _bring_new(self, blocks: int, others: int) -> None:
+        """Brings blocks after so many. Tensors of those that cannot come are strangers again, and so the call can be
+        repeated.
+        """
+        torch, library = self._torch, _library.load()
+        for at, block in enumerate(self._blocks[blocks:], blocks):
+            try:
                 with_room(torch, partial(block.allocate, torch, library, self._index or 0))
                 block.fill(torch, block.pieces, non_blocking=False)
                 block.show_device(torch)
                 self._hand_over(library, block)
+            except BaseException:
+                self._blocks, self._others = self._blocks[:at], self._others[:others]
+                self._note_places()
+                raise
 
     # --- looking things up ----------------------------------------------------------------------------------
 

@@ -229,6 +229,8 @@ class Block:
 
     def fetch(self, torch: Any, everything: bool) -> int:
         """Copies what was written on the device, or all of it, to the host; how many bytes."""
+        if self.device is None:
+            return 0
         copied = 0
         for piece, memory in zip(self.pieces, self.memory, strict=True):
             if everything or piece.dirty:

@@ -81,6 +81,20 @@ def test_weights_that_are_taken_out_of_a_module_keep_their_content(
     assert backup.is_cuda
 
 
+def test_a_tensor_that_is_pointed_elsewhere_leaves_those_beside_it_paused(adopted_ones: list[Adopted]) -> None:
+    """The others were to move to a block of their own, and were read while their memory was away."""
+    net = Net()
+    adopted = adopt(net, mode="paused")
+    adopted_ones.append(adopted)
+    expected = state(net)
+    adopted.load()
+    adopted.offload()
+    net.one.weight.data = torch.zeros(256, 256)
+    adopted.load()
+    zeros = {name: torch.zeros(256, 256) for name in ("one.weight", "tied.weight") if name in expected}
+    assert_equal(state(net), expected | zeros)
+
+
 def test_views_that_are_taken_out_of_a_module_stay_views(adopted_ones: list[Adopted]) -> None:
     net = Net()
     adopted = adopt(net)
