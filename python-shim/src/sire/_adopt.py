@@ -154,7 +154,7 @@ class Adopted(Moving):
     @property
     def shares(self) -> tuple[Adopted, ...]:
         """Other adopted modules that have some of this one's tensors, and are loaded with it."""
-        return tuple(self._shares)
+        return tuple(each for each in self._shares if not each._released)
 
     @property
     def waits_for_backward(self) -> bool:
@@ -181,6 +181,7 @@ class Adopted(Moving):
         """
         with self._lock:
             self._require_adopted("load")
+            self._shares = list(self.shares)
             for other in self._shares:
                 other.load(non_blocking)
             if self._index is None:
@@ -206,6 +207,7 @@ class Adopted(Moving):
         """
         with self._lock:
             self._require_adopted("begin to load")
+            self._shares = list(self.shares)
             if self._index is None or self._loaded or self._arrival is not None:
                 return False
             torch = self._torch

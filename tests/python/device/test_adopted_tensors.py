@@ -181,6 +181,29 @@ def test_shared_tensors_belong_to_one(adopted_ones: list[Adopted]) -> None:
         adopt(Net(), tag=inner.tag)
 
 
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_a_part_released_is_the_wholes(adopted_ones: list[Adopted], loaded: bool, begins: bool) -> None:
+    """The whole could not be loaded any more: it loaded the part, which said that it was released."""
+    whole = torch.nn.Sequential(Net(0), Net(1))
+    expected = state(whole)
+    inner = adopt(whole[0])
+    outer = adopt(whole)
+    adopted_ones += [inner, outer]
+    outer.load()
+    if not loaded:
+        outer.offload()
+        inner.offload()
+    inner.release()
+    assert not begins or outer.begin() is not loaded
+    outer.load()
+    assert outer.shares == ()
+    assert all(each.is_cuda for each in whole.parameters())
+    outer.offload()
+    assert not any(each.is_cuda for each in whole.parameters())
+    assert_equal(state(whole), expected)
+
+
 def test_a_forward_that_waits_for_backward_is_known(adopted_ones: list[Adopted]) -> None:
     net = Net().train()
     adopted = adopt(net)
