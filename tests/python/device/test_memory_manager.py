@@ -208,6 +208,31 @@ def test_an_optimizer_may_step_inside_the_backward_pass(room: int, monkeypatch: 
             each.remove()
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_has_all_of_its_state_where_it_steps(
+    fused: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fused optimizer counts steps by stayed on the device when there was room for nothing else."""
+    model, twin, room = stack(1), stack(1), 1 << 30
+    mine, other = (torch.optim.AdamW(each.parameters(), lr=0.1, fused=fused) for each in (model, twin))
+    with MemoryManager(MemoryConfig(offload_1d_parameters=True, prefetch_enabled=False)) as manager:
+        monkeypatch.setattr(manager.residency, "spare", lambda _device: room)
+        manager.wrap_model(model)
+        model.to("cuda")
+        (unit,) = manager.residency.listed()
+        for room, unit.pinned in ((1 << 30, False), (0, False), (0, pinned)):
+            x = torch.randn(4, WIDTH)
+            model(x.cuda()).sum().backward()
+            twin(x).sum().backward()
+            mine.step()
+            other.step()
+            assert model[0].weight.is_cuda is (room > 0 or unit.pinned)
+            assert {each.device for each in mine.state[model[0].weight].values() if each.dim()} == {unit.here}
+        for one, expected in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.allclose(one.cpu(), expected, atol=1e-4)
+
+
 def test_what_a_backward_pass_uses_is_not_offloaded() -> None:
     """`offload_all` paused a layer's pages while the backward pass's kernels were reading them; now it is refused."""
     model = stack(2)

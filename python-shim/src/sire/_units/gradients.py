@@ -243,16 +243,18 @@ def _beside_its_parameter(parameter: Any) -> None:
 def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     _after_step(optimizer)  # a step that ended with an exception
     units: dict[int, tuple[Unit, Residency]] = {}
+    fused: set[int] = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             found = owner(parameter)
             if found is not None:
                 units[id(found[0])] = found
+                fused.update([id(parameter)] if group.get("fused") else [])
     _stepping.units = []
     taken = 0
     for unit, residency in units.values():
         with unit.lock:
-            taken += _settle(unit, residency, optimizer, taken)
+            taken += _settle(unit, residency, list(_state_of(unit, optimizer, fused)), taken)
             unit.frozen, unit.ends = True, None
         _stepping.units.append(unit)
 
@@ -263,13 +265,21 @@ def _after_step(optimizer: Any, *_: Any) -> None:
     _stepping.units = []
 
 
-def _settle(unit: Unit, residency: Residency, optimizer: Any, taken: int) -> int:
+def _state_of(unit: Unit, optimizer: Any, fused: set[int]) -> Iterator[Any]:
+    """What an optimizer keeps for a unit's tensors, to be where they are. Steps are counted in host memory, but where
+    one kernel does everything: for parameters that are ``fused``, by identity.
+    """
+    for each in unit.tensors:
+        for value in optimizer.state.get(each, {}).values():
+            if hasattr(value, "data_ptr") and (value.dim() or value.device.type != "cpu" or id(each) in fused):
+                yield value
+
+
+def _settle(unit: Unit, residency: Residency, tensors: list[Any], taken: int) -> int:
     """Parameters, gradients and optimizer state in one place; returns what the step will take on the device for them,
     where steps of other units take ``taken`` bytes."""
     if unit.arriving:
         unit.load()
-    states = [state for each in unit.tensors if (state := optimizer.state.get(each))]
-    tensors = [value for state in states for value in state.values() if hasattr(value, "data_ptr") and value.dim()]
     if unit.tier == "gpu" and all(each.device == unit.here for each in tensors):
         # Some of what is computed, and the first time as much state as most optimizers have.
         cost = unit.nbytes * (2 if tensors else 5)
