@@ -296,6 +296,37 @@ def test_weights_written_while_they_are_away_are_the_weights_that_come_back() ->
             assert same(value.cpu(), state[name])
 
 
+@pytest.mark.parametrize("engine", ["sire", "pytorch"])
+@pytest.mark.parametrize("how", ["hung in", "pointed"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_tensor_that_is_put_into_a_layer_on_the_device_comes_there(
+    name: str, how: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer was taken to be where its first tensor is."""
+    if engine == "pytorch":
+        monkeypatch.setattr(Movers, "_served", lambda self: False)
+    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(2, WIDTH)
+    with MemoryManager(MemoryConfig(offload_1d_parameters=True)) as manager, torch.no_grad():
+        manager.wrap_module(layer)
+        (unit,) = manager.residency.listed()
+        for device in ("cuda", "cpu"):
+            layer.to(device)
+            layer(x.to(device))
+            before = getattr(layer, name)
+            fresh = torch.full(before.shape, 0.5, device="cpu" if device == "cuda" else "cuda")
+            if how == "hung in":
+                setattr(layer, name, nn.Parameter(fresh))
+            else:
+                before.data = fresh
+            layer.to(device)
+            found = layer(x.to(device))
+            assert {each.device.type for each in unit.tensors} == {device}
+            assert same(found.cpu(), nn.functional.linear(x, layer.weight.cpu(), layer.bias.cpu()))
+            assert bool((getattr(layer, name) == 0.5).all())
+            layer.offload_all()
+            assert unit.tier == "cpu"
+
+
 def test_half_converts_without_a_spike(oversized: nn.Sequential) -> None:
     expected = copy.deepcopy(oversized).to(torch.bfloat16)
     with MemoryManager() as manager:

@@ -72,12 +72,13 @@ class Unit:
 
     @property
     def here(self) -> Any:
-        """The device that the tensors are on."""
+        """The device that the tensors are on; of several, one where they are not to be used: they are to come."""
         import torch
 
-        if self._mover is not None:
+        if self._mover is not None and self._mover.arriving:
             return self._mover.device
-        return self.tensors[0].device if self.tensors else torch.device("cpu")
+        places = {each.device for each in self.tensors} or {torch.device("cpu")}
+        return next(iter(places - {self.device} or places))
 
     @property
     def ready(self) -> bool:
