@@ -48,6 +48,11 @@ def install() -> None:
         _installed = True
 
 
+def plain(fn: Any) -> Any:
+    """The function by which PyTorch asks, for those who keep it: a request is over when the call is."""
+    return fn._fn if isinstance(fn, _Request) else fn
+
+
 def _is_placement(fn: Any) -> bool:
     """Whether it is one of the functions that PyTorch's own methods pass."""
     names = str(getattr(fn, "__qualname__", "")).split(".")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sire
 import torch
+from sire._adopt import adopt
 from sire.slyce import SlyceModel
 from sire.slyce.models import TransformerStack
 from torch import nn
@@ -186,6 +187,18 @@ def test_a_model_that_is_sent_somewhere_again_and_again_remembers_the_last_time(
     assert len(model.manager.conversions) == 4
     with torch.no_grad():
         assert model(torch.ones(1, WIDTH, dtype=torch.bfloat16)).device == CUDA
+
+
+def test_a_model_with_slices_inside_another_is_sent_somewhere_again_and_again() -> None:
+    """The second time raised AttributeError, once anything had been adopted."""
+    adopt(nn.Linear(2, 2)).release()
+    model = sliced(1, gpu_strategy="active_only")
+    outer = nn.Sequential(model, nn.Linear(WIDTH, 2))
+    for _ in range(3):
+        outer.cpu().to("cuda")
+    assert len(model.manager.conversions) == 1
+    with torch.no_grad():
+        assert outer(torch.ones(1, WIDTH)).device == CUDA
 
 
 def test_background_loading_and_offloading() -> None:

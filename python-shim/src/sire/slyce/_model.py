@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _requests
 from .._errors import InvalidArgumentError
 from .._nested import to_device
 from .._units import wrapping
@@ -203,6 +204,7 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
             if found.module is not None:
                 self.slice(name)
         super()._apply(fn, recurse)
+        fn = _requests.plain(fn)
         conversions = self.manager.conversions
         if conversions and _only_sends(conversions[-1]) and _only_sends(fn):
             conversions.pop()
