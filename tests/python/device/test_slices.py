@@ -255,6 +255,25 @@ def test_slices_have_signatures_of_their_own_and_are_made_when_they_are_used() -
     assert made == ["adds", "adds"]
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_slices_that_are_made_later_need_gradients_as_the_model_does(trains: bool) -> None:
+    """A frozen model had slices that trained: those that were made afterwards."""
+
+    def line(frozen: bool) -> nn.Linear:
+        return nn.Linear(4, 4).requires_grad_(not frozen)
+
+    slices = [{"name": name, "constructor": line, "config": (trains,)} for name in ("one", "two", "three")]
+    model, x = SlyceModel(slices, log_to_console=False), torch.ones(1, 4)
+    model.slice("one")
+    model.manager.made("two")
+    assert {each.requires_grad for each in model.slice("one").parameters()} == {not trains}
+    assert model.requires_grad_(trains) is model
+    model.reset_slice("one")
+    model.run_pipeline(x)
+    assert {each.requires_grad for each in model.parameters()} == {trains}
+    assert model.run_slice("three", x).requires_grad is trains
+
+
 def test_state_is_saved_and_loaded_also_before_slices_are_made(tmp_path: Path) -> None:
     slices = [{"name": name, "constructor": nn.Linear, "config": (4, 4)} for name in ("one", "two")]
     model = SlyceModel(slices, log_to_console=False).construct_all()
