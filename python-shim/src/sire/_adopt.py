@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -79,7 +80,11 @@ def adopt(
     _check("backup", backup, ("auto", "cpu", "disk"))
     _check("mode", mode, ("auto", "view", "paused"))
     index = device_index(torch, device)
-    with _owners.lock:
+    with ExitStack() as stack:
+        tensors = [each.tensor for each in _tensors.find(module)]
+        for bring in _owners.in_memory:
+            stack.enter_context(bring(tensors))
+        stack.enter_context(_owners.lock)
         known = adopted_by(module)
         if known is not None:
             raise InvalidArgumentError(f"this {type(module).__name__} is adopted already, with the tag {known.tag!r}")

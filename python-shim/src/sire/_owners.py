@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InvalidArgumentError
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 lock = threading.RLock()
 """Held while somebody looks for an owner in order to become one."""
+
+in_memory: list[Callable[[list[Any]], AbstractContextManager[object]]] = []
+"""Entered around an adoption, with its tensors: whoever has put their content elsewhere brings it, and lets it be."""
 
 _numbers = itertools.count(1)
 _by_tag: weakref.WeakValueDictionary[str, Adopted] = weakref.WeakValueDictionary()

@@ -279,12 +279,19 @@ def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
 
 
 @pytest.mark.parametrize("policy", ["cpu", "disk"])
-def test_layers_of_a_managed_model_keep_their_weights(policy: Literal["cpu", "disk"]) -> None:
+@pytest.mark.parametrize("first", ["managed", "attached"])
+def test_layers_of_a_managed_model_keep_their_weights(first: str, policy: Literal["cpu", "disk"]) -> None:
     """What stands in for weights on the disk was taken for the weights when the model was loaded: NaN for good."""
     model, x = layers().eval(), torch.randn(4, 32)
-    expected, wrapper = model(x).detach(), sire.manage(model)
-    hook = InferenceOptimizerHook(default_offload_policy=policy)
-    hook.attach(model)
+    expected, hook = model(x).detach(), InferenceOptimizerHook(default_offload_policy=policy)
+    if first == "managed":
+        wrapper = sire.manage(model)
+        hook.attach(model)
+    else:
+        hook.attach(model)
+        assert hook.manager is not None
+        assert {each.on_disk for each in hook.manager.residency.listed()} == {policy == "disk"}
+        wrapper = sire.manage(model)
     for _ in range(2):
         with torch.no_grad():
             assert torch.allclose(wrapper(x).cpu(), expected, atol=1e-5)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+from .._owners import in_memory
 from .holding import reach
 from .residency import Residency
 from .unit import Unit
@@ -231,7 +232,19 @@ def _known_owners() -> Any:
         _owners = WeakIdKeyDictionary()
         register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
+        in_memory.append(_promoted)
     return _owners
+
+
+@contextmanager
+def _promoted(tensors: Iterable[Any]) -> Iterator[None]:
+    """No unit of these tensors is on the disk inside."""
+    units = {id(found[0]): found[0] for each in tensors if (found := owner(each)) is not None}
+    with ExitStack() as stack:
+        for _, unit in sorted(units.items()):
+            stack.enter_context(unit.lock)
+            unit.promote()
+        yield
 
 
 def _beside_its_parameter(parameter: Any) -> None:
