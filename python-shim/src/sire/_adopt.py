@@ -385,6 +385,8 @@ class Adopted(Moving):
                 shown.slots = each.slots
             if id(each.tensor) not in wrapped and (shown is None or not shown.is_ours()) and each.tensor.numel():
                 strangers.append(each)
+        if self._loaded and (known or strangers):
+            self._wake()  # what moves is read
         gone = self._part_with(known) | {id(each.tensor) for each in strangers}
         strangers = [each for each in strangers if not self._is_shared(each.tensor)]
         if gone:
@@ -398,7 +400,6 @@ class Adopted(Moving):
         away = [block for block in self._blocks if self._is_away(block)]
         leaving = set(left) - {id(shown.tensor) for shown in shown_in(away)}
         if leaving and self._loaded:
-            self._wake()
             torch.cuda.synchronize(self._index)
             for block in self._blocks:
                 self.bytes_copied += block.part_with(torch, leaving, self._terms.mutable)

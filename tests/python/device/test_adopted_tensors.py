@@ -81,14 +81,21 @@ def test_weights_that_are_taken_out_of_a_module_keep_their_content(
     assert backup.is_cuda
 
 
-def test_a_tensor_that_is_pointed_elsewhere_leaves_those_beside_it_paused(adopted_ones: list[Adopted]) -> None:
+@pytest.mark.parametrize("way", ["view", "paused"])
+@pytest.mark.parametrize("by", ["an offload", "somebody else"])
+def test_a_tensor_that_is_pointed_elsewhere_leaves_those_beside_it_as_they_are(
+    adopted_ones: list[Adopted], by: str, way: Mode
+) -> None:
     """The others were to move to a block of their own, and were read while their memory was away."""
     net = Net()
-    adopted = adopt(net, mode="paused")
+    adopted = adopt(net, mode=way)
     adopted_ones.append(adopted)
     expected = state(net)
     adopted.load()
-    adopted.offload()
+    if by == "an offload":
+        adopted.offload()
+    else:
+        sire.pause(adopted.tag)
     net.one.weight.data = torch.zeros(256, 256)
     adopted.load()
     zeros = {name: torch.zeros(256, 256) for name in ("one.weight", "tied.weight") if name in expected}
