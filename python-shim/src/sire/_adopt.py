@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -79,7 +80,11 @@ def adopt(
     _check("backup", backup, ("auto", "cpu", "disk"))
     _check("mode", mode, ("auto", "view", "paused"))
     index = device_index(torch, device)
-    with _owners.lock:
+    with ExitStack() as stack:
+        tensors = [each.tensor for each in _tensors.find(module)]
+        for bring in _owners.in_memory:
+            stack.enter_context(bring(tensors))
+        stack.enter_context(_owners.lock)
         known = adopted_by(module)
         if known is not None:
             raise InvalidArgumentError(f"this {type(module).__name__} is adopted already, with the tag {known.tag!r}")
@@ -154,7 +159,7 @@ class Adopted(Moving):
     @property
     def shares(self) -> tuple[Adopted, ...]:
         """Other adopted modules that have some of this one's tensors, and are loaded with it."""
-        return tuple(self._shares)
+        return tuple(each for each in self._shares if not each._released)
 
     @property
     def waits_for_backward(self) -> bool:
@@ -181,6 +186,7 @@ class Adopted(Moving):
         """
         with self._lock:
             self._require_adopted("load")
+            self._shares = list(self.shares)
             for other in self._shares:
                 other.load(non_blocking)
             if self._index is None:
@@ -206,6 +212,7 @@ class Adopted(Moving):
         """
         with self._lock:
             self._require_adopted("begin to load")
+            self._shares = list(self.shares)
             if self._index is None or self._loaded or self._arrival is not None:
                 return False
             torch = self._torch
@@ -242,7 +249,7 @@ class Adopted(Moving):
                 torch = self._torch
                 refuse_capture("offload")
                 with torch.cuda.device(self._index), plainly(torch):
-                    self._sync()
+                    self._sync(bring=False)
                     self._go(torch, release == "lazy", None if after is None else list(after))
             elif self._arrival is not None:
                 refuse_capture("offload")
@@ -252,7 +259,8 @@ class Adopted(Moving):
                 self._lazy = False
 
     def sync(self) -> None:
-        """Takes over what was hung into the module, or pointed elsewhere, since the last load or offload.
+        """Takes over what was hung into the module, or pointed elsewhere, since the last load or offload. What was
+        taken out of it is nobody's afterwards, in host memory.
 
         They do that themselves; in between, this makes tensors that are elsewhere come to where the others are.
         """
@@ -359,8 +367,10 @@ class Adopted(Moving):
             self._shares.append(owner)
         return True
 
-    def _sync(self) -> None:
-        """Takes over what was hung into the module, or pointed elsewhere, since the last time."""
+    def _sync(self, bring: bool = True) -> None:
+        """Takes over what was hung into the module, or pointed elsewhere, since the last time, and parts with what was
+        taken out of it. ``bring``: if the module is loaded, what is new comes, too.
+        """
         module = self._module()
         if module is None:
             return
@@ -375,34 +385,72 @@ class Adopted(Moving):
                 shown.slots = each.slots
             if id(each.tensor) not in wrapped and (shown is None or not shown.is_ours()) and each.tensor.numel():
                 strangers.append(each)
-        gone = set(known) | {id(each.tensor) for each in strangers}
+        if self._loaded and (known or strangers):
+            self._wake()  # what moves is read
+        gone = self._part_with(known) | {id(each.tensor) for each in strangers}
         strangers = [each for each in strangers if not self._is_shared(each.tensor)]
         if gone:
-            self._replace(strangers, gone)
+            self._replace(strangers, gone, bring and self._loaded)
 
-    def _replace(self, strangers: list[Found], gone: set[int]) -> None:
-        """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""
+    def _part_with(self, left: dict[int, Shown]) -> set[int]:
+        """Tensors that have left the module are in host memory and nobody's; which of them, by identity. Those whose
+        content the library has just now can do so when the module is loaded again.
+        """
         torch = self._torch
+        away = [block for block in self._blocks if self._is_away(block)]
+        leaving = set(left) - {id(shown.tensor) for shown in shown_in(away)}
+        if leaving and self._loaded:
+            torch.cuda.synchronize(self._index)
+            for block in self._blocks:
+                self.bytes_copied += block.part_with(torch, leaving, self._terms.mutable)
+        _owners.disown(self, [left[each].tensor for each in leaving])
+        return leaving
+
+    def _is_away(self, block: Block) -> bool:
+        """Whether the library has the block's content just now, and nobody can read it."""
+        return not self._loaded and not block.views and block.device is not None
+
+    def _replace(self, strangers: list[Found], gone: set[int], bring: bool) -> None:
+        """Forgets tensors, and takes others over. What is left in a block that has lost much moves to a new one."""
         if self.arriving:
             self._turn_back(lazy=False)
         self._await_arrival()
+        others = len(self._others)
+        blocks = self._pack_anew(strangers, gone)
+        if bring:
+            self._bring_new(blocks, others)
+
+    def _pack_anew(self, strangers: list[Found], gone: set[int]) -> int:
+        """Forgets tensors, and takes others over, with what is left in blocks that have lost much; how many blocks have
+        stayed. Nobody keeps the memory of the others on the device afterwards.
+        """
         for block in self._blocks:
             block.forget(gone)
-        hollow = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
+        lost = [block for block in self._blocks if block.wasted > block.size * _MOST_WASTED]
+        hollow = [block for block in lost if not self._is_away(block)]
         strangers = [Found(each.tensor, each.slots) for each in shown_in(hollow)] + strangers
         self._blocks = [block for block in self._blocks if block not in hollow]
         self._note_places()
-        if not strangers:
-            return
-        was = len(self._blocks)
-        self._take(strangers, None)
-        if self._loaded:
-            library = _library.load()
-            for block in self._blocks[was:]:
+        stayed = len(self._blocks)
+        if strangers:
+            self._take(strangers, None)
+        return stayed
+
+    def _bring_new(self, blocks: int, others: int) -> None:
+        """Brings blocks after so many. Tensors of those that cannot come are strangers again, and so the call can be
+        repeated.
+        """
+        torch, library = self._torch, _library.load()
+        for at, block in enumerate(self._blocks[blocks:], blocks):
+            try:
                 with_room(torch, partial(block.allocate, torch, library, self._index or 0))
                 block.fill(torch, block.pieces, non_blocking=False)
                 block.show_device(torch)
                 self._hand_over(library, block)
+            except BaseException:
+                self._blocks, self._others = self._blocks[:at], self._others[:others]
+                self._note_places()
+                raise
 
     # --- looking things up ----------------------------------------------------------------------------------
 

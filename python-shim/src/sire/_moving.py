@@ -215,6 +215,8 @@ class Moving:
         if any(library.region_paused(block.region) for block in self._blocks):
             self._lazy = lazy
             return
+        if any(block.device is None for block in self._blocks):  # it has just been taken over
+            return
         try:
             for block in self._blocks:
                 if block.views:

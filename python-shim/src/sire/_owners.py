@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InvalidArgumentError
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 lock = threading.RLock()
 """Held while somebody looks for an owner in order to become one."""
+
+in_memory: list[Callable[[list[Any]], AbstractContextManager[object]]] = []
+"""Entered around an adoption, with its tensors: whoever has put their content elsewhere brings it, and lets it be."""
 
 _numbers = itertools.count(1)
 _by_tag: weakref.WeakValueDictionary[str, Adopted] = weakref.WeakValueDictionary()
@@ -70,14 +75,21 @@ def claim(adopted: Adopted, tensor: Any) -> None:
     _by_tensor[tensor] = weakref.ref(adopted)
 
 
+def disown(adopted: Adopted, tensors: list[Any]) -> None:
+    """These tensors are not this owner's any more."""
+    with lock:
+        for tensor in tensors:
+            if of_tensor(tensor) is adopted:
+                _by_tensor.pop(tensor, None)
+
+
 def leave(adopted: Adopted, module: Any | None, tensors: list[Any]) -> None:
     """Nothing is this owner's any more."""
     with lock:
         _by_tag.pop(adopted.tag, None)
         if module is not None:
             _by_module.pop(module, None)
-        for tensor in tensors:
-            _by_tensor.pop(tensor, None)
+        disown(adopted, tensors)
 
 
 def _after_step(optimizer: Any, _arguments: Any, _keywords: Any) -> None:

@@ -91,6 +91,10 @@ class Shown:
         lies = (tuple(tensor.shape), tuple(tensor.stride())) == self.layout[1:] and tensor.dtype == self.dtype
         return lies and _address(tensor) == self._address
 
+    def is_on(self, device: Any) -> bool:
+        """Whether the tensor lies where `show` put it on a device."""
+        return self.tensor.device == device and self.is_ours()
+
 
 def _is_written_unseen(slot: Slot) -> bool:
     """Running statistics: PyTorch updates them without counting it as a write."""
@@ -133,10 +137,16 @@ class Piece:
 
     def show_host(self, torch: Any) -> None:
         """Its tensors show the host's bytes."""
+        self.show(torch, self.lend(torch))
+
+    def lend(self, torch: Any) -> Any:
+        """The host's bytes as a tensor; nothing is written to them while anybody has it."""
         # A piece of its own, so that one can tell whether somebody besides the module still uses it.
-        lent = self._memory()[:]
-        self._lent = weakref.ref(lent)
-        self.show(torch, host_bytes(torch, lent))
+        lent = None if self._lent is None else self._lent()
+        if lent is None:
+            lent = self._memory()[:]
+            self._lent = weakref.ref(lent)
+        return host_bytes(torch, lent)
 
     def show(self, torch: Any, memory: Any) -> None:
         """Its tensors show these bytes."""
@@ -151,7 +161,7 @@ class Piece:
     def fetch(self, torch: Any, device: Any) -> None:
         """Copies the bytes from the device to the host; what somebody was shown before stays as it was."""
         if self._lent is not None and self._lent() is not None:
-            self.host, self.packed = HostBlock(self.size).piece(0, self.size), False
+            self.host, self.packed, self._lent = HostBlock(self.size).piece(0, self.size), False, None
         host_bytes(torch, self._memory()).copy_(device)
         self.settle()
 
@@ -219,6 +229,8 @@ class Block:
 
     def fetch(self, torch: Any, everything: bool) -> int:
         """Copies what was written on the device, or all of it, to the host; how many bytes."""
+        if self.device is None:
+            return 0
         copied = 0
         for piece, memory in zip(self.pieces, self.memory, strict=True):
             if everything or piece.dirty:
@@ -237,6 +249,23 @@ class Block:
             piece.changed = False
         for shown, data in self._datas:
             shown.point(torch, data)
+
+    def part_with(self, torch: Any, leaving: set[int], everything: bool) -> int:
+        """These tensors, by identity, show the host instead of the device; how many bytes were copied for that: what
+        was written on the device, or all of them.
+        """
+        copied = 0
+        for piece, memory in zip(self.pieces, self.memory, strict=True):
+            shown = [each for each in piece.shown if id(each.tensor) in leaving and each.is_on(memory.device)]
+            if not shown:
+                continue
+            if self.views and (everything or piece.dirty):
+                piece.fetch(torch, memory)
+                copied += piece.size
+            host = piece.lend(torch) if self.views else memory.cpu()
+            for each in shown:
+                each.show(torch, host)
+        return copied
 
     def forget(self, gone: set[int]) -> None:
         """These tensors, by identity, are not shown any more."""

@@ -48,6 +48,11 @@ def install() -> None:
         _installed = True
 
 
+def plain(fn: Any) -> Any:
+    """The function by which PyTorch asks, for those who keep it: a request is over when the call is."""
+    return fn._fn if isinstance(fn, _Request) else fn
+
+
 def _is_placement(fn: Any) -> bool:
     """Whether it is one of the functions that PyTorch's own methods pass."""
     names = str(getattr(fn, "__qualname__", "")).split(".")
@@ -66,6 +71,10 @@ class _Request:
 
     def __call__(self, tensor: Any) -> Any:
         owner = _owners.of_tensor(tensor)
+        if owner is not None and owner not in self.touched and owner.device.type != "cpu":
+            # What was taken out of its module is not its any more, once that is looked at.
+            owner.sync()
+            owner = _owners.of_tensor(tensor)
         if owner is None or owner.device.type == "cpu":
             return self._fn(tensor)
         if owner not in self.touched:

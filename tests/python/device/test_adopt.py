@@ -20,7 +20,7 @@ import sire
 import torch
 from adopting import Net, assert_equal, state, twin, used
 from sire import _library
-from sire._adopt import Adopted, adopt, adopted_by
+from sire._adopt import Adopted, Mode, adopt, adopted_by
 
 MIB = 1 << 20
 
@@ -144,7 +144,9 @@ def test_a_write_on_the_host_reaches_the_device(adopted_ones: list[Adopted]) -> 
         assert_equal(state(net) | {"scale": other["scale"]}, other)
 
 
-def test_a_saved_state_never_changes(adopted_ones: list[Adopted]) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_saved_state_never_changes(adopted_ones: list[Adopted], times: int) -> None:
+    """It did where the module had come and gone once more before it was written to."""
     net = Net()
     adopted = adopt(net)
     adopted_ones.append(adopted)
@@ -152,6 +154,9 @@ def test_a_saved_state_never_changes(adopted_ones: list[Adopted]) -> None:
     adopted.offload()
     saved = net.state_dict()
     copy = {name: each.clone() for name, each in saved.items()}
+    for _ in range(times - 1):
+        adopted.load()
+        adopted.offload()
     adopted.load()
     with torch.no_grad():
         for each in net.parameters():
@@ -238,6 +243,58 @@ def test_no_room_changes_nothing(adopted_ones: list[Adopted], way: str) -> None:
         adopted.load()
         assert_equal(state(net), before)
         adopted.offload()
+
+
+def room_of(size: int) -> torch.Tensor:
+    """Leaves so many bytes of the device while it lives."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.empty(torch.cuda.mem_get_info()[0] - size, dtype=torch.uint8, device="cuda")
+
+
+def test_other_weights_take_the_room_of_those_before(adopted_ones: list[Adopted], way: Mode) -> None:
+    """Those before kept theirs until the others had come: above half of the device there was no room."""
+    net = Net(width=2048)
+    adopted = adopt(net, mode=way)
+    adopted_ones.append(adopted)
+    adopted.load()
+    other = Net(seed=1, width=2048)
+    ballast = room_of(8 * MIB)
+    net.load_state_dict(other.state_dict(), assign=True)
+    adopted.load()
+    assert all(each.is_cuda for each in net.parameters())
+    assert_equal({name: each.cpu() for name, each in net.state_dict().items()}, other.state_dict())
+    del ballast
+
+
+def test_a_part_that_finds_no_room_in_a_loaded_module_can_come_later(adopted_ones: list[Adopted], way: Mode) -> None:
+    """The module counted as loaded with a part that was not, and could neither come nor go any more."""
+    net, late = Net(), Net(seed=2, width=2048)
+    adopted = adopt(net, mode=way)
+    adopted_ones.append(adopted)
+    expected = state(net) | {f"late.{name}": each for name, each in state(late).items()}
+    adopted.load()
+    net.late = late
+    for leaves in (False, True):
+        ballast = room_of(8 * MIB)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                adopted.load()
+        if leaves:
+            adopted.offload()
+            assert not adopted.loaded
+        del ballast
+        torch.cuda.empty_cache()
+        adopted.load()
+        assert all(each.is_cuda for each in net.parameters())
+        assert_equal(state(net), expected)
+        net.late = None
+        adopted.sync()
+        net.late = late
+    adopted.offload()
+    adopted.load()
+    assert_equal(state(net), expected)
 
 
 def test_a_module_on_the_device_needs_no_second_room(

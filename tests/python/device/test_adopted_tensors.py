@@ -12,7 +12,7 @@ import pytest
 import sire
 import torch
 from adopting import Net, assert_equal, state, twin, used
-from sire._adopt import Adopted, adopt
+from sire._adopt import Adopted, Mode, adopt
 
 MIB = 1 << 20
 
@@ -49,6 +49,91 @@ def test_tensors_that_were_pointed_elsewhere_are_found(adopted_ones: list[Adopte
     for name, each in net.named_parameters():
         assert each.is_cuda
         assert torch.equal(each.cpu(), fresh[name]), name
+
+
+@pytest.mark.parametrize("mutable", [False, True])
+@pytest.mark.parametrize("way", ["view", "paused"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_weights_that_are_taken_out_of_a_module_keep_their_content(
+    adopted_ones: list[Adopted], loaded: bool, way: Mode, mutable: bool
+) -> None:
+    """They lay in the module's memory, and went with it."""
+    net = Net()
+    adopted = adopt(net, mode=way, mutable=mutable)
+    adopted_ones.append(adopted)
+    adopted.load()
+    with torch.no_grad():
+        net.two.weight.mul_(2)
+    expected = state(net)
+    if not loaded:
+        adopted.offload()
+    backup, head, net.tied = net.two.weight, net.tied, torch.nn.Identity()
+    net.two.weight = torch.nn.Parameter(torch.zeros_like(backup))
+    for _ in range(2):
+        adopted.load()
+        adopted.offload()
+        assert way == "paused" or torch.equal(net.two.weight, torch.zeros(256, 256))
+        assert torch.equal(backup, expected["two.weight"])
+        assert torch.equal(head.bias, expected["tied.bias"])
+    net.two.weight, net.tied = backup, head
+    adopted.load()
+    assert_equal(state(net), expected)
+    assert backup.is_cuda
+
+
+@pytest.mark.parametrize("way", ["view", "paused"])
+@pytest.mark.parametrize("by", ["an offload", "somebody else"])
+def test_a_tensor_that_is_pointed_elsewhere_leaves_those_beside_it_as_they_are(
+    adopted_ones: list[Adopted], by: str, way: Mode
+) -> None:
+    """The others were to move to a block of their own, and were read while their memory was away."""
+    net = Net()
+    adopted = adopt(net, mode=way)
+    adopted_ones.append(adopted)
+    expected = state(net)
+    adopted.load()
+    if by == "an offload":
+        adopted.offload()
+    else:
+        sire.pause(adopted.tag)
+    net.one.weight.data = torch.zeros(256, 256)
+    adopted.load()
+    zeros = {name: torch.zeros(256, 256) for name in ("one.weight", "tied.weight") if name in expected}
+    assert_equal(state(net), expected | zeros)
+
+
+def test_views_that_are_taken_out_of_a_module_stay_views(adopted_ones: list[Adopted]) -> None:
+    net = Net()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    adopted.load()
+    norm, part, expected = net.norm, net.part, state(net)
+    net.norm, net.part = torch.nn.Identity(), None
+    adopted.sync()
+    assert torch.equal(norm.running_mean, expected["norm.running_mean"])
+    part.add_(1)
+    assert torch.equal(norm.running_mean[:128], expected["part"] + 1)
+
+
+@pytest.mark.parametrize("how", ["to", "adopt"])
+def test_a_part_that_is_taken_out_of_a_module_is_nobodys(adopted_ones: list[Adopted], how: str) -> None:
+    """Nothing moved it any more: it was still taken for the module's."""
+    net = Net()
+    adopted = adopt(net)
+    adopted_ones.append(adopted)
+    expected = state(net)
+    old, net.two = net.two, torch.nn.Identity()
+    if how == "to":
+        old.to("cuda")
+    else:
+        adopted.sync()
+        adopted_ones.append(adopt(old))
+        adopted_ones[-1].load()
+    assert old.weight.is_cuda
+    adopted.load()
+    adopted.offload()
+    assert old.weight.is_cuda
+    assert torch.equal(old.weight.cpu(), expected["two.weight"])
 
 
 @pytest.mark.parametrize("loaded", [False, True])
@@ -101,6 +186,29 @@ def test_shared_tensors_belong_to_one(adopted_ones: list[Adopted]) -> None:
         adopt(whole)
     with pytest.raises(sire.InvalidArgumentError, match="cannot be given"):
         adopt(Net(), tag=inner.tag)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_a_part_released_is_the_wholes(adopted_ones: list[Adopted], loaded: bool, begins: bool) -> None:
+    """The whole could not be loaded any more: it loaded the part, which said that it was released."""
+    whole = torch.nn.Sequential(Net(0), Net(1))
+    expected = state(whole)
+    inner = adopt(whole[0])
+    outer = adopt(whole)
+    adopted_ones += [inner, outer]
+    outer.load()
+    if not loaded:
+        outer.offload()
+        inner.offload()
+    inner.release()
+    assert not begins or outer.begin() is not loaded
+    outer.load()
+    assert outer.shares == ()
+    assert all(each.is_cuda for each in whole.parameters())
+    outer.offload()
+    assert not any(each.is_cuda for each in whole.parameters())
+    assert_equal(state(whole), expected)
 
 
 def test_a_forward_that_waits_for_backward_is_known(adopted_ones: list[Adopted]) -> None:

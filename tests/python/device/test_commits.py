@@ -532,3 +532,17 @@ def test_weights_of_layers_on_the_disk_can_be_changed(policy: str, change: Commi
             assert torch.allclose(current(x), expected(x), atol=1e-4)
         proxy.revert_all()
         assert same(model, clean)
+
+
+def test_layers_of_a_managed_model_stay_where_the_model_is() -> None:
+    """Those that were to go to the disk cannot leave the device while the model is loaded: entering failed."""
+    sire.setup_default_pools()
+    model, x = small(torch.float32), torch.ones(1, WIDTH)
+    clean, expected = bits(model), model(x).detach()
+    commit = InferenceOptimizerCommit(default_offload_policy="disk")
+    proxy = AutoManageCommitObjectProxy(model).add_commit(commit)
+    for _ in range(2):
+        with proxy as current, torch.no_grad():
+            found = current(x.to(proxy.am.get_execution_device()))
+            assert torch.allclose(found.cpu(), expected, atol=1e-5)
+        assert same(model, clean)

@@ -208,6 +208,31 @@ def test_an_optimizer_may_step_inside_the_backward_pass(room: int, monkeypatch: 
             each.remove()
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_has_all_of_its_state_where_it_steps(
+    fused: bool, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fused optimizer counts steps by stayed on the device when there was room for nothing else."""
+    model, twin, room = stack(1), stack(1), 1 << 30
+    mine, other = (torch.optim.AdamW(each.parameters(), lr=0.1, fused=fused) for each in (model, twin))
+    with MemoryManager(MemoryConfig(offload_1d_parameters=True, prefetch_enabled=False)) as manager:
+        monkeypatch.setattr(manager.residency, "spare", lambda _device: room)
+        manager.wrap_model(model)
+        model.to("cuda")
+        (unit,) = manager.residency.listed()
+        for room, unit.pinned in ((1 << 30, False), (0, False), (0, pinned)):
+            x = torch.randn(4, WIDTH)
+            model(x.cuda()).sum().backward()
+            twin(x).sum().backward()
+            mine.step()
+            other.step()
+            assert model[0].weight.is_cuda is (room > 0 or unit.pinned)
+            assert {each.device for each in mine.state[model[0].weight].values() if each.dim()} == {unit.here}
+        for one, expected in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.allclose(one.cpu(), expected, atol=1e-4)
+
+
 def test_what_a_backward_pass_uses_is_not_offloaded() -> None:
     """`offload_all` paused a layer's pages while the backward pass's kernels were reading them; now it is refused."""
     model = stack(2)
@@ -269,6 +294,37 @@ def test_weights_written_while_they_are_away_are_the_weights_that_come_back() ->
         assert model[0].weight.device == CUDA
         for name, value in model.state_dict().items():
             assert same(value.cpu(), state[name])
+
+
+@pytest.mark.parametrize("engine", ["sire", "pytorch"])
+@pytest.mark.parametrize("how", ["hung in", "pointed"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_tensor_that_is_put_into_a_layer_on_the_device_comes_there(
+    name: str, how: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer was taken to be where its first tensor is."""
+    if engine == "pytorch":
+        monkeypatch.setattr(Movers, "_served", lambda self: False)
+    layer, x = nn.Linear(WIDTH, WIDTH), torch.randn(2, WIDTH)
+    with MemoryManager(MemoryConfig(offload_1d_parameters=True)) as manager, torch.no_grad():
+        manager.wrap_module(layer)
+        (unit,) = manager.residency.listed()
+        for device in ("cuda", "cpu"):
+            layer.to(device)
+            layer(x.to(device))
+            before = getattr(layer, name)
+            fresh = torch.full(before.shape, 0.5, device="cpu" if device == "cuda" else "cuda")
+            if how == "hung in":
+                setattr(layer, name, nn.Parameter(fresh))
+            else:
+                before.data = fresh
+            layer.to(device)
+            found = layer(x.to(device))
+            assert {each.device.type for each in unit.tensors} == {device}
+            assert same(found.cpu(), nn.functional.linear(x, layer.weight.cpu(), layer.bias.cpu()))
+            assert bool((getattr(layer, name) == 0.5).all())
+            layer.offload_all()
+            assert unit.tier == "cpu"
 
 
 def test_half_converts_without_a_spike(oversized: nn.Sequential) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sire
 import torch
+from sire._adopt import adopt
 from sire.slyce import SlyceModel
 from sire.slyce.models import TransformerStack
 from torch import nn
@@ -188,6 +189,18 @@ def test_a_model_that_is_sent_somewhere_again_and_again_remembers_the_last_time(
         assert model(torch.ones(1, WIDTH, dtype=torch.bfloat16)).device == CUDA
 
 
+def test_a_model_with_slices_inside_another_is_sent_somewhere_again_and_again() -> None:
+    """The second time raised AttributeError, once anything had been adopted."""
+    adopt(nn.Linear(2, 2)).release()
+    model = sliced(1, gpu_strategy="active_only")
+    outer = nn.Sequential(model, nn.Linear(WIDTH, 2))
+    for _ in range(3):
+        outer.cpu().to("cuda")
+    assert len(model.manager.conversions) == 1
+    with torch.no_grad():
+        assert outer(torch.ones(1, WIDTH)).device == CUDA
+
+
 def test_background_loading_and_offloading() -> None:
     model = sliced(2, gpu_strategy="limit_gpu", max_gpu_mem_mb=40)
     assert model.preload("part1").result() is True
@@ -240,6 +253,25 @@ def test_slices_have_signatures_of_their_own_and_are_made_when_they_are_used() -
     model.reset_slice("adds")
     model(torch.ones(4), other=torch.ones(4), active_slice="adds")
     assert made == ["adds", "adds"]
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_slices_that_are_made_later_need_gradients_as_the_model_does(trains: bool) -> None:
+    """A frozen model had slices that trained: those that were made afterwards."""
+
+    def line(frozen: bool) -> nn.Linear:
+        return nn.Linear(4, 4).requires_grad_(not frozen)
+
+    slices = [{"name": name, "constructor": line, "config": (trains,)} for name in ("one", "two", "three")]
+    model, x = SlyceModel(slices, log_to_console=False), torch.ones(1, 4)
+    model.slice("one")
+    model.manager.made("two")
+    assert {each.requires_grad for each in model.slice("one").parameters()} == {not trains}
+    assert model.requires_grad_(trains) is model
+    model.reset_slice("one")
+    model.run_pipeline(x)
+    assert {each.requires_grad for each in model.parameters()} == {trains}
+    assert model.run_slice("three", x).requires_grad is trains
 
 
 def test_state_is_saved_and_loaded_also_before_slices_are_made(tmp_path: Path) -> None:

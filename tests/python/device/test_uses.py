@@ -8,7 +8,7 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import managed
 import pytest
@@ -17,7 +17,10 @@ import torch
 from managed import layers, plainly
 from running import until
 from sire import models
+from sire._adopt import adopted_by
+from sire.memory import MemoryConfig, MemoryManager
 from sire.models import _manage
+from sire.models.commits import InferenceOptimizerHook
 from torch import nn
 
 
@@ -270,3 +273,58 @@ def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
             assert not found.is_cuda
             assert torch.allclose(found, expected, atol=1e-5)
         assert model(torch.ones(1, 32)).is_cuda
+
+
+# --- managed models whose layers are units of `sire.memory` --------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["cpu", "disk"])
+@pytest.mark.parametrize("first", ["managed", "attached"])
+def test_layers_of_a_managed_model_keep_their_weights(first: str, policy: Literal["cpu", "disk"]) -> None:
+    """What stands in for weights on the disk was taken for the weights when the model was loaded: NaN for good."""
+    model, x = layers().eval(), torch.randn(4, 32)
+    expected, hook = model(x).detach(), InferenceOptimizerHook(default_offload_policy=policy)
+    if first == "managed":
+        wrapper = sire.manage(model)
+        hook.attach(model)
+    else:
+        hook.attach(model)
+        assert hook.manager is not None
+        assert {each.on_disk for each in hook.manager.residency.listed()} == {policy == "disk"}
+        wrapper = sire.manage(model)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(wrapper(x).cpu(), expected, atol=1e-5)
+    hook.detach()
+    with torch.no_grad():
+        assert torch.allclose(model(x.to(model[0].weight.device)).cpu(), expected, atol=1e-5)
+
+
+def test_a_layer_that_is_pinned_makes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counted as one that has gone, although it stayed: whoever needed room asked it again and again, for ever."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    asked: list[str] = []
+    full = MemoryConfig(gpu_reload_threshold=1e-6, gpu_offload_threshold=2e-6, gpu_emergency_threshold=3e-6)
+    with torch.no_grad(), MemoryManager(full) as manager:
+        manager.set_auto_management(False)
+        evict = manager.residency.evict
+
+        def counted(unit: Any, after: Any = None) -> bool:
+            asked.append(unit.name)
+            assert len(asked) < 20, "for ever"
+            return evict(unit, after)
+
+        monkeypatch.setattr(manager.residency, "evict", counted)
+        x = torch.randn(4, 256)
+        expected = model(x)
+        manager.wrap_model(model)
+        model.to("cuda")
+        sire.pin(model[0])
+        for _ in range(2):
+            assert torch.allclose(model(x.cuda()).cpu(), expected, atol=1e-5)
+        assert "0" in asked
+        assert model[0].weight.is_cuda
+        adopted_by(model[0]).release()
+        assert manager.residency.evict(manager.residency.units["0"]), "nobody has adopted it any more"
+        assert not model[0].weight.is_cuda

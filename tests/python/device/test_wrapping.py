@@ -246,6 +246,89 @@ def test_compiling_a_model_with_wrapped_layers_warns_of_nothing(tmp_path: Path) 
             compiled(x).sum().backward()
 
 
+# --- what is saved for their backward passes -----------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """It has a weight of its own, and reads one that another module has."""
+
+    def __init__(self, other: nn.Linear) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(4, 4))
+        self.other = other.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.own @ self.own.t()).tanh() @ self.other
+
+
+def test_a_module_saves_weights_of_all_its_units_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch asks the innermost hooks alone: what these did not know was saved as it was, and kept its memory."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    embedding, x = nn.Linear(4, 4, bias=False), torch.randn(2, 4, requires_grad=True)
+    tied = Tied(embedding)
+    twin = copy.deepcopy(tied)
+    twin(x).sum().backward()
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        for each in (embedding, tied):
+            manager.wrap_module(each)
+        monkeypatch.setattr(manager.residency, "left", manager.residency.demote)
+        memory = [StorageWeakRef(each.untyped_storage()) for each in tied.parameters()]
+        loss = tied(x).sum()
+        assert [unit.tier for unit in manager.residency.listed()] == ["disk", "disk"]
+        assert [each.expired() for each in memory] == [True, True]
+        loss.backward()
+        for unit in manager.residency.listed():
+            unit.promote()
+        for mine, other in zip(tied.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(mine.grad, other.grad)
+
+
+def test_a_wrapped_layer_keeps_to_the_hooks_around_it(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)), torch.randn(2, 4)
+    packed: list[torch.Tensor] = []
+    unpacked: list[int] = []
+
+    def pack(saved: torch.Tensor) -> int:
+        packed.append(saved.clone())
+        return len(packed) - 1
+
+    def unpack(number: int) -> torch.Tensor:
+        unpacked.append(number)
+        return packed[number]
+
+    inputs = [x, model[0](x).detach()]
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_model(model)
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            loss = model(x).sum()
+        assert len(packed) == 2, "the weights are the units'"
+        assert all(torch.equal(one, other) for one, other in zip(packed, inputs, strict=True))
+        loss.backward()
+        assert sorted(unpacked) == [0, 1]
+        assert torch.equal(model[1].weight.grad, inputs[1].sum(0).expand(4, 4))
+
+
+def test_a_checkpoint_around_wrapped_layers_computes_again(tmp_path: Path) -> None:
+    """It was not told of what they saved, and so kept all of it and computed nothing again."""
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(2, 4, requires_grad=True)
+    twin, calls = copy.deepcopy(model), []
+    twin(x).pow(2).sum().backward()
+    expected, x.grad = x.grad, None
+    model[0].register_forward_pre_hook(lambda *_: calls.append("again"))
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(model)
+        loss = checkpoint(model, x, use_reentrant=False).pow(2).sum()
+        assert all(manager.residency.demote(unit) for unit in manager.residency.listed())
+        loss.backward()
+        assert calls == ["again"] * 2
+        assert torch.equal(x.grad, expected)
+        for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(mine.grad, other.grad)
+
+
 # --- classes of their own ------------------------------------------------------------------------------------------
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+from .._owners import in_memory
 from .holding import reach
 from .residency import Residency
 from .unit import Unit
@@ -48,6 +49,13 @@ class _Weight(NamedTuple):
         return torch._neg_view(made) if self.negated else made
 
 
+class _Theirs(NamedTuple):
+    """A saved tensor that is no part of a unit's, as the hooks around have packed it, and what unpacks it."""
+
+    packed: Any
+    unpack: Callable[[Any], Any]
+
+
 def _named(saved: Any, tensor: Any, offset: int, unit: Unit, residency: Residency) -> _Weight:
     shape, strides = tuple(saved.shape), tuple(saved.stride())
     lazy = saved.is_conj(), saved.is_neg()
@@ -56,14 +64,18 @@ def _named(saved: Any, tensor: Any, offset: int, unit: Unit, residency: Residenc
 
 @contextmanager
 def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
-    """Inside runs a module's forward, with gradients; weights that it saves for its backward pass are saved by name."""
+    """Inside runs a module's forward, with gradients; weights that it saves for its backward pass are saved by name.
+
+    PyTorch asks the innermost hooks alone. What else is saved goes to those around: of another unit, of
+    `torch.utils.checkpoint`, of ``save_on_cpu``.
+    """
     import torch
 
     if not unit.tensors or not _may_save_by_name():
         yield
         return
     spans = [(each.data_ptr(), each.data_ptr() + reach(each), each) for each in unit.tensors]
-    where = unit.here
+    where, around = unit.here, _hooks_around()
 
     def pack(saved: Any) -> Any:
         if saved.layout == torch.strided and saved.device == where:
@@ -72,13 +84,26 @@ def forward_of(unit: Unit, residency: Residency) -> Iterator[None]:
                 # What is read in larger elements might not begin at a multiple of them any more, once it was moved.
                 if start <= at < end and saved.element_size() <= tensor.element_size():
                     return _named(saved, tensor, at - start, unit, residency)
-        return saved, saved._version
+        return (saved, saved._version) if around is None else _Theirs(around[0](saved), around[1])
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         yield
 
 
+def _hooks_around() -> tuple[Callable[[Any], Any], Callable[[Any], Any]] | None:
+    """The pair that packs and unpacks what is saved now; None where PyTorch saves it as it is."""
+    import torch
+
+    if torch.compiler.is_compiling():
+        return None
+    hooks: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks
+
+
 def _unpack(packed: Any) -> Any:
+    if isinstance(packed, _Theirs):
+        return packed.unpack(packed.packed)
     if not isinstance(packed, _Weight):
         tensor, version = packed
         _refuse_changed(tensor, version)
@@ -207,7 +232,19 @@ def _known_owners() -> Any:
         _owners = WeakIdKeyDictionary()
         register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
+        in_memory.append(_promoted)
     return _owners
+
+
+@contextmanager
+def _promoted(tensors: Iterable[Any]) -> Iterator[None]:
+    """No unit of these tensors is on the disk inside."""
+    units = {id(found[0]): found[0] for each in tensors if (found := owner(each)) is not None}
+    with ExitStack() as stack:
+        for _, unit in sorted(units.items()):
+            stack.enter_context(unit.lock)
+            unit.promote()
+        yield
 
 
 def _beside_its_parameter(parameter: Any) -> None:
@@ -219,16 +256,18 @@ def _beside_its_parameter(parameter: Any) -> None:
 def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     _after_step(optimizer)  # a step that ended with an exception
     units: dict[int, tuple[Unit, Residency]] = {}
+    fused: set[int] = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             found = owner(parameter)
             if found is not None:
                 units[id(found[0])] = found
+                fused.update([id(parameter)] if group.get("fused") else [])
     _stepping.units = []
     taken = 0
     for unit, residency in units.values():
         with unit.lock:
-            taken += _settle(unit, residency, optimizer, taken)
+            taken += _settle(unit, residency, list(_state_of(unit, optimizer, fused)), taken)
             unit.frozen, unit.ends = True, None
         _stepping.units.append(unit)
 
@@ -239,13 +278,21 @@ def _after_step(optimizer: Any, *_: Any) -> None:
     _stepping.units = []
 
 
-def _settle(unit: Unit, residency: Residency, optimizer: Any, taken: int) -> int:
+def _state_of(unit: Unit, optimizer: Any, fused: set[int]) -> Iterator[Any]:
+    """What an optimizer keeps for a unit's tensors, to be where they are. Steps are counted in host memory, but where
+    one kernel does everything: for parameters that are ``fused``, by identity.
+    """
+    for each in unit.tensors:
+        for value in optimizer.state.get(each, {}).values():
+            if hasattr(value, "data_ptr") and (value.dim() or value.device.type != "cpu" or id(each) in fused):
+                yield value
+
+
+def _settle(unit: Unit, residency: Residency, tensors: list[Any], taken: int) -> int:
     """Parameters, gradients and optimizer state in one place; returns what the step will take on the device for them,
     where steps of other units take ``taken`` bytes."""
     if unit.arriving:
         unit.load()
-    states = [state for each in unit.tensors if (state := optimizer.state.get(each))]
-    tensors = [value for state in states for value in state.values() if hasattr(value, "data_ptr") and value.dim()]
     if unit.tier == "gpu" and all(each.device == unit.here for each in tensors):
         # Some of what is computed, and the first time as much state as most optimizers have.
         cost = unit.nbytes * (2 if tensors else 5)

@@ -106,12 +106,13 @@ class Holding:
         """As `Mover.offload`: other streams may work on it, and PyTorch gives the memory to the next one at once."""
         import torch
 
-        on_gpu = self.device.type == "cuda"
-        if on_gpu and after is None:
-            torch.cuda.synchronize(self.device)
+        gpus = {each.device for each in self.tensors if each.device.type == "cuda"}
+        if after is None:
+            for gpu in gpus:
+                torch.cuda.synchronize(gpu)
         for each in after or ():
             each.synchronize()
-        return self._move(lambda size: _host_bytes(size, self._pin and on_gpu))
+        return self._move(lambda size: _host_bytes(size, self._pin and bool(gpus)))
 
     def release(self) -> None:
         """Nothing to do: the tensors are plain ones."""

@@ -363,7 +363,7 @@ class Residency:
             if unit.tier != "gpu":
                 return False
             self.offload(unit, after)
-            return True
+            return unit.tier != "gpu"  # tensors that somebody else has adopted stay where they are
 
         return self._if_idle(unit, leave)
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from .. import _owners
 from .._errors import BusyError
 from .disk import DiskStore, Stored
 from .holding import Mover, Pieces, size_of, with_gradients
@@ -71,12 +72,13 @@ class Unit:
 
     @property
     def here(self) -> Any:
-        """The device that the tensors are on."""
+        """The device that the tensors are on; of several, one where they are not to be used: they are to come."""
         import torch
 
-        if self._mover is not None:
+        if self._mover is not None and self._mover.arriving:
             return self._mover.device
-        return self.tensors[0].device if self.tensors else torch.device("cpu")
+        places = {each.device for each in self.tensors} or {torch.device("cpu")}
+        return next(iter(places - {self.device} or places))
 
     @property
     def ready(self) -> bool:
@@ -212,8 +214,8 @@ class Unit:
         return copied
 
     def demote(self) -> int:
-        """To the disk. Returns the bytes that were written, which is nothing without a disk, while somebody reads, or
-        if it is there already.
+        """To the disk. Returns the bytes that were written, which is nothing without a disk, while somebody reads, if
+        it is there already, or if somebody else has adopted the tensors.
         """
         if self._disk is None or self._away is not None or not self.tensors or len(self.readers):
             return 0
@@ -222,6 +224,8 @@ class Unit:
         if self._mover is not None:
             self._mover.release()
             self._mover = None
+        if any(each.device.type != "cpu" or _owners.of_tensor(each) is not None for each in self.tensors):
+            return 0  # who has adopted them says where they are, and would take hollow ones for their content
         pieces = Pieces(self.tensors, with_gradients(self.tensors)[len(self.tensors) :])
         stored = self._disk.write(pieces.memory)
         pieces.hollow()
@@ -258,6 +262,9 @@ class Unit:
             self._mover = self._make(self.tensors, self.here)
         copied = self._mover.offload(after)
         self.ends = []
+        if self.tier == "gpu":  # somebody else has adopted the tensors, and may be gone the next time
+            self._mover.release()
+            self._mover = None
         return copied
 
     def refuse_use(self, what: str) -> None:

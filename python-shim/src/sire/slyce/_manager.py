@@ -96,6 +96,8 @@ class SliceManager(Residency):
         self.slices: dict[str, Slice] = {}
         self.conversions: list[Callable[[Any], Any]] = []
         """What the model was converted by; each slice that is made is, too."""
+        self.trainable: bool | None = None
+        """Whether slices that are made need gradients; None: as their constructors say."""
         self._log = log or logging.getLogger("sire.slyce")
         self._movers = Movers()
         self._plan: list[str] = []
@@ -131,7 +133,7 @@ class SliceManager(Residency):
         with found.lock:
             if found.module is None:
                 started = time.perf_counter()
-                self._wrap(found, found.construct())
+                self._wrap(found, self._constructed(found))
                 try:
                     self._catch_up(found)
                 except BaseException:
@@ -140,6 +142,11 @@ class SliceManager(Residency):
                     raise
                 self._log.info("slice %s constructed in %.3f s", name, time.perf_counter() - started)
         return found
+
+    def _constructed(self, found: Slice) -> Any:
+        """A new module, whose unit is to know which of its tensors need gradients."""
+        made = found.construct()
+        return made if self.trainable is None else made.requires_grad_(self.trainable)
 
     def _catch_up(self, found: Slice) -> None:
         """What the model went through before the slice was made. State comes last: some conversions leave none."""

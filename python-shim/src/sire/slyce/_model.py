@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _requests
 from .._errors import InvalidArgumentError
 from .._nested import to_device
 from .._units import wrapping
@@ -198,11 +199,23 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
         if self._active == name:
             self._active = next(iter(self.manager.slices))
 
-    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> SlyceModel:
+    def requires_grad_(self, requires_grad: bool = True) -> SlyceModel:
+        """Whether the parameters of all slices need gradients, also of those that are made later."""
+        self._list_what_was_made()
+        super().requires_grad_(requires_grad)
+        self.manager.trainable = requires_grad
+        return self
+
+    def _list_what_was_made(self) -> None:
+        """Slices that something else has made, such as offloading, are in `slices`, too."""
         for name, found in self.manager.slices.items():
             if found.module is not None:
                 self.slice(name)
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> SlyceModel:
+        self._list_what_was_made()
         super()._apply(fn, recurse)
+        fn = _requests.plain(fn)
         conversions = self.manager.conversions
         if conversions and _only_sends(conversions[-1]) and _only_sends(fn):
             conversions.pop()
