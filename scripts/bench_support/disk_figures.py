@@ -21,7 +21,8 @@ from .workshop import Workshop
 STEADY = 2.0
 CACHED = 0.05
 ATTACH = "sire_attach_file"
-# Requests that the library has in flight: DEPTH of crates/sire-core/src/tier/disk.rs and file.rs.
+# The ceiling's requests are of 4 MiB. The library has 8 of 1 MiB in flight (RECORD of crates/sire-core/src/settings.rs, DEPTH of tier/disk.rs), and of
+# files 4 of 2 MiB (PAGE, tier/file.rs): so many bytes stay in a processor's cache.
 DEPTH = 8
 
 
@@ -73,7 +74,7 @@ def disk(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
         figure = Figure(f"disk.{way}", "GiB/s", rates(took[way], sizes.disk), rates(limits[way], sizes.disk), target=target)
         figure.doubt(limits[way], "the disk", STEADY)
         figure.stay_below("the disk")
-        figure.notes.append(f"ceiling: O_DIRECT, {DEPTH} requests of 4 MiB in flight, as ours; {phases(ours, name)}")
+        figure.notes.append(f"ceiling: O_DIRECT, {DEPTH} requests of 4 MiB in flight, ours are {DEPTH} of 1 MiB; {phases(ours, name)}")
         figure.notes.append(at_best(took[way], bests[way], depths[way]))
         if way == "write":
             figure.notes.append(f"the flush to the disk after the pause: {median([s['flush'] for s in ours]) * 1e3:.0f} ms")
@@ -111,7 +112,7 @@ def file(shop: Workshop, sizes: Sizes, folder: Path) -> list[Figure]:
     figure = Figure("file.read", "GiB/s", rates(took, sizes.disk), rates(limits, sizes.disk), target=goal)
     figure.doubt(limits, "the disk", STEADY)
     figure.stay_below("the disk")
-    figure.notes.append(f"ceiling: O_DIRECT, {DEPTH} requests of 4 MiB in flight, as ours; {at_best(took, bests, depth)}")
+    figure.notes.append(f"ceiling: O_DIRECT, {DEPTH} requests of 4 MiB in flight, ours are 4 of 2 MiB; {at_best(took, bests, depth)}")
     figure.notes.append(f"the first pause, which proves the file: {first['pause']:.2f} s")
     held = max(sample["host"] for sample in ours)
     figure.notes.append(f"{held / MIB:.0f} MiB of backups in host memory")

@@ -13,6 +13,9 @@ const LARGEST_PIECE: u64 = 1 << 30;
 pub(crate) const IN_FLIGHT: usize = 2;
 /// The longest page of content.
 const PAGE: u64 = 2 << 20;
+/// The longest record of content whose pages nobody knows. With eight under way and two being copied, what goes through staging buffers stays in the
+/// processor's cache, out of which it is summed and sent on: a disk that takes 7 GiB/s took a fifth more than with records of 4 MiB.
+const RECORD: u64 = 1 << 20;
 /// Beyond this many threads memory comes in no faster.
 const MOST_THREADS: usize = 32;
 
@@ -23,7 +26,7 @@ pub(crate) struct Settings {
     pub(crate) chunk: u64,
     /// Allocations below this are small.
     pub(crate) small: u64,
-    /// What is under way on a lane at first; the largest record of a tier.
+    /// What is under way on a lane at first.
     pub(crate) copy_piece: u64,
     /// Host memory is brought in and registered in units of this size, a multiple of the page size.
     pub(crate) host_unit: u64,
@@ -45,6 +48,16 @@ impl Settings {
     /// Content is judged by pages of this length, a multiple of 16.
     pub(crate) fn page(&self) -> u64 {
         PAGE.min(self.copy_piece) & !15
+    }
+
+    /// What goes to a tier is cut into records of this length; known pages are records of their own.
+    pub(crate) fn record(&self) -> u64 {
+        RECORD.min(self.copy_piece)
+    }
+
+    /// The longest record that there can be: what a staging buffer has room for.
+    pub(crate) fn staged(&self) -> u64 {
+        self.page().max(self.record())
     }
 
     /// Applies a change; sizes stay as they are.

@@ -15,8 +15,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-/// Requests under way.
-pub(crate) const DEPTH: usize = 8;
+/// Requests under way: of two MiB each, so that they are as many bytes as the disk tier's.
+pub(crate) const DEPTH: usize = 4;
 
 /// What tells a file apart from another one, and from itself after a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

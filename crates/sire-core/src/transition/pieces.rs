@@ -39,7 +39,7 @@ pub(super) struct Pieces {
 struct Whole {
     segment: usize,
     len: u64,
-    /// What goes through a staging buffer fits into one.
+    /// A constant is written from a staging buffer, which has room for a record.
     longest: u64,
     /// A record of a tier is one piece.
     is_record: bool,
@@ -50,8 +50,9 @@ impl Pieces {
     pub(super) fn of(at: At, chunk: &Chunk, settings: &Settings, wanted: impl Fn(&Segment) -> bool) -> Pieces {
         let segments = chunk.segments.iter().enumerate().rev().filter(|(_, held)| held.len > 0 && wanted(held));
         let whole = |(segment, held): (usize, &Segment)| {
-            let longest = if held.is_in_host() { u64::MAX } else { settings.copy_piece };
-            Whole { segment, len: held.len, longest, is_record: held.is_stored() }
+            let is_record = held.is_stored();
+            let longest = if is_record || held.is_in_host() { u64::MAX } else { settings.record() };
+            Whole { segment, len: held.len, longest, is_record }
         };
         Pieces { at, segments: segments.map(whole).collect(), cut: 0 }
     }

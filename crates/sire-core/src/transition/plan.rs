@@ -1,5 +1,5 @@
 //! What a pause will save, and room for all of it, found before anything is touched. What [`draft`] says needs new room gets, in host
-//! memory, one contiguous range per extent; in another tier one room per region, in segments of one copy piece.
+//! memory, one contiguous range per extent; in another tier one room per region, in segments of one record.
 
 use super::draft::{self, Draft, Part};
 use super::seam::Staging;
@@ -244,12 +244,12 @@ impl Space {
     }
 }
 
-/// What a range is cut into on its way to a tier: none is longer than a copy piece; of known pages, each is on its own.
+/// What a range is cut into on its way to a tier: none is longer than a record; of known pages, each is on its own.
 fn records(range: &Range<u64>, known: bool, settings: &Settings) -> Vec<Range<u64>> {
     if known {
         return page_cuts(range, settings.page()).collect();
     }
-    let (end, step) = (range.end, settings.copy_piece);
+    let (end, step) = (range.end, settings.record());
     range.clone().step_by(step as usize).map(|start| start..end.min(start + step)).collect()
 }
 

@@ -84,9 +84,10 @@ impl Machine {
         call: &Call,
         report: &mut Report,
     ) -> Result<Vec<Option<Sum>>> {
-        let bytes = list.iter().map(|check| check.record.len).sum();
-        let mut staging = self.desk(Need { count: IN_FLIGHT, ..Need::default() })?;
-        let mut files = Files::new(self.desk(Need { count: list.len(), bytes, depth: file::DEPTH })?, list);
+        let lens = list.iter().map(|check| check.record.len);
+        let (bytes, longest) = (lens.clone().sum(), lens.max().unwrap_or(0));
+        let mut staging = self.desk(Need { count: IN_FLIGHT, longest, ..Need::default() })?;
+        let mut files = Files::new(self.desk(Need { count: list.len(), bytes, longest, depth: file::DEPTH })?, list);
         let mut proven = Vec::with_capacity(list.len());
         let mut sent = 0;
         while proven.len() < list.len() {

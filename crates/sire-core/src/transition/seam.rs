@@ -38,12 +38,22 @@ impl Desk {
     }
 }
 
-/// Records, their bytes, and how many requests their tiers like to have under way.
+/// Records, their bytes, those of the longest, and how many requests their tiers like to have under way.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Need {
     pub(super) count: usize,
     pub(super) bytes: u64,
+    pub(super) longest: u64,
     pub(super) depth: usize,
+}
+
+impl Need {
+    /// One more segment: a record is one piece, anything else goes in pieces of at most `record` bytes.
+    fn add(self, segment: &Segment, record: u64) -> Need {
+        let longest = if segment.is_stored() { segment.len } else { segment.len.min(record) };
+        let (count, bytes) = (self.count + 1, self.bytes + segment.len);
+        Need { count, bytes, longest: self.longest.max(longest), ..self }
+    }
 }
 
 impl Machine {
@@ -52,12 +62,12 @@ impl Machine {
         let mut needs: BTreeMap<Device, Need> = BTreeMap::new();
         for claim in claims {
             let segments = claim.chunks.iter().flat_map(|chunk| &chunk.segments);
-            let stored = segments.filter(|segment| is_staged(segment));
-            let (count, bytes) = stored.fold((0, 0), |(count, bytes), segment| (count + 1, bytes + segment.len));
-            if count > 0 {
+            let mut staged = segments.filter(|segment| is_staged(segment)).peekable();
+            if staged.peek().is_some() {
                 let depth = self.tiers.depth(self.regions.get(claim.extent.region)?.policy.backup);
                 let need = needs.entry(claim.extent.device).or_default();
-                *need = Need { count: need.count + count, bytes: need.bytes + bytes, depth: need.depth.max(depth) };
+                need.depth = need.depth.max(depth);
+                *need = staged.fold(*need, |need, segment| need.add(segment, self.settings.record()));
             }
         }
         needs.into_iter().map(|(device, need)| Ok((device, self.desk(need)?))).collect()
@@ -66,7 +76,7 @@ impl Machine {
     /// A desk for so much.
     pub(super) fn desk(&self, need: Need) -> Result<Desk> {
         let depth = if need.bytes < WORTH_THREADS { 0 } else { need.depth.min(need.count) };
-        let buffers = Buffers::new(&self.host, (depth + IN_FLIGHT).min(need.count), self.settings.copy_piece)?;
+        let buffers = Buffers::new(&self.host, (depth + IN_FLIGHT).min(need.count), need.longest)?;
         Ok(Desk { buffers, depth, ring: self.settings.io_uring() })
     }
 }

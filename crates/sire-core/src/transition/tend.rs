@@ -142,7 +142,7 @@ impl Machine {
 
     /// Moves a region's backup from host memory to the disk, and counts the bytes in `moved`, also where it fails in the middle.
     fn demote(&self, region: &Region, moved: &mut u64) -> Result<()> {
-        let step = self.settings.copy_piece;
+        let step = self.settings.record();
         let need = on_disk(&self.find(region, is_in_host), step);
         if need == 0 {
             return Ok(());
@@ -349,7 +349,7 @@ impl Machine {
 
     /// One staging buffer.
     fn buffer(&self) -> Result<Span> {
-        Buffers::new(&self.host, 1, self.settings.copy_piece)?.take().ok_or_else(too_short)
+        Buffers::new(&self.host, 1, self.settings.staged())?.take().ok_or_else(too_short)
     }
 }
 
