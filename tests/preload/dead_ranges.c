@@ -35,7 +35,7 @@ int main(void) {
     base = allocate_in(region, SIZE);
     victim = allocate_in(region, 2 * MiB);
     fill(base, SIZE, 1);
-    sire_pause_options options = {sizeof options, answer, (void *)(intptr_t)SIRE_STATUS_BUSY, 0, 0};
+    sire_pause_options options = {.struct_size = sizeof options, .dead_ranges = answer, .dead_ranges_context = (void *)(intptr_t)SIRE_STATUS_BUSY};
     sire_report report = {.struct_size = sizeof report};
     EXPECT(SIRE_STATUS_BUSY, sire_pause("pool", &options, &report));
     SAYS("dead_ranges");
@@ -62,13 +62,13 @@ int main(void) {
 
     /* NULL with a count, and a struct that ends before the context. */
     fill(base, SIZE, 2);
-    options = (sire_pause_options){sizeof options, nothing, NULL, 0, 0};
+    options = (sire_pause_options){.struct_size = sizeof options, .dead_ranges = nothing};
     OK(sire_pause("pool", &options, &report));
     CHECK(report.bytes_dead == 0 && report.bytes_copied == SIZE);
     OK(sire_resume("pool", NULL, NULL));
-    options = (sire_pause_options){sizeof options, nothing, (char *)ranges + 1, 0, 0};
+    options = (sire_pause_options){.struct_size = sizeof options, .dead_ranges = nothing, .dead_ranges_context = (char *)ranges + 1};
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_pause("pool", &options, NULL));
-    options = (sire_pause_options){offsetof(sire_pause_options, dead_ranges), answer, NULL, 0, 0};
+    options = (sire_pause_options){.struct_size = offsetof(sire_pause_options, dead_ranges), .dead_ranges = answer};
     OK(sire_pause("pool", &options, &report));
     CHECK(report.bytes_dead == 0 && calls == 3);
     OK(sire_resume("pool", NULL, NULL));

@@ -96,8 +96,9 @@ def _hooks_around() -> tuple[Callable[[Any], Any], Callable[[Any], Any]] | None:
 
     if torch.compiler.is_compiling():
         return None
-    hooks: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    # Private to PyTorch: without it, hooks around are passed by, as PyTorch itself does.
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    hooks: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None if top is None else top(False)
     return hooks
 
 
