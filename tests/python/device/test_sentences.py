@@ -227,10 +227,10 @@ def test_a_probe_that_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         sire.ProbeTimeoutError, match=r"the probe was not done after 0.01 s, and was ended; give it more"
     ):
-        gpu_scheduler._answer(None, ours, 0.01)
+        gpu_scheduler._answer(None, ours, 0.01, again=False)
     theirs.send(("failed", "boom"))
     with pytest.raises(sire.ProbeError, match="the probe failed:\nboom"):
-        gpu_scheduler._answer(None, ours, 1)
+        gpu_scheduler._answer(None, ours, 1, again=False)
 
     def taken(*_: object) -> None:
         raise sire.ReservationTimeoutError("somebody has it")
