@@ -1,4 +1,4 @@
-"""The disk tier, as a share of what O_DIRECT reaches on the same folder in the same minute, with as many requests in flight. What the disk does best at
+"""The disk tier, as a share of what O_DIRECT reaches on the same folder in the same minute, with eight requests in flight. What the disk does best at
 any depth is told beside it: many are faster at one than at eight, or the other way round.
 
 A write counts until the bytes are on the disk (pause and flush), a read starts with none of them in the page cache.

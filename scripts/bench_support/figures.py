@@ -56,8 +56,9 @@ class Target:
 
     def met_by(self, figure: Figure) -> bool:
         number = {"ratio": figure.ratio, "value": figure.value, "max": figure.max}[self.of]
-        if number is None:
-            return False
+        return number is not None and self.reached_by(number)
+
+    def reached_by(self, number: float) -> bool:
         return (self.at_least is None or number >= self.at_least) and (self.at_most is None or number <= self.at_most)
 
 
@@ -112,10 +113,10 @@ class Figure:
 
     def tell_tie(self, what: str = "pairs") -> None:
         """Not to be judged where the median misses the target, but so many of what was compared reach it that a coin might have decided: the sign test."""
-        goal = self.target.at_least if self.target is not None else None
-        if goal is None or self.met is not False:
+        target = self.target
+        if target is None or target.of != "ratio" or self.met is not False:
             return
-        reach, pairs = sum(ratio >= goal for ratio in self.ratios or []), len(self.ratios or [])
+        reach, pairs = sum(map(target.reached_by, self.ratios or [])), len(self.ratios or [])
         if so_few_by_chance(0, pairs) > CHANCE:
             self.meaningless.append(f"{pairs} {what} are too few to tell")
         elif so_few_by_chance(reach, pairs) > CHANCE:

@@ -296,6 +296,14 @@ def test_a_coin_does_not_decide(reach: int, of: int, met: bool | None) -> None:
     assert figure.meaningless == ([] if met is False else [why])
 
 
+@pytest.mark.parametrize(("reach", "met"), [(0, False), (2, None), (4, True)])
+def test_a_coin_does_not_decide_where_less_is_better_either(reach: int, met: bool | None) -> None:
+    values = [1.0] * reach + [1.1] * (7 - reach)
+    figure = Figure("x", "us", values, [1.0] * 7, target=Target("ratio", at_most=1.0))
+    figure.tell_tie()
+    assert figure.met is met
+
+
 def test_a_tie_of_processes_is_called_one() -> None:
     figure = Figure("x", "GiB/s", [1.0] * 3 + [0.9] * 4, [1.0] * 7, target=Target("ratio", at_least=1.0))
     figure.tell_tie("pairs of processes")

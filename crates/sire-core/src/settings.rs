@@ -14,7 +14,7 @@ pub(crate) const IN_FLIGHT: usize = 2;
 /// The longest page of content.
 const PAGE: u64 = 2 << 20;
 /// The longest record of content whose pages nobody knows. With eight under way and two being copied, what goes through staging buffers stays in the
-/// processor's cache, out of which it is summed and sent on: a disk that takes 7 GiB/s took a fifth more than with records of 4 MiB.
+/// processor's cache, out of which it is summed and sent on (`scripts/bench --only disk`).
 const RECORD: u64 = 1 << 20;
 /// Beyond this many threads memory comes in no faster.
 const MOST_THREADS: usize = 32;
@@ -55,7 +55,7 @@ impl Settings {
         RECORD.min(self.copy_piece)
     }
 
-    /// The longest record that there can be: what a staging buffer has room for.
+    /// The longest record that there can be.
     pub(crate) fn staged(&self) -> u64 {
         self.page().max(self.record())
     }

@@ -116,6 +116,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield started
 
 
+@pytest.fixture
+def heard(preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Turns of this process, in a queue of the test's own."""
+    if not preloaded:
+        pytest.skip("time slices need a hook mode in which everything is heard")
+    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+
+
 def alone(seed: int, steps: int) -> list[str]:
     """The losses of a training that has a device for itself: in this process."""
     return [loss.hex() for loss in slice_program.losses(seed, steps)]
@@ -286,12 +294,8 @@ def free(stranger: Job) -> int:
     return int(stranger.until(lambda words: words[0] == "free")[1])
 
 
-def test_who_is_interrupted_while_it_leaves_leaves_all_the_same(
-    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    if not preloaded:
-        pytest.skip("time slices need a hook mode in which everything is heard")
-    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+@pytest.mark.usefixtures("heard")
+def test_who_is_interrupted_while_it_leaves_leaves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = sire.time_slice(group="interrupted")
     turns.__enter__()
     with monkeypatch.context() as interrupted:
@@ -308,12 +312,8 @@ def test_who_is_interrupted_while_it_leaves_leaves_all_the_same(
     assert sire.stats()["time_slice"] is None
 
 
-def test_who_leaves_and_enters_again_in_its_turn_has_it_for_as_long_as_before(
-    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    if not preloaded:
-        pytest.skip("time slices need a hook mode in which everything is heard")
-    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
+@pytest.mark.usefixtures("heard")
+def test_who_leaves_and_enters_again_in_its_turn_has_it_for_as_long_as_before() -> None:
     turns = sire.time_slice(group="again")
     entered = time.monotonic()
     with turns:
@@ -331,13 +331,9 @@ def test_who_leaves_and_enters_again_in_its_turn_has_it_for_as_long_as_before(
     del held
 
 
-def test_a_time_slice_inside_a_region_holds_what_is_outside_of_all(
-    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tag: str
-) -> None:
+@pytest.mark.usefixtures("heard")
+def test_a_time_slice_inside_a_region_holds_what_is_outside_of_all(tag: str) -> None:
     """The region of the thread that enters is its own: what others allocated stayed on the device in others' turns."""
-    if not preloaded:
-        pytest.skip("time slices need a hook mode in which everything is heard")
-    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
     made: list[torch.Tensor] = []
     with sire.region(tag), sire.time_slice(group="inside"):
         thread = threading.Thread(target=lambda: made.append(torch.ones(1 << 20, device="cuda")))
@@ -347,13 +343,9 @@ def test_a_time_slice_inside_a_region_holds_what_is_outside_of_all(
     assert {each["region"]: each["tag"] for each in sire.stats()["regions"]}[region] == "time-slice"
 
 
-def test_a_time_slice_keeps_to_the_region_that_there_is(
-    preloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tag: str
-) -> None:
+@pytest.mark.usefixtures("heard")
+def test_a_time_slice_keeps_to_the_region_that_there_is(tag: str) -> None:
     """Entered inside of `sire.disable`, it put its own in the place of SIRE_REGION's, and left none."""
-    if not preloaded:
-        pytest.skip("time slices need a hook mode in which everything is heard")
-    monkeypatch.setenv("TORCHTOOLS_LOCK_DIR", str(tmp_path))
     library = _library.load()
     own = library.region_open(tag.encode(), *make_policy("cpu", False, True).fields())
     library.process_region_set(own)

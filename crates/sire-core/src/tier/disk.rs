@@ -19,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Requests under way: a disk behind a hypervisor is full at four, an NVMe disk of its own at eight of our size.
+/// Requests under way, of one record each.
 const DEPTH: usize = 8;
 
 /// A nameless file with `len` bytes of room, counted in `used` while it lives.
