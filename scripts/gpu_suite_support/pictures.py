@@ -1,4 +1,5 @@
-"""The result as pictures, where matplotlib is installed: shares of the ceiling, rates by piece size, and costs of virtual-memory calls.
+"""The result as pictures, where matplotlib is installed: shares of the ceiling, where the time goes, rates by piece size, costs of
+virtual-memory calls, and a switch over time.
 
 python -m gpu_suite_support.pictures RESULT.json      # draws a result that came from another machine
 """
@@ -23,7 +24,7 @@ def draw(result: dict[str, Any], beside: Path) -> list[str]:
     matplotlib.use("Agg")
     title = f"{result['device']} device, {(result['environment'].get('gpu') or {}).get('name', 'no GPU')}"
     figures = result["figures"]
-    pictures = {"shares": shares, "pieces": pieces, "vmm": calls}
+    pictures = {"shares": shares, "parts": parts, "pieces": pieces, "vmm": calls, "switch": switch}
     return [path for name, one in pictures.items() if (path := one(figures, title, beside.with_name(f"{beside.stem}.{name}.png")))]
 
 
@@ -41,6 +42,50 @@ def shares(figures: Figures, title: str, target: Path) -> str:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("share of a plain pinned copy of the same bytes (grey: what others do)")
     return save(picture, axes, title, target)
+
+
+def parts(figures: Figures, title: str, target: Path) -> str:
+    """A stacked bar per warm pause and resume: what its seconds went to. The mark is the plain copy of as many bytes."""
+    import matplotlib.pyplot as plt
+
+    shown = [figure for figure in figures if figure.get("parts") and figure["name"].endswith(".warm")]
+    if not shown:
+        return ""
+    picture, axes = plt.subplots(figsize=(9, 1.5 + 0.25 * len(shown)), layout="constrained")
+    names = [figure["name"].removeprefix("kit.").removesuffix(".warm") for figure in reversed(shown)]
+    ends = [0.0] * len(shown)
+    for part in sorted({part for figure in shown for part in figure["parts"]}):
+        lengths = [figure["parts"].get(part, 0.0) for figure in reversed(shown)]
+        axes.barh(names, lengths, left=ends, label=part)
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    plain = [(figure["bytes"] / figure["ceiling"] / 1e9, name) for figure, name in zip(reversed(shown), names, strict=True) if figure.get("ceiling")]
+    if plain:
+        axes.plot(*zip(*plain, strict=True), "k|", markersize=9, label="plain copy")
+    axes.margins(y=0.01)
+    axes.set_xlabel("seconds, last cycle")
+    axes.legend(fontsize=7)
+    return save(picture, axes, title, target)
+
+
+def switch(figures: Figures, title: str, target: Path) -> str:
+    """A switch over time: what the device has free, and, dashed, what of the second model can be used."""
+    import matplotlib.pyplot as plt
+
+    found = [(match[1], match[2], figure) for figure in figures if (match := re.fullmatch(r"kit\.switch\.(\w+)\.(\w+)\.timeline", figure["name"]))]
+    kinds = sorted({kind for _, kind, _ in found}, reverse=True)
+    if not found:
+        return ""
+    picture, rows = plt.subplots(len(kinds), figsize=(8, 3 * len(kinds)), layout="constrained", squeeze=False)
+    for axes, kind in zip(rows[:, 0], kinds, strict=True):
+        for way, figure in ((way, figure) for way, of, figure in found if of == kind):
+            at, free, ready = zip(*figure["milliseconds_free_ready"], strict=True)
+            (line,) = axes.plot(at, free, label=f"{way}: free")
+            if any(ready):
+                axes.plot(at, ready, "--", color=line.get_color(), label=f"{way}: can be used")
+        axes.set_ylabel(f"{kind}, MiB")
+        axes.legend(fontsize=7)
+    rows[-1, 0].set_xlabel("milliseconds")
+    return save(picture, rows[0, 0], title, target)
 
 
 def pieces(figures: Figures, title: str, target: Path) -> str:

@@ -69,7 +69,7 @@ step_python_lint() {
     (cd python-shim && "$lint_venv/bin/mypy" --cache-dir "$state/mypy") || status=1
     (cd crates/sire-sim-cuda/python && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports sire_software_device) || status=1
     "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports scripts/test_support/*.py || status=1
-    (cd scripts && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports -p bench_support) || status=1
+    (cd scripts && "$lint_venv/bin/mypy" --cache-dir "$state/mypy" --strict --ignore-missing-imports -p bench_support -p gpu_suite_support) || status=1
     return $status
 }
 

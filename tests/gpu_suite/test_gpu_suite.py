@@ -28,6 +28,7 @@ from gpu_suite_support.steps import STEPS, kit, pytests, saver  # noqa: E402
 from gpu_suite_support.steps.interference import judge  # noqa: E402
 from gpu_suite_support.steps.kit import PARTS  # noqa: E402
 
+LEFT_OUT = {"transfer": ["retained.128MiB.x16", "serial.128MiB.x1"], "switch": ["dirty", "clean"]}
 FIGURE_FIELDS = {"name", "value", "unit", "simulated", "device"}
 
 
@@ -145,13 +146,58 @@ def test_the_kit_measures_and_compares_every_byte(bundle: Path, tmp_path: Path) 
         "pinning.kit.touch.2_threads",
         "kit.pause.retained.128MiB.x16.warm",
         "kit.resume.serial.128MiB.x16.cold",
+        "limit.to_device.small_pages",
+        "kit.pause.serial_kept.128MiB.x1.warm",
         "kit.switch.serial.dirty",
+        "kit.switch.switch.clean",
+        "kit.switch.ahead.dirty.first",
         "kit.fills.beside_pause",
         "kit.disk.pause",
     ):
         assert name in names, name
     transfers = [figure for figure in found["figures"] if figure["name"].startswith(("kit.pause.", "kit.resume."))]
     assert all(figure["ratio"] > 0 for figure in transfers if ".discard." not in figure["name"])
+    for figure in transfers:
+        # What the parts tell is of one cycle, and inside of what it took.
+        longest = figure["maximum"] / 1e3 if figure["unit"] == "ms" else figure["bytes"] / figure["minimum"] / 1e9
+        assert 0 < sum(figure["parts"].values()) <= longest, figure
+    timelines = [figure for figure in found["figures"] if figure["name"].endswith(".timeline")]
+    assert len(timelines) == 6
+    for figure in timelines:
+        name, line = figure["name"], figure["milliseconds_free_ready"]
+        assert line == sorted(line), name
+        assert any(ready for _, _, ready in line) == (".ahead." in name), name
+
+
+def test_what_there_is_no_time_for_is_left_out_with_a_note(bundle: Path) -> None:
+    asked = ["--driver", bundle / "stand-in" / "libcuda.so.1", "--library", bundle / "libsire_alloc.so"]
+    for part in ("transfer", "switch"):
+        command = [sys.executable, "-m", "gpu_suite_support.probes.kit", part, *asked, "--seconds", "0"]
+        env = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "SIRE_SIM_MEMORY": "2GiB"}
+        told = child.last_json(child.run([*map(str, command)], env=env, timeout=60).output)
+        assert told is not None
+        assert not told["figures"]
+        assert all("left out: it takes about" in told["notes"][name] for name in LEFT_OUT[part]), told["notes"]
+
+
+def test_wrong_bytes_are_found_by_every_worker(bundle: Path) -> None:
+    body = """
+from gpu_suite_support.probes.content import BLOCK, Content
+from gpu_suite_support.probes.cuda import Cuda
+cuda = Cuda(DRIVER)
+places = [cuda.mapped(3 * BLOCK)[0] for _ in range(2)]
+content = Content(cuda, 4)
+content.write(places, 3 * BLOCK)
+assert content.wrong_blocks(places, 3 * BLOCK) == []
+for block in (1, 2, 5):
+    cuda.need("cuMemsetD8_v2", places[block // 3] + block % 3 * BLOCK + BLOCK - 1, 1, 1)
+    cuda.need("cuMemsetD8_v2", places[block // 3] + block % 3 * BLOCK + BLOCK - 2, 2, 1)
+assert content.wrong_blocks(places, 3 * BLOCK) == [1, 2, 5]
+"""
+    driver = str(bundle / "stand-in" / "libcuda.so.1")
+    env = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "SIRE_SIM_MEMORY": "1GiB"}
+    outcome = child.run([sys.executable, "-c", body.replace("DRIVER", repr(driver))], env=env, timeout=60)
+    assert outcome.ok, outcome.tail()
 
 
 def test_wrong_bytes_fail_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """What the probes of the kit share: one way to measure, one way to answer.
 
-Run as `python -m gpu_suite_support.probes.kit PART --driver FILE --library FILE [--big] [--directory DIR]`; each part is a function in a
-`kit_*` module. It prints one line: `{"figures": [...], "wrong": [...], "notes": {...}}`. `wrong` lists blocks that did not
+Run as `python -m gpu_suite_support.probes.kit PART --driver FILE --library FILE [--big] [--directory DIR] [--seconds N]`; each part is a
+function in a `kit_*` module. It prints one line: `{"figures": [...], "wrong": [...], "notes": {...}}`. `wrong` lists blocks that did not
 hold what was written there; anything in it fails the run.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .content import Content
 from .cuda import GIB, MIB, Cuda
 from .sire_c import Sire
 
@@ -30,6 +32,8 @@ class Kit:
     library: str
     big: bool
     directory: str = ""
+    # When to have ended, by `time.monotonic`.
+    deadline: float = math.inf
     figures: list[Figure] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +45,17 @@ class Kit:
     def sire(self) -> Sire:
         """The library."""
         return Sire(self.library)
+
+    def content(self, cuda: Cuda) -> Content:
+        """Bytes that can be verified, as fast as the link brings them."""
+        return Content(cuda, 4 if self.big else 2)
+
+    def has(self, seconds: float, what: str) -> bool:
+        """Whether so much time is left; a note says what was left out if not."""
+        wanted, left = max(seconds, 1.0), self.deadline - time.monotonic()
+        if left < wanted:
+            self.notes[what] = f"left out: it takes about {wanted:.0f} s, and {max(left, 0):.0f} s were left"
+        return left >= wanted
 
     def size(self, big: int, small: int) -> int:
         """Bytes, on a GPU and on the software device."""
@@ -119,8 +134,9 @@ def main() -> int:
     parser.add_argument("--library", required=True)
     parser.add_argument("--directory", default="")
     parser.add_argument("--big", action="store_true")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="leave out what would take longer")
     options = parser.parse_args()
-    kit = Kit(options.driver, options.library, options.big, options.directory)
+    kit = Kit(options.driver, options.library, options.big, options.directory, time.monotonic() + options.seconds)
     parts()[options.part](kit)
     print(json.dumps({"figures": kit.figures, "wrong": kit.wrong, "notes": kit.notes}), flush=True)
     return 0

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from .content import Content
 from .cuda import GIB, MIB
 from .kit import Kit, seconds
 
@@ -62,7 +61,7 @@ def run(kit: Kit) -> None:
             best[index] = max(best[index] or 0.0, pair[index])
     if not rates:
         kit.notes["disk"] = f"{kit.directory} has no O_DIRECT; there is no ceiling"
-    content = Content(cuda)
+    content = kit.content(cuda)
     addresses = sire.allocate(sire.region("disk", "disk"), [size // 8] * 8)
     content.write(addresses, size // 8)
     writes, reads = [], []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import addressof, c_char, c_void_p
 
 from .cuda import GIB, KIB, MIB, Cuda
 from .kit import Kit, rates, seconds
 
 PIECES = (64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB, GIB)
-HUGEPAGE = 14
+HUGEPAGE, NOHUGEPAGE = 14, 15
 # CU_MEMHOSTREGISTER_PORTABLE
 PORTABLE = 1
 
@@ -39,6 +41,11 @@ def run(kit: Kit) -> None:
             if piece == 64 * MIB:
                 both = rates(cuda, amount, repeats, queue, *work, streams)
                 kit.add(f"limit.{way}.two_streams", both, "GB/s", ceiling=rate)
+    for kind, advice in (("huge", HUGEPAGE), ("small", NOHUGEPAGE)):
+        with registered(cuda, size, advice) as start:
+            for way, name in (("to_host", "cuMemcpyDtoHAsync_v2"), ("to_device", "cuMemcpyHtoDAsync_v2")):
+                found = rates(cuda, size, repeats, queue, cuda, name, min(size, 64 * MIB), size, start, target, streams[:1])
+                kit.add(f"limit.{way}.{kind}_pages", found, "GB/s", ceiling=best[way])
     half = size // 2
 
     def duplex() -> None:
@@ -59,6 +66,21 @@ def touch(start: int, region: mmap.mmap, length: int) -> None:
     block = bytes(MIB)
     for at in range(start, start + length, MIB):
         region[at : at + MIB] = block
+
+
+@contextmanager
+def registered(cuda: Cuda, size: int, advice: int) -> Iterator[int]:
+    """Memory of the system's, with this advice about its pages, touched and then registered with the driver: its address."""
+    region = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region.madvise(advice)
+    touch(0, region, size)
+    start = addressof(c_char.from_buffer(region))
+    cuda.need("cuMemHostRegister_v2", start, size, PORTABLE)
+    try:
+        yield start
+    finally:
+        cuda.need("cuCtxSynchronize")
+        cuda.need("cuMemHostUnregister", start)
 
 
 def run_all(workers: list[threading.Thread]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from ctypes import (
     POINTER,
     Structure,
@@ -86,8 +87,34 @@ _SIGNATURES: dict[str, list[Any]] = {
     "sire_pause": [c_char_p, POINTER(PauseOptions), POINTER(ReportStruct)],
     "sire_resume": [c_char_p, POINTER(ResumeOptions), POINTER(ReportStruct)],
     "sire_trim": [POINTER(c_size_t), POINTER(c_size_t)],
+    "sire_resume_start": [c_char_p, POINTER(ResumeOptions), POINTER(c_void_p)],
+    "sire_progress_wait": [c_void_p, c_void_p, c_size_t, c_double, POINTER(c_bool)],
+    "sire_progress_bytes": [c_void_p, POINTER(c_uint64), POINTER(c_uint64)],
+    "sire_progress_close": [c_void_p],
     "sire_hook_probe": [POINTER(c_int32)],
 }
+
+
+class Coming:
+    """A resume that goes on in the background."""
+
+    def __init__(self, sire: Sire, handle: c_void_p) -> None:
+        self._sire, self._handle = sire, handle
+
+    def wait(self, address: int | None = None, size: int = 0) -> None:
+        """Until these bytes can be used; without an address, until all is there."""
+        ready = c_bool()
+        self._sire.call("sire_progress_wait", self._handle, address, size, math.inf, byref(ready))
+
+    def ready(self) -> int:
+        """Bytes that can be used already."""
+        found, total = c_uint64(), c_uint64()
+        self._sire.call("sire_progress_bytes", self._handle, byref(found), byref(total))
+        return found.value
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        self._sire.call("sire_progress_close", self._handle)
 
 
 class Sire:
@@ -159,14 +186,15 @@ class Sire:
         self.call("sire_resume", tag.encode(), byref(options), byref(report))
         return report.as_dict()
 
+    def resume_start(self, tag: str) -> Coming:
+        """Resumes in the background."""
+        options, handle = ResumeOptions(ctypes.sizeof(ResumeOptions)), c_void_p()
+        self.call("sire_resume_start", tag.encode(), byref(options), byref(handle))
+        return Coming(self, handle)
+
     def trim(self) -> None:
         """Gives back what is only cached."""
         self.call("sire_trim", None, None)
-
-    @property
-    def can_switch(self) -> bool:
-        """Whether the library pauses one tag and resumes another in one call."""
-        return hasattr(self.library, "sire_switch")
 
     def pause_and_resume(self, away: str, back: str) -> None:
         """As a switch, in two calls."""

@@ -18,7 +18,7 @@ def run(context: Context, report: Report) -> None:
         return
     peer = (report.environment.get("python") or {}).get("packages", {}).get("torch_memory_saver") or version_in(carried(context))
     report.environment["peer"] = f"torch_memory_saver {peer}" if peer else "torch_memory_saver is not installed"
-    for backup, retain in (("none", False), ("cpu", False), ("cpu", True)):
+    for backup, retain in (("none", False), ("cpu", False), ("cpu", True), ("disk", False)):
         _one(context, report, "sire", backup, retain=retain)
         if peer:
             _one(context, report, "torch_memory_saver", backup, retain=retain)
@@ -36,10 +36,19 @@ def version_in(place: Path | None) -> str | None:
     return next((each.version for each in found), None)
 
 
+def disk_directory(context: Context) -> Path:
+    """The folder that both write to."""
+    folder = context.scratch / "saver-disk"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def _one(context: Context, report: Report, package: str, backup: str, *, retain: bool) -> None:
     size = (256 << 20) if context.software else (4 << 30)
     command = context.probe("saver", "--package", package, "--bytes", str(size), "--backup", backup)
-    env = context.env(TMS_RETAIN_CPU_BACKUP="1") if retain else context.env()
+    env = context.env(TMS_DISK_BACKUP_DIR=str(disk_directory(context)))
+    if retain:
+        env["TMS_RETAIN_CPU_BACKUP"] = "1"
     if package != "sire" and (place := carried(context)):
         # Behind the environment's own packages, which are preferred.
         env["PYTHONPATH"] = os.pathsep.join((env["PYTHONPATH"], str(place)))
