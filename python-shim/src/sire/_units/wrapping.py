@@ -53,9 +53,9 @@ class ModuleWrapper:
         if wrapped is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         shared = _refresh(self, wrapped)
-        wrapped.calls += 1
-        wrapped.last_call = time.time()
         with _leased(wrapped, shared):
+            # Not before: Dynamo of PyTorch 2.11 and older warns of `time.time`, but follows nobody in here.
+            wrapped.calls, wrapped.last_call = wrapped.calls + 1, time.time()
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
             gradients.expect_backward(output, wrapped.unit, wrapped.residency)
             gradients.keep_for_graph(output, [wrapped.unit, *(unit for unit, _ in shared)])
