@@ -4,8 +4,9 @@
     layers.py slices SLICES MIB PASSES
     layers.py patches TIMES
 
-`oversized` measures once for each line of standard input: WAY is `sire` (sire.memory) or `accelerate` (cpu_offload, layer by layer). LAYERS of
-MIB each, on a device for half of them. Every answer is compared with the one that the model gave on the CPU.
+`oversized` measures once for each line of standard input: WAY is `sire` (sire.memory) or `accelerate` (cpu_offload, layer by layer), with LAYERS of
+MIB each on a device for half of them, or `resident` (nobody moves anything) on a device for all. Every answer is compared with the one that the
+model gave on the CPU.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def oversized(way: str, layers: int, mib: int, passes: int) -> Iterator[dict[str
 
         manager = MemoryManager()
         manager.wrap_model(model)
+        model.to("cuda")
+    elif way == "resident":
         model.to("cuda")
     else:
         from accelerate import cpu_offload  # type: ignore[import-not-found]
