@@ -51,6 +51,11 @@ impl Heap {
         (device, size, properties): (Device, u64, Properties),
         capturing: bool,
     ) -> Result<Physical> {
+        let tag = region.map_or_else(String::new, |region| format!(" in region '{}'", region.tag));
+        let doing = format!("make physical memory{tag}");
+        if self.is_beyond(device, size) {
+            return Err(self.short_of(device, size, &doing));
+        }
         if !capturing {
             self.exhume();
         }
@@ -61,9 +66,8 @@ impl Heap {
             }
             made => made,
         };
-        let tag = region.map_or_else(String::new, |region| format!(" in region '{}'", region.tag));
         made.map_err(|error| match error.status {
-            Status::OutOfDeviceMemory => self.short_of(device, size, &format!("make physical memory{tag}")),
+            Status::OutOfDeviceMemory => self.short_of(device, size, &doing),
             _ => error.context(format!("making physical memory{tag}")),
         })
     }

@@ -159,6 +159,19 @@ fn what_comes_back_is_handed_out_whole() {
     assert_eq!(world.engine.stocked(GPU).missing(), 0);
 }
 
+/// An allocation that no device could hold once opened the whole fence before CUDA refused it.
+#[test]
+fn what_no_device_could_hold_opens_no_fence() {
+    let world = World::new(10 * CHUNK);
+    stock_up(&world, 4 * CHUNK).unwrap();
+    for bytes in [20 * CHUNK, 1 << 45, u64::MAX] {
+        let before = world.driver.log().len();
+        assert_eq!(world.engine.stock_spend(GPU, bytes), 0);
+        assert!(world.driver.log()[before..].iter().all(|verb| *verb == "memory_info"), "{bytes} bytes");
+    }
+    assert_eq!(world.engine.stocked(GPU).lying, 4 * CHUNK);
+}
+
 /// Keeps books as a ledger between processes does: what is owned, by what was heard. They never say more than the driver has given.
 fn keep_books(world: &World) -> Arc<AtomicU64> {
     let books = Arc::new(AtomicU64::new(0));
