@@ -12,8 +12,8 @@
 //!   back) then goes well, whatever became of the region meanwhile: a pause is refused, after a short wait, while memory of its regions is made and not yet mapped;
 //!   unmapping and releasing what is paused is noted, and nothing else; addresses go when the last of ours is gone from them. What the *driver* refuses is tried a second time, and
 //!   what must go is tried again later. (What was unmapped while its region was paused is mapped again only after the resume.)
-//! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
-//! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
+//! * **Access is the program's word**, kept per mapping and replayed. Memory that nobody may touch yet has no content, so it is not backed up.
+//! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, opens in a way that cannot be replayed, or opens to other devices alone is *held*: a pause
 //!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out, or to map a second time, is held only while it is asked ([`Lent`]).
 //! * **One region per reservation.** A pause is refused if memory of other regions, or of none, lies in a reservation with what is to be paused ([`ledger`]). Memory made outside
 //!   any region joins the region of the reservation that it is mapped in: PyTorch's other threads grow a pool without being in its region.
@@ -367,7 +367,7 @@ impl Segments {
         let is_resident = || region.as_ref().is_some_and(|region| region.is_resident());
         let back = match self.machine.heap.let_go(extent, is_resident) {
             None => State::Gone,
-            Some(physical) if extent.held().is_some() => State::Stray(physical),
+            Some(physical) if extent.handed_out().is_some() => State::Stray(physical),
             Some(physical) => State::Loose(physical, region.as_ref().map(Region::take_back_in_hand)),
         };
         self.put_in(mapping.handle, back);
