@@ -303,12 +303,19 @@ impl CudaDriver {
     /// The device for registrations, which is not the `lost` one if there is another. One whose context exists is taken, because a context costs hundreds
     /// of megabytes of its device.
     fn host_device(&self, lost: Option<Device>) -> Device {
-        let mut chosen = self.host_device.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(device) = *chosen
-            && lost != Some(device)
-        {
-            return device;
-        }
+        let chosen = || self.host_device.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *chosen();
+        known.filter(|&device| lost != Some(device)).unwrap_or_else(|| {
+            let found = self.find_host_device(lost);
+            let mut chosen = chosen();
+            // Who has chosen meanwhile has chosen for all.
+            let device = chosen.filter(|&device| lost != Some(device)).unwrap_or(found);
+            *chosen = Some(device);
+            device
+        })
+    }
+
+    fn find_host_device(&self, lost: Option<Device>) -> Device {
         let usable = || {
             let devices = (0u32..)
                 .zip(&self.devices)
@@ -317,9 +324,7 @@ impl CudaDriver {
         };
         let active = usable().find(|(_, facts)| facts.context.is_active(&self.loaded.table));
         let found = active.or_else(|| usable().next().filter(|_| lost.is_none()));
-        let device = found.map(|(device, _)| device).or(lost).unwrap_or(Device(0));
-        *chosen = Some(device);
-        device
+        found.map(|(device, _)| device).or(lost).unwrap_or(Device(0))
     }
 
     fn device_of(&self, verb: &'static str, open: &RwLock<HashMap<u64, Device>>, handle: u64) -> DriverResult<Device> {
