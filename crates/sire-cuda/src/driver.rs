@@ -514,9 +514,11 @@ impl Driver for CudaDriver {
 
     fn close_stream(&self, stream: Stream) -> DriverResult<()> {
         let device = forget("close_stream", &self.streams, stream.0)?;
+        // Before the handle is free: the next stream may have the same.
+        let buffer = self.hashing.forget(stream);
         let closed = self.enter("close_stream", device).and_then(|_current| {
             call!(self, "close_stream", stream_destroy(stream.0 as Opaque), "closing a stream of {device}")?;
-            if let Some(buffer) = self.hashing.forget(stream) {
+            if let Some(buffer) = buffer {
                 // Waits for what the stream still holds. A buffer that cannot be freed is lost with its context.
                 // SAFETY: the buffer came from `mem_alloc`, and no call uses it any more: the stream is closed.
                 self.raw(|table| unsafe { (table.mem_free)(buffer) });
@@ -524,6 +526,7 @@ impl Driver for CudaDriver {
             Ok(())
         });
         if closed.is_err() {
+            buffer.into_iter().for_each(|buffer| self.hashing.keep(stream, buffer));
             remember(&self.streams, stream.0, device);
         }
         closed

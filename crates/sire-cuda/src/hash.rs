@@ -58,6 +58,11 @@ impl Hashing {
         locked(&self.buffers).remove(&stream)
     }
 
+    /// The stream has this buffer after all.
+    pub(crate) fn keep(&self, stream: Stream, buffer: DevicePtr) {
+        locked(&self.buffers).insert(stream, buffer);
+    }
+
     /// The context of `device` goes, and with it the kernel and the buffers of these streams.
     pub(crate) fn forget_device(&self, device: Device, streams: &[u64]) {
         let mut functions = locked(&self.functions);
@@ -158,7 +163,7 @@ impl CudaDriver {
         // Nobody else makes this one meanwhile: a stream of ours has one user at a time.
         let spare = locked(&self.hashing().spare).get_mut(&device).and_then(Vec::pop);
         let buffer = spare.map_or_else(|| self.new_buffer(), Ok)?;
-        locked(&self.hashing().buffers).insert(stream, buffer);
+        self.hashing().keep(stream, buffer);
         Ok(buffer)
     }
 
