@@ -109,12 +109,11 @@ impl Reservation {
             preempt: wish.preempt,
             borrowers: Mutex::default(),
         };
-        reservation.enlarge(process, wish)?;
         let reservation = Arc::new(reservation);
+        // Before there is a fence, so that whoever opens it finds whom to tell.
         process.engine.stock_watch(Box::new(note_missing));
-        let mut all = lock(&RESERVATIONS);
-        all.retain(|other| other.strong_count() > 0);
-        all.push(Arc::downgrade(&reservation));
+        remember(&reservation);
+        reservation.enlarge(process, wish)?;
         Ok(reservation)
     }
 
@@ -150,6 +149,8 @@ impl Reservation {
             },
         };
         self.take_in(member, fenced);
+        // The fence may have been opened before the place was here to be told.
+        note_missing(self.device, &|| process.engine.stocked(self.device));
         lock(&self.borrowers).extend(borrower.filter(|borrower| borrower.lent() > 0));
         Ok(())
     }
@@ -262,6 +263,12 @@ fn note_missing(device: Device, stocked: &dyn Fn() -> Stocked) {
     // The figures are asked for with the lock: whoever comes last knows the newest.
     let _noting = lock(&NOTING);
     concerned.iter().fold(stocked().missing(), |missing, each| each.note_fence(missing));
+}
+
+fn remember(reservation: &Arc<Reservation>) {
+    let mut all = lock(&RESERVATIONS);
+    all.retain(|other| other.strong_count() > 0);
+    all.push(Arc::downgrade(reservation));
 }
 
 /// All that there are, each kept alive until the caller is done with it.

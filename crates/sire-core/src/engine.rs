@@ -3,7 +3,7 @@
 use crate::driver::{Addr, Device, Driver};
 use crate::error::{Error, Result, Status};
 use crate::extent::{self, Extent};
-use crate::heap::{Heap, LARGEST};
+use crate::heap::{Heap, doing};
 use crate::pages::Pages;
 use crate::progress::Progress;
 use crate::raw::front::Counted;
@@ -176,15 +176,18 @@ impl Engine {
 
     /// Where memory is short, what paused regions hold lazily makes way.
     fn find_memory(&self, request: &Request, region: &Region) -> Result<Addr> {
-        self.or_make_way(request, || self.machine.heap.allocate(request, region))
+        self.or_make_way(request, region, || self.machine.heap.allocate(request, region))
     }
 
-    fn or_make_way(&self, request: &Request, allocate: impl Fn() -> Result<Addr>) -> Result<Addr> {
+    fn or_make_way(&self, request: &Request, region: &Region, allocate: impl Fn() -> Result<Addr>) -> Result<Addr> {
+        let heap = &self.machine.heap;
+        if heap.is_beyond(request.device, request.size) {
+            return Err(heap.short_of(request.device, request.size, &doing("allocate in", region)));
+        }
         loop {
             let outcome = allocate();
             let Err(error) = &outcome else { return outcome };
-            let can_be = request.size < LARGEST && !request.capturing;
-            let short = error.status == Status::OutOfDeviceMemory && can_be;
+            let short = error.status == Status::OutOfDeviceMemory && !request.capturing;
             if !short || !self.make_way(request.device, request.size) {
                 return outcome;
             }
@@ -192,7 +195,8 @@ impl Engine {
     }
 
     /// Gives physical memory of `device` back that paused regions hold until somebody needs it ([`PauseOptions::lazy`]), until `bytes`
-    /// are free, or nothing is held any more. False if nothing was given back. For allocations outside the engine that have failed.
+    /// are free, or nothing is held any more. False if nothing was given back, as for more than the device has. For allocations outside the engine that have
+    /// failed.
     #[must_use]
     pub fn make_way(&self, device: Device, bytes: u64) -> bool {
         self.machine.release_for(&BTreeMap::from([(device, bytes)])) > 0

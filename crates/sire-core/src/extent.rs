@@ -193,7 +193,8 @@ impl Extent {
         self.base.0..self.base.0 + self.size
     }
 
-    /// Whether its owner may touch it. Where the program maps memory itself, that takes a call of its own; before, there is no content.
+    /// Whether its owner may touch it. Where the program maps memory itself, that takes a call of its own; before, there is no content, unless others may
+    /// touch it: then it is [held](Extent::held).
     pub(crate) fn is_open(&self) -> bool {
         self.mapping.as_ref().is_none_or(|mapping| mapping.is_open_to(self.device))
     }
@@ -243,7 +244,18 @@ impl Extent {
 
     /// Why a pause cannot follow what the program does with the memory.
     pub(crate) fn held(&self) -> Option<&'static str> {
+        self.handed_out().or_else(|| self.is_others_alone().then_some("only other devices may touch it"))
+    }
+
+    /// The same, where the program has handed it out, or is just doing so.
+    pub(crate) fn handed_out(&self) -> Option<&'static str> {
         lock(&self.inner).held
+    }
+
+    /// Whether there is memory that somebody may touch, and its own device, which would copy it, may not.
+    fn is_others_alone(&self) -> bool {
+        let closed = |mapping: &Mapping| mapping.is_open_at_all() && !mapping.is_open_to(self.device);
+        self.resident() > 0 && self.mapping.as_ref().is_some_and(closed)
     }
 
     /// Until [`Extent::settle`] a pause leaves it, if its bytes are on the device. Whoever only reads it does not mind.

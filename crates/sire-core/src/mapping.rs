@@ -1,6 +1,6 @@
 //! A mapping that the program made itself, in addresses that it reserved itself: what an extent of this kind knows besides its one chunk. The program
 //! says who may touch it, so that is kept here and replayed; and it may do things with the memory that a pause cannot follow (hand
-//! it to another process, map it twice): then the mapping is *held*, and stays on the device.
+//! it to another process, map it twice, keep it from the device that it lies on): then the mapping is *held*, and stays on the device.
 
 use crate::driver::{Access, Device, Rights};
 use crate::sync::{Mutex, lock};
@@ -61,5 +61,9 @@ impl Mapping {
     /// Whether work on `device` may read and write it.
     pub(crate) fn is_open_to(&self, device: Device) -> bool {
         lock(&self.terms).access.iter().any(|access| access.device == device && access.rights == Rights::ReadWrite)
+    }
+    /// Whether anybody may touch it.
+    pub(crate) fn is_open_at_all(&self) -> bool {
+        lock(&self.terms).access.iter().any(|access| access.rights != Rights::None)
     }
 }

@@ -51,6 +51,8 @@ impl Phase {
 #[derive(Debug)]
 struct Gate {
     phase: Phase,
+    /// The phase before the transition that is under way, or was last.
+    before: Phase,
     /// How often each thread is inside.
     inside: HashMap<ThreadId, usize>,
     /// Allocations, and what else [`Region::admit`] let in, under way.
@@ -125,6 +127,7 @@ impl Region {
     fn new(id: RegionId, tag: &str, policy: Policy) -> Region {
         let gate = Gate {
             phase: Phase::Resident,
+            before: Phase::Resident,
             inside: HashMap::new(),
             admitted: 0,
             copied_ahead: false,
@@ -262,10 +265,10 @@ impl Region {
 
     /// The lasting state; of a region in transition, the one it comes from.
     pub(crate) fn state(&self) -> State {
-        match lock(&self.gate).phase {
-            Phase::Resident | Phase::Pausing => State::Resident,
-            Phase::Paused | Phase::Resuming | Phase::Releasing => State::Paused,
-        }
+        let gate = lock(&self.gate);
+        let is_moving = matches!(gate.phase, Phase::Pausing | Phase::Resuming);
+        let lasting = if is_moving { gate.before } else { gate.phase };
+        if lasting == Phase::Resident { State::Resident } else { State::Paused }
     }
 
     /// Closes the gate for a transition to `target` (`Paused` or `Resident`). Returns the phase it had, or
@@ -277,7 +280,8 @@ impl Region {
         }
         let next = if target == Phase::Paused { Phase::Pausing } else { Phase::Resuming };
         self.door.store(false, Ordering::SeqCst);
-        Ok(Some(std::mem::replace(&mut gate.phase, next)))
+        gate.before = std::mem::replace(&mut gate.phase, next);
+        Ok(Some(gate.before))
     }
 
     /// The gate, once nobody is giving lazily held memory back: a few driver calls.
@@ -527,6 +531,20 @@ mod tests {
         region.open(Phase::Paused, Left::default());
         assert_eq!(region.close(Phase::Paused)?, None);
         assert_eq!(status(region.admit("allocate in")), Status::Paused);
+        Ok(())
+    }
+
+    /// A pause that took what an earlier one had left called the region resident.
+    #[test]
+    fn a_region_in_transition_has_the_state_that_it_comes_from() -> Result<()> {
+        let region = Region::new(RegionId(0), "model", Policy::default());
+        for before in [State::Resident, State::Paused] {
+            region.close(Phase::Paused)?;
+            assert_eq!(region.state(), before);
+            region.open(Phase::Paused, Left { over: true, lazy: false });
+        }
+        assert_eq!(region.close(Phase::Resident)?, Some(Phase::Paused));
+        assert_eq!(region.state(), State::Paused);
         Ok(())
     }
 }

@@ -5,7 +5,8 @@
 //! For each device three numbers: the *target* (bytes that the process wants to own through the stock), what *lies* there, and what was *taken*. As
 //! long as nobody interferes, target = lying + taken. A piece is handed out whole, without a driver call, where its size is just what is
 //! wanted. Elsewhere pieces go back to the driver and the wanted size is made at once: for that moment somebody else could have the memory, and
-//! the target is missed by so much. Who keeps books about the stock with other processes [watches](Stock::watch) it: it hears of every byte that is
+//! the target is missed by so much. What comes back comes in pieces of the size that it was taken in, as many as are to be had; the rest is tried again
+//! when something else comes back, unless somebody was made room for who is still on his way to the driver: it would be his. Who keeps books about the stock with other processes [watches](Stock::watch) it: it hears of every byte that is
 //! about to go to the driver before it goes, and of every byte that came back after it came.
 //!
 //! No lock is held while the driver is called, or who watches: pieces are on nobody's shelf meanwhile.
@@ -49,6 +50,12 @@ struct Shelf {
     target: u64,
     taken: u64,
     lying: u64,
+    /// Of what is missing: what is free, or about to be, for somebody who is on his way to the driver.
+    awaited: u64,
+    /// Of what is missing: what is being made to come back.
+    coming: u64,
+    /// Bytes of the pieces that it is made of.
+    piece: u64,
     /// By size; no list is empty.
     pieces: BTreeMap<u64, Vec<Physical>>,
 }
@@ -74,6 +81,20 @@ impl Shelf {
         let size = self.pieces.range(bytes..).next().or_else(|| self.pieces.last_key_value())?;
         let size = *size.0;
         self.take(size).map(|piece| (size, piece))
+    }
+
+    /// Who was on his way has arrived, with what he wanted or without.
+    fn arrived(&mut self, bytes: u64) {
+        self.awaited = self.awaited.saturating_sub(bytes);
+    }
+
+    /// The size of the next piece that is to come back: of all that is missing, or of `bytes` while somebody else is on his way. `None`: there is none.
+    fn next_missing(&mut self, bytes: u64) -> Option<u64> {
+        let missing = self.figures().missing().saturating_sub(self.awaited + self.coming);
+        let wanted = if self.awaited == 0 { missing } else { missing.min(bytes) };
+        let size = wanted.min(self.piece);
+        self.coming += size;
+        (size > 0).then_some(size)
     }
 
     fn figures(&self) -> Stocked {
@@ -148,6 +169,7 @@ impl Stock {
         }
         self.on(device, |shelf| {
             shelf.target += bytes;
+            shelf.piece = piece;
             made.into_iter().for_each(|(size, physical)| shelf.put(size, physical));
         });
         Ok(())
@@ -159,13 +181,15 @@ impl Stock {
         let excess = self.on(device, |shelf| {
             shelf.target = shelf.target.saturating_sub(bytes);
             shelf.taken = shelf.taken.min(shelf.target);
+            shelf.awaited = shelf.awaited.min(shelf.figures().missing());
             (shelf.lying + shelf.taken).saturating_sub(shelf.target)
         });
         let freed = self.open(device, excess);
+        self.on(device, |shelf| shelf.arrived(freed.min(excess)));
         self.regain(device, freed.saturating_sub(excess));
     }
 
-    /// Gives pieces of `bytes` or somewhat more back to the driver, if so much lies there. Returns how much it was.
+    /// Gives pieces of `bytes` or somewhat more back to the driver, if so much lies there. Returns how much it was, all of which is awaited now.
     fn open(&self, device: Device, bytes: u64) -> u64 {
         let (mut pieces, mut size) = (Vec::new(), 0);
         self.on(device, |shelf| {
@@ -175,6 +199,7 @@ impl Stock {
                 size += piece.0;
                 pieces.push(piece);
             }
+            shelf.awaited += size;
         });
         if pieces.is_empty() {
             return 0;
@@ -183,7 +208,10 @@ impl Stock {
         let mut kept = 0;
         for (size, piece) in pieces {
             if self.inner.release(piece).is_err() {
-                self.on(device, |shelf| shelf.put(size, piece));
+                self.on(device, |shelf| {
+                    shelf.put(size, piece);
+                    shelf.arrived(size);
+                });
                 kept += size;
             }
         }
@@ -193,15 +221,30 @@ impl Stock {
         size - kept
     }
 
-    /// Up to `bytes` that are wanted and missing are to be had again: back into the stock, if nobody was faster.
+    /// `bytes` that are wanted and missing are to be had again: back into the stock, as far as nobody was faster, with what else is missing. What could not be
+    /// had is tried again the next time.
     pub(crate) fn regain(&self, device: Device, bytes: u64) {
-        let bytes = self.on(device, |shelf| shelf.figures().missing().min(bytes));
-        if bytes > 0
-            && let Ok(piece) = self.inner.create(device, bytes)
+        self.on(device, |shelf| shelf.arrived(bytes));
+        let (mut left, mut back) = (bytes, 0);
+        while let Some(size) = self.on(device, |shelf| shelf.next_missing(left))
+            && self.bring_back(device, size)
         {
-            self.on(device, |shelf| shelf.put(bytes, piece));
+            left = left.saturating_sub(size);
+            back += size;
+        }
+        if back > 0 {
             self.tell(device);
         }
+    }
+
+    /// One piece that is missing comes back; false if it is not to be had.
+    fn bring_back(&self, device: Device, size: u64) -> bool {
+        let made = self.inner.create(device, size).ok();
+        self.on(device, |shelf| {
+            shelf.coming -= size;
+            made.into_iter().for_each(|piece| shelf.put(size, piece));
+        });
+        made.is_some()
     }
 
     fn drop_piece(&self, device: Device, size: u64, piece: Physical) {
@@ -219,13 +262,16 @@ impl Stock {
         }
         let freed = self.open(device, bytes);
         let spent = freed.min(bytes);
-        self.regain(device, freed - spent);
+        if freed > spent {
+            self.regain(device, freed - spent);
+        }
         spent
     }
 
     /// What was made free was taken: it counts as the stock's.
     pub(crate) fn settle(&self, device: Device, bytes: u64) {
         let taken = self.on(device, |shelf| {
+            shelf.arrived(bytes);
             let bytes = shelf.figures().missing().min(bytes);
             shelf.taken += bytes;
             bytes
@@ -241,6 +287,7 @@ impl Stock {
         let gone = self.on(device, |shelf| {
             let bytes = bytes.min(shelf.taken);
             shelf.taken -= bytes;
+            shelf.awaited += bytes;
             bytes
         });
         if gone > 0 {

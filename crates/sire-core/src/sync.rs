@@ -101,12 +101,19 @@ pub(crate) fn at_once<T: Send>(mut items: Vec<T>, work: impl Fn(T) + Sync) {
 
 type Run<'a> = &'a (dyn Fn() + Sync);
 
-/// Runs each of `others` on a thread of its own while `mine` runs here, and waits for all. `mine` gets those for which the system has no thread.
+/// Runs each of `others` on a thread of its own while `mine` runs here, and waits for all. `mine` gets those for which the system has no thread. Signals of the
+/// program do not reach those threads.
 #[cfg(not(feature = "shuttle"))]
 fn together<'a, R>(others: &[Run<'a>], mine: impl FnOnce(Vec<Run<'a>>) -> R) -> R {
     let thread = || std::thread::Builder::new().name("sire".to_owned());
+    let quiet = |run: Run<'a>| {
+        move || {
+            crate::raw::block_signals();
+            run();
+        }
+    };
     std::thread::scope(|threads| {
-        mine(others.iter().copied().filter(|&run| thread().spawn_scoped(threads, run).is_err()).collect())
+        mine(others.iter().copied().filter(|&run| thread().spawn_scoped(threads, quiet(run)).is_err()).collect())
     })
 }
 
@@ -180,5 +187,29 @@ pub(crate) fn hand_over<T: Send + 'static>(subject: T, work: fn(&mut T)) {
     };
     if spawn("sire-behind", move || run(&there)).is_err() {
         run(&slot);
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    fn blocked_signals() -> Option<u64> {
+        let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    }
+
+    /// A handler of the program's could run on a thread that it did not know of.
+    #[test]
+    fn signals_of_the_program_reach_no_thread_of_ours() {
+        const TERM: u64 = 1 << 14;
+        let here = std::thread::current().id();
+        beside(|_| assert_ne!(blocked_signals().unwrap_or(TERM) & TERM, 0), || {});
+        at_once(vec![0, 1, 2], |_| {
+            if std::thread::current().id() != here {
+                assert_ne!(blocked_signals().unwrap_or(TERM) & TERM, 0);
+            }
+        });
     }
 }

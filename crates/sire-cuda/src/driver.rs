@@ -303,12 +303,19 @@ impl CudaDriver {
     /// The device for registrations, which is not the `lost` one if there is another. One whose context exists is taken, because a context costs hundreds
     /// of megabytes of its device.
     fn host_device(&self, lost: Option<Device>) -> Device {
-        let mut chosen = self.host_device.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(device) = *chosen
-            && lost != Some(device)
-        {
-            return device;
-        }
+        let chosen = || self.host_device.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *chosen();
+        known.filter(|&device| lost != Some(device)).unwrap_or_else(|| {
+            let found = self.find_host_device(lost);
+            let mut chosen = chosen();
+            // Who has chosen meanwhile has chosen for all.
+            let device = chosen.filter(|&device| lost != Some(device)).unwrap_or(found);
+            *chosen = Some(device);
+            device
+        })
+    }
+
+    fn find_host_device(&self, lost: Option<Device>) -> Device {
         let usable = || {
             let devices = (0u32..)
                 .zip(&self.devices)
@@ -317,9 +324,7 @@ impl CudaDriver {
         };
         let active = usable().find(|(_, facts)| facts.context.is_active(&self.loaded.table));
         let found = active.or_else(|| usable().next().filter(|_| lost.is_none()));
-        let device = found.map(|(device, _)| device).or(lost).unwrap_or(Device(0));
-        *chosen = Some(device);
-        device
+        found.map(|(device, _)| device).or(lost).unwrap_or(Device(0))
     }
 
     fn device_of(&self, verb: &'static str, open: &RwLock<HashMap<u64, Device>>, handle: u64) -> DriverResult<Device> {
@@ -509,9 +514,11 @@ impl Driver for CudaDriver {
 
     fn close_stream(&self, stream: Stream) -> DriverResult<()> {
         let device = forget("close_stream", &self.streams, stream.0)?;
+        // Before the handle is free: the next stream may have the same.
+        let buffer = self.hashing.forget(stream);
         let closed = self.enter("close_stream", device).and_then(|_current| {
             call!(self, "close_stream", stream_destroy(stream.0 as Opaque), "closing a stream of {device}")?;
-            if let Some(buffer) = self.hashing.forget(stream) {
+            if let Some(buffer) = buffer {
                 // Waits for what the stream still holds. A buffer that cannot be freed is lost with its context.
                 // SAFETY: the buffer came from `mem_alloc`, and no call uses it any more: the stream is closed.
                 self.raw(|table| unsafe { (table.mem_free)(buffer) });
@@ -519,6 +526,7 @@ impl Driver for CudaDriver {
             Ok(())
         });
         if closed.is_err() {
+            buffer.into_iter().for_each(|buffer| self.hashing.keep(stream, buffer));
             remember(&self.streams, stream.0, device);
         }
         closed

@@ -24,10 +24,17 @@ const DIGEST: u64 = size_of::<Digest>() as u64;
 /// Streams of a device that are made ready at once: so many pauses may hash at the same time. Their buffers are half a MiB.
 const STREAMS: usize = 8;
 
+/// The kernel of each device's context, and how often contexts went: a kernel that was loaded before belongs to none that is there.
+#[derive(Debug, Default)]
+struct Functions {
+    known: HashMap<Device, usize>,
+    forgotten: u64,
+}
+
 /// What has been made ready. Functions and buffers are numbers here, since nobody dereferences them.
 #[derive(Debug, Default)]
 pub(crate) struct Hashing {
-    functions: Mutex<HashMap<Device, usize>>,
+    functions: Mutex<Functions>,
     buffers: Mutex<HashMap<Stream, DevicePtr>>,
     /// Buffers that no stream has yet.
     spare: Mutex<HashMap<Device, Vec<DevicePtr>>>,
@@ -51,9 +58,17 @@ impl Hashing {
         locked(&self.buffers).remove(&stream)
     }
 
+    /// The stream has this buffer after all.
+    pub(crate) fn keep(&self, stream: Stream, buffer: DevicePtr) {
+        locked(&self.buffers).insert(stream, buffer);
+    }
+
     /// The context of `device` goes, and with it the kernel and the buffers of these streams.
     pub(crate) fn forget_device(&self, device: Device, streams: &[u64]) {
-        locked(&self.functions).remove(&device);
+        let mut functions = locked(&self.functions);
+        functions.known.remove(&device);
+        functions.forgotten += 1;
+        drop(functions);
         locked(&self.spare).remove(&device);
         locked(&self.buffers).retain(|stream, _| !streams.contains(&stream.0));
     }
@@ -108,25 +123,35 @@ impl CudaDriver {
         DriverError { kind, ..error }
     }
 
-    /// The kernel in the current context, which is `device`'s.
+    /// The kernel in the current context, which is `device`'s. Of several threads that load it at once one's counts; the others' modules lie idle.
     fn hash_function(&self, device: Device) -> Result<usize, Code> {
-        let mut functions = locked(&self.hashing().functions);
-        if let Some(&known) = functions.get(&device) {
+        let functions = || locked(&self.hashing().functions);
+        let (known, before) = {
+            let functions = functions();
+            (functions.known.get(&device).copied(), functions.forgotten)
+        };
+        if let Some(known) = known {
             return Ok(known);
         }
+        let loaded = self.load_function()?;
+        let mut functions = functions();
+        if functions.forgotten != before {
+            return Ok(loaded);
+        }
+        Ok(*functions.known.entry(device).or_insert(loaded))
+    }
+
+    /// The kernel, compiled for the current context. Its module lives as long as that.
+    fn load_function(&self) -> Result<usize, Code> {
         let (mut module, mut function): (Opaque, Opaque) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: PTX is NUL-terminated text; the calls write one handle each. The module lives as long as its context.
+        // SAFETY: PTX is NUL-terminated text; the calls write one handle each.
         let code = self.raw(|table| unsafe {
             match (table.module_load_data)(&raw mut module, PTX.as_ptr().cast::<c_void>()) {
                 SUCCESS => (table.module_get_function)(&raw mut function, module, NAME.as_ptr()),
                 code => code,
             }
         });
-        if code != SUCCESS {
-            return Err(code);
-        }
-        functions.insert(device, function as usize);
-        Ok(function as usize)
+        if code == SUCCESS { Ok(function as usize) } else { Err(code) }
     }
 
     /// The stream's buffer: its own, one that was made beforehand, or a new one.
@@ -138,7 +163,7 @@ impl CudaDriver {
         // Nobody else makes this one meanwhile: a stream of ours has one user at a time.
         let spare = locked(&self.hashing().spare).get_mut(&device).and_then(Vec::pop);
         let buffer = spare.map_or_else(|| self.new_buffer(), Ok)?;
-        locked(&self.hashing().buffers).insert(stream, buffer);
+        self.hashing().keep(stream, buffer);
         Ok(buffer)
     }
 

@@ -56,7 +56,7 @@ impl Engine {
         }
         let grow =
             || heap.take_cached(request, pool.0).map_or_else(|| heap.allocate_cached(request, pool.0, &region), Ok);
-        let outcome = self.or_make_way(request, grow);
+        let outcome = self.or_make_way(request, &region, grow);
         if outcome.as_ref().is_err_and(|error| error.status == Status::OutOfDeviceMemory) {
             heap.depot(request.device)?.counts(|counts| counts.out_of_memory += 1);
         }

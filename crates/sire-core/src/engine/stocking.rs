@@ -49,10 +49,14 @@ impl Engine {
     }
 
     /// Somebody outside the engine, but in this process, is about to make `bytes` on `device`: they are to come out of the stock. Returns how many were
-    /// made free for that: they are missing until they were [taken](Engine::stock_settle), or are [regained](Engine::stock_regain).
+    /// made free for that: they are missing until they were [taken](Engine::stock_settle), or are [regained](Engine::stock_regain), and as long as neither
+    /// is said they are kept for whoever is on his way. None are for more than the device has.
     #[must_use]
     pub fn stock_spend(&self, device: Device, bytes: u64) -> u64 {
         let heap = &self.machine.heap;
+        if !self.has_stock() || heap.is_beyond(device, bytes) {
+            return 0;
+        }
         let rounded = heap.granularity(device).ok().and_then(|granularity| bytes.checked_next_multiple_of(granularity));
         heap.stock.spend(device, rounded.unwrap_or(0))
     }
@@ -74,7 +78,7 @@ impl Engine {
         self.machine.heap.stock.watch(watch);
     }
 
-    /// What was missing is free again, and goes back into the stock.
+    /// What was missing is free again, and goes back into the stock; with it what else is missing, unless somebody else is on his way to take it.
     pub fn stock_regain(&self, device: Device, bytes: u64) {
         self.machine.heap.stock.regain(device, bytes);
     }

@@ -22,6 +22,17 @@ pub(crate) struct Made {
     pub(crate) properties: Properties,
 }
 
+/// What became of a mapping that the program unmaps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unmapped {
+    /// It was unmapped before.
+    Before,
+    /// There is no memory that the caller could keep.
+    Gone,
+    /// This is the caller's to keep or release.
+    Memory(Physical),
+}
+
 /// Memory that no pause takes while this is there, because the driver is being asked to hand it out; see [`Hold::keep`].
 #[derive(Debug)]
 pub(crate) struct Hold {
@@ -51,6 +62,11 @@ impl Heap {
         (device, size, properties): (Device, u64, Properties),
         capturing: bool,
     ) -> Result<Physical> {
+        let tag = region.map_or_else(String::new, |region| format!(" in region '{}'", region.tag));
+        let doing = format!("make physical memory{tag}");
+        if self.is_beyond(device, size) {
+            return Err(self.short_of(device, size, &doing));
+        }
         if !capturing {
             self.exhume();
         }
@@ -61,9 +77,8 @@ impl Heap {
             }
             made => made,
         };
-        let tag = region.map_or_else(String::new, |region| format!(" in region '{}'", region.tag));
         made.map_err(|error| match error.status {
-            Status::OutOfDeviceMemory => self.short_of(device, size, &format!("make physical memory{tag}")),
+            Status::OutOfDeviceMemory => self.short_of(device, size, &doing),
             _ => error.context(format!("making physical memory{tag}")),
         })
     }
@@ -115,10 +130,14 @@ impl Heap {
         }
     }
 
-    /// The program unmaps an extent. Returns its memory, if it has any that the caller is to keep or release. Whoever reads it, or tends its backups while
+    /// The program unmaps an extent. Whoever reads it, or tends its backups while
     /// its region is resident, is waited for, as long as pieces take that are under way: the program may map the memory elsewhere.
-    pub(crate) fn let_go(&self, extent: &Arc<Extent>, is_resident: impl Fn() -> bool) -> Option<Physical> {
-        let Freed::Claimed(mut claim) = extent.free_alone(is_resident) else { return None };
+    pub(crate) fn let_go(&self, extent: &Arc<Extent>, is_resident: impl Fn() -> bool) -> Unmapped {
+        let mut claim = match extent.free_alone(is_resident) {
+            Freed::Claimed(claim) => claim,
+            Freed::Deferred => return Unmapped::Gone,
+            Freed::Already => return Unmapped::Before,
+        };
         let mut physical = None;
         if let Some(chunk) = claim.chunks.first_mut()
             && chunk.mapped
@@ -127,7 +146,7 @@ impl Heap {
             physical = chunk.physical.take();
         }
         self.destroy(claim);
-        physical
+        physical.map_or(Unmapped::Gone, Unmapped::Memory)
     }
 
     /// Gives access to extents that lie side by side, in one call per run of what is mapped. What is claimed gets it from

@@ -30,6 +30,8 @@ use veils::Veils;
 
 /// Larger requests are refused without asking the driver.
 pub(crate) const LARGEST: u64 = 1 << 44;
+/// Requests of so many chunks are not compared with what the device has.
+const FEW: u64 = 4;
 
 /// What a new extent is to be.
 struct Plan<'a> {
@@ -135,6 +137,12 @@ impl Heap {
         let size = request.size.next_multiple_of(granularity);
         let plan = Plan { device: request.device, region, size, requested: request.size, slab: None };
         Ok(self.build(plan)?.base)
+    }
+
+    /// Whether `device` could not hold so many bytes if nothing else were there: then nothing is made, and nobody gives way. Small requests pay nothing for it.
+    pub(crate) fn is_beyond(&self, device: Device, bytes: u64) -> bool {
+        let asks = bytes > FEW * self.settings.chunk;
+        bytes >= LARGEST || (asks && self.driver.memory_info(device).is_ok_and(|info| bytes > info.total))
     }
 
     /// The granularity of `device`, asked for once.

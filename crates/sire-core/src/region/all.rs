@@ -75,7 +75,6 @@ impl Regions {
         Ok(found)
     }
 
-    /// Regions with the tag, and those with tags that begin with it and a slash.
     /// The regions of the tag itself.
     pub(crate) fn at(&self, tag: &str) -> Result<Vec<Arc<Region>>> {
         check_tag(tag)?;
@@ -85,6 +84,7 @@ impl Regions {
         found.ok_or_else(|| self.unknown(tag))
     }
 
+    /// Regions with the tag, and those with tags that begin with it and a slash.
     fn under(&self, tag: &str) -> Vec<Arc<Region>> {
         let by_tag = self.by_tag.read().unwrap_or_else(PoisonError::into_inner);
         let below = format!("{tag}/");

@@ -12,8 +12,8 @@
 //!   back) then goes well, whatever became of the region meanwhile: a pause is refused, after a short wait, while memory of its regions is made and not yet mapped;
 //!   unmapping and releasing what is paused is noted, and nothing else; addresses go when the last of ours is gone from them. What the *driver* refuses is tried a second time, and
 //!   what must go is tried again later. (What was unmapped while its region was paused is mapped again only after the resume.)
-//! * **Access is the program's word**, kept per mapping and replayed. Memory that its own device may not touch yet has no content, so it is not backed up.
-//! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, or opens in a way that cannot be replayed is *held*: a pause
+//! * **Access is the program's word**, kept per mapping and replayed. Memory that nobody may touch yet has no content, so it is not backed up.
+//! * **What cannot be followed stays.** Memory that the program hands out (exported), maps twice, opens in a way that cannot be replayed, or opens to other devices alone is *held*: a pause
 //!   leaves it on the device and says so. Handing out what is paused is refused. What the driver refuses to hand out, or to map a second time, is held only while it is asked ([`Lent`]).
 //! * **One region per reservation.** A pause is refused if memory of other regions, or of none, lies in a reservation with what is to be paused ([`ledger`]). Memory made outside
 //!   any region joins the region of the reservation that it is mapped in: PyTorch's other threads grow a pool without being in its region.
@@ -31,7 +31,7 @@ use crate::driver::{Access, Addr, Device, Physical, Properties, Rights};
 use crate::error::{Error, Result, Status};
 use crate::extent::Extent;
 use crate::heap::Orphan;
-use crate::heap::mappings::{Hold, Made};
+use crate::heap::mappings::{Hold, Made, Unmapped};
 use crate::region::{InHand, Region};
 use crate::sync::{Mutex, lock};
 use crate::terms::RegionId;
@@ -93,6 +93,8 @@ struct Entry {
     lending: u32,
     /// It was handed out while another call had its state.
     strayed: bool,
+    /// What an unmapping has left while another call had its state.
+    returned: Option<State>,
 }
 
 #[derive(Debug, Default)]
@@ -176,7 +178,8 @@ impl Segments {
         let mut table = lock(&self.table);
         table.made += 1;
         let handle = Handle((MARK << 48) + table.made);
-        let entry = Entry { memory, references: 1, state: State::Loose(physical, in_hand), lending: 0, strayed: false };
+        let state = State::Loose(physical, in_hand);
+        let entry = Entry { memory, references: 1, state, lending: 0, strayed: false, returned: None };
         table.entries.insert(handle, entry);
         Ok(Some(handle))
     }
@@ -274,18 +277,21 @@ impl Segments {
         }
     }
 
-    /// Also ends the entry if its last reference went meanwhile.
+    /// Puts the state back in that was taken out.
     fn put_in(&self, handle: Handle, state: State) {
+        self.change(handle, |entry| entry.put_in(state));
+    }
+
+    /// Changes an entry's state, and ends it if its last reference went meanwhile. What was noted before goes without the table's lock, under which no
+    /// other is taken.
+    fn change(&self, handle: Handle, change: impl FnOnce(&mut Entry) -> State) {
         let mut table = lock(&self.table);
-        if let Some(entry) = table.entries.get_mut(&handle) {
-            entry.state = state;
-        }
-        let in_hand =
-            table.entries.get_mut(&handle).filter(|entry| entry.strayed).and_then(|entry| entry.state.stray());
+        let Some(entry) = table.entries.get_mut(&handle) else { return };
+        let before = change(entry);
+        let in_hand = if entry.strayed { entry.state.stray() } else { None };
         let dropped = table.drop_unused(handle);
-        // The region's lock is not taken under this one.
         drop(table);
-        drop(in_hand);
+        drop((before, in_hand));
         self.let_go(dropped);
     }
 
@@ -366,11 +372,13 @@ impl Segments {
         let region = self.machine.regions.get(extent.region).ok();
         let is_resident = || region.as_ref().is_some_and(|region| region.is_resident());
         let back = match self.machine.heap.let_go(extent, is_resident) {
-            None => State::Gone,
-            Some(physical) if extent.held().is_some() => State::Stray(physical),
-            Some(physical) => State::Loose(physical, region.as_ref().map(Region::take_back_in_hand)),
+            // Whoever did so first says what became of it.
+            Unmapped::Before => return,
+            Unmapped::Gone => State::Gone,
+            Unmapped::Memory(physical) if extent.handed_out().is_some() => State::Stray(physical),
+            Unmapped::Memory(physical) => State::Loose(physical, region.as_ref().map(Region::take_back_in_hand)),
         };
-        self.put_in(mapping.handle, back);
+        self.change(mapping.handle, |entry| entry.unmapped(back));
     }
 
     /// What of a range is mapped by us, and what the caller is to see to. All of it, where nothing is ours: the driver may judge.
@@ -454,6 +462,24 @@ impl Segments {
             tag(region)
         );
         Err(Error::new(Status::Unsupported, message))
+    }
+}
+
+impl Entry {
+    /// Returns what was noted before. What the caller took out as a mapping may have been unmapped meanwhile.
+    fn put_in(&mut self, state: State) -> State {
+        let is_over = matches!(&state, State::Mapped(extent) if extent.is_freed());
+        let returned = if is_over { self.returned.take() } else { None };
+        std::mem::replace(&mut self.state, returned.unwrap_or(state))
+    }
+
+    /// Its mapping has left `back`. Another call that has its state hears of it when it puts that back in.
+    fn unmapped(&mut self, back: State) -> State {
+        if matches!(self.state, State::Moving) {
+            self.returned = Some(back);
+            return State::Moving;
+        }
+        std::mem::replace(&mut self.state, back)
     }
 }
 

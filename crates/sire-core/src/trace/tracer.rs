@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 // Not those of `sync`: a trace is written outside the model checker only.
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ pub(super) const LIMIT: u64 = 64 << 20;
 pub(crate) struct Tracer {
     on: AtomicBool,
     sink: OnceLock<Sink>,
+    /// Held while a trace is started: no file is touched for one that will be refused.
+    starting: Mutex<()>,
     pub(crate) notices: Notices,
 }
 
@@ -41,14 +43,17 @@ impl Tracer {
     /// Starts writing to `path`, or beside it where another process is writing there. Returns the file's name.
     pub(crate) fn start(&self, path: &Path, header: &Header) -> Result<PathBuf> {
         let failed = |what: String| Error::new(Status::InvalidArgument, what);
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = self.sink.get() {
+            return Err(failed(format!("a trace is being written already, to {}", sink.path.display())));
+        }
         let (file, path) =
             open(path).map_err(|error| failed(format!("cannot trace to {}: {error}", path.display())))?;
         let begin = beginning(header);
         (&file).write_all(&begin).map_err(|error| failed(format!("cannot write {}: {error}", path.display())))?;
         let sink =
             Sink { file, path: path.clone(), start: Instant::now(), written: AtomicU64::new(begin.len() as u64) };
-        let same = self.sink.set(sink);
-        same.map_err(|_| failed("a trace is being written already".to_owned()))?;
+        self.sink.get_or_init(|| sink);
         self.on.store(true, Ordering::Relaxed);
         Ok(path)
     }
@@ -184,21 +189,31 @@ pub(crate) fn attachment(addr: Addr, len: u64, path: &Path, at: u64, outcome: &R
     Event::Attach(Attachment { addr: addr.0, len, at, size, status, name })
 }
 
-/// Opens and locks an empty file; `%p` is the process's number. One that somebody else is writing is left alone.
+/// Opens and locks an empty file; `%p` is the process's number. One that somebody else is writing is left alone, also where that is another process of the
+/// same number, in a container of its own.
 fn open(path: &Path) -> std::io::Result<(File, PathBuf)> {
     let pid = std::process::id();
     let named = PathBuf::from(path.to_string_lossy().replace("%p", &pid.to_string()));
     let own = PathBuf::from(format!("{}.{pid}", named.display()));
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o600);
-    let file = options.open(&named)?;
-    let (file, path) = match file.try_lock() {
-        Err(TryLockError::WouldBlock) => (options.open(&own)?, own),
-        _ => (file, named),
+    let (file, path) = match open_unless_taken(&named)? {
+        Some(file) => (file, named),
+        None => (open_unless_taken(&own)?.ok_or_else(|| taken(&own))?, own),
     };
     refuse_foreign(&file)?;
     file.set_len(0)?;
     Ok((file, path))
+}
+
+/// Opens and locks a file as it is; `None` if somebody else has. What cannot be locked at all is nobody's.
+fn open_unless_taken(path: &Path) -> std::io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
+    let is_taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+    Ok((!is_taken).then_some(file))
+}
+
+fn taken(own: &Path) -> std::io::Error {
+    std::io::Error::other(format!("somebody else is writing there, and to {} as well", own.display()))
 }
 
 /// What is not a trace is never overwritten.

@@ -133,7 +133,10 @@ impl Batch {
 
     /// The claim, if a pause can follow what the program does with that memory.
     fn unless_held(&self, heap: &Heap, claim: Claim) -> Option<Claim> {
-        let Some(why) = claim.extent.held() else {
+        // What is handed out is there; what only others may touch may have to come back to them.
+        let is_back = self.purpose == Purpose::Resume;
+        let held = if is_back { claim.extent.handed_out() } else { claim.extent.held() };
+        let Some(why) = held else {
             if self.purpose == Purpose::Pause {
                 claim.extent.pass_by(false);
             }

@@ -84,9 +84,9 @@ impl Machine {
     }
 
     /// Makes room on devices that need so many bytes: regions that hold memory there lazily give it back, one at least, in the order of
-    /// the policy. Returns how many bytes. Not during a capture, which does not survive it.
+    /// the policy. Returns how many bytes. Not during a capture, which does not survive it; nor for more than a device has, which would help nobody.
     pub(crate) fn release_for(&self, need: &BTreeMap<Device, u64>) -> u64 {
-        if self.heap.is_capturing() {
+        if self.heap.is_capturing() || need.iter().any(|(&device, &bytes)| self.heap.is_beyond(device, bytes)) {
             return 0;
         }
         let mut released = 0;

@@ -2,14 +2,15 @@
 //! cache), or because it asks for more than the bytes at the end (how far a switch runs ahead).
 
 use crate::common::GRANULARITY;
-use crate::common::player::{HERE, PEER, Player, access};
+use crate::common::player::{HERE, PEER, Player, SMALL, STRIDE, access, small};
 use crate::common::world::{CHUNK, World, policy, tag};
 use crate::{check_with_stack, schedules};
 use shuttle::rand::Rng as _;
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
-use sire_core::driver::{Device, ProgramStream};
+use sire_core::driver::{Addr, Device, ProgramStream};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
+use sire_core::segments::Handle;
 use std::sync::Arc;
 
 /// Goes on with the same thread most of the time, so that others are late.
@@ -182,6 +183,38 @@ fn segments_change_beside_a_transition() {
             player.check();
             player.check_no_leak();
         };
+        shuttle::check_random(once, 20 * schedules());
+    }
+}
+
+/// A mapping goes while another thread maps its handle elsewhere, or takes the same mapping away: its memory is noted once, and goes with the handle.
+#[test]
+fn what_an_unmapping_leaves_is_noted_once() {
+    type Other = fn(&Engine, Addr, Handle);
+    let unmap: Other = |engine, addr, _| drop(engine.segments().unmap(addr, SMALL));
+    let map: Other = |engine, addr, handle| {
+        let there = addr.offset(STRIDE);
+        // Where it came after the unmapping, it was a mapping like any other.
+        if matches!(engine.segments().map_or_lend(there, SMALL, 0, handle, false), Ok(None)) {
+            engine.segments().unmap(there, SMALL).unwrap();
+        }
+    };
+    for other in [unmap, map] {
+        let once = move || {
+            let mut player = small();
+            let region = player.region("a", policy(Backup::Host));
+            let segment = player.reserve(Some(region), 2);
+            player.grow(segment, &[0], Some(region), region).unwrap();
+            let handle = player.segments[segment].pieces.remove(&0).unwrap().handle;
+            let (addr, engine) = (player.addr(segment, 0), Arc::clone(&player.engine));
+            let thread = shuttle::thread::spawn(move || other(&engine, addr, handle));
+            unmap(&player.engine, addr, handle);
+            thread.join().unwrap();
+            player.calls().release(handle).unwrap();
+            player.check_no_leak();
+        };
+        let scheduler = Stubborn(RandomScheduler::new(80 * schedules()));
+        shuttle::Runner::new(scheduler, shuttle::Config::new()).run(once);
         shuttle::check_random(once, 20 * schedules());
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::common::GRANULARITY;
 use crate::common::world::{CHUNK, World, policy, tag};
-use sire_core::driver::{Addr, Device, DriverErrorKind};
+use sire_core::driver::{Addr, Device, DriverErrorKind, Properties};
 use sire_core::engine::*;
 use sire_core::error::{Error, Status};
 use sire_core::policy::{Budget, Standing};
+use sire_core::segments::NewMemory;
 
 const SIZE: u64 = 2 * CHUNK;
 
@@ -340,6 +341,29 @@ fn an_allocation_that_does_not_fit_follows_the_same_order() {
     assert_eq!(world.allocate(other, 2 * CHUNK).unwrap_err().status, Status::OutOfDeviceMemory);
     assert!(lazy(&world, 1), "a lease was broken");
     world.free(addr).unwrap();
+    world.resume_and_check();
+}
+
+/// It once filled the device chunk by chunk, gave back what was cached, made everybody who was paused lazily give way, filled the device again, and failed.
+#[test]
+fn what_no_device_could_hold_makes_nobody_give_way() {
+    let mut world = three_held();
+    let other = world.region("other", policy(Backup::Host));
+    let before = world.driver.log().len();
+    let error = world.allocate(other, 8 * CHUNK).unwrap_err();
+    assert_eq!(error.status, Status::OutOfDeviceMemory);
+    assert!(error.message.contains(&format!("of {} bytes", 4 * CHUNK)), "{}", error.message);
+    assert!(!world.engine.make_way(Device(0), 8 * CHUNK), "for an allocation that is none of ours");
+    let memory = NewMemory {
+        region: Some(other),
+        device: Device(0),
+        size: 8 * CHUNK,
+        properties: Properties { shareable: 0, rdma: false },
+        capturing: false,
+    };
+    assert_eq!(world.engine.segments().create(memory).unwrap_err().status, Status::OutOfDeviceMemory);
+    assert!(!world.driver.log()[before..].contains(&"create"));
+    assert!([0, 1, 2].iter().all(|&i| stats(&world)["regions"][i]["lazy_bytes"] == CHUNK));
     world.resume_and_check();
 }
 

@@ -1,9 +1,11 @@
 //! Memory that the program hands out: held while the driver is asked, and for good where the driver does it.
 
-use crate::common::player::{PEER, Player, SMALL, beside, refusal, small};
+use crate::common::player::{PEER, Player, SMALL, STRIDE, access, beside, refusal, small};
 use crate::common::world::{policy, tag};
+use sire_core::driver::Addr;
 use sire_core::engine::*;
 use sire_core::error::Status;
+use sire_core::segments::Handle;
 use std::sync::Arc;
 
 #[test]
@@ -149,6 +151,53 @@ fn memory_is_handed_out_while_a_pre_copy_reads_it() {
     assert_eq!(player.pause(&tag("a")).unwrap().bytes_moved, SMALL);
     player.resume(&tag("a")).unwrap();
     player.check_no_leak();
+}
+
+/// Does two things at the same time with a mapped handle whose memory is being opened to a peer: both wait for that, and go on in any order. Whatever that
+/// is, its memory goes with the handle.
+fn both_at_once(calls: [fn(&Engine, Addr, Handle); 2]) {
+    for _ in 0..40 {
+        let mut player = small();
+        let a = player.region("a", policy(Backup::Host));
+        let segment = player.reserve(Some(a), 2);
+        player.grow(segment, &[0], Some(a), a).unwrap();
+        let addr = player.addr(segment, 0);
+        let handle = player.segments[segment].pieces.remove(&0).unwrap().handle;
+        let (engine, (send, threads)) = (Arc::clone(&player.engine), std::sync::mpsc::channel());
+        player.driver.at_next("set_access", move || {
+            for call in calls {
+                let engine = Arc::clone(&engine);
+                send.send(std::thread::spawn(move || call(&engine, addr, handle))).unwrap();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        });
+        player.calls().grant(addr, SMALL, &access(PEER)).unwrap();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        player.calls().release(handle).unwrap();
+        player.check_no_leak();
+    }
+}
+
+/// Who mapped the handle elsewhere noted the mapping from before again, over what the unmapping had noted: the memory was nobody's, for good.
+#[test]
+fn memory_that_is_unmapped_while_it_is_mapped_elsewhere_is_not_lost() {
+    both_at_once([
+        |engine, addr, _| drop(engine.segments().unmap(addr, SMALL)),
+        |engine, addr, handle| {
+            let there = addr.offset(STRIDE);
+            // Where it came after the unmapping, it was a mapping like any other.
+            if matches!(engine.segments().map_or_lend(there, SMALL, 0, handle, false), Ok(None)) {
+                engine.segments().unmap(there, SMALL).unwrap();
+            }
+        },
+    ]);
+}
+
+/// Of two threads the one that came late noted that the memory was gone, which the other had in hand.
+#[test]
+fn memory_that_is_unmapped_twice_is_not_lost() {
+    let unmap: fn(&Engine, Addr, Handle) = |engine, addr, _| drop(engine.segments().unmap(addr, SMALL));
+    both_at_once([unmap; 2]);
 }
 
 /// While access is being given to memory of a resident region, a hand-out was refused as if the region were being paused.

@@ -53,6 +53,52 @@ fn a_pause_waits_for_every_device_that_was_given_access() {
     player.check_no_leak();
 }
 
+/// What only peers may touch was taken for memory without content: it went with a pause, without a backup and without a word.
+#[test]
+fn what_only_a_peer_may_touch_stays() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 2);
+    let (addr, handle) = (player.addr(segment, 0), player.calls().create(player.memory(Some(a))).unwrap().unwrap());
+    assert_eq!(player.calls().map(addr, SMALL, 0, handle, false).unwrap(), None);
+    player.calls().grant(addr, SMALL, &access(PEER)).unwrap();
+    player.driver.poke(PEER, addr, &[7; 8]).unwrap();
+    let report = player.engine.pause(&tag("a"), PauseOptions::default()).unwrap();
+    assert_eq!((report.bytes_held, report.bytes_moved, report.bytes_discarded), (SMALL, 0, 0));
+    let notices = player.engine.take_notices();
+    assert!(notices.iter().any(|notice| notice.contains("stay on the device: only other devices")), "{notices:?}");
+    // Once its owner may read it, also while it is paused, a pause takes it.
+    player.calls().grant(addr, SMALL, &access(HERE)).unwrap();
+    assert_eq!(player.engine.pause(&tag("a"), PauseOptions::default()).unwrap().bytes_moved, SMALL);
+    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+    assert_eq!(player.driver.peek(PEER, addr, 8).unwrap(), [7; 8]);
+    player.calls().unmap(addr, SMALL).unwrap();
+    player.calls().release(handle).unwrap();
+    player.check_no_leak();
+}
+
+/// A peer is given access to memory that was paused before anybody had any, and that comes back for it; and unmapped, such memory is followed as before.
+#[test]
+fn what_only_a_peer_may_touch_comes_and_goes_as_the_program_says() {
+    let mut player = small();
+    let a = player.region("a", policy(Backup::Host));
+    let segment = player.reserve(Some(a), 2);
+    let (addr, handle) = (player.addr(segment, 0), player.calls().create(player.memory(Some(a))).unwrap().unwrap());
+    assert_eq!(player.calls().map(addr, SMALL, 0, handle, false).unwrap(), None);
+    assert_eq!(player.engine.pause(&tag("a"), PauseOptions::default()).unwrap().bytes_moved, SMALL);
+    player.calls().grant(addr, SMALL, &access(PEER)).unwrap();
+    player.engine.resume(&tag("a"), ResumeOptions::default()).unwrap();
+    player.driver.poke(PEER, addr, &[9; 8]).unwrap();
+    player.calls().unmap(addr, SMALL).unwrap();
+    let there = player.addr(segment, 1);
+    assert_eq!(player.calls().map(there, SMALL, 0, handle, false).unwrap(), None, "it is followed");
+    player.calls().grant(there, SMALL, &access(HERE)).unwrap();
+    assert_eq!(player.driver.peek(HERE, there, 8).unwrap(), [9; 8]);
+    player.calls().unmap(there, SMALL).unwrap();
+    player.calls().release(handle).unwrap();
+    player.check_no_leak();
+}
+
 /// Whoever copied memory ahead of a pause gave it back in the program's place when it was unmapped: mapped elsewhere, the handle had lost its content.
 #[test]
 fn memory_that_is_unmapped_while_it_is_read_keeps_its_content() {

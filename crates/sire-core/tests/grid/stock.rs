@@ -35,14 +35,10 @@ fn what_was_stocked_is_there_when_the_device_is_full() {
     assert_eq!(heard, [CHUNK, 2 * CHUNK, 3 * CHUNK, 3 * CHUNK + GRANULARITY]);
     occupy(&world);
     for _ in 0..3 {
-        let calls = world.driver.log().iter().filter(|verb| **verb == "create").count();
+        let before = creates(&world);
         let addr = world.allocate(region, 3 * CHUNK).unwrap();
         world.write(addr);
-        assert_eq!(
-            world.driver.log().iter().filter(|verb| **verb == "create").count(),
-            calls,
-            "whole pieces change hands"
-        );
+        assert_eq!(creates(&world), before, "whole pieces change hands");
         world.pause(&ALL).unwrap();
         assert_eq!(world.engine.stocked(GPU).lying, 3 * CHUNK + GRANULARITY, "a pause gives back to the stock");
         assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0);
@@ -101,6 +97,79 @@ fn what_others_in_the_process_take_comes_out_of_the_stock() {
     world.engine.stock_regain(GPU, CHUNK + GRANULARITY);
     assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 4 * CHUNK, taken: 0 });
     assert_eq!(world.driver.memory_info(GPU).unwrap().free, 0);
+}
+
+fn creates(world: &World) -> usize {
+    world.driver.log().iter().filter(|verb| **verb == "create").count()
+}
+
+/// A stock of four chunks on a device that is full otherwise, three of which went to somebody in the process and were freed again.
+fn three_of_four_let_go() -> World {
+    let world = World::new(10 * CHUNK);
+    stock_up(&world, 4 * CHUNK).unwrap();
+    occupy(&world);
+    assert_eq!(world.engine.stock_spend(GPU, 3 * CHUNK), 3 * CHUNK);
+    let outside = world.driver.create(GPU, 3 * CHUNK).unwrap();
+    world.engine.stock_settle(GPU, 3 * CHUNK);
+    assert_eq!(world.engine.stock_let_go(GPU, 3 * CHUNK), 3 * CHUNK);
+    world.driver.release(outside).unwrap();
+    world
+}
+
+/// It once came back in one piece or not at all: a stranger who had taken one granule meanwhile cost all of it.
+#[test]
+fn what_a_stranger_has_left_comes_back() {
+    let world = three_of_four_let_go();
+    let stranger = world.driver.create(GPU, GRANULARITY).unwrap();
+    world.engine.stock_regain(GPU, 3 * CHUNK);
+    assert!(world.engine.stocked(GPU).missing() <= CHUNK, "{:?}", world.engine.stocked(GPU));
+    // What could not be had is tried again when something else comes back.
+    world.driver.release(stranger).unwrap();
+    assert_eq!(world.engine.stock_spend(GPU, CHUNK), CHUNK);
+    world.engine.stock_regain(GPU, CHUNK);
+    assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 4 * CHUNK, taken: 0 });
+}
+
+/// One who was made room for is not robbed of it by another's regaining: while he is on his way, only what that one has had comes back.
+#[test]
+fn what_is_missing_is_not_taken_from_who_was_made_room_for() {
+    let world = three_of_four_let_go();
+    let stranger = world.driver.create(GPU, 2 * CHUNK).unwrap();
+    world.engine.stock_regain(GPU, 3 * CHUNK);
+    assert_eq!(world.engine.stocked(GPU).missing(), 2 * CHUNK);
+    assert_eq!(world.engine.stock_spend(GPU, CHUNK), CHUNK, "for another thread's allocation");
+    assert_eq!(world.engine.stock_spend(GPU, GRANULARITY), GRANULARITY);
+    world.engine.stock_regain(GPU, GRANULARITY);
+    let other = world.driver.create(GPU, CHUNK).expect("its room was taken");
+    world.engine.stock_settle(GPU, CHUNK);
+    [stranger, other].into_iter().for_each(|memory| world.driver.release(memory).unwrap());
+    world.engine.stock_regain(GPU, 0);
+    assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 3 * CHUNK, taken: CHUNK });
+}
+
+/// It once came back as one piece, which every chunk that was taken from it opened as a whole.
+#[test]
+fn what_comes_back_is_handed_out_whole() {
+    let mut world = three_of_four_let_go();
+    world.engine.stock_regain(GPU, 3 * CHUNK);
+    let region = world.region("r", policy(Backup::Host));
+    let before = creates(&world);
+    world.allocate(region, 2 * CHUNK).unwrap();
+    assert_eq!(creates(&world), before, "the fence was opened");
+    assert_eq!(world.engine.stocked(GPU).missing(), 0);
+}
+
+/// An allocation that no device could hold once opened the whole fence before CUDA refused it.
+#[test]
+fn what_no_device_could_hold_opens_no_fence() {
+    let world = World::new(10 * CHUNK);
+    stock_up(&world, 4 * CHUNK).unwrap();
+    for bytes in [20 * CHUNK, 1 << 45, u64::MAX] {
+        let before = world.driver.log().len();
+        assert_eq!(world.engine.stock_spend(GPU, bytes), 0);
+        assert!(world.driver.log()[before..].iter().all(|verb| *verb == "memory_info"), "{bytes} bytes");
+    }
+    assert_eq!(world.engine.stocked(GPU).lying, 4 * CHUNK);
 }
 
 /// Keeps books as a ledger between processes does: what is owned, by what was heard. They never say more than the driver has given.

@@ -109,6 +109,40 @@ fn two_engines_do_not_share_a_file_and_a_later_one_replaces_it() {
     assert_eq!(records(&path), []);
 }
 
+/// A second trace of one engine was refused only after the file had been emptied, or another made beside it.
+#[test]
+fn a_second_trace_is_refused_before_any_file_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, older) = (dir.path().join("t"), dir.path().join("older"));
+    let (world, before) = (World::new(4 * MIB), World::new(4 * MIB));
+    before.engine.trace(&older).unwrap();
+    live(&before.engine);
+    drop(before);
+    let bytes = std::fs::read(&older).unwrap();
+    world.engine.trace(&path).unwrap();
+    for again in [&older, &path, &dir.path().join("new")] {
+        let error = world.engine.trace(again).unwrap_err();
+        assert!(error.message.contains("already"), "{error}");
+    }
+    assert_eq!(std::fs::read(&older).unwrap(), bytes);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+/// Processes of two containers may have one number: the second once emptied the file that the first was writing.
+#[test]
+fn a_file_of_ones_own_that_somebody_else_is_writing_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t");
+    let worlds = [(); 3].map(|()| World::new(4 * MIB));
+    worlds[0].engine.trace(&path).unwrap();
+    let own = worlds[1].engine.trace(&path).unwrap();
+    live(&worlds[1].engine);
+    let bytes = std::fs::read(&own).unwrap();
+    let error = worlds[2].engine.trace(&path).unwrap_err();
+    assert_eq!(error.status, Status::InvalidArgument);
+    assert_eq!(std::fs::read(&own).unwrap(), bytes);
+}
+
 /// Threads write whole records, each once.
 #[test]
 fn records_of_several_threads_do_not_mix() {
