@@ -523,6 +523,27 @@ def test_a_request_has_its_time(dashboard: Dashboard) -> None:
                 said += piece
 
 
+def test_a_client_that_asks_twice_and_goes_away_ends_nothing(dashboard: Dashboard) -> None:
+    """The second answer meets a connection that is closed; the signal that Unix has for that ended the page for everybody."""
+    where = urllib.parse.urlsplit(dashboard.address)
+    asked = f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+    for _ in range(50):
+        with socket.create_connection((where.hostname, where.port), timeout=120) as client:
+            client.sendall(asked * 2)
+    assert dashboard.ask("")[0] == 200
+    assert dashboard.process.poll() is None
+
+
+@pytest.mark.parametrize("told", ["completions bash", "top --json --interval 0.1", "doctor"])
+def test_a_reader_that_is_gone_ends_the_command_quietly(outside: Outside, told: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with running([outside.command, *told.split()], env=outside.environment, stdout=writes, stderr=subprocess.PIPE) as command:
+        os.close(writes)
+        said = command.communicate(timeout=120)[1]
+    assert (command.returncode, said) == (-signal.SIGPIPE, "")
+
+
 def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:
     name = f"{outside.pid} model/weights"
     order = {"pid": int(outside.pid), "verb": "pause", "tag": "model/weights"}

@@ -12,6 +12,7 @@ use sire_ledger::{Error, Ledger, Member, Patience, Want};
 use crate::arguments::ReserveOptions;
 use crate::failure::{Failure, While as _};
 use crate::gpu::{self, nvml, watched};
+use crate::output;
 
 /// Exit code where the reservation was not to be had in time: sysexits' EX_TEMPFAIL.
 const NOT_NOW: u8 = 75;
@@ -47,7 +48,8 @@ pub fn reserve(options: &ReserveOptions) -> Result<ExitCode, Failure> {
     borrower.iter().for_each(Borrower::enough);
     if options.json {
         let waited = begun.elapsed().as_secs_f64();
-        eprintln!("{}", json!({ "gpu": gpu.uuid, "reserved_bytes": bytes, "waited_seconds": waited }));
+        let report = json!({ "gpu": gpu.uuid, "reserved_bytes": bytes, "waited_seconds": waited });
+        output::report(&report.to_string());
     }
     run(options, &gpu, &member, bytes)
 }
