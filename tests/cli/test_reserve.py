@@ -407,9 +407,7 @@ def sleeps(pid: int) -> int:
 
 @pytest.mark.parametrize("source", ["processes", "device"])
 @pytest.mark.parametrize("form", ["--json", "text"])
-def test_a_probe_says_how_much_the_program_and_its_children_had(
-    start: Start, environment: dict[str, str], holding: list[str], form: str, source: str
-) -> None:
+def test_a_probe_says_how_much_the_program_and_its_children_had(start: Start, environment: dict[str, str], holding: list[str], form: str, source: str) -> None:
     """In a container it was "0 bytes at most"."""
     environment["SIRE_SIM_HIDDEN"] = str(int(source == "device"))
     options = ["--json"] if form == "--json" else []
