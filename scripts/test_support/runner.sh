@@ -12,6 +12,12 @@ failed_steps=() failed_tests=() summary=()
 env_job=''
 started=$SECONDS
 
+# However this ends, the jobs end with it.
+trap end_jobs EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 die() {
     echo "scripts/test: $1" >&2
     exit 2
@@ -72,10 +78,32 @@ announce() {
     echo "Time on 2 cores: about $(if ((quick)); then echo "5 to 15 minutes cold"; else echo "20 to 30 minutes cold"; fi). Logs: .sire/logs/"
 }
 
+# Starts a job, $!, in a process group of its own, so that it can be ended with all that it has started: what a shell has in the
+# background is deaf to Ctrl-C otherwise.
+start() {
+    local log=$1
+    shift
+    set -m
+    ("$@") >"$log" 2>&1 </dev/null &
+    set +m
+}
+
+# Ends what still runs: kindly, and after three seconds in any case.
+end_jobs() {
+    local groups=() group waited=0
+    trap '' HUP INT TERM
+    for group in $(jobs -pr); do groups+=("-$group"); done
+    ((${#groups[@]})) || return 0
+    kill -TERM -- "${groups[@]}" 2>/dev/null
+    while kill -0 -- "${groups[@]}" 2>/dev/null && ((waited++ < 30)); do sleep 0.1; done
+    kill -KILL -- "${groups[@]}" 2>/dev/null
+    wait 2>/dev/null
+}
+
 # Starts the environment with PyTorch in the background, as soon as its parts are built.
 start_env() {
     [ -n "${wanted[env]:-}" ] && [ -z "$env_job" ] || return 0
-    (step_env) >"$logs/env.log" 2>&1 </dev/null &
+    start "$logs/env.log" step_env
     env_job=$!
 }
 
@@ -93,7 +121,7 @@ run_step() {
         start_env
         watch "$env_job" "$log" || status=$?
     else
-        ("step_${step//-/_}") >"$log" 2>&1 </dev/null &
+        start "$log" "step_${step//-/_}"
         watch $! "$log" || status=$?
     fi
     count "$step" "$log" "$status" $((SECONDS - begin))

@@ -417,6 +417,39 @@ def look_and_press(terminal: Screen, outside: Outside, columns: int) -> None:
     terminal.shows(f"resume {outside.pid}: done", f"{outside.pid} running")
 
 
+@contextlib.contextmanager
+def without_descriptors(pid: int) -> Iterator[None]:
+    """Meanwhile the process can open nothing."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_a_look_that_fails_is_shown_and_top_goes_on(outside: Outside) -> None:
+    """One was the end of it."""
+    with Terminal([str(outside.command), "top", "--interval", "0.1"], outside.environment, 80) as terminal:
+        terminal.shows(f"{outside.pid} running")
+        with without_descriptors(terminal.pid):
+            terminal.shows("nothing new is seen: could not list the processes", f"{outside.pid} running")
+        until("it sees again", lambda: not any("nothing new" in text for text in terminal.lines()))
+        terminal.press("q")
+        assert terminal.ended() == 0
+
+
+def test_a_look_that_fails_is_said_and_lines_go_on(outside: Outside) -> None:
+    told = [outside.command, "top", "--json", "--interval", "0.1"]
+    with running(told, env=outside.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as top:
+        assert line(top)
+        assert top.stderr is not None
+        with without_descriptors(top.pid):
+            assert top.stderr.readline().startswith("sire: nothing new is seen: could not list the processes")
+        # More of them than may have been under way.
+        assert all(json.loads(line(top))["processes"] for _ in range(5))
+
+
 def test_top_without_a_terminal_says_what_to_do(outside: Outside) -> None:
     refused = outside.run("top")
     assert refused.returncode == 2
@@ -521,6 +554,27 @@ def test_a_request_has_its_time(dashboard: Dashboard) -> None:
                 piece = client.recv(1 << 16)
                 assert piece, said[-200:]
                 said += piece
+
+
+def test_a_client_that_asks_twice_and_goes_away_ends_nothing(dashboard: Dashboard) -> None:
+    """The second answer meets a connection that is closed; the signal that Unix has for that ended the page for everybody."""
+    where = urllib.parse.urlsplit(dashboard.address)
+    asked = f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+    for _ in range(50):
+        with socket.create_connection((where.hostname, where.port), timeout=120) as client:
+            client.sendall(asked * 2)
+    assert dashboard.ask("")[0] == 200
+    assert dashboard.process.poll() is None
+
+
+@pytest.mark.parametrize("told", ["completions bash", "top --json --interval 0.1", "doctor"])
+def test_a_reader_that_is_gone_ends_the_command_quietly(outside: Outside, told: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with running([outside.command, *told.split()], env=outside.environment, stdout=writes, stderr=subprocess.PIPE) as command:
+        os.close(writes)
+        said = command.communicate(timeout=120)[1]
+    assert (command.returncode, said) == (-signal.SIGPIPE, "")
 
 
 def test_an_order_pauses_and_the_timeline_shows_it(outside: Outside, dashboard: Dashboard) -> None:

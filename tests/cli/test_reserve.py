@@ -96,6 +96,47 @@ def test_a_gpu_that_is_divided_is_reserved_by_its_parts(start: Start, environmen
     assert {path.name for path in tmp_path.glob("sire-ledger-*")} == {f"sire-ledger-{name}" for name in (part, out.strip())}
 
 
+SEES = ["--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.fixture
+def gpus(start: Start, environment: dict[str, str]) -> list[str]:
+    """Two devices, by their UUIDs."""
+    environment["SIRE_SIM_DEVICES"] = "2"
+    return [ended(start("probe", "--gpu", number, *SEES))[1].splitlines()[0] for number in ("0", "1")]
+
+
+@pytest.mark.parametrize("verb", ["reserve", "probe"])
+def test_the_gpu_is_the_one_that_the_variable_names_first(start: Start, environment: dict[str, str], gpus: list[str], verb: str) -> None:
+    """Whoever had been given the second ran on the first."""
+    for visible in ("1", "1,0", " 1 ", gpus[1], f"{gpus[1]},{gpus[0]}"):
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+        code, out, err = ended(start(verb, *SEES))
+        assert (code, out.splitlines()[0], err) == (0, gpus[1], ""), visible
+    for visible in ("", "-1", "2", "GPU-ffff", "no"):
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+        code, out, err = ended(start(verb, *SEES))
+        assert (code, out) == (2, ""), visible
+        assert f"CUDA_VISIBLE_DEVICES={visible} names no GPU" in err
+        assert f"0 ({gpus[0]}), 1 ({gpus[1]})" in err
+
+
+def test_a_gpu_that_is_told_counts_and_what_contradicts_is_said(start: Start, environment: dict[str, str], gpus: list[str]) -> None:
+    environment["CUDA_VISIBLE_DEVICES"] = "1"
+    code, out, err = ended(start("reserve", "--gpu", "0", *SEES))
+    assert (code, out.strip(), err) == (0, gpus[0], "sire: --gpu 0 is none of CUDA_VISIBLE_DEVICES=1; --gpu counts\n")
+    environment["CUDA_VISIBLE_DEVICES"] = "1,0"
+    assert ended(start("reserve", "--gpu", "0", *SEES)) == (0, f"{gpus[0]}\n", "")
+
+
+def test_of_a_gpu_that_is_divided_the_variable_names_the_first_part(start: Start, environment: dict[str, str]) -> None:
+    environment.update(SIRE_SIM_DEVICES="2", SIRE_SIM_MIG="2")
+    part = ended(start("reserve", "--gpu", "1:0", *SEES))[1]
+    for visible in ("1", part.strip()):
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+        assert ended(start("reserve", *SEES)) == (0, part, "")
+
+
 def test_containers_that_share_the_directory_keep_apart(start: Start) -> None:
     """In each of them the command is process 1; and nobody in one can see whether a process of the other lives."""
     within = container()
@@ -289,6 +330,13 @@ def test_what_cannot_be_is_refused(start: Start, arguments: tuple[str, ...], cod
     assert (found, says in err) == (code, True), err
 
 
+@pytest.mark.parametrize("verb", ["reserve", "probe"])
+@pytest.mark.parametrize("time", ["-1", "nan", "inf", "soon"])
+def test_what_is_no_time_is_refused(start: Start, verb: str, time: str) -> None:
+    code, out, err = ended(start(verb, f"--timeout={time}", "--", "echo", "ran"))
+    assert (code, out, "--timeout" in err) == (2, "", True), err
+
+
 def test_without_a_driver_the_reason_is_given(sire: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = sire("reserve", "--", "true", LD_LIBRARY_PATH="/nonexistent")
     assert done.returncode in (0, 1), "a machine with a GPU has the library"
@@ -325,13 +373,43 @@ def test_what_the_program_has_already_is_not_kept_from_others_twice(start: Start
     assert ended(start("reserve", "--bytes", "500MiB", "--timeout", "0", "--", "true"))[0] == 0
 
 
+def test_in_a_container_what_the_program_has_is_not_kept_from_others_twice(start: Start, environment: dict[str, str], holding: list[str]) -> None:
+    """NVML lists no processes there: nothing was noted, and the second waited for ever."""
+    environment["SIRE_SIM_HIDDEN"] = "1"
+    holder = start("reserve", "--bytes", "300MiB", "--", *holding, "200")
+    assert line(holder) == "ready"
+    assert ended(start("reserve", "--bytes", "200MiB", "--timeout", "30", "--", "true"))[0] == 0
+    assert ended(start("reserve", "--bytes", "250MiB", "--timeout", "0", "--", "true"))[0] == 75
+    assert holder.communicate("\n", timeout=120)[0] == ""
+    assert ended(start("reserve", "--bytes", "500MiB", "--timeout", "0", "--", "true"))[0] == 0
+
+
+def test_in_a_container_what_somebody_else_takes_is_not_the_programs(start: Start, environment: dict[str, str], holding: list[str]) -> None:
+    """As far as reservations say who that is: the bytes of one that has taken nothing yet stay its own."""
+    environment["SIRE_SIM_HIDDEN"] = "1"
+    idle = start("reserve", "--bytes", "300MiB", "--", "sh", "-c", "echo ready; read line")
+    assert line(idle) == "ready"
+    busy = start("reserve", "--bytes", "150MiB", "--", *holding, "140")
+    assert line(busy) == "ready"
+    # Both have looked since.
+    for each in (idle, busy):
+        before = sleeps(each.pid)
+        until("it has looked", lambda each=each, before=before: sleeps(each.pid) >= before + 3)
+    assert ended(start("reserve", "--bytes", "70MiB", "--timeout", "0", "--", "true"))[0] == 75
+    for each in (idle, busy):
+        each.communicate("\n", timeout=120)
+
+
 def sleeps(pid: int) -> int:
     """How often it has gone to sleep of its own."""
     return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), flags=re.M)[0])
 
 
+@pytest.mark.parametrize("source", ["processes", "device"])
 @pytest.mark.parametrize("form", ["--json", "text"])
-def test_a_probe_says_how_much_the_program_and_its_children_had(start: Start, holding: list[str], form: str) -> None:
+def test_a_probe_says_how_much_the_program_and_its_children_had(start: Start, environment: dict[str, str], holding: list[str], form: str, source: str) -> None:
+    """In a container it was "0 bytes at most"."""
+    environment["SIRE_SIM_HIDDEN"] = str(int(source == "device"))
     options = ["--json"] if form == "--json" else []
     probe = start("probe", *options, "--", *holding, "64")
     assert line(probe) == "ready"
@@ -343,6 +421,10 @@ def test_a_probe_says_how_much_the_program_and_its_children_had(start: Start, ho
     peak = json.loads(out)["peak_bytes"] if options else int(out.split()[0])
     # With what the driver itself needs.
     assert 64 * MIB <= peak <= 96 * MIB
+    if options:
+        assert json.loads(out)["source"] == source
+    else:
+        assert ("by the device's figures" in out) == (source == "device")
 
 
 def test_a_probe_says_what_was_needed_and_ends_what_takes_too_long(start: Start) -> None:
@@ -352,3 +434,27 @@ def test_a_probe_says_what_was_needed_and_ends_what_takes_too_long(start: Start)
     code, out, _ = ended(start("probe", "--json", "--timeout", "0.2", "--", "sleep", "1000"))
     # `ended` does not wait for so long.
     assert (code, json.loads(out)["timed_out"]) == (124, True)
+
+
+STUBBORN = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(300)"
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["sleep 300 & echo $!; wait", "(sleep 300 & echo $!) ; sleep 300", "setsid sleep 300 & echo $!; wait", '"$0" -c "$1"; true'],
+    ids=["child", "orphan", "session", "stubborn"],
+)
+def test_what_takes_too_long_is_ended_with_all_that_it_has_started(start: Start, script: str) -> None:
+    """Only the program itself was: what held the memory went on."""
+    probe = start("probe", "--json", "--timeout", "1", "--", "sh", "-c", script, sys.executable, STUBBORN)
+    child = int(line(probe))
+    code, out, _ = ended(probe)
+    assert (code, json.loads(out)["timed_out"]) == (124, True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+def test_what_takes_too_long_may_end_itself(start: Start) -> None:
+    """It was killed at once, whatever it had to put away."""
+    code, out, _ = ended(start("probe", "--timeout", "0.5", "--", "sh", "-c", "trap 'echo away; exit 3' TERM; while :; do sleep 0.02; done"))
+    assert (code, out.splitlines()[0]) == (124, "away")

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -161,9 +162,9 @@ pub enum HookMode {
 /// A program that is run on one GPU.
 #[derive(Debug, Args)]
 pub struct GpuJob {
-    /// Which GPU: its number as nvidia-smi counts (of a divided one the part: 0:1), or its UUID (or how that begins). The program sees only this one
-    #[arg(long, default_value = "0")]
-    pub gpu: String,
+    /// Which GPU: its number as nvidia-smi counts (of a divided one the part: 0:1), or its UUID (or how that begins). The program sees only this one [default: the first that CUDA_VISIBLE_DEVICES names, else 0]
+    #[arg(long)]
+    pub gpu: Option<String>,
     /// The software device's environment (made by `sire software-env DIR`)
     #[arg(long, value_name = "DIR", env = "SIRE_SOFTWARE_ENV")]
     pub env: Option<PathBuf>,
@@ -182,8 +183,8 @@ pub struct ReserveOptions {
     #[arg(long, value_name = "SIZE", value_parser = some_bytes)]
     pub bytes: Option<u64>,
     /// How long to wait in the queue, in seconds (exit code 75 after that) [default: for as long as it takes]
-    #[arg(long, value_name = "SECONDS")]
-    pub timeout: Option<f64>,
+    #[arg(long, value_name = "SECONDS", value_parser = time)]
+    pub timeout: Option<Duration>,
     /// Where memory is short, ask your other processes for what they have marked as reclaimable, for a need of this priority
     #[arg(long, value_name = "PRIORITY", num_args = 0..=1, default_missing_value = "0", require_equals = true)]
     #[arg(allow_negative_numbers = true, requires = "bytes")]
@@ -199,9 +200,9 @@ pub struct ReserveOptions {
 /// Options of `sire probe`.
 #[derive(Debug, Args)]
 pub struct ProbeOptions {
-    /// End the program after so many seconds (exit code 124)
-    #[arg(long, value_name = "SECONDS")]
-    pub timeout: Option<f64>,
+    /// End the program, and all that it has started, after so many seconds (exit code 124)
+    #[arg(long, value_name = "SECONDS", value_parser = time)]
+    pub timeout: Option<Duration>,
     /// The figures as JSON
     #[arg(long)]
     pub json: bool,
@@ -425,6 +426,12 @@ fn seconds(text: &str) -> Result<f64, String> {
     let most = sire_control::message::LONGEST_PATIENCE;
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     (0.0..=most).contains(&seconds).then_some(seconds).ok_or_else(|| format!("it must be 0 to {most} seconds"))
+}
+
+/// Seconds, as many as one likes.
+fn time(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "it must be a number of seconds, 0 or more".to_owned())
 }
 
 /// Time between two looks.

@@ -28,7 +28,6 @@ use arguments::{Arguments, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    output::end_quietly_on_a_closed_pipe();
     let result = match Arguments::parse().command {
         Command::Path(options) => path::path(&options),
         Command::Run(options) => run::run(&options),

@@ -114,7 +114,8 @@ fn processes<T: Copy>(
     make: impl Fn(u32, u64) -> T,
 ) -> Result<()> {
     let mut list = Vec::new();
-    for each in named(machine, device)?.devices {
+    let devices = named(machine, device)?.devices;
+    for each in devices.filter(|_| !machine.options().hidden) {
         list.append(&mut machine.processes(each)?);
     }
     let room = count.get()? as usize;

@@ -70,6 +70,11 @@ fn kernels_by_name() {
 }
 
 #[test]
+fn each_device_has_its_own() {
+    passes(&mut Program::compile("devices").command());
+}
+
+#[test]
 fn driver_entry_points() {
     let names = include_str!("../symbols/driver-entry-points.txt");
     passes(Program::compile("entries").command().args(names.lines().filter(|line| !line.starts_with('#'))));

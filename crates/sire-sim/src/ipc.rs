@@ -325,15 +325,16 @@ impl Machine {
         Ok(Handle { kind: EVENT, pid: std::process::id().into(), share, offset, bytes: 0 }.to_bytes())
     }
 
-    /// Another process's event, as one of this machine's; to be destroyed as any other.
+    /// Another process's event, as one of this machine's, of the device `current`; to be destroyed as any other.
     ///
     /// # Errors
     /// `INVALID_CONTEXT` (201) in the process that made the handle; `INVALID_HANDLE` if it is no handle, of another environment, or the
-    /// event is gone.
-    pub fn ipc_open_event(&self, handle: &[u8; IPC_HANDLE]) -> Result<EventId> {
+    /// event is gone; `INVALID_DEVICE`.
+    pub fn ipc_open_event(&self, current: u32, handle: &[u8; IPC_HANDLE]) -> Result<EventId> {
         let handle = Handle::read(handle, EVENT)?.checked("cudaIpcOpenEventHandle")?;
         let device = handle.share.device;
         self.core().check_alive(device)?;
+        self.core().check_alive(current)?;
         let memory = Arc::clone(self.core().memory(device)?);
         let mark = Mark { index: handle.offset as u32, serial: handle.share.serial };
         if memory.inode()? != handle.share.inode {
@@ -342,7 +343,7 @@ impl Machine {
         if !memory.ledger().has_mark(mark) {
             return Err(Code::INVALID_HANDLE.because("the event that the handle stands for is gone"));
         }
-        self.insert_shared(device, SharedEvent { memory, mark, own: false })
+        self.insert_shared(current, SharedEvent { memory, mark, own: false })
     }
 
     /// Moves the event behind what the stream holds now.

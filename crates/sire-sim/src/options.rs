@@ -65,6 +65,8 @@ pub struct Options {
     pub executor: Executor,
     /// Where [`Machine::shutdown`](crate::Machine::shutdown) writes the census.
     pub census: Option<PathBuf>,
+    /// NVML lists no processes, as in a container.
+    pub hidden: bool,
     /// Print every call to standard error.
     pub log: bool,
     /// What things cost in virtual time; `None`: there is none.
@@ -95,6 +97,7 @@ impl Default for Options {
             poison: Poison::Full,
             executor: Executor::Threads,
             census: None,
+            hidden: false,
             log: false,
             profile: None,
             hollow: false,
@@ -160,6 +163,7 @@ impl Options {
             strict_capture: flag("SIRE_SIM_STRICT_CAPTURE")?,
             poison,
             census: lookup("SIRE_SIM_CENSUS").map(PathBuf::from),
+            hidden: flag("SIRE_SIM_HIDDEN")?,
             log: flag("SIRE_SIM_LOG")?,
             profile: lookup("SIRE_SIM_PROFILE")
                 .map(|text| Profile::find(&text).map_err(|message| format!("SIRE_SIM_PROFILE={text}: {message}")))

@@ -264,7 +264,7 @@ fn child_hands_memory_out() -> Outcome {
         say(&to_hex(&handle));
     }
     assert_eq!(machine.ipc_open(&machine.ipc_handle(large)?, 0).map_err(|error| error.code.0), Err(201));
-    assert_eq!(machine.ipc_open_event(&machine.ipc_event_handle(event)?).map_err(|error| error.code.0), Err(201));
+    assert_eq!(machine.ipc_open_event(0, &machine.ipc_event_handle(event)?).map_err(|error| error.code.0), Err(201));
     // Something that takes until the word comes, and an event behind it.
     let stream = machine.stream_create(0, false, 0)?;
     let heard = std::sync::Arc::new(AtomicBool::new(false));
@@ -311,7 +311,7 @@ impl Visit {
         let handles = [from_hex(&holder.said()?)?, from_hex(&holder.said()?)?, from_hex(&holder.said()?)?];
         assert_eq!(holder.said()?, "recorded");
         let (small, large) = (machine.ipc_open(&handles[0], 0)?, machine.ipc_open(&handles[1], 0)?);
-        let event = machine.ipc_open_event(&handles[2])?;
+        let event = machine.ipc_open_event(0, &handles[2])?;
         Ok(Visit { environment, machine, holder, handles, small, large, event })
     }
 
@@ -352,7 +352,7 @@ fn memory_and_events_of_another_process() -> Outcome {
         assert_eq!(refused.map_err(|error| error.code), Err(Code::INVALID_VALUE));
     }
     assert_eq!(machine.ipc_open(&visit.handles[2], 0).map_err(|error| error.code), Err(Code::INVALID_HANDLE));
-    assert_eq!(machine.ipc_open_event(&visit.handles[0]).map_err(|error| error.code), Err(Code::INVALID_HANDLE));
+    assert_eq!(machine.ipc_open_event(0, &visit.handles[0]).map_err(|error| error.code), Err(Code::INVALID_HANDLE));
     fill(&machine, visit.small, 9, SMALL)?;
 
     // The other process's stream has not come to the event, so what is behind it here waits.
@@ -380,7 +380,7 @@ fn memory_and_events_of_another_process() -> Outcome {
     assert_eq!(visit.used()?, 0);
     assert_eq!(machine.census()["devices"][0]["committed_bytes"], 0);
     assert_eq!(machine.ipc_open(&visit.handles[1], 0).map_err(|error| error.code), Err(Code::INVALID_HANDLE));
-    assert_eq!(machine.ipc_open_event(&visit.handles[2]).map_err(|error| error.code), Err(Code::INVALID_HANDLE));
+    assert_eq!(machine.ipc_open_event(0, &visit.handles[2]).map_err(|error| error.code), Err(Code::INVALID_HANDLE));
     assert!(visit.environment.ledger().exists());
     Ok(())
 }

@@ -14,6 +14,7 @@ use sire_control::place::Place;
 
 use crate::arguments::Arguments;
 use crate::failure::Failure;
+use crate::output;
 
 /// No such process can be asked.
 pub const NOBODY: u8 = 3;
@@ -32,6 +33,8 @@ pub fn place() -> Result<Place, Failure> {
 
 /// `sire completions`.
 pub fn completions(shell: Shell) -> Result<ExitCode, Failure> {
-    clap_complete::generate(shell, &mut Arguments::command(), "sire", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "sire", &mut script);
+    output::text(&script);
     Ok(ExitCode::SUCCESS)
 }

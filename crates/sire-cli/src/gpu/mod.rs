@@ -1,7 +1,9 @@
-//! GPUs seen from outside a program: NVML's figures ([`nvml`]), and programs that are watched while they run ([`watched`]). Nothing here has a
-//! CUDA context, so that looking costs no memory of the device.
+//! GPUs seen from outside a program: NVML's figures ([`nvml`]), which of them is meant ([`visible`]), and programs that are watched while they run
+//! ([`watched`]), with what they have of a GPU ([`gauge`]). Nothing here has a CUDA context, so that looking costs no memory of the device.
 
+pub mod gauge;
 pub mod nvml;
+pub mod visible;
 pub mod watched;
 
 use std::ffi::OsString;

@@ -1,20 +1,24 @@
 //! A program that runs under our eyes: it gets the signals that we get, ends with us, and what it and its children have of a GPU is added up.
 //!
-//! It stays in our process group, and thereby in the foreground of a terminal. What the terminal sends (Ctrl-C) goes to the whole group, so that the
-//! program has it from there; only what was sent to us alone is passed on. The kernel says of each signal which of the two it is.
+//! It stays in our process group, and thereby in the foreground of a terminal, beside whatever else a pipe joins it with. What the terminal sends
+//! (Ctrl-C) goes to the whole group, so that the program has it from there; what was sent to us alone is passed on. Of what the terminal has sent the
+//! kernel says so. Of what a process has sent it does not say whether it was for us or for the group: `kill -INT -GROUP` reaches the program twice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::nvml::Gpu;
 use crate::failure::Failure;
 
 /// The program's number, for the handler of signals.
 static PROGRAM: AtomicI32 = AtomicI32::new(0);
+
+/// How long what is told to end may take, and how often it is looked at meanwhile.
+const KINDLY: Duration = Duration::from_secs(3);
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// What people and schedulers send.
 const PASSED_ON: [libc::c_int; 6] =
@@ -98,21 +102,73 @@ fn listen_for(signal: libc::c_int) {
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
 }
 
+/// From now on whoever loses his parent among our descendants is left to us, and not to the system: none of them gets out of sight.
+pub fn adopt_orphans() {
+    // SAFETY: takes plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+}
+
+/// Takes away orphans that have ended.
+fn bury_orphans(program: u32) {
+    loop {
+        // SAFETY: all zeros is a valid value of this plain C struct.
+        let mut ended: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: `waitid` writes the record that it is given, whose number is 0 where nobody has ended.
+        let pid = unsafe {
+            if libc::waitid(libc::P_ALL, 0, &raw mut ended, how) != 0 {
+                return;
+            }
+            ended.si_pid()
+        };
+        if pid == 0 || pid.cast_unsigned() == program {
+            return;
+        }
+        // SAFETY: takes plain numbers, and a null pointer where a status may be left out.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+    }
+}
+
 /// Waits for the end, calling `look` between; `look` says how long until the next time, and `None` ends the program.
-pub fn wait(child: &mut Child, mut look: impl FnMut(u32) -> Option<Duration>) -> Result<ExitStatus, Failure> {
+pub fn wait(child: &mut Child, mut look: impl FnMut() -> Option<Duration>) -> Result<ExitStatus, Failure> {
     let failed = |error| Failure::new(format!("could not wait for the program: {error}"));
     loop {
+        bury_orphans(child.id());
         if let Some(status) = child.try_wait().map_err(failed)? {
             return Ok(status);
         }
-        match look(child.id()) {
+        match look() {
             Some(pause) => std::thread::sleep(pause),
-            None => {
-                child.kill().map_err(failed)?;
-                return child.wait().map_err(failed);
-            }
+            None => return end(child).map_err(failed),
         }
     }
+}
+
+/// Ends the program and all that it has started: kindly first.
+fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
+    let mut told = HashSet::new();
+    tell_all(child, libc::SIGTERM, |pid| told.insert(pid))?;
+    tell_all(child, libc::SIGKILL, |_| true)?;
+    child.try_wait()?.ok_or_else(|| std::io::Error::other("it cannot be ended"))
+}
+
+/// Sends a signal to those of our descendants who are to hear it, also to those who come meanwhile, until there are none or patience is over.
+fn tell_all(child: &mut Child, signal: libc::c_int, mut hears: impl FnMut(u32) -> bool) -> std::io::Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < KINDLY {
+        bury_orphans(child.id());
+        child.try_wait()?;
+        let living = descendants();
+        if living.is_empty() {
+            break;
+        }
+        for pid in living.into_iter().filter(|pid| hears(*pid)) {
+            // SAFETY: takes plain numbers.
+            unsafe { libc::kill(pid.cast_signed(), signal) };
+        }
+        std::thread::sleep(GLANCE);
+    }
+    Ok(())
 }
 
 /// The exit code for a program's end, as shells have it.
@@ -121,30 +177,37 @@ pub fn exit_code(status: ExitStatus) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
-/// Bytes of the GPU that a process and its descendants have.
-pub fn used(gpu: &Gpu, root: u32) -> u64 {
-    let processes = gpu.processes();
-    if processes.is_empty() {
-        return 0;
-    }
-    let parents: HashMap<u32, u32> = processes.keys().filter_map(|pid| Some((*pid, parent(*pid)?))).collect();
-    let descends = |pid: u32| {
-        let mut at = Some(pid);
-        // No line of descent is longer; a number may be given anew while we look.
-        for _ in 0..64 {
-            match at {
-                Some(pid) if pid == root => return true,
-                Some(pid) => at = parents.get(&pid).copied().or_else(|| parent(pid)),
-                None => return false,
-            }
-        }
-        false
-    };
-    processes.iter().filter(|(pid, _)| descends(**pid)).map(|(_, used)| used).sum()
+/// Of these bytes by process, those that our descendants have.
+pub fn used(processes: &HashMap<u32, u64>) -> u64 {
+    processes.iter().filter(|(pid, _)| is_ours(**pid)).map(|(_, used)| used).sum()
 }
 
+/// Our descendants that have not ended.
+fn descendants() -> Vec<u32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = processes.filter_map(|each| each.ok()?.file_name().to_str()?.parse().ok());
+    numbers.filter(|pid| *pid != std::process::id() && is_ours(*pid)).collect()
+}
+
+/// Whether a process is this one, or descends from it, and has not ended.
+fn is_ours(pid: u32) -> bool {
+    let mut at = Some(pid);
+    // No line of descent is longer; a number may be given anew while we look.
+    for _ in 0..64 {
+        match at {
+            Some(pid) if pid == std::process::id() => return true,
+            Some(pid) => at = parent(pid),
+            None => return false,
+        }
+    }
+    false
+}
+
+/// Nobody's where it has ended, or is not to be seen.
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field, the name, may contain anything but its last parenthesis.
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().filter(|parent| *parent > 0)
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let has_ended = matches!(fields.next()?, "Z" | "X");
+    fields.next()?.parse().ok().filter(|parent| *parent > 0 && !has_ended)
 }

@@ -54,16 +54,35 @@ pub fn top(options: &TopOptions) -> Result<ExitCode, Failure> {
 }
 
 fn lines_of_json(place: &Place, interval: Duration, looks: Option<u64>) -> Result<ExitCode, Failure> {
-    let mut look = 0;
+    let (mut look, mut worked, mut said) = (0, false, None);
     loop {
         let began = Instant::now();
-        output::line(&serde_json::to_string(&View::look(place, PATIENCE)?).unwrap_or_default());
+        match View::look(place, PATIENCE) {
+            Ok(view) => {
+                output::line(&serde_json::to_string(&view).unwrap_or_default());
+                (worked, said) = (true, None);
+            }
+            Err(failure) if worked => say_once(&mut said, in_short(&failure)),
+            Err(failure) => return Err(failure),
+        }
         look += 1;
         if looks.is_some_and(|looks| look >= looks) {
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(interval.saturating_sub(began.elapsed()));
     }
+}
+
+fn say_once(said: &mut Option<String>, why: String) {
+    if said.as_ref() != Some(&why) {
+        output::progress(&format!("nothing new is seen: {why}"));
+        *said = Some(why);
+    }
+}
+
+/// Without advice.
+fn in_short(failure: &Failure) -> String {
+    failure.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Ends when nobody listens any more.
@@ -88,8 +107,12 @@ fn run(
     loop {
         for each in news.try_iter() {
             match each {
-                News::Seen(view) => {
-                    screen.see(view?);
+                News::Seen(Err(failure)) if !screen.has_seen() => return Err(failure),
+                News::Seen(look) => {
+                    match look {
+                        Ok(view) => screen.see(view),
+                        Err(failure) => screen.see_nothing(in_short(&failure)),
+                    }
                     seen += 1;
                 }
                 News::Said(text) => screen.say(text),
@@ -135,7 +158,7 @@ fn ask(screen: &mut Screen, news: &Sender<News>, what: &'static str, verb: impl 
     std::thread::spawn(move || {
         let said = match act::ask(name.into(), verb, TIMEOUT) {
             Ok(_) => format!("{what} {whom}: done"),
-            Err(failure) => failure.to_string().lines().next().unwrap_or_default().to_owned(),
+            Err(failure) => in_short(&failure),
         };
         // The screen may be gone.
         let _ = news.send(News::Said(said));

@@ -25,6 +25,10 @@ pub struct Screen {
     name: Option<Name>,
     tag: Option<String>,
     said: String,
+    /// Whether any look has worked.
+    has_seen: bool,
+    /// Why the last one has not.
+    trouble: Option<String>,
 }
 
 impl Screen {
@@ -32,10 +36,21 @@ impl Screen {
     pub fn see(&mut self, view: View) {
         self.rates = rates(&self.view, &view);
         self.view = view;
+        (self.has_seen, self.trouble) = (true, None);
         if self.process().is_none() {
             self.name = self.view.processes.first().map(|process| process.name);
             self.tag = None;
         }
+    }
+
+    /// A look that failed: what was seen last stays, and the next one may do better.
+    pub fn see_nothing(&mut self, why: String) {
+        self.trouble = Some(why);
+    }
+
+    /// Whether there is anything to show.
+    pub fn has_seen(&self) -> bool {
+        self.has_seen
     }
 
     /// A sentence for the last line.
@@ -87,6 +102,8 @@ impl Screen {
 
     fn lines(&self, width: usize) -> Vec<Line<'static>> {
         let mut lines = vec![title(&self.view)];
+        let trouble = self.trouble.as_ref().map(|why| Line::from(cut(&format!("nothing new is seen: {why}"), width)));
+        lines.extend(trouble.map(|line| line.style(Style::new().fg(Color::Red))));
         lines.extend(self.view.devices.iter().map(|gpu| device(gpu, width)));
         lines.push(heading(&process_columns(width)));
         lines.extend(self.view.processes.iter().map(|process| self.process_line(process, width)));

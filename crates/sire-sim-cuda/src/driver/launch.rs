@@ -1,10 +1,9 @@
 //! Modules and launches. A `CUfunction` is the host function's address of a kernel that the runtime registered, or the one kernel that
 //! the device knows as PTX: Sire's own, which hashes pages. Other modules are refused by name, linking and tensor maps are stubs.
 
-use super::stream_of;
 use crate::abi::Handle;
 use crate::boundary::{Out, Text, export};
-use crate::runtime::launch;
+use crate::runtime::{launch, launch_stream};
 use crate::state;
 use sire_sim::{Code, Machine, Result};
 use std::ffi::{CStr, c_char, c_uint, c_void};
@@ -43,7 +42,7 @@ fn launch_hash(machine: &Machine, arguments: *mut *mut c_void, stream: Handle) -
     }
     // SAFETY: whoever launches this kernel passes the addresses of its four 64-bit arguments.
     let [src, len, page, out] = unsafe { arguments.cast::<[*const u64; 4]>().read().map(|argument| argument.read()) };
-    let stream = stream_of(machine, stream)?;
+    let stream = launch_stream(machine, stream)?;
     // SAFETY: a kernel is given device memory; host memory here would be the program's error on a GPU as well.
     unsafe { machine.hash(stream, src, len, page, out) }
 }

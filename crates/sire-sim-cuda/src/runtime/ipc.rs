@@ -57,7 +57,9 @@ pub fn event_handle(machine: &Machine, out: Out<IpcHandle>, event: Handle) -> Re
 /// Another process's event.
 pub fn open_event(machine: &Machine, out: Out<Handle>, handle: &IpcHandle) -> Result<()> {
     let out = out.required()?;
-    let opened = machine.ipc_open_event(&handle.bytes).inspect_err(|error| explain("cudaIpcOpenEventHandle", error))?;
+    let current = state::current_device(machine);
+    let opened =
+        machine.ipc_open_event(current, &handle.bytes).inspect_err(|error| explain("cudaIpcOpenEventHandle", error))?;
     out.set(opened.0 as Handle)
 }
 

@@ -4,7 +4,7 @@ use super::memory::stream_of;
 use crate::abi::{Dim3, FuncAttributes, Handle, LaunchConfig};
 use crate::boundary::{In, Out, contain, export};
 use crate::{kernels, state};
-use sire_sim::{Code, Machine, Result};
+use sire_sim::{Code, Machine, Result, StreamId};
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
@@ -99,10 +99,21 @@ fn registered(function: *const c_void) -> Result<String> {
     kernels::name_of(function).ok_or_else(|| Code(98).because(format!("{function:?} is not a registered kernel")))
 }
 
+/// The stream of a launch: of the thread's device, as CUDA wants it of kernels, though not of copies.
+pub fn launch_stream(machine: &Machine, stream: Handle) -> Result<StreamId> {
+    let (stream, current) = (stream_of(machine, stream)?, state::current_device(machine));
+    let device = machine.stream_device(stream)?;
+    if device != current {
+        let message = format!("a kernel for device {current} on a stream of device {device}");
+        return Err(Code::INVALID_HANDLE.because(message));
+    }
+    Ok(stream)
+}
+
 /// Queues the kernel, or refuses it by name.
 pub fn launch(machine: &Machine, function: *const c_void, arguments: *mut *mut c_void, stream: Handle) -> Result<()> {
     let name = registered(function)?;
-    let stream = stream_of(machine, stream)?;
+    let stream = launch_stream(machine, stream)?;
     machine.check_alive(machine.stream_device(stream)?)?;
     // SAFETY: the program launches this kernel with these arguments.
     match unsafe { kernels::recognise(&name, arguments) } {

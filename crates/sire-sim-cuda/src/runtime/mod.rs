@@ -17,7 +17,7 @@ mod symbol;
 pub use copy::{advise, of_device, prefetch};
 pub use event::{create as create_event, query as query_event};
 pub use graph::{CaptureOutputs, describe_capture, exchange_mode, mode_of};
-pub use kernel::launch;
+pub use kernel::{launch, launch_stream};
 pub use memory::host_info;
 pub use pool::{free_block, note_block};
 pub use stream::{create as create_stream, host_function, own_stream};

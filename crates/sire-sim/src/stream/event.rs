@@ -90,10 +90,11 @@ impl Machine {
     /// Moves the event behind what the stream holds now.
     ///
     /// # Errors
-    /// `INVALID_HANDLE`; capture prohibitions; the device's sticky error.
+    /// `INVALID_HANDLE`, also if they are of different devices; capture prohibitions; the device's sticky error.
     pub fn event_record(&self, event: EventId, stream: StreamId) -> Result<()> {
         let target = self.live_stream(stream)?;
         self.recorded(event)?;
+        same_device("recording an event", self.event_device(event)?, target.device)?;
         if let Some(shared) = self.shared_event(event)? {
             return self.record_shared(shared, stream);
         }
@@ -171,9 +172,10 @@ impl Machine {
     /// Milliseconds from one event to another: virtual ones with a profile.
     ///
     /// # Errors
-    /// `INVALID_HANDLE` if one was never recorded or has no timing; `NOT_READY` if one has not passed.
+    /// `INVALID_HANDLE` if one was never recorded or has no timing, or they are of different devices; `NOT_READY` if one has not passed.
     pub fn event_elapsed(&self, start: EventId, end: EventId) -> Result<f32> {
         let (first, second) = (self.stamp(start)?, self.stamp(end)?);
+        same_device("the time between events", self.event_device(start)?, self.event_device(end)?)?;
         if let (Some(first), Some(second)) = (self.virtual_stamp(start)?, self.virtual_stamp(end)?) {
             return Ok(((second - first) * 1e3) as f32);
         }
@@ -204,6 +206,13 @@ impl Machine {
             _ => Err(Code::INVALID_HANDLE.because("the event was never recorded, or was made without timing")),
         }
     }
+}
+
+fn same_device(what: &str, event: u32, other: u32) -> Result<()> {
+    if event == other {
+        return Ok(());
+    }
+    Err(Code::INVALID_HANDLE.because(format!("{what}: one is of device {event}, the other of device {other}")))
 }
 
 fn no_event(event: EventId) -> crate::error::SimError {
