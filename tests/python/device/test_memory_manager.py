@@ -541,10 +541,44 @@ with MemoryManager() as manager, torch.no_grad():
 """
 
 
-def test_a_module_that_is_sent_to_another_device_comes_there() -> None:
+def with_two_devices(program: str) -> list[str]:
+    """What the program printed."""
     environment = os.environ | {"SIRE_SIM_DEVICES": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"cuda:{index} True True" for index in (0, 1, 0)]
+    return done.stdout.splitlines()
+
+
+def test_a_module_that_is_sent_to_another_device_comes_there() -> None:
+    assert with_two_devices(TWO_DEVICES) == [f"cuda:{index} True True" for index in (0, 1, 0)]
+
+
+LOOKS = """
+import torch
+from sire.memory import MemoryMonitor
+
+def look():
+    print(sorted(monitor.look().gpus), torch._C._cuda_hasPrimaryContext(1))
+
+monitor = MemoryMonitor()
+torch.cuda.init()
+look()
+first = torch.ones(8, device="cuda:0")
+look()
+second = torch.ones(8, device="cuda:1")
+look()
+read = torch.cuda.mem_get_info
+def fails(device):
+    if device == 0:
+        raise RuntimeError("CUDA error: out of memory")
+    return read(device)
+torch.cuda.mem_get_info = fails
+look()
+"""
+
+
+def test_a_look_touches_no_device_that_nobody_uses_and_one_that_fails_hides_no_other() -> None:
+    """Each look gave every process a context on every device, hundreds of MB, and a full one ended all looks."""
+    assert with_two_devices(LOOKS) == ["[0] False", "[0] False", "[0, 1] True", "[1] True"]
