@@ -543,7 +543,7 @@ with MemoryManager() as manager, torch.no_grad():
 
 def with_two_devices(program: str) -> list[str]:
     """What the program printed."""
-    environment = os.environ | {"SIRE_SIM_DEVICES": "2"}
+    environment = os.environ | {"SIRE_SIM_DEVICES": "2", "SIRE_SIM_MEMORY": "64MiB"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -633,6 +633,34 @@ def test_a_lease_that_is_not_given_holds_nothing(monkeypatch: pytest.MonkeyPatch
             layer(torch.ones(1, 8, device="cuda"))
         assert unit.leases == 0
         monkeypatch.undo()
+
+
+ON_BOTH = """
+import torch
+from sire.memory import MemoryManager
+
+layers = [torch.nn.Linear(2560, 4096) for _ in range(2)]
+expected = [layer.weight[0].clone() for layer in layers]
+with MemoryManager() as manager:
+    for index, layer in enumerate(layers):
+        manager.wrap_module(layer).to(f"cuda:{index}")
+for layer, row in zip(layers, expected):
+    print(layer.weight.device, torch.equal(layer.weight[0].cpu(), row))
+"""
+
+
+def test_at_the_end_a_model_over_two_devices_is_on_both() -> None:
+    """It ended on the CPU: what both devices were to hold was asked of each."""
+    assert with_two_devices(ON_BOTH) == ["cuda:0 True", "cuda:1 True"]
+
+
+def test_a_name_that_is_made_is_nobodys() -> None:
+    layers = [nn.Linear(8, 8) for _ in range(4)]
+    with MemoryManager() as manager:
+        for layer, name in zip(layers, ("x-1", "x-2", "x", "x"), strict=True):
+            manager.wrap_module(layer, name)
+        assert sorted(manager.get_memory_summary()["modules"]) == ["x", "x-1", "x-2", "x-3"]
+        assert len(manager.residency.listed()) == len(layers)
 
 
 LOOKS = """
