@@ -22,6 +22,7 @@ from . import _hooks, _interrupt, _library, _torch, _workspaces, control
 from ._errors import BusyError, InvalidArgumentError, ReservationTimeoutError, UnsupportedError
 from ._regions import make_policy
 from ._tags import encode_tag
+from ._threads import starting
 
 DEFAULT_QUANTUM = 30.0
 _TAG = "time-slice"
@@ -210,7 +211,9 @@ def _hold_everything(torch: Any) -> None:
 def _process_region(library: _library.Library) -> int | None:
     """The region of threads that are in none. The calling one may be inside another, or of `sire.disable`."""
     with ThreadPoolExecutor(1, "sire-time-slice") as fresh:
-        return fresh.submit(library.region_current).result()
+        with starting():
+            region = fresh.submit(library.region_current)
+        return region.result()
 
 
 def _refuse_strays(torch: Any, library: _library.Library) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 from . import _blocks, _callbacks, _hooks, _library, _torch
 from ._errors import SireError
 from ._flags import flag
+from ._threads import starting
 
 __all__ = ["Control", "close", "leave", "open", "safe_point"]
 
@@ -103,7 +104,9 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
         try:
             if _opened == 1:
                 _openings += 1
-                threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True).start()
+                thread = threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True)
+                with starting():
+                    thread.start()
             if step_hook:
                 _hook_wanted.add("socket")
             torch_is_there()

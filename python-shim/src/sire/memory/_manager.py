@@ -112,9 +112,10 @@ class MemoryManager:
 
     def start(self) -> None:
         """Begins to look at memory now and then, and to act on it. Repeating it is harmless."""
-        if self._started is None:
-            self._started, self._spent_before = time.monotonic(), self.monitor.seconds_spent
+        spent = self.monitor.seconds_spent
         self.monitor.start_monitoring(self._act)
+        if self._started is None:
+            self._started, self._spent_before = time.monotonic(), spent
 
     def stop(self) -> None:
         """Ends that; modules stay wrapped and are brought when they are called. Repeating it is harmless."""
@@ -361,7 +362,11 @@ def auto_manage_model(
     """A manager that looks at memory already and has wrapped the model's layers (default ``[nn.Linear]``)."""
     manager = MemoryManager(config)
     manager.wrap_model(model, layer_types)
-    manager.start()
+    try:
+        manager.start()
+    except BaseException:
+        manager.cleanup()
+        raise
     return manager
 
 
