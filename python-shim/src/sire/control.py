@@ -57,7 +57,7 @@ _here = threading.local()
 _uses: dict[int, int] = {}
 # Garbage may be collected by a thread that has it.
 _counting = threading.RLock()
-"""Of a thread: `uses` of managed objects, and whether it is a `member` by safe points of its own."""
+"""Of a thread: `uses` of managed objects, whether it is a `member` by safe points of its own, and `in_callbacks`."""
 
 
 class Control:
@@ -221,6 +221,7 @@ def _pass() -> None:
 
 def told(what: int, tag: str | None) -> bool:
     """Callbacks of `sire.before_pause` and `sire.after_resume`; whether none of them failed."""
+    was_inside, _here.in_callbacks = in_callbacks(), True
     try:
         if what == _BEFORE_PAUSE:
             _callbacks.leaving(tag)
@@ -229,7 +230,14 @@ def told(what: int, tag: str | None) -> bool:
     except Exception as error:
         log.warning("a callback failed at a safe point: %r", error)
         return False
+    finally:
+        _here.in_callbacks = was_inside
     return True
+
+
+def in_callbacks() -> bool:
+    """Whether the calling thread is in a callback of what is done at a safe point, and so keeps that from its end."""
+    return getattr(_here, "in_callbacks", False)
 
 
 def _give_up(library: _library.Library, blocks: _blocks.BlockMap | None, interruption: BaseException) -> None:
