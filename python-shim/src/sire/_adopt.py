@@ -17,6 +17,7 @@ Without a device or without the library (``device=None``), everything works and 
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 from . import _library, _owners, _requests, _subclasses, _tensors
 from ._arrivals import Arrival, copy_stream
-from ._errors import InvalidArgumentError
+from ._errors import BusyError, InvalidArgumentError
 from ._files import Path
 from ._moving import Moving
 from ._packing import Terms, pack
@@ -385,6 +386,7 @@ class Adopted(Moving):
                 shown.slots = each.slots
             if id(each.tensor) not in wrapped and (shown is None or not shown.is_ours()) and each.tensor.numel():
                 strangers.append(each)
+        _refuse_hollow(self._torch, strangers)
         if self._loaded and (known or strangers):
             self._wake()  # what moves is read
         gone = self._part_with(known) | {id(each.tensor) for each in strangers}
@@ -476,6 +478,17 @@ class Adopted(Moving):
     def _require_adopted(self, doing: str) -> None:
         if self._released:
             raise InvalidArgumentError(f"cannot {doing} {self._tag!r}: it was released; adopt the module again")
+
+
+def _refuse_hollow(torch: Any, strangers: list[Found]) -> None:
+    """What is hung in shows what it has: tensors of a unit that is on the disk show what stands in for them."""
+    holding: Any = sys.modules.get("sire._units.holding")
+    for each in strangers if holding is not None else ():
+        if _tensors.is_plain(torch, each.tensor) and holding.is_hollow(each.tensor):
+            raise BusyError(
+                f"a tensor of shape {list(each.tensor.shape)} was hung into an adopted module while it is on the disk "
+                "(sire.memory, sire.slyce): load its own module first (load_all), and repeat the call"
+            )
 
 
 def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from . import _hooks, _interrupt, _library, _torch, _workspaces, control
 from ._errors import BusyError, InvalidArgumentError, ReservationTimeoutError, UnsupportedError
 from ._regions import make_policy
 from ._tags import encode_tag
+from ._threads import starting
 
 DEFAULT_QUANTUM = 30.0
 _TAG = "time-slice"
@@ -87,6 +89,7 @@ def _encode(group: object) -> bytes:
 
 
 _lock = threading.RLock()
+"""Held while turns begin or end, which may have to wait for a pause or resume at a safe point: see `_alone`."""
 _depth = 0
 _pid = 0
 _place: tuple[int, str] = (0, "")
@@ -97,7 +100,7 @@ def _enter(device: object, quantum: float, group: str, seconds: float) -> None:
     global _depth, _pid, _place
     torch = _torch.ready_torch()
     index = 0 if torch is None else _torch.device_index(torch, device)
-    with _lock:
+    with _alone():
         if _depth and _pid == os.getpid():
             if _place != (index, group):
                 raise InvalidArgumentError(
@@ -121,6 +124,23 @@ def _enter(device: object, quantum: float, group: str, seconds: float) -> None:
         _depth, _pid, _place = 1, os.getpid(), (index, group)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No other thread begins or ends turns. In a callback, which what the other one waits for may wait for, this one
+    does not wait.
+    """
+    if not _lock.acquire(blocking=not control.in_callbacks()):
+        raise BusyError(
+            "another thread is just beginning or ending time slices, which may wait for the pause or resume at a safe "
+            "point that this callback (sire.before_pause, sire.after_resume) belongs to; enter or leave them after "
+            "the safe point"
+        )
+    try:
+        yield
+    finally:
+        _lock.release()
+
+
 def _wait_for_first(index: int, quantum: float, group: bytes, seconds: float) -> None:
     library = _library.load()
     try:
@@ -135,9 +155,9 @@ def _wait_for_first(index: int, quantum: float, group: bytes, seconds: float) ->
 
 def _leave() -> None:
     global _depth
-    with _lock:
-        if _pid != os.getpid():
-            # A forked child has no turns; its parent goes on.
+    with _alone():
+        if _pid != os.getpid() or not _depth:
+            # A forked child has no turns, its parent goes on; and who is not inside cannot leave.
             return
         _depth -= 1
         if _depth:
@@ -210,7 +230,9 @@ def _hold_everything(torch: Any) -> None:
 def _process_region(library: _library.Library) -> int | None:
     """The region of threads that are in none. The calling one may be inside another, or of `sire.disable`."""
     with ThreadPoolExecutor(1, "sire-time-slice") as fresh:
-        return fresh.submit(library.region_current).result()
+        with starting():
+            region = fresh.submit(library.region_current)
+        return region.result()
 
 
 def _refuse_strays(torch: Any, library: _library.Library) -> None:

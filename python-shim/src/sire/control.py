@@ -28,6 +28,7 @@ from typing import Any
 from . import _blocks, _callbacks, _hooks, _library, _torch
 from ._errors import SireError
 from ._flags import flag
+from ._threads import starting
 
 __all__ = ["Control", "close", "leave", "open", "safe_point"]
 
@@ -56,7 +57,7 @@ _here = threading.local()
 _uses: dict[int, int] = {}
 # Garbage may be collected by a thread that has it.
 _counting = threading.RLock()
-"""Of a thread: `uses` of managed objects, and whether it is a `member` by safe points of its own."""
+"""Of a thread: `uses` of managed objects, whether it is a `member` by safe points of its own, and `in_callbacks`."""
 
 
 class Control:
@@ -103,7 +104,9 @@ def open(*, step_hook: bool = True) -> Control:  # noqa: A001
         try:
             if _opened == 1:
                 _openings += 1
-                threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True).start()
+                thread = threading.Thread(target=_publish, args=(library, _openings), name="sire-control", daemon=True)
+                with starting():
+                    thread.start()
             if step_hook:
                 _hook_wanted.add("socket")
             torch_is_there()
@@ -218,6 +221,7 @@ def _pass() -> None:
 
 def told(what: int, tag: str | None) -> bool:
     """Callbacks of `sire.before_pause` and `sire.after_resume`; whether none of them failed."""
+    was_inside, _here.in_callbacks = in_callbacks(), True
     try:
         if what == _BEFORE_PAUSE:
             _callbacks.leaving(tag)
@@ -226,7 +230,14 @@ def told(what: int, tag: str | None) -> bool:
     except Exception as error:
         log.warning("a callback failed at a safe point: %r", error)
         return False
+    finally:
+        _here.in_callbacks = was_inside
     return True
+
+
+def in_callbacks() -> bool:
+    """Whether the calling thread is in a callback of what is done at a safe point, and so keeps that from its end."""
+    return getattr(_here, "in_callbacks", False)
 
 
 def _give_up(library: _library.Library, blocks: _blocks.BlockMap | None, interruption: BaseException) -> None:

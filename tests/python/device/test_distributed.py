@@ -215,7 +215,51 @@ def test_keys_of_earlier_calls_do_not_stay_in_the_store() -> None:
         for name in ("called", "prepared", "committed"):
             assert together(now, name) == [None, None]
         sizes.append(store.num_keys())
-    assert set(sizes) == {3 * 3}, sizes
+    # Besides, one that counts each rank's series, and one that says that the first has begun.
+    assert set(sizes) == {3 * 3 + 3}, sizes
+
+
+def begun_anew(base: Any) -> Any:
+    """The store of the next process group: another object, the same prefix, and the keys of the one before."""
+    return dist.PrefixStore("default_pg", base)
+
+
+def test_a_process_group_that_begins_anew_over_a_store_finds_no_votes_of_the_one_before() -> None:
+    base = dist.HashStore()
+    first = ballots(60, begun_anew(base))
+    for name in ("called", "prepared", "committed"):
+        assert together(first, name) == [None, None]
+    alone, _absent = ballots(0.2, begun_anew(base))
+    verdict = alone.round("called", "pause('a')", None)
+    assert verdict is not None, "nobody else has called"
+    assert (verdict.rank, verdict.reason) == (1, "it did not answer within 0.2 seconds; is it alive?")
+    failure = Failure(0, "no room", 3)
+    voted = ballots(60, begun_anew(base))
+    assert together(voted, "called") == [None, None]
+    assert together(voted, "prepared", [failure, None]) == [failure, failure], "its verdict is not the one before's"
+
+
+def test_a_rank_that_has_missed_a_process_group_fails_and_then_follows_the_others() -> None:
+    base = dist.HashStore()
+    before, after, its = (begun_anew(base) for _ in range(3))
+    missed = Ballot(Members(before, "two", 0, 2), 0.1).round("called", "pause('a')", None)
+    assert missed is not None
+    # It cannot know that this is over: its call is the one that the other waited for.
+    behind = Ballot(Members(its, "two", 1, 2), 0.1)
+    assert behind.round("called", "pause('a')", None) == missed
+    ahead = Ballot(Members(after, "two", 0, 2), 60)
+    behind = Ballot(Members(its, "two", 1, 2), 60)
+    for name in ("called", "prepared", "committed"):
+        assert together([ahead, behind], name) == [None, None]
+
+
+def test_a_rank_whose_store_object_is_new_is_followed_by_the_others() -> None:
+    base = dist.HashStore()
+    stays = begun_anew(base)
+    for new in (stays, begun_anew(base), begun_anew(base)):
+        now = [Ballot(Members(new, "two", 0, 2), 60), Ballot(Members(stays, "two", 1, 2), 60)]
+        for name in ("called", "prepared", "committed"):
+            assert together(now, name) == [None, None]
 
 
 @pytest.mark.parametrize(("at", "state"), [("called", "resident"), ("prepared", "resident"), ("committed", "paused")])

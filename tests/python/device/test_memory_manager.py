@@ -541,10 +541,152 @@ with MemoryManager() as manager, torch.no_grad():
 """
 
 
-def test_a_module_that_is_sent_to_another_device_comes_there() -> None:
-    environment = os.environ | {"SIRE_SIM_DEVICES": "2"}
+def with_two_devices(program: str) -> list[str]:
+    """What the program printed."""
+    environment = os.environ | {"SIRE_SIM_DEVICES": "2", "SIRE_SIM_MEMORY": "64MiB"}
     done = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"cuda:{index} True True" for index in (0, 1, 0)]
+    return done.stdout.splitlines()
+
+
+def test_a_module_that_is_sent_to_another_device_comes_there() -> None:
+    assert with_two_devices(TWO_DEVICES) == [f"cuda:{index} True True" for index in (0, 1, 0)]
+
+
+AT_THE_END = """
+import atexit, threading, time, torch
+from sire.memory import MemoryConfig, MemoryManager
+
+model = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(8)]).to("cuda")
+manager = MemoryManager(MemoryConfig(vram_cap_gb=0.012))
+manager.wrap_model(model)
+x = torch.ones(1, 1024, device="cuda")
+
+def forward():
+    with torch.no_grad():
+        model(x)
+
+def work():
+    threading.main_thread().join()
+    time.sleep(0.2)
+    forward()
+    print("forward")
+
+def save():
+    forward()
+    print(all(torch.equal(value.cpu(), kept[key]) for key, value in model.state_dict().items()))
+    units = manager.residency.listed()
+    print([unit.leases for unit in units if unit.leases], manager.residency._coming)
+    manager.cleanup()
+    print("over")
+
+kept = {key: value.cpu() for key, value in model.state_dict().items()}
+forward()
+forward()
+manager.residency.settle()
+assert manager.residency.counts["prefetches"]
+atexit.register(save)
+threading.Thread(target=work).start()
+"""
+
+
+def test_when_the_interpreter_ends_layers_still_come_and_can_be_saved() -> None:
+    """No new work was taken then: what would only have come early raised in the forward, and kept the layer leased."""
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["forward", "True", "[] set()", "over"], done.stderr
+
+
+def test_without_another_thread_layers_come_when_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = stack(4), torch.randn(2, WIDTH, device="cuda")
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with torch.no_grad(), MemoryManager(MemoryConfig(vram_cap_gb=0.008)) as manager:
+        expected = model(x.cpu())
+        manager.wrap_model(model)
+        model.to("cuda")
+        with monkeypatch.context() as crowded:
+            crowded.setattr(threading.Thread, "start", refuse)
+            for _ in range(2):
+                assert same(model(x).cpu(), expected)
+            assert set(model.state_dict()) == set(stack(4).state_dict())
+            assert not manager.residency._coming
+        assert manager.residency.counts["prefetches"] == 0
+        model(x)
+        manager.residency.settle()
+        assert manager.residency.counts["prefetches"] > 0
+
+
+def test_a_lease_that_is_not_given_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_device: torch.device) -> None:
+        raise KeyboardInterrupt
+
+    with MemoryManager() as manager:
+        layer = manager.wrap_module(nn.Linear(8, 8)).to("cuda")
+        (unit,) = manager.residency.listed()
+        monkeypatch.setattr(manager.residency, "_expect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layer(torch.ones(1, 8, device="cuda"))
+        assert unit.leases == 0
+        monkeypatch.undo()
+
+
+ON_BOTH = """
+import torch
+from sire.memory import MemoryManager
+
+layers = [torch.nn.Linear(2560, 4096) for _ in range(2)]
+expected = [layer.weight[0].clone() for layer in layers]
+with MemoryManager() as manager:
+    for index, layer in enumerate(layers):
+        manager.wrap_module(layer).to(f"cuda:{index}")
+for layer, row in zip(layers, expected):
+    print(layer.weight.device, torch.equal(layer.weight[0].cpu(), row))
+"""
+
+
+def test_at_the_end_a_model_over_two_devices_is_on_both() -> None:
+    """It ended on the CPU: what both devices were to hold was asked of each."""
+    assert with_two_devices(ON_BOTH) == ["cuda:0 True", "cuda:1 True"]
+
+
+def test_a_name_that_is_made_is_nobodys() -> None:
+    layers = [nn.Linear(8, 8) for _ in range(4)]
+    with MemoryManager() as manager:
+        for layer, name in zip(layers, ("x-1", "x-2", "x", "x"), strict=True):
+            manager.wrap_module(layer, name)
+        assert sorted(manager.get_memory_summary()["modules"]) == ["x", "x-1", "x-2", "x-3"]
+        assert len(manager.residency.listed()) == len(layers)
+
+
+LOOKS = """
+import torch
+from sire.memory import MemoryMonitor
+
+def look():
+    print(sorted(monitor.look().gpus), torch._C._cuda_hasPrimaryContext(1))
+
+monitor = MemoryMonitor()
+torch.cuda.init()
+look()
+first = torch.ones(8, device="cuda:0")
+look()
+second = torch.ones(8, device="cuda:1")
+look()
+read = torch.cuda.mem_get_info
+def fails(device):
+    if device == 0:
+        raise RuntimeError("CUDA error: out of memory")
+    return read(device)
+torch.cuda.mem_get_info = fails
+look()
+"""
+
+
+def test_a_look_touches_no_device_that_nobody_uses_and_one_that_fails_hides_no_other() -> None:
+    """Each look gave every process a context on every device, hundreds of MB, and a full one ended all looks."""
+    assert with_two_devices(LOOKS) == ["[0] False", "[0] False", "[0, 1] True", "[1] True"]

@@ -288,6 +288,42 @@ def test_state_is_saved_and_loaded_also_before_slices_are_made(tmp_path: Path) -
         model.load_state_dict({"three": {}})
 
 
+def test_state_of_slices_that_are_not_made_yet_is_saved_again() -> None:
+    """`state_dict` had the slices that were made through the model: whoever loaded and saved lost the others."""
+    slices = [{"name": name, "constructor": nn.Linear, "config": (4, 4)} for name in ("one", "two", "three")]
+    first = SlyceModel(slices, log_to_console=False).construct_all()
+    between, last = (SlyceModel(slices, log_to_console=False) for _ in range(2))
+    between.load_state_dict(first.state_dict())
+    between.manager.made("one")
+    between.slice("two")
+    saved = nn.ModuleDict({"model": between}).state_dict(prefix="the.")
+    assert saved.keys() == {f"the.model.{key}" for key in first.state_dict()}
+    found = last.load_state_dict({key.removeprefix("the.model."): value for key, value in saved.items()})
+    assert str(found) == "<All keys matched successfully>"
+    for key, value in first.state_dict().items():
+        assert torch.equal(last.construct_all().state_dict()[key], value)
+
+
+def test_slices_without_any_state_are_missing_in_a_flat_one_and_may_be_in_one_by_slices() -> None:
+    slices = [
+        {"name": "one", "constructor": nn.Linear, "config": (4, 4)},
+        {"name": "two", "constructor": nn.Linear, "config": (4, 4)},
+        {"name": "plain", "constructor": nn.Tanh},
+    ]
+    model = SlyceModel(slices, log_to_console=False)
+    model.slice("one")
+    model.slice("plain")
+    state = model.state_dict()
+    other = SlyceModel(slices, log_to_console=False)
+    other.slice("plain")
+    assert other.load_state_dict(state).missing_keys == ["slices.two"]
+    other.slice("two")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict(state)
+    assert set(other.load_state_dict(state, strict=False).missing_keys) == {"slices.two.weight", "slices.two.bias"}
+    assert other.load_state_dict(model.slice_states()).missing_keys == []
+
+
 def test_state_for_a_slice_that_is_not_made_yet_is_what_it_was_when_it_was_loaded() -> None:
     """The tensors were the caller's: training went on in them, and the snapshot with it. ``strict`` was forgotten."""
     slices = [{"name": "one", "constructor": nn.Linear, "config": (2, 2)}]

@@ -332,6 +332,65 @@ def test_who_leaves_and_enters_again_in_its_turn_has_it_for_as_long_as_before() 
 
 
 @pytest.mark.usefixtures("heard")
+def test_who_leaves_once_too_often_still_takes_its_next_turn() -> None:
+    """It was counted as less than nobody inside, and the next one to enter had no turn."""
+    turns = sire.time_slice(group="too often")
+    with turns:
+        pass
+    turns.__exit__(None, None, None)
+    with turns:
+        assert turns.figures["state"] == "resident"
+    assert turns.figures == {}
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_callback_waits_for_nobody_who_ends_the_turns(start: Start, leaves: bool) -> None:
+    """Who ends them waits for the pause that is being made, which waits for its callback, which waited for ever."""
+    turns, inside, over = sire.time_slice(quantum=0.05), threading.Event(), threading.Event()
+    refused: list[str] = []
+
+    def callback(_tag: str | None) -> None:
+        inside.set()
+        time.sleep(0.5 if leaves else 0)  # until the other thread waits
+        for call in (turns.__enter__, lambda: turns.__exit__(None, None, None)):
+            try:
+                call()
+            except sire.BusyError as error:
+                refused.append(str(error))
+
+    def train() -> None:
+        while not over.is_set():
+            sire.safe_point()
+            time.sleep(0.01)
+
+    def leave() -> None:
+        assert inside.wait(60)
+        if not leaves:
+            time.sleep(1)  # until the callback is done
+        turns.__exit__(None, None, None)
+        over.set()
+
+    turns.__enter__()
+    held = torch.full((1 << 20,), 7.0, device="cuda")
+    registered = sire.before_pause(callback)
+    threads = [threading.Thread(target=each, daemon=True) for each in (train, leave)]
+    for each in threads:
+        each.start()
+    [waits] = ready(start("holds", 2))
+    waits.say()
+    for each in threads:
+        each.join(60)
+        assert not each.is_alive(), "it waits for ever"
+    registered.remove()
+    assert len(refused) == (2 if leaves else 0)
+    assert all("another thread is just beginning or ending time slices" in each for each in refused)
+    sire.resume()
+    assert bool((held == 7).all())
+    assert sire.stats()["time_slice"] is None
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_time_slice_inside_a_region_holds_what_is_outside_of_all(tag: str) -> None:
     """The region of the thread that enters is its own: what others allocated stayed on the device in others' turns."""
     made: list[torch.Tensor] = []

@@ -10,6 +10,9 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -266,21 +269,26 @@ def test_two_threads_do_not_both_get_the_last_of_the_disk(tmp_path: Path) -> Non
     assert store.used == 1000
 
 
-def test_a_directory_that_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_directory_that_a_killed_process_left_is_swept(
+    is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the system's temporary directory, where files are unless one is named, nothing was ever swept."""
     code = (
-        "import os, signal, sys, torch; from sire._units.disk import DiskStore; s = DiskStore(sys.argv[1]);"
+        "import os, signal, sys, torch; from sire._units.disk import DiskStore; s = DiskStore(*sys.argv[1:]);"
         "s.write([torch.ones(9)]); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=300)
-    (left,) = tmp_path.iterdir()
+    parent = tmp_path if is_named else None
+    named = [] if parent is None else [str(parent)]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    subprocess.run([sys.executable, "-c", code, *named], check=False, timeout=300)
+    (left,) = tmp_path.glob("sire-units-*")
     os.utime(left, (0, 0))
-    alive = DiskStore(tmp_path)
+    alive = DiskStore(parent)
     alive.write([torch.ones(9)])
     assert not left.exists()
-    DiskStore(tmp_path).write([torch.ones(9)])
+    DiskStore(parent).write([torch.ones(9)])
     assert alive.directory.exists(), "what a living process has stays"
 
 

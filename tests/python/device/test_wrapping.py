@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import sire
 import torch
+from sire._adopt import adopt
 from sire._units.holding import is_hollow
 from sire.memory import MemoryConfig, MemoryManager, ModuleWrapper
 from torch import nn
@@ -307,6 +308,25 @@ def test_a_wrapped_layer_keeps_to_the_hooks_around_it(tmp_path: Path) -> None:
         loss.backward()
         assert sorted(unpacked) == [0, 1]
         assert torch.equal(model[1].weight.grad, inputs[1].sum(0).expand(4, 4))
+
+
+def test_a_layer_on_the_disk_that_is_hung_into_an_adopted_module_is_refused_until_it_is_brought(tmp_path: Path) -> None:
+    """What stands in for its weights was taken for the weights."""
+    outer, layer = nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)
+    expected = layer.weight.detach().clone()
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path)) as manager:
+        manager.wrap_module(layer)
+        assert manager.residency.demote(manager.residency.listed()[0])
+        adopted = adopt(outer)
+        outer.append(layer)
+        with pytest.raises(sire.BusyError, match="is on the disk"):
+            adopted.load()
+        assert manager.residency.listed()[0].on_disk
+        layer.load_all()
+        adopted.load()
+        assert torch.equal(layer.weight.detach().cpu(), expected)
+        adopted.release()
+        assert torch.equal(layer.weight.detach().cpu(), expected)
 
 
 def test_a_checkpoint_around_wrapped_layers_computes_again(tmp_path: Path) -> None:

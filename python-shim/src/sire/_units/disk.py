@@ -17,6 +17,7 @@ import ctypes
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -267,7 +268,7 @@ def _made_home(parent: Path | None, store: DiskStore) -> tuple[Path, weakref.fin
     try:
         if parent is not None:
             parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
+        _sweep(parent or Path(tempfile.gettempdir()))
         home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -284,11 +285,12 @@ def _removed(home: Path, lock: int, owner: int) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes what killed processes left."""
+    """Removes what killed processes left. Others may write here, too: nothing but this user's own directories."""
     for home in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            found = home.stat()
-            if found.st_uid != os.getuid() or time.time() - found.st_mtime < _YOUNG:
+            found = home.lstat()
+            is_own = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
+            if not is_own or time.time() - found.st_mtime < _YOUNG:
                 continue
             lock = os.open(home / "lock", os.O_RDWR | os.O_CLOEXEC)
             try:

@@ -6,12 +6,15 @@ memory is the machine's or the control group's, whichever has less left.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import _torch
+
+_log = logging.getLogger("sire.memory")
 
 # PyTorch takes memory in pieces of 20 MiB: less left free than that is none for it.
 _LEAST_HEADROOM = 24 << 20
@@ -45,12 +48,21 @@ class Usage:
 
 
 def read_gpus() -> dict[int, Usage]:
-    """All GPUs that this process uses; none where CUDA was not initialised."""
+    """All GPUs that this process uses, but for those that cannot be read now, which are logged; none where CUDA was not
+    initialised. The others are left alone: who reads one has a context there, of hundreds of MB.
+    """
     import torch
 
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return {}
-    return {index: read_gpu(index) for index in range(torch.cuda.device_count())}
+    current, found = torch.cuda.current_device(), {}
+    for index in range(torch.cuda.device_count()):
+        if index == current or torch._C._cuda_hasPrimaryContext(index):
+            try:
+                found[index] = read_gpu(index)
+            except RuntimeError as error:
+                _log.warning("cuda:%d cannot be read: %s", index, error)
+    return found
 
 
 def read_gpu(index: int) -> Usage:

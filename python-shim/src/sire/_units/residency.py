@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .._errors import BusyError, OutOfBackupSpaceError, OutOfMemoryError, SireError, error_class
 from .._passes import at_end
+from .._threads import starting
 from . import everyone, forks
 from .order import Standing, UseOrder, leaving_order
 from .unit import Unit
@@ -176,10 +177,10 @@ class Residency:
             unit.hold()
             try:
                 self._bring(unit)
+                self._used(unit)
             except BaseException:
                 unit.let_go(threading.get_ident())
                 raise
-        self._used(unit)
 
     def release(self, unit: Unit, thread: int) -> None:
         """Ends a lease that ``thread`` took."""
@@ -451,30 +452,46 @@ class Residency:
 
     def prefetch(self, unit: Unit, after: Any = None) -> Future[bool]:
         """Begins to bring a unit; the result says whether it came. Nothing that is needed sooner goes for it.
-        ``after`` as for `Unit.offload`, of what goes.
+        ``after`` as for `Unit.offload`, of what goes. Where there is no thread to do it, the unit comes when it is
+        used.
         """
         with self._lock:
             self._coming.add(unit.name)
-        return self.in_background(lambda: self._come_early(unit, after))
+        try:
+            return self.in_background(lambda: self._come_early(unit, after))
+        except SireError:
+            with self._lock:
+                self._coming.discard(unit.name)
+            came: Future[bool] = Future()
+            came.set_result(False)
+            return came
 
     def in_background(self, work: Callable[[], Result], alone: bool = False) -> Future[Result]:
-        """Does something in the background thread; ``alone``: in one of its own, because it waits for that thread."""
+        """Does something in the background thread; ``alone``: in one of its own, because it waits for that thread.
+        `SireError` if there is no thread to be had.
+        """
         if alone:
             worker = ThreadPoolExecutor(1, thread_name_prefix="sire-units-wait")
-            future = worker.submit(work)
+            with starting():
+                future = worker.submit(work)
             worker.shutdown(wait=False)
             return future
         with self._lock:
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix=_WORKER)
-            return self._worker.submit(work)
+            worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix=_WORKER)
+            with starting():
+                future = worker.submit(work)
+            self._worker = worker  # one without a thread would keep the work for the next one that it can start
+            return future
 
     def settle(self) -> None:
         """Waits until everything that was begun in the background is done; not in the background itself."""
         with self._lock:
             worker = self._worker
         if worker is not None and not threading.current_thread().name.startswith(f"{_WORKER}_"):
-            worker.submit(lambda: None).result()
+            try:
+                worker.submit(lambda: None).result()
+            except RuntimeError:
+                worker.shutdown(wait=True)  # the interpreter ends, and nothing can be begun any more
 
     def close(self) -> None:
         """Ends the background thread; what it has begun is completed."""

@@ -4,6 +4,11 @@ In a *round* every rank tells the others how it stands and waits for all of them
 the store takes the first proposal only. So all ranks that reach the store follow the same verdict, also if one has
 run out of patience in the moment in which the last answer came. Nothing here uses a collective: it works with every
 backend, needs no memory on a device, and a rank that has died is simply one that does not answer.
+
+The store may outlive the process group (the launcher's does), with the keys of its last call. So calls are counted
+within a *series*, which begins with each new store object and has a number that no rank uses twice: where a verdict is
+that all is well, all ranks have voted for it in this very call. Ranks that are not in the same series wait for each
+other in vain, and whoever is behind follows at its next call.
 """
 
 from __future__ import annotations
@@ -65,14 +70,39 @@ _ROUNDS = ("called", "prepared", "committed")
 
 @dataclass
 class _Calls:
-    """What one rank has called on one group."""
+    """What one rank has called on one group, through one store object."""
 
+    series: int = 0
+    """The number of the series; 0 before the first call."""
     count: int = 0
+    """Calls in the series."""
     stale: list[str] = field(default_factory=list)
     """Prefixes of calls whose keys are in the store."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, members: Members) -> str:
+        """The prefix of this rank's next call."""
+        with self.lock:
+            if self.series == 0:
+                self._begin_series(members)
+            while members.store.check([_begun(members, self.series + 1)]):
+                self._begin_series(members)
+            prefix = f"sire/{members.name}/{self.series}/{self.count}"
+            self.count += 1
+            return prefix
+
+    def _begin_series(self, members: Members) -> None:
+        """The one behind the last that this rank has begun, in this process group or in an earlier one."""
+        self.series, self.count = int(members.store.add(f"sire/{members.name}/rank/{members.rank}", 1)), 0
+        members.store.set(_begun(members, self.series), "")
 
 
-# By store: a new job, with a new store, begins anew.
+def _begun(members: Members, series: int) -> str:
+    """The key that is there as soon as some rank has begun a series, and so has left those before."""
+    return f"sire/{members.name}/{series}/begun"
+
+
+# By store object: a new process group has a new one, and begins anew.
 _calls: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], _Calls]] = weakref.WeakKeyDictionary()
 _calls_lock = threading.Lock()
 
@@ -86,8 +116,8 @@ class Ballot:
         with _calls_lock:
             groups = _calls.setdefault(members.store, {})
             self._calls = groups.setdefault((members.name, members.rank), _Calls())
-            self._prefix = f"sire/{members.name}/{self._calls.count}"
-            self._calls.count += 1
+        self._prefix = self._calls.begin(members)
+        with _calls_lock:
             self._earlier = list(self._calls.stale)
             self._calls.stale.append(self._prefix)
 

@@ -112,9 +112,10 @@ class MemoryManager:
 
     def start(self) -> None:
         """Begins to look at memory now and then, and to act on it. Repeating it is harmless."""
-        if self._started is None:
-            self._started, self._spent_before = time.monotonic(), self.monitor.seconds_spent
+        spent = self.monitor.seconds_spent
         self.monitor.start_monitoring(self._act)
+        if self._started is None:
+            self._started, self._spent_before = time.monotonic(), spent
 
     def stop(self) -> None:
         """Ends that; modules stay wrapped and are brought when they are called. Repeating it is harmless."""
@@ -227,10 +228,11 @@ class MemoryManager:
         return {name: module for name, module in sorted(self._modules.items()) if self._is_mine(module)}
 
     def _free_name(self, wanted: str | None, module: Any) -> str:
-        if wanted is not None and wanted not in self._modules:
-            return wanted
-        self._made += 1
-        return f"{wanted or type(module).__name__}-{self._made}"
+        name = wanted
+        while name is None or name in self._modules:
+            self._made += 1
+            name = f"{wanted or type(module).__name__}-{self._made}"
+        return name
 
     # --- all at once ----------------------------------------------------------------------------------------
 
@@ -253,9 +255,9 @@ class MemoryManager:
     def _all_loaded(self, modules: list[Any]) -> bool:
         """Whether all units could be brought at once; at the end nothing needs to be left free."""
         units = [wrapping.unit_of(module).unit for module in modules]
-        need = sum(unit.coming_bytes for unit in units)
-        for unit in units:
-            if unit.device.type == "cuda" and not unit.ready and need > read_gpu(unit.device.index).free:
+        coming = [unit for unit in units if unit.device.type == "cuda" and not unit.ready]
+        for device in {unit.device for unit in coming}:
+            if sum(unit.coming_bytes for unit in coming if unit.device == device) > read_gpu(device.index).free:
                 return False
         for unit in units:
             try:
@@ -360,7 +362,11 @@ def auto_manage_model(
     """A manager that looks at memory already and has wrapped the model's layers (default ``[nn.Linear]``)."""
     manager = MemoryManager(config)
     manager.wrap_model(model, layer_types)
-    manager.start()
+    try:
+        manager.start()
+    except BaseException:
+        manager.cleanup()
+        raise
     return manager
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._threads import starting
 from .._units.readings import Usage, read_cpu, read_disk, read_gpus
 from ._config import MemoryConfig
 
@@ -143,15 +144,22 @@ class MemoryMonitor:
         beside those that it tells already. Repeating it is harmless.
         """
         with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._stopping, self._thread = self._begun()
             if each_time not in self._listeners:
                 self._listeners.append(each_time)
-            if self._thread is not None and self._thread.is_alive():
-                return
-            self._stopping = threading.Event()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._stopping,), name="sire-memory-monitor", daemon=True
-            )
-            self._thread.start()
+
+    def _begun(self) -> tuple[threading.Event, threading.Thread]:
+        """A thread that looks, and what ends it."""
+        stopping = threading.Event()
+        thread = threading.Thread(target=self._run, args=(stopping,), name="sire-memory-monitor", daemon=True)
+        try:
+            with starting():
+                thread.start()
+        except BaseException:
+            stopping.set()  # Ctrl-C may have come when it had begun
+            raise
+        return stopping, thread
 
     def stop_monitoring(self, each_time: Callable[[MemoryStats], None] | None = None) -> None:
         """Ends it, and waits for the look that may be under way; with ``each_time``, only for that one, and altogether

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from .._threads import starting
 from ._events import log
 from ._manage import AutoManageWrapper, acquire, manage, release
 from ._pools import get_resource_management
@@ -24,7 +25,8 @@ class Prefetch:
         self._released = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._load, name="sire-prefetch", daemon=True)
-        self._thread.start()
+        with starting():
+            self._thread.start()
 
     def _load(self) -> None:
         try:

@@ -262,7 +262,9 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Takes the state of slices: a path that `save_state_dict` wrote, its content, or what `state_dict()` gave.
 
-        A slice that was not made yet takes its state, as it is now, when it is.
+        A slice that was not made yet takes its state, as it is now, when it is. With ``strict``, what `state_dict()`
+        gave has to be complete: a slice that was made and has no state there is an error, one that was not made is
+        among the ``missing_keys``. States by slice may be some slices' only.
         """
         is_ours = isinstance(state_dict, str | os.PathLike)
         if is_ours:
@@ -273,16 +275,26 @@ class SlyceModel(nn.Module):  # type: ignore[misc]
             raise InvalidArgumentError(f"the state has slices that this model does not have: {', '.join(unknown)}")
         missing: list[str] = []
         unexpected = [f"slices.{name}" for name in unknown]
-        for name in by_slice.keys() & self.manager.slices.keys():
-            found = self.manager.slice(name)
-            if found.module is None:
+        is_flat = not _is_by_slice(state_dict)
+        for name, found in self.manager.slices.items():
+            if name not in by_slice and (found.module is None or not is_flat):
+                missing += [f"slices.{name}"] if is_flat else []
+            elif found.module is None:
                 found.pending = by_slice[name] if is_ours else _copied(by_slice[name])
                 found.strict = strict
-                continue
-            keys = found.module.load_state_dict(by_slice[name], strict=strict, assign=assign)
-            missing += [f"slices.{name}.{key}" for key in keys.missing_keys]
-            unexpected += [f"slices.{name}.{key}" for key in keys.unexpected_keys]
+            else:
+                keys = found.module.load_state_dict(by_slice.get(name, {}), strict=strict, assign=assign)
+                missing += [f"slices.{name}.{key}" for key in keys.missing_keys]
+                unexpected += [f"slices.{name}.{key}" for key in keys.unexpected_keys]
         return torch.nn.modules.module._IncompatibleKeys(missing, unexpected)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Also the state of slices that were not made yet; those that were made follow."""
+        self._list_what_was_made()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, found in self.manager.slices.items():
+            if found.module is None and found.pending is not None:
+                destination.update({f"{prefix}slices.{name}.{key}": value for key, value in found.pending.items()})
 
     # --- how it stands --------------------------------------------------------------------------------------
 
@@ -326,11 +338,15 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
     return {key: copied(value) for key, value in state.items()}
 
 
+def _is_by_slice(state: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Mapping) for value in state.values())
+
+
 def _by_slice(state: Any) -> dict[str, dict[str, Any]]:
     """From either form: nested by slice, or flat with ``slices.NAME.`` in front."""
     if not isinstance(state, Mapping):
         raise InvalidArgumentError(f"a state is a path or a table, not {type(state).__name__}")
-    if all(isinstance(value, Mapping) for value in state.values()):
+    if _is_by_slice(state):
         return {name: dict(value) for name, value in state.items()}
     nested: dict[str, dict[str, Any]] = {}
     for key, value in state.items():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import _library
+from .._threads import starting
 from . import _nvml
 from .device import uuid
 
@@ -80,7 +81,8 @@ class _Watcher:
 
     def __enter__(self) -> _Watcher:
         self._look()
-        self._thread.start()
+        with starting():
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -41,6 +41,7 @@ from .._errors import (
     VersionMismatchError,
     error_class,
 )
+from .._threads import starting
 from .device import gpu_index, uuid
 
 DEFAULT_MARGIN = 50 * 1024**2
@@ -209,7 +210,8 @@ class _Place:
     def watch(self) -> None:
         """From now on a thread notes what is owned."""
         self._thread = threading.Thread(target=self._watch, name="sire-reservation", daemon=True)
-        self._thread.start()
+        with starting():
+            self._thread.start()
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
