@@ -180,6 +180,7 @@ def promote(tag: str | None = None) -> int:
     """Brings backups of ``backup="auto"`` from the disk back into host memory, as far as there is room there.
 
     For a tag that will be resumed soon, but not yet: its memory on the device stays away. Returns the bytes that moved.
+    One that cannot be read is an error, which says how many came before; it stays where it is.
     """
     encoded = encode_selection(tag)
     return ready("promote").promote(encoded)

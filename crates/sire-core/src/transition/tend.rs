@@ -176,31 +176,39 @@ impl Machine {
     /// already.
     ///
     /// # Errors
-    /// `BackupIo` if one cannot be read: it stays where it is.
+    /// `BackupIo` if one cannot be read: it stays where it is. The message says how many bytes had come back.
     pub(crate) fn promote(&self, regions: &[Arc<Region>]) -> Result<u64> {
         let mut moved = 0;
         for region in regions.iter().filter(|region| region.policy.backup == Backup::Auto) {
-            let found = self.find(region, is_elsewhere);
-            let segments = found.iter().flat_map(|found| &found.segments);
-            let need: u64 = segments.map(|segment| segment.len).sum();
-            if need == 0 || need > self.host_left() {
-                continue;
-            }
-            let kind = found.first().map(|found| self.host_kind(region, found.extent.device)).unwrap_or_default();
-            let ranges = self.host.reserve_kind(&[need], self.settings.host_limit(), kind)?;
-            let whole = ranges.first().and_then(|range| range.span(0, need)).ok_or_else(too_short)?;
-            whole.bring_in()?;
-            let buffer = self.buffer()?;
-            let mut at = 0;
-            self.rewrite(&found, &mut moved, |segment| {
-                let Some((record, sum)) = segment.place.record(segment.len) else { return Ok(None) };
-                let span = whole.part(at, segment.len).ok_or_else(too_short)?;
-                copy(&record.load(&buffer, Some(sum))?.bytes, &span)?;
-                at += segment.len;
-                Ok(Some(vec![Segment { place: Place::Host(span), ..segment.clone() }]))
+            self.promote_one(region, &mut moved).map_err(|error| match moved {
+                0 => error,
+                _ => error.context(format!("{moved} bytes came back into host memory, the rest did not")),
             })?;
         }
         Ok(moved)
+    }
+
+    /// Brings one region's backup back, and counts the bytes in `moved`, also where it fails in the middle.
+    fn promote_one(&self, region: &Region, moved: &mut u64) -> Result<()> {
+        let found = self.find(region, is_elsewhere);
+        let segments = found.iter().flat_map(|found| &found.segments);
+        let need: u64 = segments.map(|segment| segment.len).sum();
+        if need == 0 || need > self.host_left() {
+            return Ok(());
+        }
+        let kind = found.first().map(|found| self.host_kind(region, found.extent.device)).unwrap_or_default();
+        let ranges = self.host.reserve_kind(&[need], self.settings.host_limit(), kind)?;
+        let whole = ranges.first().and_then(|range| range.span(0, need)).ok_or_else(too_short)?;
+        whole.bring_in()?;
+        let buffer = self.buffer()?;
+        let mut at = 0;
+        self.rewrite(&found, moved, |segment| {
+            let Some((record, sum)) = segment.place.record(segment.len) else { return Ok(None) };
+            let span = whole.part(at, segment.len).ok_or_else(too_short)?;
+            copy(&record.load(&buffer, Some(sum))?.bytes, &span)?;
+            at += segment.len;
+            Ok(Some(vec![Segment { place: Place::Host(span), ..segment.clone() }]))
+        })
     }
 
     /// Compresses what a region has on the disk, if that pays; returns the bytes before and after.

@@ -66,6 +66,10 @@ fn one_file(world: &World) -> File {
     files.remove(0)
 }
 
+fn inode(file: &File) -> u64 {
+    file.metadata().unwrap().ino()
+}
+
 fn every_flipped_bit_is_noticed(mut world: World) {
     let file = one_file(&world);
     let filled = filled(&file);
@@ -145,6 +149,31 @@ fn what_cannot_be_brought_back_into_host_memory_stays_where_it_is() {
     refuses(&mut world, &["damaged"]);
     flip(&file, SIZE / 2);
     assert_eq!(world.engine.promote(&tag("a")), Ok(SIZE));
+    is_well(&mut world);
+}
+
+/// How much had come back before was lost with the error.
+#[test]
+fn what_came_back_into_host_memory_before_one_that_is_damaged_is_told() {
+    let (mut world, mut file) = (World::with(1 << 24, CHUNK), None);
+    for name in ["a", "b"] {
+        let region = world.region(name, policy(Backup::Auto));
+        let addr = world.allocate(region, SIZE).unwrap();
+        world.write(addr);
+        world.pause(&tag(name)).unwrap();
+        world.engine.configure(&|config| config.host_limit = Some(CHUNK));
+        let before: Vec<u64> = world.files().iter().map(inode).collect();
+        assert_eq!(world.engine.tend().bytes_demoted, SIZE);
+        world.engine.configure(&|config| config.host_limit = None);
+        file = world.files().into_iter().find(|file| !before.contains(&inode(file)));
+    }
+    let of_b = file.unwrap();
+    flip(&of_b, SIZE / 2);
+    let error = world.engine.promote(&Selection::All).unwrap_err();
+    assert_eq!(error.status, Status::BackupIo);
+    assert!(error.message.starts_with(&format!("{SIZE} bytes came back into host memory")), "{error}");
+    flip(&of_b, SIZE / 2);
+    assert_eq!(world.engine.promote(&Selection::All), Ok(SIZE));
     is_well(&mut world);
 }
 
