@@ -101,12 +101,12 @@ pub(super) unsafe extern "C" fn end_capture_per_thread(
     ended(per_thread(stream), || unsafe { original::runtime(caller).end_capture_per_thread(stream, graph) })
 }
 
-/// Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not.
+/// Every other answer than "not on this thread" and "nothing to end" means that the capture is over, voided or not. One whose beginning nobody heard was
+/// not counted, and ends none of the others.
 pub(super) fn ended(stream: *mut c_void, end: impl FnOnce() -> cudaError) -> cudaError {
     let Some(_guard) = Guard::enter() else { return end() };
     let code = end();
-    if !matches!(code, CAPTURE_WRONG_THREAD | 1 | 400 | 401) {
-        capture::forget(stream as usize);
+    if !matches!(code, CAPTURE_WRONG_THREAD | 1 | 400 | 401) && capture::forget(stream as usize) {
         capture::end();
     }
     code

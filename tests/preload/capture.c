@@ -1,6 +1,8 @@
 /* While a stream capture is in progress Sire never synchronises: pause is refused, free is deferred, allocation works. */
 #include "support.h"
 
+#include <dlfcn.h>
+
 static void refused_until(void) {
     EXPECT(SIRE_STATUS_CAPTURING, sire_pause(NULL, NULL, NULL));
     SAYS("captur");
@@ -62,6 +64,22 @@ int main(void) {
     OK(sire_capture_end());
     refused_until();
     OK(sire_capture_end());
+    OK(sire_pause(NULL, NULL, NULL));
+    OK(sire_resume(NULL, NULL, NULL));
+
+    /* A capture that began unheard (here by the driver's own function) is not counted, and its end once counted for another's. */
+    int (*begin_unheard)(void *, int) = (int (*)(void *, int))dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuStreamBeginCapture_v2");
+    void *unheard = NULL;
+    CHECK(begin_unheard != NULL);
+    CUDA(0, cudaStreamCreate(&unheard));
+    CUDA(0, cudaStreamBeginCapture(stream, 2));
+    CUDA(0, begin_unheard(unheard, 2));
+    CUDA(0, cudaStreamEndCapture(unheard, &graph));
+    CUDA(0, cudaGraphDestroy(graph));
+    refused_until();
+    CUDA(0, cudaStreamEndCapture(stream, &graph));
+    CUDA(0, cudaGraphDestroy(graph));
+    CUDA(0, cudaStreamDestroy(unheard));
     OK(sire_pause(NULL, NULL, NULL));
     OK(sire_resume(NULL, NULL, NULL));
 

@@ -208,7 +208,8 @@ impl CudaDriver {
         let mut facts = DeviceFacts {
             handle,
             context: PrimaryContext::new(handle),
-            rdma: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED)?,
+            rdma: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED)?
+                && !runs_under_windows(),
             virtual_memory: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)?,
             granularity: 0,
             host_node: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID)?
@@ -339,6 +340,16 @@ impl CudaDriver {
     fn enter_event(&self, verb: &'static str, event: Event) -> DriverResult<Current<'_>> {
         self.enter(verb, self.device_of(verb, &self.events, event.0)?)
     }
+}
+
+/// Whether this is WSL. Its driver says that memory may be made for RDMA, makes it and maps it, and then refuses every access (`CUDA_ERROR_UNKNOWN`
+/// of `cuMemSetAccess`, pytorch/pytorch#192330); nothing there could use it.
+fn runs_under_windows() -> bool {
+    std::fs::read_to_string("/proc/version").is_ok_and(|version| is_of_windows(&version))
+}
+
+fn is_of_windows(version: &str) -> bool {
+    version.to_ascii_lowercase().contains("microsoft")
 }
 
 /// The kind of handle that memory is to have; CUDA's enumeration has single kinds only.
@@ -660,5 +671,18 @@ impl Drop for CudaDriver {
         for facts in self.devices.iter_mut().flatten() {
             facts.context.release(&table);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_windows;
+
+    /// Every allocation of a region failed there.
+    #[test]
+    fn memory_is_not_made_for_rdma_under_windows() {
+        assert!(is_of_windows("Linux version 6.6.87-microsoft-standard-WSL2 (root@...)"));
+        assert!(is_of_windows("Linux version 4.4.0-19041-Microsoft (Microsoft@Microsoft.com)"));
+        assert!(!is_of_windows("Linux version 6.8.0-45-generic (buildd@lcy02-amd64-115)"));
     }
 }

@@ -19,9 +19,9 @@ pub(crate) fn kind(code: i32) -> DriverErrorKind {
         801 => DriverErrorKind::Unsupported,
         // not initialised, deinitialised, stub library, no device, unavailable device, system not ready, mismatched driver
         3 | 4 | 34 | 46 | 100 | 802 | 803 | 804 => DriverErrorKind::Unavailable,
-        // uncorrectable memory or link error, illegal address, launch timeout, context destroyed, assertion,
-        // hardware stack error .. launch failure
-        214 | 220 | 700 | 702 | 709 | 710 | 714..=719 => DriverErrorKind::Lost,
+        // uncorrectable memory or link error, contained error, illegal address, launch timeout, context destroyed, assertion,
+        // hardware stack error .. launch failure, tensor memory leak, MPS client terminated: the process has to begin anew
+        214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 810 => DriverErrorKind::Lost,
         // not while a stream captures, a capture that was voided, the legacy stream beside a capture
         900 | 901 | STREAM_CAPTURE_IMPLICIT => DriverErrorKind::Capturing,
         _ => DriverErrorKind::Other,
@@ -67,7 +67,9 @@ mod tests {
         assert_eq!(kind(4), DriverErrorKind::Unavailable);
         assert_eq!(kind(100), DriverErrorKind::Unavailable);
         assert_eq!(kind(700), DriverErrorKind::Lost);
-        assert_eq!(kind(719), DriverErrorKind::Lost);
+        for lost in [719, 226, 721, 810] {
+            assert_eq!(kind(lost), DriverErrorKind::Lost, "{lost}");
+        }
         assert_eq!(kind(801), DriverErrorKind::Unsupported);
         assert_eq!(kind(900), DriverErrorKind::Capturing);
         assert_eq!(kind(906), DriverErrorKind::Capturing);

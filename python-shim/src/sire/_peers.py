@@ -1,7 +1,8 @@
 """Devices that copy to and from each other's memory: memory of regions looks like `cudaMalloc`'s, which it is not.
 
 For its own copies between devices PyTorch enables peer access by CUDA's call, which does not reach memory of regions.
-Where that call is hooked the library follows it; elsewhere access is given here, between devices that have a context.
+So access is given here, between devices that have a context. Where that call is hooked the library follows it, too, but
+others do not make it where they are heard: NCCL between GPUs of one process reads and writes tensors of all of them.
 Where two devices have no way to each other, PyTorch's copy relies on what the driver does for `cudaMalloc`'s memory
 alone: that cannot be mended here, and is said.
 """
@@ -12,7 +13,7 @@ import threading
 import warnings
 from typing import Any
 
-from . import _hooks, _library
+from . import _library
 
 _introduced: set[int] = set()
 _lock = threading.Lock()
@@ -45,8 +46,7 @@ def _obstacle(torch: Any, owner: int, accessor: int) -> list[str]:
     """Why one device does not reach the other's regions from now on; nothing if it does."""
     try:
         if torch.cuda.can_device_access_peer(accessor, owner):
-            if not _hooks.preloaded():
-                _library.load().allow_peer(owner, accessor)
+            _library.load().allow_peer(owner, accessor)
             return []
         why = "no peer access"
     except RuntimeError as error:
