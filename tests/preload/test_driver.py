@@ -243,6 +243,30 @@ assert sire.sire_owns(address.value) and driver.cuMemFree_v2(address) == 0
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_driver_that_is_a_loader_finds_what_is_behind_it(workshop: Workshop, sim_dir: Path, driver_so: Path) -> None:
+    """WSL's is one: answered with ours, its own look-up led back to itself without end."""
+    options = ("-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic", "-ldl")
+    loader = workshop.fixture("libcuda.so.1", FIXTURES / "loader.c", *options, subdirectory="loader")
+    script = """
+import ctypes
+driver, sire = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libsire_alloc.so")
+sire.sire_owns.argtypes, sire.sire_owns.restype = [ctypes.c_void_p], ctypes.c_bool
+context, region, addresses = ctypes.c_void_p(), ctypes.c_uint32(), [ctypes.c_uint64(), ctypes.c_uint64()]
+assert driver.cuInit(0) == driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == driver.cuCtxSetCurrent(context) == 0
+for address in addresses:
+    assert driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(1 << 21)) == 0
+    assert sire.sire_region_open(b"r", None, ctypes.byref(region)) == sire.sire_region_enter(region, 0) == 0
+owned = [sire.sire_owns(address.value) for address in addresses]
+assert owned == [False, True], owned
+assert [driver.cuMemFree_v2(address) for address in addresses] == [0, 0]
+"""
+    settings = {"SIRE_SIM_MEMORY": "256MiB", "SIRE_SIM_POISON": "sample", "FORWARDS_TO": str(sim_dir / "libcuda.so.1")}
+    settings |= {"SIRE_LIBCUDA": settings["FORWARDS_TO"], "LD_PRELOAD": f"{driver_so} {workshop.sire_so}"}
+    environment = workshop.environment(loader.parent, **settings)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 SOFT_LINKS = """
 import ctypes
 class Library:

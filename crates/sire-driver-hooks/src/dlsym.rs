@@ -159,8 +159,8 @@ unsafe fn looked_up(handle: *mut c_void, name: &CStr, caller: usize) -> *mut c_v
     if holding == Some(next::own_base()) {
         return if next::definition(name, caller).is_null() { nothing(name) } else { found };
     }
-    // A library that looks for its own functions, and Sire itself, get what is there.
-    if asking == holding || [asking, holding].contains(&sire::base()) {
+    // A library that looks for its own functions, Sire itself, and a driver that passes on to another get what is there.
+    if asking == holding || [asking, holding].contains(&sire::base()) || next::is_driver(caller) {
         return found;
     }
     sire::answer(name, found, caller, Found::LookedUp)

@@ -102,6 +102,16 @@ pub(crate) fn library_of(address: usize) -> Option<libc::Dl_info> {
     known.then(|| unsafe { info.assume_init() }).filter(|info| !info.dli_fname.is_null())
 }
 
+/// Whether an address is in a driver's own library. WSL's `libcuda.so.1` is a loader, which looks each function up in the driver behind it: with ours in its
+/// place it would call itself without end. Libraries that have stubs of the driver's names are none.
+pub(crate) fn is_driver(address: usize) -> bool {
+    let Some(library) = library_of(address) else { return false };
+    // SAFETY: not null, and the loader keeps the name, NUL-terminated, while the library is loaded, which its code that asks sees to.
+    let path = unsafe { CStr::from_ptr(library.dli_fname) }.to_bytes();
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+    name.starts_with(b"libcuda.so")
+}
+
 /// Where the library that holds an address is loaded; 0: nobody's.
 pub(crate) fn base_of(address: usize) -> usize {
     library_of(address).map_or(0, |library| library.dli_fbase as usize)
