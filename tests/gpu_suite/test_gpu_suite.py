@@ -111,6 +111,14 @@ def test_every_question_is_answered_on_the_software_device(result: dict[str, Any
     assert answers["granularity"]["answer"] == 2 << 20
     assert answers["graph_replay_after_remap"]["answer"] is True
     assert answers["retained_handle"]["answer"]["kept"] is True
+    lives = [answers["attributes"]["data"][flag] for flag in ("without_rdma_flag", "with_rdma_flag")]
+    assert all(set(life.values()) == {"CUDA_SUCCESS (0)"} for life in lives), lives
+    alone = answers["pointer_attributes"]["data"]["its_address_range"]
+    assert alone == {"result": "CUDA_SUCCESS (0)", "offset": 2 << 20, "size": 2 << 20}
+    for thread in ("thread", "meanwhile"):
+        relaxed = answers[f"capture_global_relaxed_{thread}"]["answer"]
+        assert relaxed["spoil_the_capture"] == ["ctx_synchronize"]
+        assert {"create", "map", "set_access", "unmap", "host_register", "event_query"} <= set(relaxed["allowed"])
 
 
 def test_the_suite_passes_on_the_software_device(bundle: Path, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cuMemsetD8_v2": [_u64, ctypes.c_ubyte, c_size_t],
     "cuMemsetD8Async": [_u64, ctypes.c_ubyte, c_size_t, _ptr],
     "cuPointerGetAttribute": [_ptr, c_int, _u64],
+    "cuMemGetAddressRange_v2": [POINTER(_u64), POINTER(c_size_t), _u64],
     "cuStreamCreate": [POINTER(_ptr), c_uint],
     "cuStreamSynchronize": [_ptr],
     "cuStreamQuery": [_ptr],

@@ -4,9 +4,10 @@ after a remap.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
-from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import addressof, byref, c_char, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from .ask import Bench, question
@@ -25,6 +26,10 @@ class Stage:
         cuda.need("cuEventCreate", byref(self.event), 2)
         cuda.need("cuEventRecord", self.event, self.other)
         self.target, _ = cuda.mapped(self.size)
+        # Two pages of the system's: one that is to be registered, and one that is.
+        self._memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+        self.pages = addressof(c_char.from_buffer(self._memory))
+        self.registered = self.pages + mmap.PAGESIZE
         cuda.need("cuCtxSynchronize")
 
     def verbs(self) -> dict[str, Verb]:
@@ -39,6 +44,8 @@ class Stage:
         cuda.need("cuMemAlloc_v2", byref(small), 4096)
         made, number, count = c_void_p(), c_size_t(), c_size_t()
         host = cuda.host(4096)
+        cuda.call("cuMemHostUnregister", self.pages)
+        cuda.call("cuMemHostRegister_v2", self.registered, 4096, 1)
         return {
             "reserve": lambda: cuda.call("cuMemAddressReserve", byref(out), size, 0, 0, 0),
             "create": lambda: cuda.call("cuMemCreate", byref(out), size, byref(properties()), 0),
@@ -54,13 +61,32 @@ class Stage:
             "copy_on_other_stream": lambda: cuda.call("cuMemcpyHtoDAsync_v2", self.target, host, 4096, self.other),
             "other_stream_synchronize": lambda: cuda.call("cuStreamSynchronize", self.other),
             "host_alloc": lambda: cuda.call("cuMemHostAlloc", byref(made), 4096, 0),
+            "host_register": lambda: cuda.call("cuMemHostRegister_v2", self.pages, 4096, 1),
+            "host_unregister": lambda: cuda.call("cuMemHostUnregister", self.registered),
+            "event_record": lambda: cuda.call("cuEventRecord", self.event, self.other),
+            "event_synchronize": lambda: cuda.call("cuEventSynchronize", self.event),
             "ctx_synchronize": lambda: cuda.call("cuCtxSynchronize"),
         }
 
 
-def _try(stage: Stage, mode: int, verb: str, *, other_thread: bool = False) -> dict[str, Any]:
+def relaxed(cuda: Cuda, call: Verb) -> Verb:
+    """The call as Sire makes its own: the calling thread's capture mode is relaxed meanwhile."""
+
+    def calls() -> int:
+        mode = c_int(RELAXED)
+        cuda.need("cuThreadExchangeStreamCaptureMode", byref(mode))
+        try:
+            return call()
+        finally:
+            cuda.need("cuThreadExchangeStreamCaptureMode", byref(mode))
+
+    return calls
+
+
+def _try(stage: Stage, mode: int, verb: str, *, other_thread: bool = False, as_sire: bool = False) -> dict[str, Any]:
     """One capture, one call in it."""
     cuda, call = stage.cuda, stage.verbs()[verb]
+    call = relaxed(cuda, call) if as_sire else call
     cuda.need("cuStreamBeginCapture_v2", stage.stream, mode)
     cuda.tell("cuMemsetD8Async", stage.target, 1, stage.size, stage.stream)
     result = _elsewhere(cuda, call) if other_thread else call()
@@ -90,10 +116,10 @@ def _elsewhere(cuda: Cuda, call: Verb) -> int:
     return found[0]
 
 
-def _all(bench: Bench, mode: int, *, other_thread: bool = False) -> dict[str, Any]:
+def _all(bench: Bench, mode: int, *, other_thread: bool = False, as_sire: bool = False) -> dict[str, Any]:
     cuda = bench.cuda()
     stage = Stage(cuda)
-    found = {verb: _try(stage, mode, verb, other_thread=other_thread) for verb in stage.verbs()}
+    found = {verb: _try(stage, mode, verb, other_thread=other_thread, as_sire=as_sire) for verb in stage.verbs()}
     return {
         "answer": {
             "allowed": [verb for verb, seen in found.items() if seen["allowed"]],
@@ -126,6 +152,16 @@ def capture_thread_local_other_thread(bench: Bench) -> dict[str, Any]:
 @question("Which calls does a capture in relaxed mode allow, and which spoil it?")
 def capture_relaxed(bench: Bench) -> dict[str, Any]:
     return _all(bench, RELAXED)
+
+
+@question("Which calls does a capture in global mode allow in another thread whose own mode is relaxed, as Sire's is, and which spoil it?")
+def capture_global_relaxed_thread(bench: Bench) -> dict[str, Any]:
+    return _all(bench, GLOBAL, other_thread=True, as_sire=True)
+
+
+@question("Which calls does a capture in global mode allow in the capturing thread while that thread's mode is relaxed, and which spoil it?")
+def capture_global_relaxed_meanwhile(bench: Bench) -> dict[str, Any]:
+    return _all(bench, GLOBAL, as_sire=True)
 
 
 @question("Does a graph replay correctly after the physical memory under its addresses was replaced?")

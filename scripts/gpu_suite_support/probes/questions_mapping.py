@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from ctypes import byref, c_int, c_uint64
+from ctypes import byref, c_int, c_size_t, c_uint64
 from typing import Any
 
 from .ask import Bench, question
@@ -27,9 +27,23 @@ def granularity(bench: Bench) -> dict[str, Any]:
 def attributes(bench: Bench) -> dict[str, Any]:
     cuda = bench.cuda()
     found = {name: cuda.attribute(name) for name in ATTRIBUTES}
+    lives = {flag: _life(cuda, rdma=flag == "with_rdma_flag") for flag in ("without_rdma_flag", "with_rdma_flag")}
+    return {"answer": found["gpu_direct_rdma_with_vmm"], "attributes": found, **lives}
+
+
+def _life(cuda: Cuda, *, rdma: bool) -> dict[str, str]:
+    """What each call says in the life of a physical. Others saw access refused to memory that was made and mapped."""
     size, handle = cuda.granularity(), c_uint64()
-    created = cuda.tell("cuMemCreate", byref(handle), size, byref(properties(rdma=True)), 0)
-    return {"answer": found["gpu_direct_rdma_with_vmm"], "attributes": found, "create_with_rdma_flag": created}
+    place = cuda.reserve(size)
+    return {
+        "create": cuda.tell("cuMemCreate", byref(handle), size, byref(properties(rdma=rdma)), 0),
+        "map": cuda.tell("cuMemMap", place, size, 0, handle.value, 0),
+        "access": cuda.tell("cuMemSetAccess", place, size, byref(Access(Location(1, 0), READ_WRITE)), 1),
+        "fill": cuda.tell("cuMemsetD8_v2", place, 1, size),
+        "wait": cuda.tell("cuCtxSynchronize"),
+        "unmap": cuda.tell("cuMemUnmap", place, size),
+        "release": cuda.tell("cuMemRelease", handle.value),
+    }
 
 
 @question("Does cuMemUnmap wait for work that runs on the device, on the same mapping or on another?")
@@ -248,10 +262,18 @@ def pointer_attributes(bench: Bench) -> dict[str, Any]:
     mapped = _attributes_of(cuda, address)
     cuda.need("cuMemUnmap", address, size)
     unmapped = _attributes_of(cuda, address)
+    # Libraries that register memory for RDMA ask how far the allocation goes.
+    both = cuda.reserve(2 * size)
+    for at in (both, both + size):
+        cuda.map(at, size, cuda.create(size))
+    start, length = c_uint64(), c_size_t()
+    asked = cuda.tell("cuMemGetAddressRange_v2", byref(start), byref(length), both + size)
     return {
         "answer": {"mapped": mapped["mapped"], "unmapped": unmapped["mapped"]},
         "mapped": mapped,
         "unmapped": unmapped,
+        "second_of_two_side_by_side": _attributes_of(cuda, both + size),
+        "its_address_range": {"result": asked, "offset": start.value - both, "size": length.value},
     }
 
 
