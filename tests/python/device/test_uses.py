@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import pickle
@@ -19,7 +20,7 @@ from running import until
 from sire import models
 from sire._adopt import adopted_by
 from sire.memory import MemoryConfig, MemoryManager
-from sire.models import _manage
+from sire.models import _events, _manage
 from sire.models.commits import InferenceOptimizerHook
 from torch import nn
 
@@ -221,6 +222,25 @@ def test_a_use_that_another_thread_ends_is_over() -> None:
     assert not _manage._holders
     go.set()
     other.join()
+
+
+def test_what_goes_away_while_events_are_read_is_noted() -> None:
+    """A use ends with the outputs that it lasts for, and those may go in the middle of any call of the same thread:
+    the reader of the events waited for itself, for ever.
+    """
+    log = _events.Log()
+
+    class Going(collections.deque[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            log.add("offload", "what went away")
+            return super().__iter__()
+
+    log._events = Going()
+    reader = threading.Thread(target=log.events, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive(), "it waits for itself"
+    assert log.totals() == {"offload": 1, "bytes_copied": 0}
 
 
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
