@@ -243,6 +243,34 @@ def test_what_goes_away_while_events_are_read_is_noted() -> None:
     assert log.totals() == {"offload": 1, "bytes_copied": 0}
 
 
+@pytest.mark.parametrize("who", ["evict", "pool"])
+def test_a_use_that_begins_while_another_thread_evicts_has_its_model(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked whether anybody uses it, and then it was asked to go: a use that began in between lost it."""
+    sire.setup_default_pools(release="lazy")
+    model = layers()
+    user = sire.manage(model).user
+    with sire.auto_manage(model):
+        pass
+    asked, begun, go = threading.Event(), threading.Event(), user.on_resource_request
+
+    def slowly(device: Any, size: int) -> None:
+        asked.set()
+        begun.wait(0.5)
+        go(device, size)
+
+    monkeypatch.setattr(user, "on_resource_request", slowly)
+    pool = models.get_resource_management().get_resource_pool(user.get_runtime_device())
+    assert pool is not None
+    other = threading.Thread(target=sire.evict if who == "evict" else lambda: pool._ask(user, 1))
+    other.start()
+    assert asked.wait(20)
+    with sire.auto_manage(model):
+        begun.set()
+        other.join()
+        assert model[0].weight.is_cuda
+    assert len([each for each in sire.events() if each.kind == "evict" and each.name == user.name]) == 1
+
+
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
     model = Interrupted()
     hook = sire.AutoManageHook.manage_module(model)

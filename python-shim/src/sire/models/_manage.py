@@ -209,12 +209,11 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
         for user in pool.users:
             if size is not None and given >= size:
                 break
-            held = user.get_used_resource_size(pool.get_pool_device())
-            if held and not user.locked:
-                user.on_resource_request(pool.get_pool_device(), held)
-                left = user.get_used_resource_size(pool.get_pool_device())
-                given += held - left
-                note("evict", user, size=held - left)
+            device_of_pool = pool.get_pool_device()
+            part = user.give_back_if_idle(device_of_pool, user.get_used_resource_size(device_of_pool))
+            given += part
+            if part > 0:
+                note("evict", user, size=part)
     return given
 
 
