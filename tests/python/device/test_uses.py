@@ -243,6 +243,55 @@ def test_what_goes_away_while_events_are_read_is_noted() -> None:
     assert log.totals() == {"offload": 1, "bytes_copied": 0}
 
 
+def test_a_with_block_that_another_thread_ends_is_over() -> None:
+    """As that of a generator that a pool of threads drives: it was refused in the other thread, and never ended."""
+    model, went_on = layers(), threading.Event()
+
+    def stream() -> Iterator[int]:
+        with sire.auto_manage(model):
+            yield 1
+            yield 2
+
+    def begin() -> None:
+        next(driven)
+        begun.set()
+        assert went_on.wait(20)
+
+    driven, begun = stream(), threading.Event()
+    other = threading.Thread(target=begin)
+    other.start()
+    assert begun.wait(20)
+    user = sire.manage(model).user
+    with sire.auto_manage(layers()):
+        assert list(driven) == [2]
+        assert user.locks == 0
+        assert list(_manage._holders) == [threading.get_ident()], "the use that is over was the other thread's"
+    assert not model[0].weight.is_cuda
+    assert not model._forward_hooks
+    went_on.set()
+    other.join()
+
+
+def test_a_with_block_of_several_threads_ends_each_ones_own_use() -> None:
+    model = layers()
+    block, both = sire.auto_manage(model), threading.Barrier(2, timeout=20)
+
+    def other() -> None:
+        with block:
+            both.wait()
+            both.wait()
+
+    thread = threading.Thread(target=other)
+    with block:
+        thread.start()
+        both.wait()
+    assert list(_manage._holders) == [thread.ident]
+    both.wait()
+    thread.join()
+    with pytest.raises(sire.InvalidArgumentError, match="more often"):
+        block.__exit__(None, None, None)
+
+
 @pytest.mark.parametrize("who", ["evict", "pool"])
 def test_a_use_that_begins_while_another_thread_evicts_has_its_model(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was looked whether anybody uses it, and then it was asked to go: a use that began in between lost it."""
