@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import io
 import pickle
 import threading
 import warnings
@@ -359,6 +360,19 @@ def test_a_use_that_is_under_way_is_not_taken_for_one_that_ended(way: Callable[[
             assert inner.am.user.locks == outer.am.user.locks == 0
 
 
+@pytest.mark.skipif(torch.__version__ < "2.15", reason="its compiler cannot trace how tensors come back")
+def test_a_compiled_model_that_was_used_comes_back_for_its_backward() -> None:
+    torch.compiler.reset()
+    model = layers()
+    called = torch.compile(model, backend="eager")
+    for _ in range(2):
+        with sire.auto_manage(model):
+            loss = plainly(called, torch.ones(4, 32, device="cuda"))
+        before = len(sire.events())
+        loss.backward()
+        assert [each.kind for each in sire.events()[before:]] == ["load", "offload"]
+
+
 def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
     model = layers().eval()
     sire.AutoManageHook.manage_module(model)
@@ -370,6 +384,27 @@ def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
             assert not found.is_cuda
             assert torch.allclose(found, expected, atol=1e-5)
         assert model(torch.ones(1, 32)).is_cuda
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_a_copy_that_is_made_inside_a_use_is_a_plain_one(way: str) -> None:
+    """A function without a name among the model's hooks could not be written, and a backward of the copy loaded the
+    model that it was copied from.
+    """
+    model = layers()
+    with sire.auto_manage(model):
+        if way == "save":
+            torch.save(model, file := io.BytesIO())
+            file.seek(0)
+            copied = torch.load(file, weights_only=False)
+        else:
+            copied = copy.deepcopy(model) if way == "deepcopy" else pickle.loads(pickle.dumps(model))  # noqa: S301
+        expected = model[0].weight.detach().cpu()
+    before = len(sire.events())
+    plainly(copied, torch.ones(4, 32, device=copied[0].weight.device)).backward()
+    assert [each.kind for each in sire.events()[before:]] == []
+    assert torch.equal(copied[0].weight.detach().cpu(), expected)
+    assert copied[0].weight.grad is not None
 
 
 # --- managed models whose layers are units of `sire.memory` --------------------------------------------------------
