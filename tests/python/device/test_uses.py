@@ -360,19 +360,6 @@ def test_a_use_that_is_under_way_is_not_taken_for_one_that_ended(way: Callable[[
             assert inner.am.user.locks == outer.am.user.locks == 0
 
 
-@pytest.mark.skipif(torch.__version__ < "2.15", reason="its compiler cannot trace how tensors come back")
-def test_a_compiled_model_that_was_used_comes_back_for_its_backward() -> None:
-    torch.compiler.reset()
-    model = layers()
-    called = torch.compile(model, backend="eager")
-    for _ in range(2):
-        with sire.auto_manage(model):
-            loss = plainly(called, torch.ones(4, 32, device="cuda"))
-        before = len(sire.events())
-        loss.backward()
-        assert [each.kind for each in sire.events()[before:]] == ["load", "offload"]
-
-
 def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
     model = layers().eval()
     sire.AutoManageHook.manage_module(model)
