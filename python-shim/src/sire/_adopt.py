@@ -314,7 +314,7 @@ class Adopted(Moving):
             if piece.host is None:
                 return None
             storage = piece.source(torch).untyped_storage()
-            return torch.empty(0, dtype=shown.dtype).set_(storage, *shown.layout)
+            return torch.empty(0, dtype=shown.dtype, device="cpu").set_(storage, *shown.layout)
 
     def restore(self, *tensors: Any) -> None:
         """Undoes what was written to tensors on the device since the module was loaded: bytes come from the host again.

@@ -546,3 +546,19 @@ def test_layers_of_a_managed_model_stay_where_the_model_is() -> None:
             found = current(x.to(proxy.am.get_execution_device()))
             assert torch.allclose(found.cpu(), expected, atol=1e-5)
         assert same(model, clean)
+
+
+def test_weights_of_a_managed_model_are_changed_whatever_the_default_device_is() -> None:
+    """Their copy in host memory was looked for on the default device."""
+    sire.setup_default_pools()
+    model = small(torch.float32)
+    clean = bits(model)
+    torch.set_default_device("cuda")
+    try:
+        change = WeightCommit({"0.weight": torch.ones(WIDTH, WIDTH)})
+        with AutoManageCommitObjectProxy(model).clone_and_add_commit(change) as current:
+            assert torch.equal(current[0].weight.cpu(), clean["0.weight"] + 1)
+        with AutoManageCommitObjectProxy(model) as current:
+            assert same(current, clean)
+    finally:
+        torch.set_default_device(None)

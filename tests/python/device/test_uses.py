@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
+import io
 import pickle
 import threading
 import warnings
@@ -19,7 +21,7 @@ from running import until
 from sire import models
 from sire._adopt import adopted_by
 from sire.memory import MemoryConfig, MemoryManager
-from sire.models import _manage
+from sire.models import _events, _manage
 from sire.models.commits import InferenceOptimizerHook
 from torch import nn
 
@@ -223,6 +225,102 @@ def test_a_use_that_another_thread_ends_is_over() -> None:
     other.join()
 
 
+def test_what_goes_away_while_events_are_read_is_noted() -> None:
+    """A use ends with the outputs that it lasts for, and those may go in the middle of any call of the same thread:
+    the reader of the events waited for itself, for ever.
+    """
+    log = _events.Log()
+
+    class Going(collections.deque[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            log.add("offload", "what went away")
+            return super().__iter__()
+
+    log._events = Going()
+    reader = threading.Thread(target=log.events, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive(), "it waits for itself"
+    assert log.totals() == {"offload": 1, "bytes_copied": 0}
+
+
+def test_a_with_block_that_another_thread_ends_is_over() -> None:
+    """As that of a generator that a pool of threads drives: it was refused in the other thread, and never ended."""
+    model, went_on = layers(), threading.Event()
+
+    def stream() -> Iterator[int]:
+        with sire.auto_manage(model):
+            yield 1
+            yield 2
+
+    def begin() -> None:
+        next(driven)
+        begun.set()
+        assert went_on.wait(20)
+
+    driven, begun = stream(), threading.Event()
+    other = threading.Thread(target=begin)
+    other.start()
+    assert begun.wait(20)
+    user = sire.manage(model).user
+    with sire.auto_manage(layers()):
+        assert list(driven) == [2]
+        assert user.locks == 0
+        assert list(_manage._holders) == [threading.get_ident()], "the use that is over was the other thread's"
+    assert not model[0].weight.is_cuda
+    assert not model._forward_hooks
+    went_on.set()
+    other.join()
+
+
+def test_a_with_block_of_several_threads_ends_each_ones_own_use() -> None:
+    model = layers()
+    block, both = sire.auto_manage(model), threading.Barrier(2, timeout=20)
+
+    def other() -> None:
+        with block:
+            both.wait()
+            both.wait()
+
+    thread = threading.Thread(target=other)
+    with block:
+        thread.start()
+        both.wait()
+    assert list(_manage._holders) == [thread.ident]
+    both.wait()
+    thread.join()
+    with pytest.raises(sire.InvalidArgumentError, match="more often"):
+        block.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("who", ["evict", "pool"])
+def test_a_use_that_begins_while_another_thread_evicts_has_its_model(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked whether anybody uses it, and then it was asked to go: a use that began in between lost it."""
+    sire.setup_default_pools(release="lazy")
+    model = layers()
+    user = sire.manage(model).user
+    with sire.auto_manage(model):
+        pass
+    asked, begun, go = threading.Event(), threading.Event(), user.on_resource_request
+
+    def slowly(device: Any, size: int) -> None:
+        asked.set()
+        begun.wait(0.5)
+        go(device, size)
+
+    monkeypatch.setattr(user, "on_resource_request", slowly)
+    pool = models.get_resource_management().get_resource_pool(user.get_runtime_device())
+    assert pool is not None
+    other = threading.Thread(target=sire.evict if who == "evict" else lambda: pool._ask(user, 1))
+    other.start()
+    assert asked.wait(20)
+    with sire.auto_manage(model):
+        begun.set()
+        other.join()
+        assert model[0].weight.is_cuda
+    assert len([each for each in sire.events() if each.kind == "evict" and each.name == user.name]) == 1
+
+
 def test_a_thread_that_is_gone_keeps_no_room() -> None:
     model = Interrupted()
     hook = sire.AutoManageHook.manage_module(model)
@@ -273,6 +371,27 @@ def test_a_copy_of_a_module_that_manages_itself_is_a_plain_one() -> None:
             assert not found.is_cuda
             assert torch.allclose(found, expected, atol=1e-5)
         assert model(torch.ones(1, 32)).is_cuda
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
+def test_a_copy_that_is_made_inside_a_use_is_a_plain_one(way: str) -> None:
+    """A function without a name among the model's hooks could not be written, and a backward of the copy loaded the
+    model that it was copied from.
+    """
+    model = layers()
+    with sire.auto_manage(model):
+        if way == "save":
+            torch.save(model, file := io.BytesIO())
+            file.seek(0)
+            copied = torch.load(file, weights_only=False)
+        else:
+            copied = copy.deepcopy(model) if way == "deepcopy" else pickle.loads(pickle.dumps(model))  # noqa: S301
+        expected = model[0].weight.detach().cpu()
+    before = len(sire.events())
+    plainly(copied, torch.ones(4, 32, device=copied[0].weight.device)).backward()
+    assert [each.kind for each in sire.events()[before:]] == []
+    assert torch.equal(copied[0].weight.detach().cpu(), expected)
+    assert copied[0].weight.grad is not None
 
 
 # --- managed models whose layers are units of `sire.memory` --------------------------------------------------------

@@ -240,6 +240,16 @@ def test_a_tag_is_discarded_while_the_others_stay_awake(worker: Any) -> None:
     assert is_lost(worker.kv_cache)
 
 
+def test_what_lies_under_a_tag_is_kept_with_it(worker: Any) -> None:
+    """It was thrown away, although waking and discarding a tag mean all that lies under it."""
+    with allocator().use_memory_pool("weights/lora"):
+        lora = torch.full((4 * MIB,), 5, dtype=torch.uint8, device="cuda")
+    worker.sleep(1)
+    worker.wake_up()
+    assert bool((lora == 5).all())
+    assert is_lost(worker.kv_cache)
+
+
 def test_regions_of_the_program_stay_awake(worker: Any, tag: str) -> None:
     with sire.region(tag):
         mine = torch.full((8 * MIB,), 3, dtype=torch.uint8, device="cuda")

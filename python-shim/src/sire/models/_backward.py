@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,27 @@ def come_back_for_backward(users: list[ResourcePoolUserABC[Any]]) -> list[Any]:
     for user in users:
         module = user.manage_object
         if isinstance(module, torch.nn.Module) and user.get_runtime_device().type != "cpu":
-            reference = weakref.ref(user)
-            handles.append(module.register_forward_hook(lambda _m, _a, output, user=reference: watch(output, user)))
+            handles.append(module.register_forward_hook(_Watch(_watching(weakref.ref(user)))))
     return handles
+
+
+class _Watch:
+    """The hook of a module in use: its outputs are watched. A copy of the module has one that does nothing."""
+
+    def __init__(self, watching: Callable[[Any], None] | None = None) -> None:
+        self._watching = watching
+
+    def __call__(self, _module: Any, _args: Any, output: Any) -> None:
+        if self._watching is not None:
+            self._watching(output)
+
+    def __reduce__(self) -> Any:
+        return _Watch, ()
+
+
+def _watching(user: weakref.ref[ResourcePoolUserABC[Any]]) -> Callable[[Any], None]:
+    """A function: PyTorch's compiler takes a weak reference that is an object's attribute for what it refers to."""
+    return lambda output: watch(output, user)
 
 
 def watch(output: Any, user: weakref.ref[ResourcePoolUserABC[Any]]) -> None:

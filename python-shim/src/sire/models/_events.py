@@ -37,7 +37,8 @@ class Log:
         self._events: deque[Event] = deque(maxlen=_KEPT)
         self._counts: Counter[str] = Counter()
         self._copied = 0
-        self._lock = threading.Lock()
+        # Reentrant: a use may end, and be noted, in the thread that reads, when what it lasted for is collected.
+        self._lock = threading.RLock()
 
     def add(
         self, kind: str, name: str, size: int = 0, *, copied: int = 0, seconds: float = 0.0, detail: str = ""

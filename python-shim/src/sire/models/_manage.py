@@ -209,12 +209,11 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
         for user in pool.users:
             if size is not None and given >= size:
                 break
-            held = user.get_used_resource_size(pool.get_pool_device())
-            if held and not user.locked:
-                user.on_resource_request(pool.get_pool_device(), held)
-                left = user.get_used_resource_size(pool.get_pool_device())
-                given += held - left
-                note("evict", user, size=held - left)
+            device_of_pool = pool.get_pool_device()
+            part = user.give_back_if_idle(device_of_pool, user.get_used_resource_size(device_of_pool))
+            given += part
+            if part > 0:
+                note("evict", user, size=part)
     return given
 
 
@@ -360,21 +359,33 @@ class auto_manage:  # noqa: N801
             raise InvalidArgumentError("auto_manage takes an object, or several")
         self._wrappers = tuple(manage(each, **kwargs) for each in objs)
         self._wait = wait
-        self._entered = threading.local()
+        # Those that were entered, by whom, and what goes with them. Reentrant: a generator may be collected meanwhile.
+        self._entries: list[tuple[int, list[Any]]] = []
+        self._entering = threading.RLock()
 
     def __enter__(self) -> Any:
         users = [wrapper.user for wrapper in self._wrappers]
         acquire(users, self._wait)
-        entries: list[Any] = self._entered.__dict__.setdefault("entries", [])
-        entries.append(come_back_for_backward(users))
+        entry = threading.get_ident(), come_back_for_backward(users)
+        with self._entering:
+            self._entries.append(entry)
         return self._wrappers[0] if len(self._wrappers) == 1 else self._wrappers
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        entries: list[Any] = self._entered.__dict__.get("entries", [])
-        if not entries:
-            raise InvalidArgumentError("auto_manage is left in a thread that did not enter it")
-        for handle in entries.pop():
+        holder, handles = self._last_entry()
+        for handle in handles:
             handle.remove()
-        release([wrapper.user for wrapper in self._wrappers])
+        release([wrapper.user for wrapper in self._wrappers], holder=holder)
+
+    def _last_entry(self) -> tuple[int, list[Any]]:
+        """The calling thread's last one; of a thread that has none, whoever entered last: a generator's `with` may end
+        in another thread.
+        """
+        me = threading.get_ident()
+        with self._entering:
+            if not self._entries:
+                raise InvalidArgumentError("auto_manage was left more often than it was entered")
+            mine = [at for at, (thread, _) in enumerate(self._entries) if thread == me]
+            return self._entries.pop(mine[-1] if mine else -1)

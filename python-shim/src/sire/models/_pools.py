@@ -126,11 +126,7 @@ class ResourcePool:
         return free
 
     def _ask(self, user: ResourcePoolUserABC[Any], missing: int) -> None:
-        held = user.get_used_resource_size(self._device)
-        if user.locked or held <= 0:
-            return
-        user.on_resource_request(self._device, missing)
-        given = held - user.get_used_resource_size(self._device)
+        given = user.give_back_if_idle(self._device, missing)
         if given > 0:
             log.add("evict", user.name, given)
 

@@ -137,6 +137,20 @@ class ResourcePoolUserABC(ABC, Generic[T]):
             self.on_load()
             self.loaded = True
 
+    def give_back_if_idle(self, device: Any, size: int) -> int:
+        """Asks for ``size`` bytes of a device, unless somebody uses the object; how many were given.
+
+        Nobody begins to use it meanwhile. Who uses it already is not waited for.
+        """
+        if self.locked:
+            return 0
+        with self._own:
+            held = self.get_used_resource_size(device)
+            if self.locked or held <= 0:
+                return 0
+            self.on_resource_request(device, size)
+            return max(0, held - self.get_used_resource_size(device))
+
     def offload_if_idle(self, release: Release) -> bool:
         """Offloads the object unless somebody uses it; whether that was done."""
         with self._own:

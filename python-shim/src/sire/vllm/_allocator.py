@@ -81,13 +81,14 @@ class SireAllocator:
     # --- sleeping and waking --------------------------------------------------------------------------------
 
     def sleep(self, offload_tags: tuple[str, ...] | str | None = None) -> Report | None:
-        """Everything gives its physical memory back; the content of ``offload_tags`` goes to host memory, that of the
-        other tags is lost. All tags, or none if it fails. What is asleep already stays as it is.
+        """Everything gives its physical memory back; the content of ``offload_tags``, and of what lies under them, goes
+        to host memory, that of the other tags is lost. All tags, or none if it fails. What is asleep already stays as
+        it is.
 
         None means ``("default",)``. Returns the report of the pause; None if there are no tags yet.
         """
         kept = {_path(tag) for tag in _tags((self.default_tag,) if offload_tags is None else offload_tags)}
-        report = self._pause(PARENT, lambda path: path not in kept)
+        report = self._pause(PARENT, lambda path: not any(is_within(path, each) for each in kept))
         _empty_cache()
         return report
 
