@@ -16,13 +16,13 @@ from typing import Any
 
 from ._errors import InternalError
 from ._packed import DeviceBlock, HostBlock, aligned, host_bytes
-from ._tensors import Group, Slot
+from ._tensors import Group, Slot, outside_of_transforms
 
 
 @contextmanager
 def plainly(torch: Any) -> Iterator[None]:
-    """Tensors made inside are ordinary ones, and nothing is recorded, whatever the caller's mode is."""
-    with torch.inference_mode(False), torch.no_grad():
+    """Tensors made inside are ordinary ones, and nothing is recorded or transformed, whatever the caller's mode is."""
+    with outside_of_transforms(), torch.inference_mode(False), torch.no_grad():
         yield
 
 
