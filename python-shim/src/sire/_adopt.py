@@ -63,10 +63,9 @@ def adopt(
     without a name, ``"auto"`` as the engine finds right (for views: host memory). ``mode`` is ``"view"`` or
     ``"paused"`` for all tensors; ``"auto"`` chooses for each. ``mutable`` says that the device's bytes are to be copied
     back at each offload. Without it, only those are that were written to as far as PyTorch or an optimizer tells, or
-    that have a gradient; a write through ``.data``, by ``torch._foreach_*`` or by a kernel of your own is not seen, and
-    needs `Adopted.changed`. ``source`` names the safetensors
-    files that hold the module's state, which then is read from there, and needs no host memory; the module may be on
-    the device "meta".
+    that have a gradient, and buffers of up to 1 MiB; any other write through ``.data``, by ``torch._foreach_*`` or by a
+    kernel of your own is not seen, and needs `Adopted.changed`. ``source`` names the safetensors files that hold the
+    module's state, which then is read from there, and needs no host memory; the module may be on the device "meta".
 
     Device memory is taken at the first load: never more than the module has. Tied tensors stay tied, views stay views
     of one another, buffers that are not persistent come too. Tensors that another adopted module has are left to it,
@@ -90,7 +89,8 @@ def adopt(
         if known is not None:
             raise InvalidArgumentError(f"this {type(module).__name__} is adopted already, with the tag {known.tag!r}")
         name = _owners.free_tag(tag, module)
-        adopted = Adopted(torch, module, index, name, Terms(backup, mode, bool(mutable)), int(priority))
+        terms = Terms(backup, mode, bool(mutable) or _averages(torch, module))
+        adopted = Adopted(torch, module, index, name, terms, int(priority))
         with plainly(torch):
             adopted._take(_tensors.find(module), None if source is None else Source(source))
         _owners.enter(adopted, module)
@@ -478,6 +478,11 @@ class Adopted(Moving):
     def _require_adopted(self, doing: str) -> None:
         if self._released:
             raise InvalidArgumentError(f"cannot {doing} {self._tag!r}: it was released; adopt the module again")
+
+
+def _averages(torch: Any, module: Any) -> bool:
+    """Whether some of its weights are averages of others, which PyTorch updates without counting it as a write."""
+    return any(isinstance(each, torch.optim.swa_utils.AveragedModel) for each in module.modules())
 
 
 def _refuse_hollow(torch: Any, strangers: list[Found]) -> None:

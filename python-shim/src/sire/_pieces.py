@@ -16,29 +16,32 @@ from typing import Any
 
 from ._errors import InternalError
 from ._packed import DeviceBlock, HostBlock, aligned, host_bytes
-from ._tensors import Group, Slot
+from ._tensors import Group, Slot, outside_of_transforms
+
+# Bytes of a buffer that may be copied although nobody has written to it.
+_LITTLE = 1 << 20
 
 
 @contextmanager
 def plainly(torch: Any) -> Iterator[None]:
-    """Tensors made inside are ordinary ones, and nothing is recorded, whatever the caller's mode is."""
-    with torch.inference_mode(False), torch.no_grad():
+    """Tensors made inside are ordinary ones, and nothing is recorded or transformed, whatever the caller's mode is."""
+    with outside_of_transforms(), torch.inference_mode(False), torch.no_grad():
         yield
 
 
 class Shown:
     """A tensor of the module and how it lies in its piece. Its identity never changes, its data does."""
 
-    def __init__(self, tensor: Any, slots: list[Slot], start: int) -> None:
+    def __init__(self, tensor: Any, slots: list[Slot], group: Group) -> None:
         self.tensor = tensor
         self.slots = slots
         self.dtype = tensor.dtype
         self.layout = (
-            tensor.storage_offset() - start // tensor.element_size(),
+            tensor.storage_offset() - group.start // tensor.element_size(),
             tuple(tensor.shape),
             tuple(tensor.stride()),
         )
-        self._unseen = any(_is_written_unseen(slot) for slot in slots)
+        self._unseen = any(_is_written_unseen(slot, group.size) for slot in slots)
         self._seen = _version(tensor)
         self._address = _address(tensor)
 
@@ -96,11 +99,13 @@ class Shown:
         return self.tensor.device == device and self.is_ours()
 
 
-def _is_written_unseen(slot: Slot) -> bool:
-    """Running statistics: PyTorch updates them without counting it as a write."""
+def _is_written_unseen(slot: Slot, size: int) -> bool:
+    """Buffers: PyTorch updates running statistics and observed ranges without counting it as a write, whoever has them.
+    Those that lie in much memory are believed, but for the statistics of its own normalisation layers.
+    """
     from torch.nn.modules.batchnorm import _NormBase
 
-    return slot.table == "_buffers" and isinstance(slot.owner(), _NormBase)
+    return slot.table == "_buffers" and (size <= _LITTLE or isinstance(slot.owner(), _NormBase))
 
 
 def _address(tensor: Any) -> int:
@@ -292,7 +297,7 @@ def laid_out(groups: list[Group]) -> tuple[list[Piece], int]:
     """Pieces for the groups, one after the other, and the bytes of all."""
     pieces, at = [], 0
     for group in groups:
-        shown = [Shown(found.tensor, found.slots, group.start) for found in group.found]
+        shown = [Shown(found.tensor, found.slots, group) for found in group.found]
         pieces.append(Piece(group.size, at, shown))
         at += aligned(group.size)
     return pieces, at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,20 @@ def _reach(tensor: Any) -> tuple[int, int]:
     return int(first * size) // 16 * 16, int((first + last + 1) * size)
 
 
+@contextmanager
+def outside_of_transforms() -> Iterator[None]:
+    """What is done inside is none of what ``torch.func`` transforms: tensors are moved, whoever asks for them."""
+    import torch
+
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
+
+
 def keeps_graph(torch: Any, tensor: Any) -> bool:
     """Whether something besides the tensor holds its place in autograd's graph: a forward whose backward has not come
     yet, or hooks on the accumulation of its gradient, as of DistributedDataParallel.
@@ -120,7 +135,7 @@ def keeps_graph(torch: Any, tensor: Any) -> bool:
     """
     if not tensor.requires_grad or not tensor.is_leaf:
         return False
-    with torch.enable_grad():
+    with outside_of_transforms(), torch.enable_grad():
         _accumulator(tensor).metadata["sire"] = True
         return bool(_accumulator(tensor).metadata.pop("sire", False))
 

@@ -111,6 +111,55 @@ def test_what_is_written_on_the_device_comes_back(adopted_ones: list[Adopted], w
             assert {each.grad.device.type for each in net.parameters() if each.grad is not None} == {"cpu"}
 
 
+class _Statistics(torch.nn.Module):
+    """Somebody's own normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(512, 512))
+        self.register_buffer("mean", torch.zeros(512))
+        self.register_buffer("variance", torch.ones(512))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.batch_norm(x @ self.weight, self.mean, self.variance, training=True)  # type: ignore[arg-type]
+
+
+def test_what_is_written_to_buffers_uncounted_comes_back(adopted_ones: list[Adopted], way: str) -> None:
+    net, reference = _Statistics(), _Statistics().cuda()
+    adopted = adopt(net, mode=way)  # type: ignore[arg-type]
+    adopted_ones.append(adopted)
+    x = torch.arange(8.0, device="cuda").repeat(512, 1).t()
+    for _ in range(2):
+        adopted.load()
+        copied = adopted.bytes_copied
+        with torch.no_grad():
+            assert torch.equal(net(x), reference(x))
+        adopted.offload()
+        # The weight, which nobody has written to, is not copied.
+        assert adopted.bytes_copied - copied == (sum(each.nbytes for each in net.buffers()) if way == "view" else 0)
+    adopted.load()
+    assert_equal(state(net), state(reference))
+
+
+def test_averages_of_weights_come_back(adopted_ones: list[Adopted], way: str) -> None:
+    """PyTorch writes to them without counting it."""
+    net, twin_ = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64).cuda()
+    twin_.load_state_dict(net.state_dict())
+    averaged, reference = map(torch.optim.swa_utils.AveragedModel, (net, twin_))
+    adopted_ones += [adopt(each, mode=way) for each in (net, averaged)]  # type: ignore[arg-type]
+    for _ in range(3):
+        for each in adopted_ones:
+            each.load()
+        for model, average in ((net, averaged), (twin_, reference)):
+            with torch.no_grad():
+                model.weight.add_(1)
+            average.update_parameters(model)
+        for each in adopted_ones:
+            each.offload()
+    adopted_ones[1].load()
+    assert_equal(state(averaged), state(reference))
+
+
 def test_clean_bytes_are_not_copied_back(adopted_ones: list[Adopted]) -> None:
     net = Net().eval()
     adopted = adopt(net)
@@ -118,17 +167,17 @@ def test_clean_bytes_are_not_copied_back(adopted_ones: list[Adopted]) -> None:
     adopted.load()
     assert adopted.bytes_copied >= adopted.nbytes - 20 * 1024
     # PyTorch does not say whether it has written to these.
-    statistics = sum(each.nbytes for each in net.norm.buffers())
+    little = sum(each.nbytes for each in (*net.norm.buffers(), net.scale))
     copied = adopted.bytes_copied
     net(torch.randn(4, 256).cuda())
     adopted.offload()
-    assert adopted.bytes_copied - copied == statistics
+    assert adopted.bytes_copied - copied == little
     adopted.load()
     with torch.no_grad():
         net.two.bias.add_(1)
     copied = adopted.bytes_copied
     adopted.offload()
-    assert adopted.bytes_copied - copied == statistics + net.two.bias.nbytes
+    assert adopted.bytes_copied - copied == little + net.two.bias.nbytes
 
 
 def test_a_write_on_the_host_reaches_the_device(adopted_ones: list[Adopted]) -> None:
@@ -176,8 +225,8 @@ def test_lazily_released_memory_is_found_again(adopted_ones: list[Adopted]) -> N
     adopted.offload("lazy")
     assert next(net.parameters()).device.type == "cpu"
     adopted.load()
-    statistics = sum(each.nbytes for each in net.norm.buffers())
-    assert adopted.bytes_copied - copied == 2 * statistics
+    little = sum(each.nbytes for each in (*net.norm.buffers(), net.scale))
+    assert adopted.bytes_copied - copied == 2 * little
     assert_equal(state(net), before)
     adopted.offload("lazy")
     sire.trim()
@@ -415,8 +464,8 @@ def test_restoring_undoes_writes_to_the_bit(adopted_ones: list[Adopted]) -> None
     assert not torch.equal(net.two.weight.cpu(), before["two.weight"])
     copied = adopted.bytes_copied
     adopted.offload()
-    statistics = sum(each.nbytes for each in net.norm.buffers())
-    assert adopted.bytes_copied - copied == statistics + net.two.weight.nbytes
+    little = sum(each.nbytes for each in (*net.norm.buffers(), net.scale))
+    assert adopted.bytes_copied - copied == little + net.two.weight.nbytes
 
 
 def test_threads_meet(adopted_ones: list[Adopted]) -> None:

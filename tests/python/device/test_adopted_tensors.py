@@ -5,9 +5,11 @@ What an adoption itself does, its copies and its failures, is in ``test_adopt.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import adopting
+import managed
 import pytest
 import sire
 import torch
@@ -21,6 +23,12 @@ MIB = 1 << 20
 def adopted_ones() -> Iterator[list[Adopted]]:
     """As `adopting.released`."""
     yield from adopting.released()
+
+
+@pytest.fixture
+def pools() -> Iterator[None]:
+    """As `managed.fresh`."""
+    yield from managed.fresh()
 
 
 def test_tensors_that_were_pointed_elsewhere_are_found(adopted_ones: list[Adopted]) -> None:
@@ -257,6 +265,39 @@ def test_hooks_on_accumulation_survive(adopted_ones: list[Adopted]) -> None:
         assert len(called) == 2 * number
         adopted.offload()
         assert net.weight.is_cuda, "paused, not shown on the host"
+
+
+def _gradient(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.func.grad(lambda x: function(x).sum())(x)
+    return found
+
+
+def _tangent(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+    return found
+
+
+@pytest.mark.parametrize("transform", [_gradient, _tangent, lambda function, x: torch.func.vmap(function)(x)])
+@pytest.mark.parametrize("by_hook", [False, True])
+@pytest.mark.usefixtures("pools")
+def test_a_module_may_come_and_go_inside_of_transforms(
+    by_hook: bool, transform: Callable[[Any, torch.Tensor], torch.Tensor]
+) -> None:
+    """What pointed its tensors to the device was transformed, too: they lost their memory, and the process ended."""
+    net, x = managed.layers().eval(), torch.ones(2, 32, device="cuda")
+    before, expected = state(net), transform(managed.layers().eval().cuda(), x)
+
+    def called(x: torch.Tensor) -> torch.Tensor:
+        with sire.auto_manage(net):
+            result: torch.Tensor = net(x)
+        return result
+
+    if by_hook:
+        sire.AutoManageHook.manage_module(net)
+    for _ in range(2):
+        assert torch.equal(transform(net if by_hook else called, x), expected)
+        assert {each.device.type for each in net.parameters()} == {"cpu"}
+        assert_equal(state(net), before)
 
 
 def test_compiled_modules_are_not_compiled_again(adopted_ones: list[Adopted]) -> None:

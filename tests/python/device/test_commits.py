@@ -86,6 +86,30 @@ def test_ten_thousand_random_rebases_end_as_a_fresh_load() -> None:
     assert not model[0]._forward_hooks
 
 
+@pytest.mark.parametrize("managed", [False, True])
+def test_commits_count_inside_one_block_of_autocast(managed: bool) -> None:
+    """It keeps the weights that it has cast, and computed with those of the proxy before."""
+    model = nn.Linear(4, 4)
+    plain: CommitObjectProxy[Any] = (AutoManageCommitObjectProxy if managed else CommitObjectProxy)(model)
+    tens = plain.clone_and_add_commit(WeightCommit({"weight": torch.full((4, 4), 10.0)}))
+    x, device = torch.ones(2, 4), "cuda" if managed else "cpu"
+
+    def run(proxy: CommitObjectProxy[Any]) -> torch.Tensor:
+        with proxy as used:
+            result: torch.Tensor = used(x.to(device)).detach().cpu()
+        return result
+
+    with torch.autocast(device, torch.bfloat16):
+        apart = run(plain)
+    with torch.autocast(device, torch.bfloat16):
+        other = run(tens)
+    assert not torch.equal(apart, other)
+    with torch.autocast(device, torch.bfloat16):
+        for _ in range(2):
+            assert torch.equal(run(plain), apart)
+            assert torch.equal(run(tens), other)
+
+
 @pytest.mark.parametrize("stacks", [("AB", "B"), ("AB", "BC"), ("ABC", "AC"), ("A", ""), ("AB", "ABC")])
 def test_the_longest_common_prefix_stays(stacks: tuple[str, str]) -> None:
     log: list[str] = []

@@ -24,12 +24,31 @@ from sire.memory import MemoryConfig, MemoryManager
 from sire.models import _events, _manage
 from sire.models.commits import InferenceOptimizerHook
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """As `managed.fresh`."""
     yield from managed.fresh()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_hung_in_may_need_a_region_of_its_own(again: bool) -> None:
+    """A load that opened it ended a lease that the new region did not have, and raised."""
+    model = layers().requires_grad_(False)
+    with sire.auto_manage(model):
+        pass
+    halves = TwoTensor(torch.ones(64, 32), torch.ones(64, 32))
+    with sire.auto_manage(model) if again else contextlib.nullcontext():
+        model[0].weight = nn.Parameter(halves, requires_grad=False)  # as quantization does
+        for _ in range(2):
+            with sire.auto_manage(model):
+                assert {each.device.type for each in model.parameters()} == {"cuda"}
+    adopted = adopted_by(model)
+    assert adopted is not None
+    assert len(adopted.regions) == 2
+    assert not adopted.loaded
 
 
 class Around(nn.Module):

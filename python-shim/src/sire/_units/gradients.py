@@ -159,20 +159,6 @@ def _with_what_they_wrap(output: Any) -> Iterator[Any]:
         found = [functorch.get_unwrapped(each) for each in found if functorch.is_functorch_wrapped_tensor(each)]
 
 
-@contextmanager
-def outside_of_transforms() -> Iterator[None]:
-    """What is done inside is none of what ``torch.func`` transforms: units are moved, whoever asks for them."""
-    import torch
-
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        yield
-        return
-    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-
-    with temporarily_clear_interpreter_stack():
-        yield
-
-
 def expect_backward(output: Any, unit: Unit, residency: Residency) -> None:
     """The backward pass through these outputs will need the unit, gradients included."""
     import torch

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, cast
 
 from .._errors import UnsupportedError
+from .._tensors import outside_of_transforms
 from . import gradients
 from .holding import with_gradients
 from .residency import Residency
@@ -324,7 +325,7 @@ def _leased(wrapped: Wrapped, shared: Sequence[tuple[Unit, Residency]]) -> Itera
     with contextlib.ExitStack() as stack:
         units = ((wrapped.unit, wrapped.residency), *shared)
         for unit, residency in units:
-            with gradients.outside_of_transforms():
+            with outside_of_transforms():
                 residency.acquire(unit)
             stack.callback(residency.release, unit, threading.get_ident())
             if _grad_enabled():

@@ -14,6 +14,7 @@ Leaving a proxy changes nothing: the next one that is used pays for the differen
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 import weakref
@@ -212,6 +213,8 @@ class _Base:
                 "then call forget()"
             )
         keep = self._common(wanted)
+        if keep == len(self.applied) == len(wanted):
+            return
         before = [each.commit for each in self.applied[keep:]]
         try:
             self._revert_to(obj, keep)
@@ -219,6 +222,8 @@ class _Base:
         except BaseException as error:
             self._go_back(obj, keep, before, error)
             raise
+        finally:
+            _forget_casts()
 
     def _common(self, wanted: Sequence[CommitABC[Any]]) -> int:
         """Length of the longest common prefix."""
@@ -277,6 +282,13 @@ class _Base:
             return f"the state of this {type(obj).__name__} is not known: {self.unknown}"
         names = [type(each.commit).__name__ for each in self.applied]
         return f"the object has the commits {names} now, and the call can be repeated"
+
+
+def _forget_casts() -> None:
+    """`torch.autocast` keeps what it has cast weights to until its block ends, whatever is written to them."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.clear_autocast_cache()
 
 
 _KEY = "_sire_commits"

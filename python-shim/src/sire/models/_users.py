@@ -264,6 +264,7 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
 
     def on_load(self) -> None:
         """Parameters and buffers are on the device afterwards."""
+        self.adopted.sync()  # what was hung in may open a region of the tag, which a lease must find
         self.while_leased(self.adopted.load)
 
     def while_leased(self, action: Callable[[], Any]) -> Any:
