@@ -20,8 +20,8 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -179,11 +179,14 @@ class Adopted(Moving):
 
     # --- coming and going -----------------------------------------------------------------------------------
 
-    def load(self, non_blocking: bool = False) -> None:
+    def load(
+        self, non_blocking: bool = False, *, holding: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
         """Brings the module onto its device: all of it, or, if that fails, nothing, and the call can be repeated.
 
-        With ``non_blocking`` the copies may still run on the current stream when the call returns. `OutOfMemoryError`
-        if there is no room on the device.
+        With ``non_blocking`` the copies may still run on the current stream when the call returns. ``holding`` is
+        entered while bytes come, when all regions of the tag are there. `OutOfMemoryError` if there is no room on the
+        device.
         """
         with self._lock:
             self._require_adopted("load")
@@ -197,11 +200,12 @@ class Adopted(Moving):
             refuse_capture("load")
             with torch.cuda.device(self._index), plainly(torch):
                 self._sync()
-                if self._loaded:
-                    self._wake()
-                    self._join()
-                else:
-                    self._come(torch, non_blocking)
+                with holding():
+                    if self._loaded:
+                        self._wake()
+                        self._join()
+                    else:
+                        self._come(torch, non_blocking)
 
     def begin(self) -> bool:
         """Begins to bring the module: memory is taken now, bytes are copied on a stream of their own.

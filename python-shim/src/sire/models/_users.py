@@ -11,7 +11,8 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from .. import _library
@@ -264,17 +265,23 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
 
     def on_load(self) -> None:
         """Parameters and buffers are on the device afterwards."""
-        self.adopted.sync()  # what was hung in may open a region of the tag, which a lease must find
-        self.while_leased(self.adopted.load)
+        # What was hung in may open a region of the tag, which a lease must find.
+        self.adopted.load(holding=self._leased)
 
     def while_leased(self, action: Callable[[], Any]) -> Any:
         """Whoever makes way meanwhile, it is not this module."""
-        if self.adopted.device.type != "cuda" or not self.adopted.nbytes:
+        with self._leased():
             return action()
+
+    @contextmanager
+    def _leased(self) -> Iterator[None]:
+        if self.adopted.device.type != "cuda" or not self.adopted.nbytes:
+            yield
+            return
         library, tag = _library.load(), encode_tag(self.adopted.tag)
         library.lease(tag)
         try:
-            return action()
+            yield
         finally:
             library.unlease(tag)
 
