@@ -75,12 +75,10 @@ def oversized_by(shop: Workshop, sizes: Sizes, interpreter: Path, more: Path, mi
 
 
 def beside_resident(seconds: dict[str, list[float]]) -> str:
-    """What the forward takes of accelerate's time where all layers are on the device. On the software device the processor computes: weights that it has
-    just copied are in its cache, and those that lay on the device are not.
-    """
+    """What the forward takes of accelerate's time where all layers are on the device."""
     share = median(mine / other for mine, other in zip(seconds["resident"], seconds["accelerate"], strict=True))
     told = f"with all layers on the device {share:.2f} of accelerate's time"
-    return f"{told}, because copies warm the processor's cache: out of reach here" if share > 1.0 else told
+    return f"{told}: out of reach here" if share > 1.0 else told
 
 
 def slices(shop: Workshop, sizes: Sizes) -> list[Figure]:

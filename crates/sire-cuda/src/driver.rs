@@ -342,13 +342,15 @@ impl CudaDriver {
     }
 }
 
-/// Whether this is WSL. Its driver says that memory may be made for RDMA, makes it and maps it, and then refuses every access (`CUDA_ERROR_UNKNOWN`
-/// of `cuMemSetAccess`, pytorch/pytorch#192330); nothing there could use it.
+/// Its driver says that memory may be made for RDMA, makes it and maps it, and then refuses every access (`CUDA_ERROR_UNKNOWN` of `cuMemSetAccess`,
+/// pytorch/pytorch#192330); nothing there could use it.
 fn runs_under_windows() -> bool {
-    std::fs::read_to_string("/proc/version").is_ok_and(|version| is_of_windows(&version))
+    std::fs::read_to_string("/proc/version").is_ok_and(|version| is_wsl(&version))
 }
 
-fn is_of_windows(version: &str) -> bool {
+/// Whether a kernel that calls itself so (`/proc/version`) is Windows' Linux.
+#[must_use]
+pub fn is_wsl(version: &str) -> bool {
     version.to_ascii_lowercase().contains("microsoft")
 }
 
@@ -676,13 +678,13 @@ impl Drop for CudaDriver {
 
 #[cfg(test)]
 mod tests {
-    use super::is_of_windows;
+    use super::is_wsl;
 
     /// Every allocation of a region failed there.
     #[test]
     fn memory_is_not_made_for_rdma_under_windows() {
-        assert!(is_of_windows("Linux version 6.6.87-microsoft-standard-WSL2 (root@...)"));
-        assert!(is_of_windows("Linux version 4.4.0-19041-Microsoft (Microsoft@Microsoft.com)"));
-        assert!(!is_of_windows("Linux version 6.8.0-45-generic (buildd@lcy02-amd64-115)"));
+        assert!(is_wsl("Linux version 6.6.87-microsoft-standard-WSL2 (root@...)"));
+        assert!(is_wsl("Linux version 4.4.0-19041-Microsoft (Microsoft@Microsoft.com)"));
+        assert!(!is_wsl("Linux version 6.8.0-45-generic (buildd@lcy02-amd64-115)"));
     }
 }

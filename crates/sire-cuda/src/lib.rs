@@ -12,5 +12,5 @@ mod library;
 mod result;
 mod table;
 
-pub use driver::{CudaDriver, Options};
+pub use driver::{CudaDriver, Options, is_wsl};
 pub use library::Resolver;

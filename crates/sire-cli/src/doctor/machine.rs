@@ -16,7 +16,7 @@ pub fn machine() -> Vec<Finding> {
 }
 
 fn wsl(version: &str) -> Finding {
-    if version.to_ascii_lowercase().contains("microsoft") {
+    if sire_cuda::is_wsl(version) {
         return Finding::note("WSL", "this is Windows' Linux: Sire is untested here; the device line above says whether its driver has virtual-memory management")
             .advice("Pinned host memory is scarce in WSL2; raise memory= in .wslconfig for large backups.");
     }
