@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +23,9 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+
+if TYPE_CHECKING:
+    from outside import Outside
 
 Sire = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -112,3 +116,19 @@ def lonely(command: Path, tmp_path: Path) -> Sire:
         return subprocess.run([str(copy), *map(str, arguments)], env=clean_environment(**variables), capture_output=True, text=True, timeout=60, check=False)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def outside(command: Path, library: Path, stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    """A program of Sire's, one for each file."""
+    from outside import Outside  # which takes its environment from here
+    from running import line
+
+    root = tmp_path_factory.mktemp("run")
+    root.chmod(0o700)
+    outside = Outside(command, library, stand_in, root)
+    try:
+        assert line(outside.process) == "ready"
+        yield outside
+    finally:
+        outside.close()

@@ -29,6 +29,7 @@ ONCE = {
     "test_layer_plan.py",
     "test_lora.py",
     "test_slices.py",
+    "test_memory_settings.py",
     "test_units.py",
     "test_wrapping.py",
 }
