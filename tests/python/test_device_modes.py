@@ -36,6 +36,8 @@ ONCE = {
 """Nothing in them depends on how allocations are heard, beyond what test_memory_manager.py tries in both modes."""
 HEARING_ALL = {"test_driver.py": "driver", "test_time_slices.py": "preload"}
 """They need a hook mode that hears of every allocation: one is enough, and the others run them on request."""
+SHORT_OF_MEMORY = {"test_sequences.py": {"SIRE_SIM_MEMORY": "64MiB", "SIRE_HOST_LIMIT": "24MiB"}}
+"""Their device and what backups may take are so small that calls fail."""
 FILES = sorted(path.name for path in (HERE / "device").glob("test_*.py"))
 # Where the hook mode allocator differs; the rest runs in it on request (scripts/test --hook-mode allocator).
 DIFFERENT = (
@@ -43,6 +45,7 @@ DIFFERENT = (
     "test_live_blocks.py",
     "test_pause.py",
     "test_regions.py",
+    "test_sequences.py",
     "test_switch.py",
     "test_training.py",
 )
@@ -51,7 +54,7 @@ EVERYWHERE = ("test_peers.py", "test_threads.py")
 # What driver-level hooks could disturb: import and start of PyTorch, its own way to the driver, graphs.
 AT_DRIVER_LEVEL = ("test_driver.py", "test_graphs.py", "test_pause.py", "test_segments.py", "test_training.py")
 # What segments that grow could disturb; test_segments.py switches them on by itself.
-WITH_EXPANDABLE = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_training.py")
+WITH_EXPANDABLE = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_sequences.py", "test_training.py")
 
 
 def runs() -> list[tuple[str, str]]:
@@ -107,6 +110,7 @@ def test_on_device(mode: str, file: str) -> None:
         variables["PYTORCH_CUDA_ALLOC_CONF" if old else "PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if file in SMALL:
         variables["SIRE_SIM_MEMORY"] = "64MiB"
+    variables |= SHORT_OF_MEMORY.get(file, {})
     if file == "test_loop.py":
         # It compares with the kernel's count, which knows only pages that were written.
         variables["SIRE_SIM_POISON"] = "full"

@@ -52,7 +52,8 @@ class BlockMap:
         if others and not self._is_worth_it(sorted({key[-1] for key, _ in others})):
             others = []
         for key, shelf in others + in_files:
-            self._return_free_segments(key, shelf)
+            for pool in _torch.pools(shelf):
+                _return_free_segments(self.torch, key, pool, _WORTH_RETURNING)
             dead += self._free_blocks(shelf, exact=key[1].in_files)
         return dead
 
@@ -86,17 +87,6 @@ class BlockMap:
                 f"{cost * 1e3:.1f} ms, copying the {free} bytes that are free takes {gain * 1e3:.1f} ms at most"
             )
         return cost <= gain
-
-    def _return_free_segments(self, key: _torch.PoolKey, shelf: _torch.Shelf) -> None:
-        for pool in _torch.pools(shelf):
-            segments = _torch.segments(self.torch, pool.identity)
-            wholly = sum(each["total_size"] for each in segments if _is_free(each))
-            partly = sum(each["total_size"] - each["active_size"] for each in segments if not _is_free(each))
-            if any(each["is_expandable"] and not _is_free(each) for each in segments):
-                # PyTorch may free them twice if their pool goes before their tensors.
-                continue
-            if wholly >= _WORTH_RETURNING and wholly >= partly:
-                _torch.retire(self.torch, key, pool)
 
     def _free_blocks(self, shelf: _torch.Shelf, exact: bool) -> Ranges:
         dead: Ranges = []
@@ -155,6 +145,36 @@ def _every_hole(segment: dict[str, Any]) -> Ranges:
             holes.append((at + used, size - used))
         at += size
     return holes
+
+
+def _return_free_segments(torch: Any, key: _torch.PoolKey, pool: _torch.Pool, worth: int) -> None:
+    """Drops a pool that gives back at least ``worth`` bytes, and leaves no more free memory behind."""
+    segments = _torch.segments(torch, pool.identity)
+    wholly = sum(each["total_size"] for each in segments if _is_free(each))
+    partly = sum(each["total_size"] - each["active_size"] for each in segments if not _is_free(each))
+    if any(each["is_expandable"] and not _is_free(each) for each in segments):
+        # PyTorch may free them twice if their pool goes before their tensors.
+        return
+    if wholly >= max(worth, partly):
+        _torch.retire(torch, key, pool)
+
+
+def empty_cache() -> int:
+    """Gives the driver what PyTorch only caches, also in pools of regions that no thread is in; how many bytes."""
+    torch = _torch.cuda_in_use()
+    if torch is None or _torch.capturing() or _torch.whole_process_pluggable(torch):
+        return 0
+    before = _reserved(torch)
+    # First what was dropped before, and blocks that a stream has done with: these count as used until somebody looks.
+    torch.cuda.empty_cache()
+    for key, shelf in _torch.shelves():
+        for pool in _torch.pools(shelf):
+            _return_free_segments(torch, key, pool, worth=1)
+    return max(0, before - _reserved(torch))
+
+
+def _reserved(torch: Any) -> int:
+    return sum(int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count()))
 
 
 def block_map() -> BlockMap | None:

@@ -151,7 +151,10 @@ def _tell(tag: str | None, failure: BaseException | None) -> None:
             elif sys.version_info >= (3, 11):
                 first.add_note(f"Sire: a callback after the resume failed, too: {error!r}")
     if first is not None and failure is None:
-        raise first
+        try:
+            raise first
+        finally:
+            del first
 
 
 def _is_any(tag: str | None, state: str) -> bool:

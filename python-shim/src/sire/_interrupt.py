@@ -130,7 +130,11 @@ class _Job(Generic[_T]):
         # All that is left goes here.
         error, self._error = self._error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                # Else the error and this frame hold each other, and the locals of all callers with them.
+                del error
         result = self._result
         del self._result
         return result

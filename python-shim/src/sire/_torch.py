@@ -225,9 +225,10 @@ def segments(torch: Any, identity: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def retire(torch: Any, key: PoolKey, pool: Pool) -> None:
-    """Drops a pool of a closed region: its free segments go back, its tensors live on, the next ones get a new pool.
+    """Drops a pool: its free segments go back, its tensors live on, the next ones get a new pool.
 
-    Nothing happens if anybody else holds the pool, as PyTorch would end the process, or has retired it already.
+    Nothing happens while a thread is inside its region, or if anybody else holds the pool, as PyTorch would end the
+    process, or has retired it already.
     """
     with _shelves_lock:
         shelf = _shelves[key]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 
 import pytest
 import sire
@@ -126,3 +129,53 @@ def attempt(call):
     assert done.returncode == 0, done.stderr
     for said, words in zip(done.stdout.splitlines(), TOO_EARLY.values(), strict=True):
         assert words in said
+
+
+def out_of_memory() -> None:
+    sire.resume("kept/away")
+
+
+def out_of_memory_behind() -> None:
+    sire.resume("kept/away", non_blocking=True).wait()
+
+
+def out_of_memory_inside() -> None:
+    with sire.paused("kept/away"):
+        pass
+
+
+def no_such_tag() -> None:
+    sire.pause("kept/nothing")
+
+
+def no_such_switch() -> None:
+    sire.switch(pause="kept/nothing", resume="kept/away")
+
+
+@pytest.mark.parametrize(
+    "failing", [out_of_memory, out_of_memory_behind, out_of_memory_inside, no_such_tag, no_such_switch]
+)
+def test_a_failure_keeps_no_tensors(failing: Callable[[], None]) -> None:
+    """A frame that raised an error which it had in a variable, and the error, held each other, and with them the
+    tensors in all callers' variables, until garbage was collected: after an `OutOfMemoryError` the device stayed full.
+    """
+    size = torch.cuda.mem_get_info()[1] // 3 * 2
+    with sire.region("kept/away"):
+        away = torch.empty(size, dtype=torch.uint8, device="cuda")
+    sire.pause("kept/away")
+    inside = torch.empty(size, dtype=torch.uint8, device="cuda")
+
+    def calls() -> weakref.ref[torch.Tensor]:
+        own = torch.ones(4, device="cuda")
+        with pytest.raises(sire.SireError):
+            failing()
+        return weakref.ref(own)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert calls()() is None
+    finally:
+        gc.enable()
+    del inside, away
+    torch.cuda.empty_cache()

@@ -112,7 +112,7 @@ class Others(Loaded):
         with _interrupt.deferred():
             self._call(name, *before, heard, None)
         if raised:
-            raise raised[0]
+            raise raised.pop(0)
 
     def control_wait(self, timeout_seconds: float) -> bool:
         """Waits until somebody wants the program's own figures."""
@@ -140,7 +140,7 @@ class Others(Loaded):
         if asked.error is not None:
             raised.append(asked.error)
         if raised:
-            raise raised[0]
+            raise raised.pop(0)
         return held.value
 
     def safe_point_leave(self) -> None:

@@ -545,7 +545,10 @@ def lock_directory() -> Path:
 
 def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why: Exception) -> Reservation:
     if strict:
-        raise why
+        try:
+            raise why
+        finally:
+            del why
     lock = take_lock(f"torchtools_gpu_lock_{uuid(torch, index)}.lock", seconds)
     try:
         _warn_about_the_lock(index, why)
