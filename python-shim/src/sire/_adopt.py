@@ -115,6 +115,7 @@ class Adopted(Moving):
         self._released = False
         self._lock = threading.RLock()
         self._shares: list[Adopted] = []
+        self._brings_shares = False
 
     # --- what can be asked ----------------------------------------------------------------------------------
 
@@ -190,9 +191,9 @@ class Adopted(Moving):
         """
         with self._lock:
             self._require_adopted("load")
-            self._shares = list(self.shares)
-            for other in self._shares:
-                other.load(non_blocking)
+            if self._brings_shares:
+                return  # of one that has tensors of this one, and this one of it
+            self._bring_shares(non_blocking)
             if self._index is None:
                 self._loaded = True
                 return
@@ -206,6 +207,15 @@ class Adopted(Moving):
                         self._join()
                     else:
                         self._come(torch, non_blocking)
+
+    def _bring_shares(self, non_blocking: bool) -> None:
+        self._shares = list(self.shares)
+        self._brings_shares = True
+        try:
+            for other in self._shares:
+                other.load(non_blocking)
+        finally:
+            self._brings_shares = False
 
     def begin(self) -> bool:
         """Begins to bring the module: memory is taken now, bytes are copied on a stream of their own.

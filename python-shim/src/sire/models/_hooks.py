@@ -135,7 +135,7 @@ class AutoManageHook:
             call.peak.__exit__()
             user.inference_memory_estimator.observe(call.args, call.kwargs, call.peak.bytes)  # type: ignore[union-attr]
         # Also a backward after the first one (retain_graph) finds the user loaded.
-        watch(output, weakref.ref(user))
+        watch(output, user)
         if module.training and Held.until_backward(output, user):
             return
         release([user])

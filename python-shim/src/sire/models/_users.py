@@ -45,6 +45,7 @@ class ResourcePoolUserABC(ABC, Generic[T]):
         self._own = threading.RLock()
         self.loaded = False
         self.last_used = 0.0
+        self._kept: list[ResourcePoolUserABC[Any]] = []
 
     # --- what a user has to say -------------------------------------------------------------------------------
 
@@ -93,6 +94,11 @@ class ResourcePoolUserABC(ABC, Generic[T]):
         """Bytes that running would like beside that."""
         return 0
 
+    @property
+    def sharers(self) -> list[ResourcePoolUserABC[Any]]:
+        """Users that have something of this one's object in their keeping: they are in use while this one is."""
+        return []
+
     def should_clear(self) -> bool:
         """Whether the user can be forgotten."""
         return self.manage_object is None
@@ -131,6 +137,26 @@ class ResourcePoolUserABC(ABC, Generic[T]):
             self._locks -= 1
             self.last_used = time.monotonic()
             return self._locks
+
+    def keep_sharers(self) -> list[ResourcePoolUserABC[Any]]:
+        """`sharers` stay where they are as long as this one is in use, whoever else uses them; all of those that do.
+        Called with the turn, in a use.
+        """
+        for each in self.sharers:
+            with self._own:
+                new = each not in self._kept
+                if new:
+                    self._kept.append(each)
+            # Not with the lock of this one.
+            if new:
+                each.lock()
+        return list(self._kept)
+
+    def let_sharers_go(self) -> list[ResourcePoolUserABC[Any]]:
+        """Unless somebody uses this one, they need not stay for it; those that nobody uses at all any more."""
+        with self._own:
+            kept, self._kept = ([], self._kept) if self.locked else (self._kept, [])
+        return [each for each in reversed(kept) if each.unlock() == 0]
 
     def load(self) -> None:
         """Loads the object if it is not loaded; called with the turn."""
@@ -192,6 +218,10 @@ class WeakRefResourcePoolUser(ResourcePoolUserABC[T]):
         return self._reference()
 
 
+_of_adopted: weakref.WeakKeyDictionary[Adopted, weakref.ref[TorchModuleWrapper]] = weakref.WeakKeyDictionary()
+"""The users of modules, by how these are adopted."""
+
+
 class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     """A `torch.nn.Module`, adopted into a tag of its own.
 
@@ -222,12 +252,27 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         self.adopted: Adopted = existing or adopt(
             model, device=device, backup=backup, mode=mode, priority=priority, mutable=mutable, tag=tag, source=source
         )
+        _of_adopted[self.adopted] = weakref.ref(self)
+        self._sharers = self.sharers
         self._say_standing()
 
     @property
     def name(self) -> str:
         """Its tag."""
         return self.adopted.tag
+
+    @property
+    def sharers(self) -> list[ResourcePoolUserABC[Any]]:
+        """Those whose modules were managed first, and have tensors that are this one's, too; and those that have some
+        of theirs.
+        """
+        found: list[Adopted] = [self.adopted]
+        for adopted in found:
+            found += [each for each in adopted.shares if each not in found]
+        users = [_of_adopted[each]() for each in found[1:] if each in _of_adopted]
+        # Kept also when the program has dropped the other module: its user offloads what it has.
+        self._sharers = [each for each in users if each is not None]
+        return list(self._sharers)
 
     @property
     def regions(self) -> tuple[int, ...]:
