@@ -16,6 +16,7 @@ import sire
 import torch
 from measure import MIB
 from running import until
+from sire._nested import tensors_in
 from sire.models import _backward, _manage
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -127,7 +128,7 @@ def test_what_is_in_an_object_can_be_asked_for_a_backward(wraps: Callable[..., A
     else:
         with sire.auto_manage(model):
             found = model(x)
-    [hidden] = _backward.tensors_in(found)
+    [hidden] = tensors_in(found)
     hidden.sum().backward()
     assert torch.equal(x.grad, torch.full_like(x, 16.0))
     assert torch.equal(model.weight.grad, torch.full((8, 8), 2.0))
