@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import SireError
 from .._nested import tensors_in
 from .._passes import at_end, number
+from ._collected import get_ready, outside_of_collection
 
 if TYPE_CHECKING:
     from ._users import ResourcePoolUserABC
@@ -201,6 +202,7 @@ class Held:
         nodes = _nodes(output)
         if not nodes or user.get_runtime_device().type == "cpu":
             return False
+        get_ready()
         held = cls(user)
         for node in nodes:
             node.register_prehook(held)
@@ -221,5 +223,11 @@ def _end(user: ResourcePoolUserABC[Any], holder: int, collected: bool) -> None:
     """Ends a use. ``collected``: by whoever cleans up, which may be anywhere, and cannot be told of a failure."""
     from ._manage import release
 
-    with suppress(SireError) if collected else nullcontext():
-        release([user], holder=holder, collected=collected)
+    def end() -> None:
+        with suppress(SireError) if collected else nullcontext():
+            release([user], holder=holder, collected=collected)
+
+    if collected:
+        outside_of_collection(end)
+    else:
+        end()

@@ -25,9 +25,11 @@ from .._nested import to_device
 from .._passes import caller
 from . import _under_way
 from ._backward import come_back_for_backward
+from ._collected import catch_up
 from ._context import sire_inference_context_manager
 from ._estimate import measuring
 from ._events import log
+from ._outputs import outlasting
 from ._pools import get_resource_management
 from ._setup import default_release, setup_default_pools
 from ._users import ResourcePoolUserABC, TorchModuleWrapper, note, user_adopted
@@ -42,6 +44,7 @@ _waiting: set[int] = set()
 def acquire(users: list[ResourcePoolUserABC[Any]], wait: float = _LONGEST_WAIT) -> None:
     """This thread uses these objects from now on: all of them are loaded, or none is used, and the reason is raised."""
     _under_way.abandon_ended()
+    catch_up()
     control.use_begins()
     try:
         _acquire(users, time.monotonic() + wait)
@@ -241,6 +244,7 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
     As many as it takes for ``size`` bytes, or all of them. Returns how many bytes that were.
     """
     _under_way.abandon_ended()
+    catch_up()
     given, management = 0, get_resource_management()
     wanted = list(management) if device is None else [management.get_resource_pool(device)]
     for pool in wanted:
@@ -353,7 +357,7 @@ class AutoManageWrapper:
         with sire_inference_context_manager(*args, **kwargs), auto_manage(self):
             estimator = getattr(self.user, "inference_memory_estimator", None)
             with measuring(estimator, device, args, kwargs):
-                return self._object(*to_device(args, device), **to_device(kwargs, device))
+                return outlasting(self._object(*to_device(args, device), **to_device(kwargs, device)), self.user)
 
     __call__ = call
 

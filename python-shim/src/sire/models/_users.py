@@ -7,6 +7,7 @@ holding the lock of a user, so that two users that want each other's memory do n
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from .. import _library
 from .._adopt import Adopted, Release, adopt, adopted_by
 from .._errors import InvalidArgumentError
+from .._placing import device_index
 from .._tags import encode_tag
 from ._estimate import Estimator, estimated
 from ._events import log
@@ -248,6 +250,7 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         self.priority = int(priority)
         self.inference_memory_estimator = inference_memory_estimator
         self._keep_alive = float(keep_alive or 0.0)
+        self._terms = {"mutable": mutable, "backup": backup, "mode": mode, "source": source}
         existing = adopted_by(model)
         self.adopted: Adopted = existing or adopt(
             model, device=device, backup=backup, mode=mode, priority=priority, mutable=mutable, tag=tag, source=source
@@ -280,8 +283,12 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         return self.adopted.regions
 
     def configure(self, **changes: Any) -> None:
-        """Changes what can be changed later: priority, keep_alive, inference_memory_estimator. None changes nothing."""
+        """Changes what can be changed later: priority, keep_alive, inference_memory_estimator.
+
+        None changes nothing, nor does what was said already.
+        """
         fixed = changes.keys() - {"priority", "keep_alive", "inference_memory_estimator"}
+        fixed = {name for name in fixed if not self._is_said(name, changes[name])}
         if fixed:
             raise InvalidArgumentError(
                 f"{self.name} is managed already: {', '.join(sorted(fixed))} cannot be changed any more"
@@ -292,6 +299,15 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         self.priority = priority
         self.inference_memory_estimator = given.get("inference_memory_estimator", self.inference_memory_estimator)
         self._say_standing()
+
+    def _is_said(self, name: str, value: Any) -> bool:
+        """Whether a keyword that cannot be changed any more has this value anyway."""
+        if name == "device":
+            index = device_index(sys.modules["torch"], value)
+            return value is None or str(self.adopted.device) == ("cpu" if index is None else f"cuda:{index}")
+        if name == "tag":
+            return value is None or value == self.name
+        return name in self._terms and (value is None or value == self._terms[name])
 
     def _say_standing(self) -> None:
         if self.adopted.device.type == "cuda" and self.adopted.nbytes:
