@@ -168,6 +168,11 @@ class Adopted(Moving):
         return tuple(each for each in self._shares if not each._released)
 
     @property
+    def has_paused(self) -> bool:
+        """Whether some of its tensors are in paused mode."""
+        return any(not block.views for block in self._blocks)
+
+    @property
     def tensors(self) -> tuple[Any, ...]:
         """The tensors that come and go with the module, as they hang in it."""
         return tuple(shown.tensor for shown in self._all_shown())

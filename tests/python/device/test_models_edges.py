@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import pickle
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -221,3 +224,49 @@ def test_whoever_calls_next_ends_what_was_collected(monkeypatch: pytest.MonkeyPa
     assert user.locks == 1
     with sire.auto_manage(other):
         assert user.locks == 0
+
+
+def normalised() -> nn.Module:
+    """PyTorch's old way: a graph holds the parameters as long as the module lives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(nn.Linear(4, 4))
+
+
+def wrapped() -> nn.Module:
+    model = nn.Linear(4, 4).requires_grad_(False)
+    model.weight = nn.Parameter(TwoTensor(torch.ones(4, 4), torch.full((4, 4), 2.0)), requires_grad=False)
+    return nn.Sequential(model)
+
+
+@pytest.mark.parametrize("make", [normalised, wrapped], ids=lambda each: each.__name__)
+def test_the_state_of_a_model_in_paused_mode_can_be_saved_at_any_time(make: Callable[[], nn.Module]) -> None:
+    """Saving it while it was offloaded was an illegal access: its tensors stay on the device, without their memory."""
+    model = make()
+    expected = copy.deepcopy(model.state_dict())
+    sire.manage(model)
+    for _ in range(2):
+        with torch.no_grad(), sire.auto_manage(model):
+            assert {each.device.type for each in model.state_dict().values()} == {"cuda"}
+            for each in model.parameters():
+                each.copy_(each * 2)
+            expected = {name: each * 2 for name, each in expected.items()}
+        assert "cuda" in {each.device.type for each in model.parameters()}, "some of it is in paused mode"
+        torch.save(found := model.state_dict(), io.BytesIO())
+        assert {each.device.type for each in found.values()} == {"cpu"}
+        assert all(torch.equal(found[name], each) for name, each in expected.items())
+    assert uses_of(model) == 0
+    sire.setup_default_pools(vram_limit=0)
+    with pytest.raises(sire.OutOfMemoryError):
+        model.state_dict()
+    assert model.state_dict(keep_vars=True).keys() == expected.keys()
+    sire.setup_default_pools(release="eager")
+    with sire.auto_manage(model):
+        copied = pickle.loads(pickle.dumps(model)) if make is wrapped else model  # noqa: S301
+    sire.manage(model).user.close()
+    assert not model._state_dict_hooks
+    assert copied.state_dict().keys() == expected.keys()
+
+
+def uses_of(model: nn.Module) -> int:
+    return int(sire.manage(model).user.locks)

@@ -23,6 +23,7 @@ from .._placing import device_index
 from .._tags import encode_tag
 from ._estimate import Estimator, estimated
 from ._events import log
+from ._saving import make_readable
 
 if TYPE_CHECKING:
     from ._pools import ResourcePool, ResourcePoolManagement
@@ -257,6 +258,8 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         )
         _of_adopted[self.adopted] = weakref.ref(self)
         self._sharers = self.sharers
+        self._readable: Any = None
+        self._keep_readable()
         self._say_standing()
 
     @property
@@ -328,6 +331,11 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         """Parameters and buffers are on the device afterwards."""
         # What was hung in may open a region of the tag, which a lease must find.
         self.adopted.load(holding=self._leased)
+        self._keep_readable()
+
+    def _keep_readable(self) -> None:
+        if self._readable is None and self.adopted.has_paused:
+            self._readable = make_readable(self)
 
     def while_leased(self, action: Callable[[], Any]) -> Any:
         """Whoever makes way meanwhile, it is not this module."""
@@ -380,6 +388,8 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     def close(self) -> None:
         """Ends it: the module is an ordinary one again, where it is now."""
         self.adopted.release()
+        if self._readable is not None:
+            self._readable.remove()
 
 
 def user_adopted(user: ResourcePoolUserABC[Any]) -> Adopted | None:
