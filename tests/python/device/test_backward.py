@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import pickle
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,6 +134,39 @@ def test_what_is_in_an_object_can_be_asked_for_a_backward(wraps: Callable[..., A
     assert torch.equal(x.grad, torch.full_like(x, 16.0))
     assert torch.equal(model.weight.grad, torch.full((8, 8), 2.0))
     assert not model.weight.is_cuda
+
+
+def test_a_use_that_is_ended_by_hand_comes_back_too() -> None:
+    model = Encoder()
+    wrapper = sire.manage(model)
+    with torch.no_grad():
+        wrapper.load()
+    wrapper.load()
+    loss = model.encode(torch.ones(2, 8, device="cuda")).sum()
+    for _ in range(2):
+        wrapper.offload()
+    assert not model.first._forward_hooks
+    assert not model.first.weight.is_cuda
+    loss.backward()
+    assert model.first.weight.grad is not None
+    with pytest.raises(sire.InvalidArgumentError, match="more often"):
+        wrapper.offload()
+
+
+def test_scripted_modules_inside_are_left_alone() -> None:
+    """They take no hooks; what they are in is watched."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inside = torch.jit.script(nn.Linear(8, 8))
+    model = nn.Sequential(nn.Linear(8, 8), inside)
+    with sire.auto_manage(model):
+        loss = model(torch.ones(2, 8, device="cuda")).sum()
+    loss.backward()
+    assert all(each.grad is not None for each in model.parameters())
+    with sire.auto_manage(inside), torch.no_grad():
+        assert inside(torch.ones(2, 8, device="cuda")).is_cuda
+    with sire.auto_manage(inside):
+        pass
 
 
 def test_a_backward_brings_a_model_once() -> None:

@@ -43,6 +43,19 @@ def come_back_for_backward(users: list[ResourcePoolUserABC[Any]]) -> list[_Use]:
     return [_Use(_watched_of(user), user.manage_object) for user in modules]
 
 
+def come_back_after_load(user: ResourcePoolUserABC[Any]) -> None:
+    """As `come_back_for_backward`, of a use that is ended by hand: until `watch_no_longer`, once for each."""
+    made = come_back_for_backward([user])
+    if made:
+        _watched_of(user).by_hand += made
+
+
+def watch_no_longer(user: ResourcePoolUserABC[Any]) -> None:
+    """A use that was ended by hand is over."""
+    with suppress(IndexError):
+        _watched_of(user).by_hand.pop().remove()
+
+
 def watch(output: Any, user: ResourcePoolUserABC[Any]) -> None:
     """Before autograd goes back through these outputs, the user is loaded."""
     _watch(output, _watched_of(user).comes_back)
@@ -72,6 +85,7 @@ class _Watched:
 
     def __init__(self, user: ResourcePoolUserABC[Any]) -> None:
         self.comes_back = _Return(weakref.ref(user))
+        self.by_hand: list[_Use] = []
         self._uses = 0
         self._handles: list[Any] = []
 
@@ -80,9 +94,10 @@ class _Watched:
         with _changing:
             self._uses += 1
             if self._uses == 1:
-                inside = [each for each in module.modules() if each is not module and _computes(each)]
-                self._handles = [module.register_forward_hook(_Watch(self.comes_back))]
-                self._handles += [each.register_forward_hook(_WatchInside(self.comes_back)) for each in inside]
+                outer, inside = _Watch(self.comes_back), _WatchInside(self.comes_back)
+                wanted = [each for each in module.modules() if _computes(each) and _takes_hooks(each)]
+                hooks = [(each, outer if each is module else inside) for each in wanted]
+                self._handles = [each.register_forward_hook(hook) for each, hook in hooks]
 
     def end(self) -> None:
         """One less."""
@@ -97,6 +112,13 @@ class _Watched:
 def _computes(module: Any) -> bool:
     """Whether the module may compute with tensors of its own, or of those in it."""
     return bool(module._parameters or module._buffers or module._modules)
+
+
+def _takes_hooks(module: Any) -> bool:
+    """Not what was scripted."""
+    import torch
+
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 class _Use:

@@ -24,7 +24,7 @@ from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, Unsuppo
 from .._nested import to_device
 from .._passes import caller
 from . import _under_way
-from ._backward import come_back_for_backward
+from ._backward import come_back_after_load, come_back_for_backward, watch_no_longer
 from ._collected import catch_up
 from ._context import sire_inference_context_manager
 from ._estimate import measuring
@@ -333,9 +333,11 @@ class AutoManageWrapper:
     def load(self) -> None:
         """Begins a use: the object is on its device until as many `offload`."""
         acquire([self.user])
+        come_back_after_load(self.user)
 
     def offload(self, release_: Release | None = None) -> None:
         """Ends a use. ``release_`` is "eager" or "lazy"; None: as the pools were set up."""
+        watch_no_longer(self.user)
         release([self.user], release_)
 
     @property
