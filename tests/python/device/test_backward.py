@@ -213,6 +213,7 @@ def test_hooks_are_there_as_long_as_somebody_uses_the_model() -> None:
     assert len(sire.events()) == before
 
 
+@pytest.mark.skipif(torch.__version__ < "2.15", reason="the compiler cannot trace some of the software device")
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_compiled_modules_inside_are_not_broken_or_compiled_again(fullgraph: bool) -> None:
     torch.compiler.reset()
@@ -228,8 +229,7 @@ def test_compiled_modules_inside_are_not_broken_or_compiled_again(fullgraph: boo
         with torch._dynamo.config.patch(error_on_recompile=number > 0), sire.auto_manage(model):
             found = model(torch.ones(2, 8, device="cuda"))
         found.sum().backward()
-    if torch.__version__ >= "2.15":  # before, the software device's operations are not traced in one graph
-        assert len(graphs) == 1
+    assert len(graphs) == 1
 
 
 class Big(nn.Module):

@@ -412,7 +412,11 @@ class auto_manage:  # noqa: N801
     def __enter__(self) -> Any:
         users = [wrapper.user for wrapper in self._wrappers]
         acquire(users, self._wait)
-        entry = threading.get_ident(), come_back_for_backward(users)
+        try:
+            entry = threading.get_ident(), come_back_for_backward(users)
+        except BaseException:
+            release(users)
+            raise
         with self._entering:
             self._entries.append(entry)
         return self._wrappers[0] if len(self._wrappers) == 1 else self._wrappers
