@@ -35,7 +35,7 @@ from ._pieces import Block, Piece, Shown, plainly, shown_in
 from ._placing import device_index, refuse_capture, with_room
 from ._sources import Source
 from ._tags import encode_tag
-from ._tensors import Found
+from ._tensors import Found, Group
 
 Backup = Literal["auto", "cpu", "disk"]
 Mode = Literal["auto", "view", "paused"]
@@ -92,7 +92,10 @@ def adopt(
         terms = Terms(backup, mode, bool(mutable) or _averages(torch, module))
         adopted = Adopted(torch, module, index, name, terms, int(priority))
         with plainly(torch):
-            adopted._take(_tensors.find(module), None if source is None else Source(source))
+            found = _tensors.find(module)
+            adopted._take(found, None if source is None else Source(source))
+            adopted._note_empty(found)
+            adopted._place_empty("cpu")
         _owners.enter(adopted, module)
         _requests.install()
     return adopted
@@ -115,6 +118,8 @@ class Adopted(Moving):
         self._released = False
         self._lock = threading.RLock()
         self._shares: list[Adopted] = []
+        self._brings_shares = False
+        self._empty: list[Shown] = []
 
     # --- what can be asked ----------------------------------------------------------------------------------
 
@@ -163,6 +168,29 @@ class Adopted(Moving):
         return tuple(each for each in self._shares if not each._released)
 
     @property
+    def has_paused(self) -> bool:
+        """Whether some of its tensors are in paused mode."""
+        return any(not block.views for block in self._blocks)
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        """The tensors that come and go with the module, as they hang in it."""
+        return tuple(shown.tensor for shown in self._all_shown())
+
+    def holds(self, tensor: Any) -> bool:
+        """Whether the tensor lies in the memory that the module has on its device."""
+        try:
+            address = int(tensor.data_ptr()) if tensor.is_cuda else 0
+        except (RuntimeError, NotImplementedError):  # one that has no memory to point at: fake, sparse, transformed
+            return False
+        ranges = [each for block in list(self._blocks) for each in block.ranges()]
+        return any(start <= address < start + size for start, size in ranges)
+
+    def wraps(self, tensor: Any) -> bool:
+        """Whether the tensor is one that wraps others, which are this one's."""
+        return any(other.tensor is tensor for other in self._others)
+
+    @property
     def waits_for_backward(self) -> bool:
         """Whether a forward with gradients still wants its backward: offloading before that would break it."""
         return any(
@@ -190,9 +218,9 @@ class Adopted(Moving):
         """
         with self._lock:
             self._require_adopted("load")
-            self._shares = list(self.shares)
-            for other in self._shares:
-                other.load(non_blocking)
+            if self._brings_shares:
+                return  # of one that has tensors of this one, and this one of it
+            self._bring_shares(non_blocking)
             if self._index is None:
                 self._loaded = True
                 return
@@ -206,6 +234,16 @@ class Adopted(Moving):
                         self._join()
                     else:
                         self._come(torch, non_blocking)
+                self._place_empty(self.device)
+
+    def _bring_shares(self, non_blocking: bool) -> None:
+        self._shares = list(self.shares)
+        self._brings_shares = True
+        try:
+            for other in self._shares:
+                other.load(non_blocking)
+        finally:
+            self._brings_shares = False
 
     def begin(self) -> bool:
         """Begins to bring the module: memory is taken now, bytes are copied on a stream of their own.
@@ -256,6 +294,7 @@ class Adopted(Moving):
                 with torch.cuda.device(self._index), plainly(torch):
                     self._sync(bring=False)
                     self._go(torch, release == "lazy", None if after is None else list(after))
+                    self._place_empty("cpu")
             elif self._arrival is not None:
                 refuse_capture("offload")
                 self._turn_back(lazy=release == "lazy")
@@ -364,6 +403,21 @@ class Adopted(Moving):
         for shown in shown_in(blocks):
             _owners.claim(self, shown.tensor)
 
+    def _note_empty(self, found: list[Found]) -> None:
+        """Tensors without elements need no memory, but are where the others are."""
+        theirs = {id(shown.tensor) for other in self.shares for shown in other._empty}
+        mine = [each for each in found if each.tensor.numel() == 0 and id(each.tensor) not in theirs]
+        plain = [each for each in mine if self._index is not None and _tensors.is_plain(self._torch, each.tensor)]
+        known = {id(shown.tensor) for shown in self._empty}
+        shown = [each for each in plain if id(each.tensor) in known or self._terms.shows_views(self._torch, each)]
+        self._empty = [Shown(each.tensor, each.slots, Group(0, 0)) for each in shown]
+
+    def _place_empty(self, device: Any) -> None:
+        memory = self._torch.empty(0, dtype=self._torch.uint8, device=device)
+        for shown in self._empty:
+            if shown.tensor.device != memory.device:
+                shown.show(self._torch, memory)
+
     def _is_shared(self, tensor: Any) -> bool:
         owner = _owners.of_tensor(tensor)
         if owner is None or owner is self:
@@ -380,6 +434,7 @@ class Adopted(Moving):
         if module is None:
             return
         found = _tensors.find(module)
+        self._note_empty(found)
         inner = {id(tensor) for other in self._others for tensor in other.inner}
         known = {id(shown.tensor): shown for shown in self._all_shown() if id(shown.tensor) not in inner}
         wrapped = {id(other.tensor) for other in self._others}

@@ -41,6 +41,7 @@ class Shown:
             tuple(tensor.shape),
             tuple(tensor.stride()),
         )
+        self._in_inference = bool(tensor.is_inference())
         self._unseen = any(_is_written_unseen(slot, group.size) for slot in slots)
         self._seen = _version(tensor)
         self._address = _address(tensor)
@@ -51,7 +52,9 @@ class Shown:
 
     def over(self, torch: Any, memory: Any) -> Any:
         """The tensor that lies in this memory, given as byte tensor."""
-        return torch.empty(0, dtype=self.dtype, device=memory.device).set_(memory.untyped_storage(), *self.layout)
+        # A tensor made in inference mode that is given data of an ordinary one cannot be used as either.
+        with torch.inference_mode(self._in_inference):
+            return torch.empty(0, dtype=self.dtype, device=memory.device).set_(memory.untyped_storage(), *self.layout)
 
     def point(self, torch: Any, data: Any) -> None:
         """From now on this is the tensor's data."""

@@ -12,9 +12,11 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from . import _owners
+from ._errors import UnsupportedError
 
 if TYPE_CHECKING:
     from ._adopt import Adopted
@@ -39,6 +41,8 @@ def install() -> None:
             if isinstance(fn, _Request) or not _is_placement(fn):
                 return original(self, fn, recurse)
             request = _Request(fn)
+            if recurse:
+                request.refuse_wrapped(self)
             result = original(self, request, recurse)
             for adopted in request.touched:
                 adopted.sync()
@@ -59,6 +63,15 @@ def _is_placement(fn: Any) -> bool:
     return names[0] == "Module" and len(names) > 2 and names[1] in _PLACEMENTS
 
 
+def _owner_inside(tensor: Any) -> Adopted | None:
+    """Who has adopted what a wrapper of tensors wraps; None for any other tensor."""
+    # No owner is noted for a wrapper itself: PyTorch swaps wrappers, and refuses to while somebody watches them.
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return None
+    owners = (owner for owner in _owners.everybody() if owner.wraps(tensor))
+    return next((owner for owner in owners if owner.device.type != "cpu"), None)
+
+
 class _Request:
     """What a module is asked for, tensor by tensor."""
 
@@ -69,7 +82,26 @@ class _Request:
         self._format = inspect.getclosurevars(fn).nonlocals.get("convert_to_format")
         self.touched: list[Adopted] = []
 
+    def refuse_wrapped(self, module: Any) -> None:
+        """Before anything is converted: what wraps adopted tensors is not, nor is it read, as those may be away."""
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            owner = _owner_inside(tensor)
+            if owner is not None and self._converts(tensor):
+                raise UnsupportedError(
+                    f"{name} is a {type(tensor).__name__}, which is not converted while {owner.tag!r} is managed: "
+                    "convert the module before that"
+                )
+
+    def _converts(self, tensor: Any) -> bool:
+        import torch
+
+        if self._format is not None and tensor.dim() in (4, 5):
+            return True
+        return bool(self._fn(torch.empty(0, dtype=tensor.dtype)).dtype != tensor.dtype)
+
     def __call__(self, tensor: Any) -> Any:
+        if _owner_inside(tensor) is not None:
+            return tensor
         owner = _owners.of_tensor(tensor)
         if owner is not None and owner not in self.touched and owner.device.type != "cpu":
             # What was taken out of its module is not its any more, once that is looked at.

@@ -133,7 +133,8 @@ def keeps_graph(torch: Any, tensor: Any) -> bool:
 
     PyTorch makes that place anew when nobody holds it; a mark on it tells the two apart.
     """
-    if not tensor.requires_grad or not tensor.is_leaf:
+    # A tensor made in inference mode is in no graph, whatever it says.
+    if not tensor.requires_grad or not tensor.is_leaf or tensor.is_inference():
         return False
     with outside_of_transforms(), torch.enable_grad():
         _accumulator(tensor).metadata["sire"] = True

@@ -15,6 +15,7 @@ from ._backward import Held, watch
 from ._context import sire_inference_context_manager
 from ._estimate import LearnedEstimator, Peak
 from ._manage import AutoManageWrapper, acquire, manage, release
+from ._outputs import outlasting
 
 _hooks_of: weakref.WeakKeyDictionary[Any, AutoManageHook] = weakref.WeakKeyDictionary()
 _making = threading.RLock()
@@ -85,8 +86,8 @@ class AutoManageHook:
 
     def post_forward(self, module: Any, output: Any) -> Any:
         """What happens after a forward."""
-        self._after(module, (), output, by_hand=True)
-        return output
+        changed = self._after(module, (), output, by_hand=True)
+        return output if changed is None else changed
 
     def remove(self) -> None:
         """The module does not manage itself any more; `sire.manage` still does."""
@@ -125,20 +126,26 @@ class AutoManageHook:
             call.peak = Peak(device).__enter__()
         return to_device(args, device), to_device(kwargs, device)
 
-    def _after(self, module: Any, _args: Any, output: Any, by_hand: bool = False) -> None:
+    def _after(self, module: Any, _args: Any, output: Any, by_hand: bool = False) -> Any:
+        """The output, which must not lie in the module's memory any more; None of a call that did not begin."""
         call = _under_way.end(self, by_hand)
         if not isinstance(call, _Call) or not call.entered:
-            return
+            return None
         call.entered = False
         user = self.am.user
         if call.peak is not None:
             call.peak.__exit__()
             user.inference_memory_estimator.observe(call.args, call.kwargs, call.peak.bytes)  # type: ignore[union-attr]
+        try:
+            output = outlasting(output, user)
+        except BaseException:
+            release([user])
+            raise
         # Also a backward after the first one (retain_graph) finds the user loaded.
-        watch(output, weakref.ref(user))
-        if module.training and Held.until_backward(output, user):
-            return
-        release([user])
+        watch(output, user)
+        if not (module.training and Held.until_backward(output, user)):
+            release([user])
+        return output
 
     # --- what accelerate and diffusers ask of the hook of a module -------------------------------------------------
 

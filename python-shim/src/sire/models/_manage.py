@@ -1,7 +1,10 @@
 """`manage` and `auto_manage`: who uses an object now, and who waits until there is room.
 
 One thread at a time has the *turn* and loads; whoever ends a use tells those that wait. A thread waits for room only if
-some other thread uses something and does not wait itself, so that waiting always has an end.
+some other thread uses something and does not wait itself, so that waiting always has an end. A backward pass does not
+wait for the thread that called it, which waits for the pass.
+
+Modules that share tensors are used together: whoever uses one keeps those that have tensors of it.
 """
 
 from __future__ import annotations
@@ -17,13 +20,16 @@ from typing import Any, ClassVar
 
 from .. import control
 from .._adopt import Release
-from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError
+from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError, error_class
 from .._nested import to_device
+from .._passes import caller
 from . import _under_way
-from ._backward import come_back_for_backward
+from ._backward import come_back_after_load, come_back_for_backward, watch_no_longer
+from ._collected import catch_up
 from ._context import sire_inference_context_manager
 from ._estimate import measuring
 from ._events import log
+from ._outputs import outlasting
 from ._pools import get_resource_management
 from ._setup import default_release, setup_default_pools
 from ._users import ResourcePoolUserABC, TorchModuleWrapper, note, user_adopted
@@ -38,6 +44,7 @@ _waiting: set[int] = set()
 def acquire(users: list[ResourcePoolUserABC[Any]], wait: float = _LONGEST_WAIT) -> None:
     """This thread uses these objects from now on: all of them are loaded, or none is used, and the reason is raised."""
     _under_way.abandon_ended()
+    catch_up()
     control.use_begins()
     try:
         _acquire(users, time.monotonic() + wait)
@@ -57,15 +64,26 @@ def _acquire(users: list[ResourcePoolUserABC[Any]], deadline: float) -> None:
                     user.held_by.append(me)
                 return
             except OutOfMemoryError as error:
-                if not _may_wait(me, deadline):
+                called_by = caller()
+                if not _may_wait({me, called_by}, deadline):
                     log.add("fail", users[0].name, detail=str(error))
+                    if called_by is not None and _holders[called_by]:
+                        raise _in_its_own_way(error, users) from error
                     raise
             _wait_for_others(me, deadline)
 
 
-def _may_wait(me: int, deadline: float) -> bool:
-    others = [thread for thread, count in _holders.items() if count > 0 and thread != me]
+def _may_wait(mine: set[int | None], deadline: float) -> bool:
+    others = [thread for thread, count in _holders.items() if count > 0 and thread not in mine]
     return any(thread not in _waiting for thread in others) and time.monotonic() < deadline
+
+
+def _in_its_own_way(error: OutOfMemoryError, users: list[ResourcePoolUserABC[Any]]) -> SireError:
+    names = ", ".join(user.name for user in users)
+    return error_class(OutOfMemoryError.status)(
+        f"{error} A backward pass needs {names} again, and the thread that called it uses others meanwhile: call it "
+        "after these uses, or bring all of them in one (sire.auto_manage(a, b))."
+    )
 
 
 def _wait_for_others(me: int, deadline: float) -> None:
@@ -86,34 +104,47 @@ def _load_all(users: list[ResourcePoolUserABC[Any]]) -> None:
             # Before room is made, so that none of them makes way for another.
             user.lock()
             locked.append(user)
+            user.keep_sharers()
         for user in users:
-            _load(user)
+            _load_with_sharers(user)
     except BaseException:
         for user in locked:
             if user.unlock() == 0:
                 # What fails here stays loaded, and makes way when somebody needs room; the first failure is raised.
-                with suppress(SireError):
-                    user.offload_if_idle(default_release())
+                for idle in [user, *user.let_sharers_go()]:
+                    with suppress(SireError):
+                        idle.offload_if_idle(default_release())
         raise
 
 
-def _load(user: ResourcePoolUserABC[Any]) -> None:
+def _load_with_sharers(user: ResourcePoolUserABC[Any]) -> None:
+    """What has tensors of its comes first; what is found to have some only when they are looked through, afterwards."""
+    known = user.keep_sharers()
+    for each in known:
+        _load(each, called=False)
+    _load(user)
+    for each in user.keep_sharers():
+        if each not in known:
+            _load(each, called=False)
+
+
+def _load(user: ResourcePoolUserABC[Any], called: bool = True) -> None:
+    """``called``: for a call of the object's own."""
     began, adopted = time.monotonic(), user_adopted(user)
     before = adopted.bytes_copied if adopted is not None else 0
     needed = user.get_needed_resource_size()
-    _make_room(user, needed)
+    _make_room(user, needed, user.get_wanted_resource_size() if called else 0)
     _with_one_retry(user)
     copied = adopted.bytes_copied - before if adopted is not None else 0
     kind = "load" if needed else "hit"
     note(kind, user, size=needed, copied=copied, seconds=time.monotonic() - began)
 
 
-def _make_room(user: ResourcePoolUserABC[Any], needed: int) -> None:
+def _make_room(user: ResourcePoolUserABC[Any], needed: int, wanted: int) -> None:
     """What loading takes must be there; what the call takes beside it should be."""
     pool = get_resource_management().get_resource_pool(user.get_runtime_device())
     if pool is None:
         return
-    wanted = user.get_wanted_resource_size()
 
     def make() -> None:
         if needed + wanted <= 0:
@@ -160,7 +191,7 @@ def release(
             left = user.unlock()
             ended.append(user)
             if left == 0:
-                _offload(user, how or default_release())
+                _offload_all([user, *user.let_sharers_go()], how or default_release())
         except BaseException as error:
             failure = failure or error
     if ended:
@@ -187,6 +218,18 @@ def _let_go(users: list[ResourcePoolUserABC[Any]], thread: int) -> int:
     return held[-1] if held else thread
 
 
+def _offload_all(users: list[ResourcePoolUserABC[Any]], how: Release) -> None:
+    """Those of them that nobody uses. The first failure is raised."""
+    failure: BaseException | None = None
+    for user in users:
+        try:
+            _offload(user, how)
+        except BaseException as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
 def _offload(user: ResourcePoolUserABC[Any], how: Release) -> None:
     began, adopted = time.monotonic(), user_adopted(user)
     before = adopted.bytes_copied if adopted is not None else 0
@@ -201,6 +244,7 @@ def evict(size: int | None = None, *, device: Any = None) -> int:
     As many as it takes for ``size`` bytes, or all of them. Returns how many bytes that were.
     """
     _under_way.abandon_ended()
+    catch_up()
     given, management = 0, get_resource_management()
     wanted = list(management) if device is None else [management.get_resource_pool(device)]
     for pool in wanted:
@@ -289,9 +333,11 @@ class AutoManageWrapper:
     def load(self) -> None:
         """Begins a use: the object is on its device until as many `offload`."""
         acquire([self.user])
+        come_back_after_load(self.user)
 
     def offload(self, release_: Release | None = None) -> None:
         """Ends a use. ``release_`` is "eager" or "lazy"; None: as the pools were set up."""
+        watch_no_longer(self.user)
         release([self.user], release_)
 
     @property
@@ -313,7 +359,7 @@ class AutoManageWrapper:
         with sire_inference_context_manager(*args, **kwargs), auto_manage(self):
             estimator = getattr(self.user, "inference_memory_estimator", None)
             with measuring(estimator, device, args, kwargs):
-                return self._object(*to_device(args, device), **to_device(kwargs, device))
+                return outlasting(self._object(*to_device(args, device), **to_device(kwargs, device)), self.user)
 
     __call__ = call
 
@@ -366,7 +412,11 @@ class auto_manage:  # noqa: N801
     def __enter__(self) -> Any:
         users = [wrapper.user for wrapper in self._wrappers]
         acquire(users, self._wait)
-        entry = threading.get_ident(), come_back_for_backward(users)
+        try:
+            entry = threading.get_ident(), come_back_for_backward(users)
+        except BaseException:
+            release(users)
+            raise
         with self._entering:
             self._entries.append(entry)
         return self._wrappers[0] if len(self._wrappers) == 1 else self._wrappers

@@ -12,6 +12,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from ._collected import outside_of_collection
+
 _here = threading.local()
 
 
@@ -38,8 +40,10 @@ class Call:
 
     def __del__(self) -> None:
         # Its thread has ended.
-        with suppress(Exception):
-            self.abandon()
+        entered, self.entered = self.entered, False
+        if entered:
+            with suppress(Exception):
+                outside_of_collection(self.end_use)
 
 
 def _calls() -> list[Call]:

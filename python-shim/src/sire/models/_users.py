@@ -7,6 +7,7 @@ holding the lock of a user, so that two users that want each other's memory do n
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from .. import _library
 from .._adopt import Adopted, Release, adopt, adopted_by
 from .._errors import InvalidArgumentError
+from .._placing import device_index
 from .._tags import encode_tag
 from ._estimate import Estimator, estimated
 from ._events import log
+from ._saving import make_readable
 
 if TYPE_CHECKING:
     from ._pools import ResourcePool, ResourcePoolManagement
@@ -45,6 +48,7 @@ class ResourcePoolUserABC(ABC, Generic[T]):
         self._own = threading.RLock()
         self.loaded = False
         self.last_used = 0.0
+        self._kept: list[ResourcePoolUserABC[Any]] = []
 
     # --- what a user has to say -------------------------------------------------------------------------------
 
@@ -93,6 +97,11 @@ class ResourcePoolUserABC(ABC, Generic[T]):
         """Bytes that running would like beside that."""
         return 0
 
+    @property
+    def sharers(self) -> list[ResourcePoolUserABC[Any]]:
+        """Users that have something of this one's object in their keeping: they are in use while this one is."""
+        return []
+
     def should_clear(self) -> bool:
         """Whether the user can be forgotten."""
         return self.manage_object is None
@@ -131,6 +140,26 @@ class ResourcePoolUserABC(ABC, Generic[T]):
             self._locks -= 1
             self.last_used = time.monotonic()
             return self._locks
+
+    def keep_sharers(self) -> list[ResourcePoolUserABC[Any]]:
+        """`sharers` stay where they are as long as this one is in use, whoever else uses them; all of those that do.
+        Called with the turn, in a use.
+        """
+        for each in self.sharers:
+            with self._own:
+                new = each not in self._kept
+                if new:
+                    self._kept.append(each)
+            # Not with the lock of this one.
+            if new:
+                each.lock()
+        return list(self._kept)
+
+    def let_sharers_go(self) -> list[ResourcePoolUserABC[Any]]:
+        """Unless somebody uses this one, they need not stay for it; those that nobody uses at all any more."""
+        with self._own:
+            kept, self._kept = ([], self._kept) if self.locked else (self._kept, [])
+        return [each for each in reversed(kept) if each.unlock() == 0]
 
     def load(self) -> None:
         """Loads the object if it is not loaded; called with the turn."""
@@ -192,6 +221,10 @@ class WeakRefResourcePoolUser(ResourcePoolUserABC[T]):
         return self._reference()
 
 
+_of_adopted: weakref.WeakKeyDictionary[Adopted, weakref.ref[TorchModuleWrapper]] = weakref.WeakKeyDictionary()
+"""The users of modules, by how these are adopted."""
+
+
 class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     """A `torch.nn.Module`, adopted into a tag of its own.
 
@@ -218,10 +251,15 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         self.priority = int(priority)
         self.inference_memory_estimator = inference_memory_estimator
         self._keep_alive = float(keep_alive or 0.0)
+        self._terms = {"mutable": mutable, "backup": backup, "mode": mode, "source": source}
         existing = adopted_by(model)
         self.adopted: Adopted = existing or adopt(
             model, device=device, backup=backup, mode=mode, priority=priority, mutable=mutable, tag=tag, source=source
         )
+        _of_adopted[self.adopted] = weakref.ref(self)
+        self._sharers = self.sharers
+        self._readable: Any = None
+        self._keep_readable()
         self._say_standing()
 
     @property
@@ -230,13 +268,30 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         return self.adopted.tag
 
     @property
+    def sharers(self) -> list[ResourcePoolUserABC[Any]]:
+        """Those whose modules were managed first, and have tensors that are this one's, too; and those that have some
+        of theirs.
+        """
+        found: list[Adopted] = [self.adopted]
+        for adopted in found:
+            found += [each for each in adopted.shares if each not in found]
+        users = [_of_adopted[each]() for each in found[1:] if each in _of_adopted]
+        # Kept also when the program has dropped the other module: its user offloads what it has.
+        self._sharers = [each for each in users if each is not None]
+        return list(self._sharers)
+
+    @property
     def regions(self) -> tuple[int, ...]:
         """Those of its tag."""
         return self.adopted.regions
 
     def configure(self, **changes: Any) -> None:
-        """Changes what can be changed later: priority, keep_alive, inference_memory_estimator. None changes nothing."""
+        """Changes what can be changed later: priority, keep_alive, inference_memory_estimator.
+
+        None changes nothing, nor does what was said already.
+        """
         fixed = changes.keys() - {"priority", "keep_alive", "inference_memory_estimator"}
+        fixed = {name for name in fixed if not self._is_said(name, changes[name])}
         if fixed:
             raise InvalidArgumentError(
                 f"{self.name} is managed already: {', '.join(sorted(fixed))} cannot be changed any more"
@@ -247,6 +302,15 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         self.priority = priority
         self.inference_memory_estimator = given.get("inference_memory_estimator", self.inference_memory_estimator)
         self._say_standing()
+
+    def _is_said(self, name: str, value: Any) -> bool:
+        """Whether a keyword that cannot be changed any more has this value anyway."""
+        if name == "device":
+            index = device_index(sys.modules["torch"], value)
+            return value is None or str(self.adopted.device) == ("cpu" if index is None else f"cuda:{index}")
+        if name == "tag":
+            return value is None or value == self.name
+        return name in self._terms and (value is None or value == self._terms[name])
 
     def _say_standing(self) -> None:
         if self.adopted.device.type == "cuda" and self.adopted.nbytes:
@@ -267,6 +331,11 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
         """Parameters and buffers are on the device afterwards."""
         # What was hung in may open a region of the tag, which a lease must find.
         self.adopted.load(holding=self._leased)
+        self._keep_readable()
+
+    def _keep_readable(self) -> None:
+        if self._readable is None and self.adopted.has_paused:
+            self._readable = make_readable(self)
 
     def while_leased(self, action: Callable[[], Any]) -> Any:
         """Whoever makes way meanwhile, it is not this module."""
@@ -319,6 +388,8 @@ class TorchModuleWrapper(WeakRefResourcePoolUser[Any]):
     def close(self) -> None:
         """Ends it: the module is an ordinary one again, where it is now."""
         self.adopted.release()
+        if self._readable is not None:
+            self._readable.remove()
 
 
 def user_adopted(user: ResourcePoolUserABC[Any]) -> Adopted | None:
