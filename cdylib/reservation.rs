@@ -358,6 +358,13 @@ pub(crate) fn spent(place: *const c_void, (device, bytes): (Device, u64)) {
     });
 }
 
+/// What [`spend`] made free was taken by what nobody will hear the end of: it is missing.
+pub(crate) fn give_up((device, bytes): (Device, u64)) {
+    if let Some(process) = process::started() {
+        process.engine.stock_give_up(device, bytes);
+    }
+}
+
 /// Frees memory outside the engine with `free`; what it had from the stock goes back there.
 pub(crate) fn free<R>(place: *const c_void, free: impl FnOnce() -> R) -> R {
     let known = SPENT_COUNT.load(Ordering::SeqCst) > 0;

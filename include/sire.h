@@ -85,6 +85,9 @@ typedef struct sire_region_options {
   int32_t clean;
   // The backup's host memory is left pageable: it does not count against what the process may lock, but copies are slower.
   bool pageable;
+  // Each allocation of 1 MiB (`SIRE_SMALL`) and more is one piece of physical memory, whatever its size, so that one handle stands for all of it: for
+  // buffers that libraries register with others (docs/outside.md).
+  bool whole;
 } sire_region_options;
 
 // Memory `[start, start + bytes)`. The one struct without a size of its own: it comes in arrays, and never changes.

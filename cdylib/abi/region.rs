@@ -29,6 +29,9 @@ pub struct sire_region_options {
     pub clean: i32,
     /// The backup's host memory is left pageable: it does not count against what the process may lock, but copies are slower.
     pub pageable: bool,
+    /// Each allocation of 1 MiB (`SIRE_SMALL`) and more is one piece of physical memory, whatever its size, so that one handle stands for all of it: for
+    /// buffers that libraries register with others (docs/outside.md).
+    pub whole: bool,
 }
 
 /// # Safety
@@ -71,7 +74,8 @@ unsafe fn policy(options: *const sire_region_options) -> Result<Policy> {
         return Err(invalid("clean is set, but backup is 0 (none): there is nothing that could stand for the content"));
     }
     let pageable = sized_field!(options, size, sire_region_options, pageable: u8).unwrap_or(0) != 0;
-    Ok(Policy { backup, zero_fill, retain, clean, pageable })
+    let whole = sized_field!(options, size, sire_region_options, whole: u8).unwrap_or(0) != 0;
+    Ok(Policy { backup, zero_fill, retain, clean, pageable, whole })
 }
 
 /// The region of (tag, options), made if there is none. Tags are paths of `/`-separated segments, at most 255 bytes:

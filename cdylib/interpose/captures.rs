@@ -54,6 +54,31 @@ pub(super) unsafe extern "C" fn begin_capture_to_graph_per_thread(
     })
 }
 
+/// Since CUDA 13.3: into a graph that was captured before, whose nodes are to be as they were.
+pub(super) unsafe extern "C" fn begin_recapture(
+    stream: *mut c_void,
+    mode: c_int,
+    graph: *mut c_void,
+    callback: *mut c_void,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    counted(stream, || unsafe { original::runtime(caller).begin_recapture(stream, mode, graph, callback) })
+}
+
+pub(super) unsafe extern "C" fn begin_recapture_per_thread(
+    stream: *mut c_void,
+    mode: c_int,
+    graph: *mut c_void,
+    callback: *mut c_void,
+    caller: usize,
+) -> cudaError {
+    // SAFETY: the program's own arguments, as it passed them.
+    counted(per_thread(stream), || unsafe {
+        original::runtime(caller).begin_recapture_per_thread(stream, mode, graph, callback)
+    })
+}
+
 /// Counts a capture from before it begins, so that no synchronisation of ours slips in between. A runtime's call of the driver inside of
 /// `begin` is not counted again.
 pub(super) fn counted(stream: *mut c_void, begin: impl FnOnce() -> cudaError) -> cudaError {

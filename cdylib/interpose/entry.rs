@@ -220,6 +220,11 @@ answers! {
     streams::begin_capture_to_graph_per_thread = c"cuStreamBeginCaptureToGraph" as c"cuStreamBeginCaptureToGraph_ptsz" to PerThread
         [12_030, 99_999]
         (stream: *mut c_void, graph: *mut c_void, dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
+    streams::begin_recapture = c"cuStreamBeginRecaptureToGraph" as c"cuStreamBeginRecaptureToGraph" to Legacy [13_030, 99_999]
+        (stream: *mut c_void, mode: c_int, graph: *mut c_void, callback: *mut c_void, data: *mut c_void);
+    streams::begin_recapture_per_thread = c"cuStreamBeginRecaptureToGraph" as c"cuStreamBeginRecaptureToGraph_ptsz" to PerThread
+        [13_030, 99_999]
+        (stream: *mut c_void, mode: c_int, graph: *mut c_void, callback: *mut c_void, data: *mut c_void);
     streams::end_capture = c"cuStreamEndCapture" as c"cuStreamEndCapture" to Legacy [10_000, 99_999]
         (stream: *mut c_void, graph: *mut *mut c_void);
     streams::end_capture_per_thread = c"cuStreamEndCapture" as c"cuStreamEndCapture_ptsz" to PerThread [10_000, 99_999]

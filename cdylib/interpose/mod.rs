@@ -117,6 +117,12 @@ hooks! {
     /// As `cudaStreamBeginCaptureToGraph`, for stream 0 as the thread's own.
     cudaStreamBeginCaptureToGraph_ptsz(stream: *mut c_void, graph: *mut c_void, dependencies: *const *mut c_void,
         edges: *const c_void, count: usize, mode: c_int) => captures::begin_capture_to_graph_per_thread, (stack, "x6");
+    /// The original; Sire then knows that a capture is in progress.
+    cudaStreamBeginRecaptureToGraph(stream: *mut c_void, mode: c_int, graph: *mut c_void, callback: *mut c_void)
+        => captures::begin_recapture, ("r8", "x4");
+    /// As `cudaStreamBeginRecaptureToGraph`, for stream 0 as the thread's own.
+    cudaStreamBeginRecaptureToGraph_ptsz(stream: *mut c_void, mode: c_int, graph: *mut c_void, callback: *mut c_void)
+        => captures::begin_recapture_per_thread, ("r8", "x4");
     /// The original; Sire then knows that the capture is over.
     cudaStreamEndCapture(stream: *mut c_void, graph: *mut *mut c_void) => captures::end_capture, ("rdx", "x2");
     /// As `cudaStreamEndCapture`, for stream 0 as the thread's own.

@@ -88,6 +88,10 @@ originals! {
         dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
     begin_capture_to_graph_per_thread = c"cudaStreamBeginCaptureToGraph_ptsz" (stream: *mut c_void, graph: *mut c_void,
         dependencies: *const *mut c_void, edges: *const c_void, count: usize, mode: c_int);
+    begin_recapture = c"cudaStreamBeginRecaptureToGraph" (stream: *mut c_void, mode: c_int, graph: *mut c_void,
+        callback: *mut c_void);
+    begin_recapture_per_thread = c"cudaStreamBeginRecaptureToGraph_ptsz" (stream: *mut c_void, mode: c_int, graph: *mut c_void,
+        callback: *mut c_void);
     end_capture = c"cudaStreamEndCapture" (stream: *mut c_void, graph: *mut *mut c_void);
     end_capture_per_thread = c"cudaStreamEndCapture_ptsz" (stream: *mut c_void, graph: *mut *mut c_void);
     stream_destroy = c"cudaStreamDestroy" (stream: *mut c_void);

@@ -111,9 +111,10 @@ pub(super) fn ask_again(
 }
 
 fn give_back_unless_taken(code: cudaError, spent: Spent) -> cudaError {
-    if code != SUCCESS && !spent.is_empty() {
+    if !spent.is_empty() {
         let _guard = Guard::enter();
-        spent.into_iter().for_each(|spent| reservation::spent(ptr::null(), spent));
+        let ends = if code == SUCCESS { reservation::give_up } else { |spent| reservation::spent(ptr::null(), spent) };
+        spent.into_iter().for_each(ends);
     }
     code
 }

@@ -424,14 +424,10 @@ pub(super) unsafe extern "C" fn retain(out: *mut u64, addr: *mut c_void) -> Code
     }
 }
 
-/// Memory that the program mapped itself, or a whole allocation: the driver knows only its chunks.
-fn ours_at(process: &Process, addr: Addr) -> Option<(Addr, u64)> {
-    let mapped = process.engine.segments().mapping(addr);
-    mapped.or_else(|| process.engine.allocation(addr).map(|(base, bytes, ..)| (base, bytes)))
-}
-
+/// What one handle stands for, as the driver has it where memory is there: who asks takes the handle at the start for all of it.
 pub(super) unsafe extern "C" fn address_range(base: *mut u64, size: *mut usize, addr: u64) -> Code {
-    let Some((start, bytes)) = process::started().and_then(|process| ours_at(process, Addr(addr))) else {
+    let found = process::started().and_then(|process| process.engine.physical_around(Addr(addr)));
+    let Some((start, bytes)) = found else {
         // SAFETY: the program's own arguments, as it passed them.
         return unsafe { original::address_range(base, size, addr) };
     };

@@ -46,6 +46,28 @@ pub(super) unsafe extern "C" fn begin_capture_to_graph_per_thread(
     })
 }
 
+pub(super) unsafe extern "C" fn begin_recapture(
+    stream: *mut c_void,
+    mode: c_int,
+    graph: *mut c_void,
+    callback: *mut c_void,
+    data: *mut c_void,
+) -> Code {
+    // SAFETY: the program's own arguments, as it passed them.
+    counted(stream, || unsafe { original::begin_recapture(stream, mode, graph, callback, data) })
+}
+
+pub(super) unsafe extern "C" fn begin_recapture_per_thread(
+    stream: *mut c_void,
+    mode: c_int,
+    graph: *mut c_void,
+    callback: *mut c_void,
+    data: *mut c_void,
+) -> Code {
+    // SAFETY: the program's own arguments, as it passed them.
+    counted(per_thread(stream), || unsafe { original::begin_recapture_per_thread(stream, mode, graph, callback, data) })
+}
+
 pub(super) unsafe extern "C" fn end_capture(stream: *mut c_void, graph: *mut *mut c_void) -> Code {
     // SAFETY: the program's own arguments, as it passed them.
     ended(stream, || unsafe { original::end_capture(stream, graph) })

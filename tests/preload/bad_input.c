@@ -84,7 +84,7 @@ static void structs(void) {
     EXPECT(SIRE_STATUS_INVALID_ARGUMENT, sire_region_open("sized", &options, &out));
     CHECK(out == 123);
     /* An older header's struct ends before `backup`: the default, whatever lies behind it in memory. */
-    options = (sire_region_options){offsetof(sire_region_options, backup), 99, true, true, 99, true};
+    options = (sire_region_options){offsetof(sire_region_options, backup), 99, true, true, 99, true, true};
     OK(sire_region_open("sized", &options, &out));
     uint32_t plain = 0;
     OK(sire_region_open("sized", NULL, &plain));

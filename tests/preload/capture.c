@@ -47,6 +47,12 @@ int main(void) {
     CUDA(0, cudaMemsetAsync(made, 1, 4 * MiB, stream));
     CUDA(0, cudaStreamEndCapture(stream, &graph));
     CHECK(graph == into);
+    /* And into one that it has captured before (CUDA 13.3). Nobody heard that begin: a pause waited for the device, which voided the capture. */
+    CUDA(0, cudaStreamBeginRecaptureToGraph(stream, 2, into, NULL));
+    refused_until();
+    CUDA(0, cudaMemsetAsync(made, 2, 4 * MiB, stream));
+    CUDA(0, cudaStreamEndCapture(stream, &graph));
+    CHECK(graph == into);
     CUDA(0, cudaGraphDestroy(graph));
     CUDA(0, cudaFree(made));
     OK(sire_pause(NULL, NULL, NULL));

@@ -77,6 +77,7 @@ DRIVER_FUNCTIONS(DECLARE)
 OTHER_FORMS(DECLARE)
 #undef DECLARE
 int cuStreamBeginCaptureToGraph_ptsz(void *, void *, void *const *, const void *, size_t, int), cuStreamBeginCapture_v2_ptsz(void *, int), cuStreamEndCapture_ptsz(void *, void **);
+int cuStreamBeginRecaptureToGraph(void *, int, void *, void *, void *), cuStreamBeginRecaptureToGraph_ptsz(void *, int, void *, void *, void *);
 int cuMemAllocAsync_ptsz(Ptr *, size_t, void *), cuMemFreeAsync_ptsz(Ptr, void *), cuMemAllocFromPoolAsync_ptsz(Ptr *, size_t, void *, void *);
 int cuGetProcAddress(const char *, void **, int, unsigned long long), cuGetProcAddress_v2(const char *, void **, int, unsigned long long, int *);
 

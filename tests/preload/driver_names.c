@@ -16,7 +16,7 @@ static void *by_name(const char *name) { return dlsym(library, name); }
 
 static void names(int heard) {
     static const char *const table[] = {"cuMemAlloc_v2", "cuMemFree_v2", "cuMemAllocPitch_v2", "cuMemAllocManaged", "cuMemAllocAsync", "cuMemAllocAsync_ptsz",
-        "cuMemFreeAsync", "cuMemFreeAsync_ptsz", "cuStreamBeginCapture_v2", "cuStreamBeginCaptureToGraph", "cuMemGetAddressRange_v2", "cuGetProcAddress",
+        "cuMemFreeAsync", "cuMemFreeAsync_ptsz", "cuStreamBeginCapture_v2", "cuStreamBeginCaptureToGraph", "cuStreamBeginRecaptureToGraph", "cuMemGetAddressRange_v2", "cuGetProcAddress",
         "cuGetProcAddress_v2", "cuMulticastBindMem", "cuMulticastBindMem_v2", "cuMulticastBindAddr", "cuMulticastBindAddr_v2", "cuMemGetHandleForAddressRange"};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) CHECK(is_ours(by_name(table[i])) == heard);
     /* Other versions, other functions, other people's: never. */
@@ -47,6 +47,7 @@ static void arguments(void) {
     CUDA(42, ((int (*)(Ptr, void *))by_name("cuMemFreeAsync"))(40, (void *)2));
     IS_LAST("cuMemFreeAsync");
     CUDA(0, ((int (*)(void *, void *, void *const *, const void *, size_t, int))by_name("cuStreamBeginCaptureToGraph"))((void *)1, (void *)2, (void *)3, (void *)4, 5, 6));
+    CUDA(0, ((int (*)(void *, int, void *, void *, void *))by_name("cuStreamBeginRecaptureToGraph"))((void *)1, 2, (void *)3, (void *)4, (void *)5));
     CUDA(0, ((BindMemory)by_name("cuMulticastBindMem"))(1, 2, 3, 4, 5, 6));
     CUDA(0, ((BindMemoryOf)by_name("cuMulticastBindMem_v2"))(1, 7, 2, 3, 4, 5, 6));
     CUDA(0, ((BindAddress)by_name("cuMulticastBindAddr"))(1, 2, 3, 4, 5));

@@ -19,6 +19,8 @@ static void arguments(void) {
     CUDA(401, cudaStreamEndCapture_ptsz((void *)6, &graph));
     CHECK(graph == (void *)6);
     CUDA(76, cudaStreamBeginCaptureToGraph_ptsz((void *)1, (void *)2, (void *)3, (void *)4, 5, 6));
+    CUDA(79, cudaStreamBeginRecaptureToGraph((void *)1, 2, (void *)3, (void *)4));
+    CUDA(80, cudaStreamBeginRecaptureToGraph_ptsz((void *)1, 2, (void *)3, (void *)4));
     CUDA(77, cudaGetDriverEntryPoint_ptsz("x", &out, 1, &status));
     CHECK(out == (void *)301 && status == 'x');
     CUDA(78, cudaGetDriverEntryPointByVersion_ptsz("y", &out, 12000, 2, &status));
@@ -48,6 +50,11 @@ static void capture(uint32_t region) {
     void *into = NULL, *ended = NULL;
     CUDA(0, cudaGraphCreate(&into, 0));
     CUDA(0, cudaStreamBeginCaptureToGraph_ptsz(NULL, into, NULL, NULL, 0, 2));
+    EXPECT(SIRE_STATUS_CAPTURING, sire_pause("own stream", NULL, NULL));
+    CUDA(0, cudaStreamEndCapture_ptsz((void *)2, &ended));
+    CHECK(ended == into);
+    /* The same again, as CUDA 13.3 has it: nobody heard it begin, so a pause waited for the device, which voided the capture. */
+    CUDA(0, cudaStreamBeginRecaptureToGraph_ptsz(NULL, 2, into, NULL));
     EXPECT(SIRE_STATUS_CAPTURING, sire_pause("own stream", NULL, NULL));
     CUDA(0, cudaStreamEndCapture_ptsz((void *)2, &ended));
     CHECK(ended == into);

@@ -38,6 +38,7 @@ cudaError cudaStreamSynchronize(void *stream);
 cudaError cudaStreamDestroy(void *stream);
 cudaError cudaStreamBeginCapture(void *stream, int mode);
 cudaError cudaStreamBeginCaptureToGraph(void *stream, void *graph, void *const *dependencies, const void *edges, size_t count, int mode);
+cudaError cudaStreamBeginRecaptureToGraph(void *stream, int mode, void *graph, void *callback);
 cudaError cudaStreamEndCapture(void *stream, void **graph);
 cudaError cudaGraphCreate(void **graph, unsigned flags), cudaGraphDestroy(void *graph);
 cudaError cudaGetDriverEntryPoint(const char *symbol, void **out, unsigned long long flags, int *status);
@@ -51,6 +52,7 @@ cudaError cudaMemsetAsync_ptsz(void *to, int value, size_t bytes, void *stream),
 cudaError cudaMemcpy_ptds(void *to, const void *from, size_t bytes, int kind), cudaMemset_ptds(void *to, int value, size_t bytes);
 cudaError cudaStreamBeginCapture_ptsz(void *stream, int mode), cudaStreamEndCapture_ptsz(void *stream, void **graph);
 cudaError cudaStreamBeginCaptureToGraph_ptsz(void *stream, void *graph, void *const *dependencies, const void *edges, size_t count, int mode);
+cudaError cudaStreamBeginRecaptureToGraph_ptsz(void *stream, int mode, void *graph, void *callback);
 cudaError cudaGetDriverEntryPoint_ptsz(const char *symbol, void **out, unsigned long long flags, int *status);
 cudaError cudaGetDriverEntryPointByVersion_ptsz(const char *symbol, void **out, unsigned version, unsigned long long flags, int *status);
 

@@ -20,7 +20,7 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.live = False
         self.driver_live = False
-        self.regions: list[tuple[str, int, bool, bool, int, bool]] = []
+        self.regions: list[tuple[str, int, bool, bool, int, bool, bool]] = []
         self.paused: set[int] = set()
         self.inside: dict[int, list[int]] = {}
         self.suspended: dict[int, int] = {}
@@ -37,9 +37,16 @@ class FakeLibrary:
     # --- regions -----------------------------------------------------------------------------------------
 
     def region_open(
-        self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0, pageable: bool = False
+        self,
+        tag: bytes,
+        backup: int,
+        zero_fill: bool,
+        retain: bool,
+        clean: int = 0,
+        pageable: bool = False,
+        whole: bool = False,
     ) -> int:
-        key = (tag.decode(), backup, zero_fill, retain, clean, pageable)
+        key = (tag.decode(), backup, zero_fill, retain, clean, pageable, whole)
         if key not in self.regions:
             self.regions.append(key)
         return self.regions.index(key)

@@ -124,7 +124,7 @@ def test_settings(
     assert saver.retain_cpu_backup is True
     with saver.region("kept", enable_cpu_backup=True):
         pass
-    assert library.regions[-1] == ("kept", 1, False, True, 0, False)
+    assert library.regions[-1] == ("kept", 1, False, True, 0, False, False)
     saver.hook_mode = "torch"
     assert saver.hook_mode == "torch"
 

@@ -90,11 +90,14 @@ def test_policies_are_told_to_the_library(library: FakeLibrary) -> None:
     for settings in ({"immutable": True}, {"verify": "hash"}, {"verify": "bytes", "immutable": True}):
         with sire.region("b", backup="cpu", **settings):
             pass
+    with sire.region("c", whole=True):
+        pass
     assert library.regions == [
-        ("a", 2, True, True, 0, False),
-        ("b", 1, False, False, 1, False),
-        ("b", 1, False, False, 2, False),
-        ("b", 1, False, False, 3, False),
+        ("a", 2, True, True, 0, False, False),
+        ("b", 1, False, False, 1, False, False),
+        ("b", 1, False, False, 2, False, False),
+        ("b", 1, False, False, 3, False, False),
+        ("c", 0, False, False, 0, False, True),
     ]
 
 

@@ -221,6 +221,15 @@ impl Engine {
         Some((base, size, extent.device, extent.region))
     }
 
+    /// `(base, size)` of the one physical around `addr`, whether it is there or paused: an allocation's chunk, the slab or the piece of a cache that it lies in, a
+    /// mapping of the program's. What a handle of it stands for, and what the driver says of the address.
+    #[must_use]
+    pub fn physical_around(&self, addr: Addr) -> Option<(Addr, u64)> {
+        let extent = self.machine.heap.registry.find(addr).filter(|extent| !extent.is_freed())?;
+        let chunk = extent.chunk_around(addr);
+        Some((Addr(chunk.start), chunk.end - chunk.start))
+    }
+
     /// The tag of the region whose memory holds `addr`, to 2 MiB: an allocation's, or what the program has mapped.
     #[must_use]
     pub fn tag_at(&self, addr: Addr) -> Option<String> {

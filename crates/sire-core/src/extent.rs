@@ -73,6 +73,8 @@ pub(crate) struct Extent {
     pub(crate) size: u64,
     /// Bytes that the program asked for (of a slab: `size`).
     pub(crate) requested: u64,
+    /// Bytes of each chunk; the last one may be shorter.
+    chunk: u64,
     pub(crate) device: Device,
     pub(crate) region: RegionId,
     pub(crate) slab: Option<Slab>,
@@ -119,8 +121,7 @@ impl Extent {
     ) -> (Arc<Extent>, Claim) {
         let (size, requested, chunk) = sizes;
         let chunks = (0..size).step_by(chunk as usize).map(|at| Chunk::new(at, chunk.min(size - at))).collect();
-        let extent =
-            Extent { base, size, requested, device, region, slab, mapping: None, ..Extent::claimed_by_maker() };
+        let extent = Extent { base, size, requested, chunk, device, region, slab, ..Extent::claimed_by_maker() };
         let extent = Arc::new(extent);
         let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
         (extent, claim)
@@ -135,7 +136,8 @@ impl Extent {
         mapping: Mapping,
     ) -> (Arc<Extent>, Claim) {
         let mapping = Some(mapping);
-        let extent = Extent { base, size, requested: size, device, region, mapping, ..Extent::claimed_by_maker() };
+        let sizes = Extent { base, size, requested: size, chunk: size, ..Extent::claimed_by_maker() };
+        let extent = Extent { device, region, mapping, ..sizes };
         let extent = Arc::new(extent);
         let (physical, properties) = (Some(physical), Some(properties));
         let chunks = vec![Chunk { physical, properties, ..Chunk::new(0, size) }];
@@ -147,7 +149,8 @@ impl Extent {
     pub(crate) fn of_piece(addresses: Range<u64>, region: RegionId, depot: &Arc<Depot>) -> (Arc<Extent>, Claim) {
         let (base, size) = (Addr(addresses.start), addresses.end - addresses.start);
         let (device, cached) = (depot.device, Some(Arc::clone(depot)));
-        let extent = Extent { base, size, requested: size, device, region, cached, ..Extent::claimed_by_maker() };
+        let sizes = Extent { base, size, requested: size, chunk: size, ..Extent::claimed_by_maker() };
+        let extent = Extent { device, region, cached, ..sizes };
         let extent = Arc::new(extent);
         let chunks = vec![Chunk::new(0, size)];
         let claim = Claim { extent: Arc::clone(&extent), chunks, dead: Ranges::new(), held: true };
@@ -176,6 +179,7 @@ impl Extent {
             base: Addr(0),
             size: 0,
             requested: 0,
+            chunk: 0,
             device: Device(0),
             region: RegionId(0),
             slab: None,
@@ -191,6 +195,12 @@ impl Extent {
     /// Its addresses.
     pub(crate) fn addresses(&self) -> Range<u64> {
         self.base.0..self.base.0 + self.size
+    }
+
+    /// Those of its chunk that holds `addr`, which is one of its own.
+    pub(crate) fn chunk_around(&self, addr: Addr) -> Range<u64> {
+        let start = self.base.0 + (addr.0 - self.base.0) / self.chunk * self.chunk;
+        start..self.addresses().end.min(start + self.chunk)
     }
 
     /// Whether its owner may touch it. Where the program maps memory itself, that takes a call of its own; before, there is no content, unless others may

@@ -281,6 +281,12 @@ impl Stock {
         }
     }
 
+    /// What was made free was taken, and nobody will hear of its end: it is missing, and nobody is on his way to it any more, so that it comes
+    /// [back](Stock::regain) with the next that does.
+    pub(crate) fn give_up(&self, device: Device, bytes: u64) {
+        self.on(device, |shelf| shelf.arrived(bytes));
+    }
+
     /// Something that had `bytes` from the stock is about to give them to the driver. Returns how much is missing from now on, until it is
     /// [back](Stock::regain).
     pub(crate) fn let_go(&self, device: Device, bytes: u64) -> u64 {

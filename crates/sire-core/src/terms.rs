@@ -62,6 +62,9 @@ pub struct Policy {
     pub clean: Clean,
     /// Whether the backup's host memory is left pageable: it does not count against what a process may lock, but copies are slower.
     pub pageable: bool,
+    /// Whether each large allocation is one physical of its size, and no chunks: for memory that is registered with others by what the driver says of a
+    /// pointer. A pause gives it back as a whole when all of it is saved.
+    pub whole: bool,
 }
 
 /// Whether backups on the disk are compressed, in the background after a pause.

@@ -38,6 +38,8 @@ struct DeviceFacts {
     handle: DeviceHandle,
     context: PrimaryContext,
     rdma: bool,
+    /// Memory can be handed out as a file descriptor.
+    descriptors: bool,
     virtual_memory: bool,
     /// 0 where there is no virtual-memory management.
     granularity: u64,
@@ -210,6 +212,9 @@ impl CudaDriver {
             context: PrimaryContext::new(handle),
             rdma: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED)?
                 && !runs_under_windows(),
+            descriptors: attribute(
+                CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
+            )?,
             virtual_memory: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)?,
             granularity: 0,
             host_node: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID)?
@@ -241,7 +246,7 @@ impl CudaDriver {
         properties.type_ = CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
         properties.location = location(ordinal);
         properties.allocFlags.gpuDirectRDMACapable = u8::from(facts.rdma);
-        if self.exportable {
+        if self.exportable && facts.descriptors {
             properties.requestedHandleTypes = CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
         }
         properties
@@ -455,7 +460,18 @@ impl Driver for CudaDriver {
     }
 
     fn create(&self, device: Device, size: u64) -> DriverResult<Physical> {
-        self.make(device, size, &self.properties(self.device("create", device)?, device.0 as c_int))
+        let facts = self.device("create", device)?;
+        if self.exportable && !facts.descriptors {
+            return Err(DriverError {
+                kind: DriverErrorKind::Unsupported,
+                verb: "create",
+                code: 0,
+                message: format!(
+                    "{device} cannot hand out memory as a file descriptor, which SIRE_EXPORTABLE=1 asks for; unset it"
+                ),
+            });
+        }
+        self.make(device, size, &self.properties(facts, device.0 as c_int))
     }
 
     fn create_with(&self, device: Device, size: u64, wanted: Properties) -> DriverResult<Physical> {

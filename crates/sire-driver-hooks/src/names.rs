@@ -48,6 +48,8 @@ macro_rules! driver_functions {
             cuStreamBeginCaptureToGraph_ptsz
             cuStreamBeginCapture_v2
             cuStreamBeginCapture_v2_ptsz
+            cuStreamBeginRecaptureToGraph
+            cuStreamBeginRecaptureToGraph_ptsz
             cuStreamDestroy_v2
             cuStreamEndCapture
             cuStreamEndCapture_ptsz

@@ -62,7 +62,6 @@ const ATTRIBUTES: &[(c_int, c_int)] = &[
     (97, 232_448), // shared memory per block, opt-in
     (99, 1),       // host registration
     (102, 1),      // virtual memory management
-    (103, 1),      // handles as file descriptors
     (106, 32),     // blocks per multiprocessor
     (110, 1),      // GPUDirect RDMA with virtual memory management
     (111, 1024),   // reserved shared memory per block
@@ -102,6 +101,12 @@ pub fn name() -> &'static str {
 const MULTIPROCESSOR_COUNT: c_int = 16;
 const PCI_BUS: c_int = 33;
 const HOST_NUMA: c_int = 134;
+const HANDLES_AS_DESCRIPTORS: c_int = 103;
+
+/// Whether physical memory can be handed out as a file descriptor.
+pub fn has_descriptors() -> bool {
+    state::existing_machine().is_none_or(|machine| machine.options().descriptors)
+}
 
 /// The attribute `number` of `device`.
 pub fn attribute(number: c_int, device: u32) -> c_int {
@@ -109,6 +114,7 @@ pub fn attribute(number: c_int, device: u32) -> c_int {
         PCI_BUS => pci_bus(gpu_of(device)),
         MULTIPROCESSOR_COUNT => MULTIPROCESSORS / parts().max(1).cast_signed(),
         HOST_NUMA => -1,
+        HANDLES_AS_DESCRIPTORS => c_int::from(has_descriptors()),
         _ => ATTRIBUTES.iter().find(|(known, _)| *known == number).map_or(0, |(_, value)| *value),
     }
 }

@@ -51,6 +51,8 @@ struct Capture {
     origin: StreamId,
     graph: GraphId,
     owns_graph: bool,
+    /// Where a graph is captured again: the nodes that it had, as they are to be again.
+    before: Option<Vec<Node>>,
     spoilt: bool,
     members: Vec<Member>,
 }
@@ -352,6 +354,20 @@ impl Machine {
         self.begin(stream, Some(graph), dependencies, mode)
     }
 
+    /// Starts to capture into an existing graph what it has been made of before: the same nodes in the same order, whose parameters are the new ones then.
+    ///
+    /// # Errors
+    /// As [`Machine::capture_begin_to_graph`].
+    pub fn capture_begin_again(&self, stream: StreamId, graph: GraphId, mode: CaptureMode) -> Result<()> {
+        self.begin(stream, Some(graph), &[], mode)?;
+        let mut tables = self.capture_tables();
+        let before = tables.graphs.get_mut(&graph).map(|graph| std::mem::take(&mut graph.nodes));
+        if let Some((_, capture)) = tables.of_stream(stream) {
+            capture.before = before;
+        }
+        Ok(())
+    }
+
     fn begin(
         &self,
         stream: StreamId,
@@ -381,7 +397,16 @@ impl Machine {
         let id = tables.next();
         tables.captures.insert(
             id,
-            Capture { mode, thread, origin: stream, graph, owns_graph, spoilt: false, members: vec![member] },
+            Capture {
+                mode,
+                thread,
+                origin: stream,
+                graph,
+                owns_graph,
+                before: None,
+                spoilt: false,
+                members: vec![member],
+            },
         );
         self.captures().active.fetch_add(1, Ordering::AcqRel);
         Ok(())
@@ -391,7 +416,8 @@ impl Machine {
     ///
     /// # Errors
     /// `ILLEGAL_STATE` if the stream does not capture; `CAPTURE_UNMATCHED`, `CAPTURE_WRONG_THREAD` (the capture goes on, spoilt);
-    /// `CAPTURE_INVALIDATED`, `CAPTURE_UNJOINED` (the capture is over, without a graph).
+    /// `CAPTURE_INVALIDATED`, `CAPTURE_UNJOINED` (the capture is over, without a graph); `INVALID_VALUE` for other nodes than a graph had that was captured
+    /// again (it has the new ones; a real driver's is then only good for being destroyed).
     pub fn capture_end(&self, stream: StreamId) -> Result<GraphId> {
         self.stream(stream)?;
         let mut tables = self.capture_tables();
@@ -409,7 +435,7 @@ impl Machine {
             );
         }
         let Some(capture) = self.end(&mut tables, id) else { return Err(spoilt()) };
-        let outcome = check_joined(&tables, &capture);
+        let outcome = check_joined(&tables, &capture).and_then(|()| check_again(&tables, &capture));
         if outcome.is_err() && capture.owns_graph {
             tables.graphs.remove(&capture.graph);
         }
@@ -458,6 +484,17 @@ fn check_joined(tables: &Tables, capture: &Capture) -> Result<()> {
     } else {
         Err(Code::CAPTURE_UNJOINED
             .because("a stream that took part in the capture was not joined to the stream that began it"))
+    }
+}
+
+fn check_again(tables: &Tables, capture: &Capture) -> Result<()> {
+    let Some(before) = &capture.before else { return Ok(()) };
+    let nodes = tables.graphs.get(&capture.graph).map_or(&[][..], |graph| &graph.nodes);
+    let alike = |(old, new): (&Node, &Node)| old.kind == new.kind && old.after == new.after;
+    if before.len() == nodes.len() && before.iter().zip(nodes).all(alike) {
+        Ok(())
+    } else {
+        Err(Code::INVALID_VALUE.because("a graph was captured again as another one"))
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Options {
     pub census: Option<PathBuf>,
     /// NVML lists no processes, as in a container.
     pub hidden: bool,
+    /// Physical memory can be handed out as a file descriptor.
+    pub descriptors: bool,
     /// Print every call to standard error.
     pub log: bool,
     /// What things cost in virtual time; `None`: there is none.
@@ -98,6 +100,7 @@ impl Default for Options {
             executor: Executor::Threads,
             census: None,
             hidden: false,
+            descriptors: true,
             log: false,
             profile: None,
             hollow: false,
@@ -120,11 +123,13 @@ impl Options {
     /// # Errors
     /// A sentence that names the variable whose value cannot be read.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Options, String> {
-        let flag = |name: &str| match lookup(name).as_deref() {
-            None | Some("0") => Ok(false),
+        let choice = |name: &str, default: bool| match lookup(name).as_deref() {
+            None => Ok(default),
+            Some("0") => Ok(false),
             Some("1") => Ok(true),
             Some(other) => Err(format!("{name}={other}: expected 0 or 1")),
         };
+        let flag = |name: &str| choice(name, false);
         let number = |name: &str, default: u64| match lookup(name) {
             None => Ok(default),
             Some(text) => text.trim().parse().map_err(|_| format!("{name}={text}: expected a whole number")),
@@ -164,6 +169,7 @@ impl Options {
             poison,
             census: lookup("SIRE_SIM_CENSUS").map(PathBuf::from),
             hidden: flag("SIRE_SIM_HIDDEN")?,
+            descriptors: choice("SIRE_SIM_DESCRIPTORS", true)?,
             log: flag("SIRE_SIM_LOG")?,
             profile: lookup("SIRE_SIM_PROFILE")
                 .map(|text| Profile::find(&text).map_err(|message| format!("SIRE_SIM_PROFILE={text}: {message}")))

@@ -214,3 +214,26 @@ fn captures_begin_and_end_where_they_may() -> Outcome {
     machine.device_synchronize(0)?;
     Ok(())
 }
+
+#[test]
+fn a_graph_is_captured_again() -> Outcome {
+    let (machine, stream) = setup()?;
+    let a = machine.malloc(0, 64)?;
+    machine.capture_begin(stream, CaptureMode::Global)?;
+    machine.memset_async(a, Pattern::U8(1), 64, stream)?;
+    let graph = machine.capture_end(stream)?;
+    machine.capture_begin_again(stream, graph, CaptureMode::Global)?;
+    assert_eq!(machine.capture_info(stream)?.status, CaptureStatus::Active);
+    machine.memset_async(a, Pattern::U8(2), 64, stream)?;
+    assert_eq!(machine.capture_end(stream)?, graph);
+    let exec = machine.graph_instantiate(graph)?;
+    machine.graph_launch(exec, stream)?;
+    machine.stream_synchronize(stream)?;
+    assert_eq!(read(&machine, a)?, 2, "what was captured last");
+    machine.capture_begin_again(stream, graph, CaptureMode::Global)?;
+    assert_eq!(code(machine.capture_end(stream)), Code::INVALID_VALUE.0, "the node is missing");
+    machine.graph_destroy(graph)?;
+    assert_eq!(code(machine.capture_begin_again(stream, graph, CaptureMode::Global)), Code::INVALID_VALUE.0);
+    assert_eq!(machine.capture_info(stream)?.status, CaptureStatus::None);
+    Ok(())
+}

@@ -20,6 +20,7 @@ class RegionOptions(ctypes.Structure):
         ("retain", c_bool),
         ("clean", c_int32),
         ("pageable", c_bool),
+        ("whole", c_bool),
     ]
 
 

@@ -43,10 +43,11 @@ class Policy:
     retain: bool = False
     clean: int = 0
     pageable: bool = False
+    whole: bool = False
 
-    def fields(self) -> tuple[int, bool, bool, int, bool]:
+    def fields(self) -> tuple[int, bool, bool, int, bool, bool]:
         """What the library takes beside the tag."""
-        return (self.backup, self.zero_fill, self.retain, self.clean, self.pageable)
+        return (self.backup, self.zero_fill, self.retain, self.clean, self.pageable, self.whole)
 
     @property
     def in_files(self) -> bool:
@@ -66,6 +67,7 @@ def make_policy(
     immutable: bool = False,
     verify: object = None,
     pageable: bool = False,
+    whole: bool = False,
 ) -> Policy:
     """The policy, or `InvalidArgumentError`."""
     if not isinstance(backup, str | None) or backup not in _BACKUPS:
@@ -75,7 +77,7 @@ def make_policy(
     clean = _VERIFIES[verify] or (_DECLARED if immutable else 0)
     if clean and not _BACKUPS[backup]:
         raise InvalidArgumentError("immutable and verify are about a backup that can be used again; name a backup too")
-    return Policy(_BACKUPS[backup], bool(zero_fill), bool(retain), clean, bool(pageable))
+    return Policy(_BACKUPS[backup], bool(zero_fill), bool(retain), clean, bool(pageable), bool(whole))
 
 
 class Region:
@@ -203,7 +205,8 @@ class Region:
             yield
             return
         key, device = (self._tag, self._policy), self._device_of(torch)
-        with _torch.routed(torch, key, device, reused_is_changed=self._policy.declared):
+        policy = self._policy
+        with _torch.routed(torch, key, device, reused_is_changed=policy.declared, whole=policy.whole):
             yield
 
     def _device_of(self, torch: Any) -> int:
@@ -227,6 +230,7 @@ def region(
     immutable: bool = False,
     verify: Verify | None = None,
     pageable: bool = False,
+    whole: bool = False,
     on_paused: OnPaused = "refuse",
     device: Any = None,
 ) -> Region:
@@ -248,13 +252,17 @@ def region(
     ``pageable`` leaves the backup's host memory pageable instead of registering it with the driver: it does not count
     against what the process may lock, and copies are slower.
 
+    ``whole`` makes each large allocation one piece of physical memory instead of several chunks: for buffers that a
+    library registers with others by what the driver says of a pointer (NCCL, RDMA). PyTorch's expandable segments
+    are in pieces that PyTorch chooses, so they and ``whole`` do not go together.
+
     Entering a paused region is an error, or with ``on_paused="resume"`` resumes it, as `sire.resume` does. With
     PyTorch, the region holds tensors of one ``device``: the current one unless given. What is made inside on another
     device is as outside; only where Sire is PyTorch's allocator (`sire.use_allocator`) the region holds that, too.
     """
     if on_paused not in _ON_PAUSED:
         raise InvalidArgumentError(f"on_paused is 'refuse' or 'resume', not {on_paused!r}")
-    policy = make_policy(backup, zero_fill, retain, immutable, verify, pageable)
+    policy = make_policy(backup, zero_fill, retain, immutable, verify, pageable, whole)
     return Region(tag, policy, _ON_PAUSED[on_paused], device)
 
 

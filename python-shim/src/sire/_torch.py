@@ -161,11 +161,13 @@ def is_routed() -> bool:
 
 
 @contextmanager
-def routed(torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool = False) -> Iterator[None]:
+def routed(
+    torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool = False, whole: bool = False
+) -> Iterator[None]:
     """The calling thread's tensors on one device go to a pool of ``key``.
 
     ``reused_is_changed``: the library takes backed-up bytes not to change, but PyTorch may have put new tensors into
-    blocks of old ones, so that it is told.
+    blocks of old ones, so that it is told. ``whole``: the pool's memory is not to be in pieces of PyTorch's.
     """
     index = device_index(torch, device)
     keys = _active_keys()
@@ -185,7 +187,7 @@ def routed(torch: Any, key: PoolKey, device: int | None, reused_is_changed: bool
                 yield
             finally:
                 keys.pop()
-        _verify(torch, pool)
+        _verify(torch, pool, whole)
     finally:
         with _shelves_lock:
             _shelves[key].free.append(pool)
@@ -392,7 +394,7 @@ def _allocator(torch: Any) -> Any | None:
     return _pluggable.allocator()
 
 
-def _verify(torch: Any, pool: Pool) -> None:
+def _verify(torch: Any, pool: Pool, whole: bool) -> None:
     """Raises if the pool got memory that did not come from the library. Asked until the answer is yes."""
     if pool.verified or _hooks.switched_off():
         return
@@ -405,6 +407,11 @@ def _verify(torch: Any, pool: Pool) -> None:
         raise InactiveError(
             f"tensors of this region were allocated at {strangers[0]['address']:#x} without Sire: pausing would "
             f"release nothing. {_why_stranger(strangers[0])}"
+        )
+    if whole and any(each.get("is_expandable") for each in found):
+        raise UnsupportedError(
+            "tensors of this region lie in expandable segments, which PyTorch makes of pieces: none of them is whole. "
+            "Start without expandable_segments:True, or leave out whole=True."
         )
     pool.verified = True
 

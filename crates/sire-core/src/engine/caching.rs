@@ -27,7 +27,7 @@ struct TaggedSegment {
 impl Engine {
     /// Device memory from a cache. Blocks are multiples of 512 bytes and start at multiples of 512; what was freed is given out again to the same
     /// region, stream and pool, without a driver call. Where the cache has to grow and memory is short, what it holds free goes back first, then what was only
-    /// cached elsewhere, then what paused regions hold lazily.
+    /// cached elsewhere, then what paused regions hold lazily. In a region that is [whole](crate::engine::Policy::whole) it is as [`Engine::allocate`].
     ///
     /// # Errors
     /// As [`Engine::allocate`].
@@ -54,8 +54,12 @@ impl Engine {
             let what = format!("allocate in region '{}'", region.tag);
             return Err(heap.short_of(request.device, request.size, &what));
         }
-        let grow =
-            || heap.take_cached(request, pool.0).map_or_else(|| heap.allocate_cached(request, pool.0, &region), Ok);
+        let grow = || match heap.take_cached(request, pool.0) {
+            Some(ready) => Ok(ready),
+            // What lies in pieces is not whole.
+            None if region.policy.whole => heap.allocate(request, &region),
+            None => heap.allocate_cached(request, pool.0, &region),
+        };
         let outcome = self.or_make_way(request, &region, grow);
         if outcome.as_ref().is_err_and(|error| error.status == Status::OutOfDeviceMemory) {
             heap.depot(request.device)?.counts(|counts| counts.out_of_memory += 1);

@@ -66,6 +66,12 @@ impl Engine {
         self.machine.heap.stock.settle(device, bytes);
     }
 
+    /// What was made free was taken by something whose end nobody hears: it is missing until anything is [regained](Engine::stock_regain) and it is free
+    /// again.
+    pub fn stock_give_up(&self, device: Device, bytes: u64) {
+        self.machine.heap.stock.give_up(device, bytes);
+    }
+
     /// What was taken is about to be freed. Returns how many bytes are missing from now on, until they are [regained](Engine::stock_regain).
     #[must_use]
     pub fn stock_let_go(&self, device: Device, bytes: u64) -> u64 {

@@ -156,7 +156,8 @@ impl Heap {
     }
 
     fn build(&self, plan: Plan<'_>) -> Result<Arc<Extent>> {
-        let chunk = self.settings.chunk.next_multiple_of(self.granularity(plan.device)?);
+        let chunk = if plan.region.policy.whole { plan.size } else { self.settings.chunk };
+        let chunk = chunk.next_multiple_of(self.granularity(plan.device)?);
         let base = self.driver.reserve(plan.size, PAGE)?;
         let sizes = (plan.size, plan.requested, chunk);
         let (extent, mut claim) = Extent::new(base, sizes, plan.device, plan.region.id, plan.slab);

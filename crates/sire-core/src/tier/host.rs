@@ -311,6 +311,7 @@ impl HostTier {
         slabs.retain(|slab| {
             let stays = !slab.is_free() || stays(slab);
             if !stays {
+                slab.leave();
                 gone.push(Arc::clone(slab));
             }
             stays
@@ -373,6 +374,9 @@ impl HostTier {
         let quiet = self.common.keep_quiet();
         let slabs = lock(&self.slabs).clone();
         slabs.iter().for_each(|slab| slab.unregister());
+        // One that was given back meanwhile goes here.
+        drop(slabs);
+        self.common.await_leaving();
         quiet
     }
 

@@ -48,13 +48,25 @@ pub(super) struct Common {
     warned: AtomicBool,
     /// How many do not want the driver to hear of any memory.
     quiet: AtomicU64,
+    /// Slabs that were given back, and are not gone yet.
+    leaving: Mutex<u64>,
+    left: Condvar,
 }
 
 impl Common {
     pub(super) fn new(driver: Arc<dyn Driver>) -> Common {
         let (used, peak) = (AtomicU64::new(0), AtomicU64::new(0));
         let (refused, warned, quiet) = (Mutex::new(None), AtomicBool::new(false), AtomicU64::new(0));
-        Common { driver, used, peak, refused, warned, quiet }
+        let (leaving, left) = (Mutex::new(0), Condvar::new());
+        Common { driver, used, peak, refused, warned, quiet, leaving, left }
+    }
+
+    /// Returns when every slab that was given back is gone, and the driver knows its memory no more. The caller has none of them.
+    pub(super) fn await_leaving(&self) {
+        let mut leaving = lock(&self.leaving);
+        while *leaving > 0 {
+            leaving = wait(&self.left, leaving);
+        }
     }
 
     /// From now on, what comes in is not registered. A slab hears of it at its next unit.
@@ -75,6 +87,17 @@ pub(crate) struct Quiet<'a>(&'a Common);
 impl Drop for Quiet<'_> {
     fn drop(&mut self) {
         self.0.quiet.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A slab that was given back is counted until this is dropped.
+#[derive(Debug)]
+struct Leaving(Arc<Common>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        *lock(&self.0.leaving) -= 1;
+        self.0.left.notify_all();
     }
 }
 
@@ -103,6 +126,8 @@ pub(super) struct HostSlab {
     /// The driver refused one unit: it is not asked again.
     refused: AtomicBool,
     holes: Mutex<Ranges>,
+    /// Set when it was given back. The last field, so that it is dropped behind the pages.
+    leaving: Mutex<Option<Leaving>>,
 }
 
 impl HostSlab {
@@ -122,7 +147,14 @@ impl HostSlab {
             kind,
             refused: AtomicBool::new(false),
             holes: Mutex::new(Ranges::of(0..size)),
+            leaving: Mutex::new(None),
         })
+    }
+
+    /// It is given back, and goes with whoever has it last.
+    pub(super) fn leave(&self) {
+        *lock(&self.common.leaving) += 1;
+        *lock(&self.leaving) = Some(Leaving(Arc::clone(&self.common)));
     }
 
     pub(super) fn pages(&self) -> &Pages {

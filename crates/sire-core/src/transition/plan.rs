@@ -245,7 +245,7 @@ impl Space {
 }
 
 /// What a range is cut into on its way to a tier: none is longer than a record; of known pages, each is on its own.
-fn records(range: &Range<u64>, known: bool, settings: &Settings) -> Vec<Range<u64>> {
+pub(super) fn records(range: &Range<u64>, known: bool, settings: &Settings) -> Vec<Range<u64>> {
     if known {
         return page_cuts(range, settings.page()).collect();
     }

@@ -4,7 +4,7 @@
 //! move, so a resume that comes meanwhile does not wait; it finds the old place or the new one, and both hold the bytes.
 //! Host memory that is being read counts as lent meanwhile, so that no pause writes to it.
 
-use super::Machine;
+use super::{Machine, plan};
 use crate::clock;
 use crate::error::{Error, Result, Status};
 use crate::extent::{Chunk, Extent};
@@ -18,6 +18,7 @@ use crate::tier::record::{LARGEST_ALIGN, Record};
 use crate::tier::spill::{self, Choice, Facts, Held};
 use crate::tier::staging::Buffers;
 use crate::tier::{Place, Room, Segment, Tier, memory};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Segments from which the worth of compressing a region is judged.
@@ -142,15 +143,14 @@ impl Machine {
 
     /// Moves a region's backup from host memory to the disk, and counts the bytes in `moved`, also where it fails in the middle.
     fn demote(&self, region: &Region, moved: &mut u64) -> Result<()> {
-        let step = self.settings.record();
-        let need = on_disk(&self.find(region, is_in_host), step);
+        let need = self.on_disk(&self.find(region, is_in_host));
         if need == 0 {
             return Ok(());
         }
         let room = self.tiers.of(Backup::Disk)?.reserve(need)?;
         // Looked at anew: making room may take long, and meanwhile nothing is kept from being written to.
         let found = self.find(region, is_in_host);
-        if on_disk(&found, step) > need {
+        if self.on_disk(&found) > need {
             // There was a pause in between. The next time is soon.
             return Ok(());
         }
@@ -158,18 +158,29 @@ impl Machine {
         let mut at = 0;
         self.rewrite(&found, moved, |segment| {
             let mut parts = Vec::new();
-            for from in (0..segment.len).step_by(step as usize) {
-                let len = step.min(segment.len - from);
-                let Place::Host(span) = &segment.place else { return Ok(None) };
-                copy(&span.part(from, len).ok_or_else(too_short)?, &buffer)?;
+            for cut in self.cuts(segment) {
+                let part = segment.part(&cut, self.settings.page()).ok_or_else(too_short)?;
+                let (Place::Host(span), len) = (&part.place, part.len) else { return Ok(None) };
+                copy(span, &buffer)?;
                 let sum = Record { room: Arc::clone(&room), at, len }.save(&buffer)?.sum;
                 let place = Place::Stored { room: Arc::clone(&room), at, sum };
-                let offset = segment.offset + from;
-                parts.push(Segment { filled: true, ..Segment::new(&(offset..offset + len), place) });
+                parts.push(Segment { place, ..part });
                 at += len.next_multiple_of(LARGEST_ALIGN);
             }
             Ok(Some(parts))
         })
+    }
+
+    /// The records that a segment of host memory becomes on the disk. Pages that are known stay so.
+    fn cuts(&self, segment: &Segment) -> Vec<Range<u64>> {
+        plan::records(&segment.range(), segment.pages.iter().any(Option::is_some), &self.settings)
+    }
+
+    /// Bytes of room on the disk for what was found.
+    fn on_disk(&self, found: &[Found]) -> u64 {
+        let padded = |cut: Range<u64>| (cut.end - cut.start).next_multiple_of(LARGEST_ALIGN);
+        let segments = found.iter().flat_map(|found| &found.segments);
+        segments.flat_map(|segment| self.cuts(segment)).map(padded).sum()
     }
 
     /// Brings the automatic backups of paused regions back into host memory, as far as there is room; returns how many bytes. What processes share is there
@@ -359,13 +370,6 @@ impl Machine {
     fn buffer(&self) -> Result<Span> {
         Buffers::new(&self.host, 1, self.settings.staged())?.take().ok_or_else(too_short)
     }
-}
-
-/// Bytes of room on the disk for what was found, in records of `step` bytes.
-fn on_disk(found: &[Found], step: u64) -> u64 {
-    // A whole step needs no padding: it is a multiple of any alignment.
-    let records = |segment: &Segment| segment.len / step * step + (segment.len % step).next_multiple_of(LARGEST_ALIGN);
-    found.iter().flat_map(|found| &found.segments).map(records).sum()
 }
 
 fn is_in_host(segment: &Segment) -> bool {

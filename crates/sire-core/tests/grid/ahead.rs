@@ -15,7 +15,7 @@ const PAGE: u64 = GRANULARITY;
 const SIZE: u64 = 6 * CHUNK;
 
 fn clean(clean: Clean, backup: Backup) -> Policy {
-    Policy { backup, clean, zero_fill: false, retain: false, pageable: false }
+    Policy { backup, clean, zero_fill: false, retain: false, pageable: false, whole: false }
 }
 
 /// Content without two equal pages.
@@ -47,7 +47,7 @@ fn cycle(world: &mut World) -> Report {
 
 const POLICIES: [Policy; 6] = {
     const fn of(clean: Clean, backup: Backup) -> Policy {
-        Policy { backup, clean, zero_fill: false, retain: false, pageable: false }
+        Policy { backup, clean, zero_fill: false, retain: false, pageable: false, whole: false }
     }
     [
         of(Clean::Declared, Backup::Host),

@@ -100,6 +100,7 @@ fn policy(index: usize) -> Policy {
         retain: index >= 2 && index != 12,
         clean,
         pageable: index == 5,
+        whole: index == 3 || index == 7,
     }
 }
 

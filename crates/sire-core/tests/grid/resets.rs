@@ -113,6 +113,36 @@ fn what_comes_in_during_a_reset_is_registered_after_it() -> Result<(), Error> {
     Ok(())
 }
 
+/// A slab that is just being given back is in no list any more, and the driver knows it still. The reset went by: what the driver was to forget then, it had
+/// forgotten, so that the memory counted as one that it holds, and was never unmapped.
+#[test]
+fn what_is_being_given_back_is_gone_before_the_reset() -> Result<(), Error> {
+    let mut world = World::new(1 << 22);
+    let region = world.region("a", policy(Backup::Host));
+    let addr = world.allocate(region, 3 * CHUNK)?;
+    world.write(addr);
+    world.pause(&tag("a"))?;
+    world.resume(&tag("a"))?;
+    let (begins, begun) = std::sync::mpsc::channel();
+    world.driver.at_next("unregister_host", move || {
+        let _ = begins.send(());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    });
+    let known = std::thread::scope(|scope| {
+        scope.spawn(|| world.engine.trim());
+        assert_eq!(begun.recv(), Ok(()));
+        world.engine.reset(Device(0), || {
+            let known = world.driver.registered();
+            world.driver.reset(Device(0));
+            known
+        })
+    });
+    assert_eq!((known, figure(&world, "reserved_bytes")), (0, 0));
+    world.twins.clear();
+    world.check_no_leak();
+    Ok(())
+}
+
 /// Another thread pauses and resumes meanwhile: no stream goes under its copies, and what it is at on the other device comes through.
 #[test]
 fn a_reset_beside_pauses() -> Result<(), Error> {

@@ -147,6 +147,23 @@ fn what_is_missing_is_not_taken_from_who_was_made_room_for() {
     assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 3 * CHUNK, taken: CHUNK });
 }
 
+/// An allocation in the order of a stream was made room for, and nobody hears of its end. It counted as on its way for good: what it had never came back into
+/// the stock, however much was free.
+#[test]
+fn what_nobody_will_hear_of_comes_back_with_the_next() {
+    let world = World::new(10 * CHUNK);
+    stock_up(&world, 4 * CHUNK).unwrap();
+    occupy(&world);
+    assert_eq!(world.engine.stock_spend(GPU, 2 * CHUNK), 2 * CHUNK);
+    let unheard = world.driver.create(GPU, 2 * CHUNK).unwrap();
+    world.engine.stock_give_up(GPU, 2 * CHUNK);
+    assert_eq!(world.engine.stocked(GPU).missing(), 2 * CHUNK);
+    world.driver.release(unheard).unwrap();
+    assert_eq!(world.engine.stock_spend(GPU, GRANULARITY), GRANULARITY);
+    world.engine.stock_regain(GPU, GRANULARITY);
+    assert_eq!(world.engine.stocked(GPU), Stocked { target: 4 * CHUNK, lying: 4 * CHUNK, taken: 0 });
+}
+
 /// It once came back as one piece, which every chunk that was taken from it opened as a whole.
 #[test]
 fn what_comes_back_is_handed_out_whole() {

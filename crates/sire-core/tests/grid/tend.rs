@@ -224,6 +224,25 @@ fn the_least_recently_used_make_way_and_come_back() {
     world.check_no_leak();
 }
 
+/// The hashes of what moved were thrown away, so that the next pause copied all of it again, to the place where it was.
+#[test]
+fn what_has_moved_to_the_disk_is_known_there() {
+    let (mut world, addrs) = automatic(&["a"], Policy { clean: Clean::Verified, ..policy(Backup::Auto) });
+    world.pause(&Selection::All).unwrap();
+    world.engine.configure(&|config| config.host_limit = Some(CHUNK));
+    assert_eq!(world.engine.tend().bytes_demoted, SIZE);
+    for (written, copied) in [(false, 0), (true, CHUNK)] {
+        world.resume(&Selection::All).unwrap();
+        world.check();
+        if written {
+            world.write_part(addrs[0], CHUNK + 3, 100);
+        }
+        let report = world.pause(&Selection::All).unwrap();
+        assert_eq!((report.bytes_copied, report.bytes_clean), (copied, SIZE - copied));
+    }
+    world.resume_and_check();
+}
+
 /// Each small allocation had a whole copy piece set aside for it on the disk, thousands of times what it holds, so that a disk with room refused.
 #[test]
 fn what_moves_to_the_disk_takes_no_more_room_than_it_needs() {

@@ -5,7 +5,7 @@ use crate::abi::{Handle, HostFn};
 use crate::boundary::{In, Out, export};
 use crate::runtime::{
     CaptureOutputs, create_event, create_stream, describe_capture, exchange_mode, host_function, mode_of, own_stream,
-    query_event,
+    query_event, recapture,
 };
 use crate::state::{self, Context};
 use crate::visible;
@@ -66,6 +66,12 @@ export! { Driver:
     }
     fn cuStreamBeginCaptureToGraph_ptsz(stream: Handle, graph: Handle, dependencies: In<u64>, _edges: In<u8>, count: usize, mode: c_int) |machine| {
         begin_to_graph(machine, per_thread(stream), graph, dependencies.all(count)?, mode)
+    }
+    fn cuStreamBeginRecaptureToGraph(stream: Handle, mode: c_int, graph: Handle, callback: Handle, _data: Handle) |machine| {
+        recapture(machine, stream_of(machine, stream)?, mode, graph, callback)
+    }
+    fn cuStreamBeginRecaptureToGraph_ptsz(stream: Handle, mode: c_int, graph: Handle, callback: Handle, _data: Handle) |machine| {
+        recapture(machine, stream_of(machine, per_thread(stream))?, mode, graph, callback)
     }
     fn cuStreamGetCaptureInfo(stream: Handle, status: Out<c_int>, id: Out<c_ulonglong>) |machine| {
         state::context_device(machine)?;

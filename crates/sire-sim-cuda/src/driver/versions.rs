@@ -154,6 +154,7 @@ const SINCE: &[(c_uint, &[&str])] = &[
     (12_030, &["cuStreamBeginCaptureToGraph"]),
     (12_080, &["cuStreamGetDevice"]),
     (12_090, &["cuLogsRegisterCallback", "cuLogsUnregisterCallback"]),
+    (13_030, &["cuStreamBeginRecaptureToGraph"]),
 ];
 
 /// The forms of a function that has several; `None`: it has one.

@@ -2,7 +2,7 @@
 
 use crate::abi::{AccessDesc, AllocationProp, LOCATION_DEVICE, MemLocation};
 use crate::boundary::{In, Out, export};
-use crate::{state, visible};
+use crate::{properties, state, visible};
 use sire_sim::{Code, Machine, PhysicalId, Prot, Result};
 use std::ffi::{c_int, c_ulonglong, c_void};
 
@@ -19,6 +19,11 @@ fn location(machine: &Machine, prop: &AllocationProp) -> Result<u32> {
     if prop.handle_types & !HANDLE_FD != 0 {
         return Err(Code::NOT_SUPPORTED
             .because(format!("handle types {:#x}: the device has file descriptors (1) only", prop.handle_types)));
+    }
+    if prop.handle_types != 0 && !properties::has_descriptors() {
+        return Err(
+            Code::NOT_SUPPORTED.because("the device has no handles as file descriptors (SIRE_SIM_DESCRIPTORS=0)")
+        );
     }
     if prop.location.kind != LOCATION_DEVICE {
         return Err(Code::NOT_SUPPORTED

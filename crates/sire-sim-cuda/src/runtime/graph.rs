@@ -5,7 +5,9 @@ use crate::abi::{Handle, HostFn};
 use crate::boundary::{In, Out, Text, export};
 use crate::release;
 use crate::state::lock;
-use sire_sim::{CaptureInfo, CaptureMode, CaptureStatus, Code, ExecId, GraphId, Machine, NodeId, NodeKind, Result};
+use sire_sim::{
+    CaptureInfo, CaptureMode, CaptureStatus, Code, ExecId, GraphId, Machine, NodeId, NodeKind, Result, StreamId,
+};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
@@ -260,7 +262,18 @@ fn dot(machine: &Machine, graph: GraphId) -> Result<String> {
     Ok(text)
 }
 
+/// Captures into a graph that was captured before. `callback` would be asked about nodes whose parameters have changed.
+pub fn recapture(machine: &Machine, stream: StreamId, mode: c_int, graph: Handle, callback: Handle) -> Result<()> {
+    if !callback.is_null() {
+        return Err(Code::NOT_SUPPORTED.because("not simulated: a callback about nodes that are captured again"));
+    }
+    machine.capture_begin_again(stream, GraphId(graph as u64), mode_of(mode)?)
+}
+
 export! { Runtime:
+    fn cudaStreamBeginRecaptureToGraph(stream: Handle, mode: c_int, graph: Handle, callback: Handle) |machine| {
+        recapture(machine, stream_of(machine, stream)?, mode, graph, callback)
+    }
     fn cudaStreamBeginCapture(stream: Handle, mode: c_int) |machine| {
         machine.capture_begin(stream_of(machine, stream)?, mode_of(mode)?)
     }

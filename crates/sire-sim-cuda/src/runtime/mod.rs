@@ -16,7 +16,7 @@ mod symbol;
 // What the driver API shares with the runtime API.
 pub use copy::{advise, of_device, prefetch};
 pub use event::{create as create_event, query as query_event};
-pub use graph::{CaptureOutputs, describe_capture, exchange_mode, mode_of};
+pub use graph::{CaptureOutputs, describe_capture, exchange_mode, mode_of, recapture};
 pub use kernel::{launch, launch_stream};
 pub use memory::host_info;
 pub use pool::{free_block, note_block};

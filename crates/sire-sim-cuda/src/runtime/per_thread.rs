@@ -65,6 +65,9 @@ per_thread! {
     fn cudaStreamBeginCaptureToGraph_ptsz(stream: Handle, graph: Handle, dependencies: In<u64>, edges: In<u8>, count: usize, mode: c_int) {
         graph::cudaStreamBeginCaptureToGraph(own(stream), graph, dependencies, edges, count, mode)
     }
+    fn cudaStreamBeginRecaptureToGraph_ptsz(stream: Handle, mode: c_int, graph: Handle, callback: Handle) {
+        graph::cudaStreamBeginRecaptureToGraph(own(stream), mode, graph, callback)
+    }
     fn cudaStreamEndCapture_ptsz(stream: Handle, out: Out<Handle>) { graph::cudaStreamEndCapture(own(stream), out) }
     fn cudaStreamIsCapturing_ptsz(stream: Handle, status: Out<c_int>) { graph::cudaStreamIsCapturing(own(stream), status) }
     fn cudaGraphLaunch_ptsz(exec: Handle, stream: Handle) { graph::cudaGraphLaunch(exec, own(stream)) }

@@ -27,11 +27,18 @@ class Regions(Loaded):
     """Opening, entering and leaving; allocating and freeing; what is said about ranges."""
 
     def region_open(
-        self, tag: bytes, backup: int, zero_fill: bool, retain: bool, clean: int = 0, pageable: bool = False
+        self,
+        tag: bytes,
+        backup: int,
+        zero_fill: bool,
+        retain: bool,
+        clean: int = 0,
+        pageable: bool = False,
+        whole: bool = False,
     ) -> int:
         """The region of this tag and policy, made if there is none."""
         options = _interface.RegionOptions(
-            ctypes.sizeof(_interface.RegionOptions), backup, zero_fill, retain, clean, pageable
+            ctypes.sizeof(_interface.RegionOptions), backup, zero_fill, retain, clean, pageable, whole
         )
         region = c_uint32()
         self._call("sire_region_open", tag, byref(options), byref(region))
