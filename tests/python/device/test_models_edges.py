@@ -10,6 +10,7 @@ import io
 import pickle
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -266,6 +267,26 @@ def test_the_state_of_a_model_in_paused_mode_can_be_saved_at_any_time(make: Call
     sire.manage(model).user.close()
     assert not model._state_dict_hooks
     assert copied.state_dict().keys() == expected.keys()
+
+
+def test_a_failed_prefetch_keeps_no_tensors_of_who_waits_for_it() -> None:
+    """Its error and the frame that raised it held each other, and the variables of all callers."""
+    model = sire.manage(nn.Linear(2048, 2048))
+    full = torch.empty(torch.cuda.mem_get_info()[0] - (4 << 20), dtype=torch.uint8, device="cuda")
+
+    def waits() -> weakref.ref[torch.Tensor]:
+        own = torch.ones(4)
+        with pytest.raises(sire.OutOfMemoryError):
+            sire.prefetch(model).wait()
+        return weakref.ref(own)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert waits()() is None
+    finally:
+        gc.enable()
+    del full
 
 
 def uses_of(model: nn.Module) -> int:

@@ -198,7 +198,10 @@ def release(
         # One call too many ends nothing, least of all the use of something else.
         control.use_ends(_let_go(ended, holder or threading.get_ident()), collected)
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure
 
 
 def _let_go(users: list[ResourcePoolUserABC[Any]], thread: int) -> int:
@@ -227,7 +230,10 @@ def _offload_all(users: list[ResourcePoolUserABC[Any]], how: Release) -> None:
         except BaseException as error:
             failure = failure or error
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure
 
 
 def _offload(user: ResourcePoolUserABC[Any], how: Release) -> None:

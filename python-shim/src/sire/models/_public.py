@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from copy import copy
 from typing import Any
 
 from .._threads import starting
@@ -46,7 +47,8 @@ class Prefetch:
         """Waits for the load, and raises what it failed with; whether it is over."""
         over = self._done.wait(timeout)
         if self._failure is not None:
-            raise self._failure
+            # A copy: what is kept would keep the frames of all who wait.
+            raise copy(self._failure) from self._failure
         return over
 
     def release(self) -> None:
