@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 
 from . import _blocks, _callbacks, _hooks, _interrupt, _library, _memory, _moving, _registration, _torch
 from ._callbacks import Fields
-from ._errors import CapturingError, InvalidArgumentError, UnsupportedError
+from ._errors import CapturingError, InvalidArgumentError, OutOfMemoryError, UnsupportedError
 from ._progress import Progress, order_ranges
 from ._report import Report
 from ._sizes import format_size
@@ -119,11 +119,14 @@ def resume(
 ) -> Report | Progress:
     """Brings memory, and what was backed up, back to the same addresses.
 
-    ``wait`` is how many seconds to wait for memory that somebody else still holds. If it does not come, the call
-    fails with `OutOfMemoryError`, the tag stays paused with its backup, and the call can be repeated.
+    Where memory is short, what PyTorch only caches is given back, as PyTorch does before an allocation fails
+    (`sire.empty_cache`). ``wait`` is how many seconds to wait then for memory that somebody else still holds. If it
+    does not come, the call fails with `OutOfMemoryError`, the tag stays paused with its backup, and the call can be
+    repeated.
 
     ``order`` says what is to come back first: an `Order` that was learned, a module, or tensors. With
-    ``non_blocking`` the call returns at once with a `Progress`, which tells what can be used already.
+    ``non_blocking`` the call returns at once with a `Progress`, which tells what can be used already; PyTorch's cache
+    is left alone then.
     """
     encoded = encode_selection(tag)
     seconds = _seconds(wait)
@@ -133,7 +136,13 @@ def resume(
         return Progress(library, library.resume_start(encoded, seconds, ranges), tag, _callbacks.resumed)
     done: list[Fields] = []
     with _callbacks.around_resume(tag, done):
-        _interrupt.run(lambda: done.append(library.resume(encoded, seconds, ranges)), library.cancel)
+        try:
+            _interrupt.run(lambda: done.append(library.resume(encoded, 0.0, ranges)), library.cancel)
+        except OutOfMemoryError:
+            if not _blocks.empty_cache() and not seconds:
+                raise
+        if not done:
+            _interrupt.run(lambda: done.append(library.resume(encoded, seconds, ranges)), library.cancel)
     return Report("resume", tag, **done[0])
 
 

@@ -218,3 +218,20 @@ def test_an_empty_cache_is_none_of_a_region_that_is_open(tag: str) -> None:
     sire.pause(tag)
     sire.resume(tag)
     assert new.numel() == 32 * MIB
+
+
+@pytest.mark.parametrize("wait", [0.0, 5.0])
+def test_a_resume_takes_what_is_only_cached(tag: str, wait: float) -> None:
+    """A user's resume failed for want of memory that nobody used: PyTorch held it for its next tensors."""
+    free = torch.cuda.mem_get_info()[0]
+    with sire.region(f"{tag}/away"):
+        away = torch.empty(free // 2, dtype=torch.uint8, device="cuda")
+    sire.pause(f"{tag}/away")
+    cached = torch.empty(free // 3, dtype=torch.uint8, device="cuda")
+    with sire.region(f"{tag}/other"):
+        dead = torch.empty(free // 3, dtype=torch.uint8, device="cuda")
+    del cached, dead
+    assert torch.cuda.mem_get_info()[0] < away.numel()
+    sire.resume(f"{tag}/away", wait=wait)
+    away.fill_(3)
+    assert int(away[-1]) == 3

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _library, _torch
+from .. import _blocks, _library, _torch
 from .._errors import BackupIoError, InvalidArgumentError, OutOfMemoryError, SireError
 from .._sizes import Size, format_size, parse_size
 from .._units.readings import read_cpu
@@ -235,9 +235,7 @@ class ResourcePoolCUDA(ResourcePool):
         return held + sum(user.get_used_resource_size(self._device) for user in users if not user.regions)
 
     def _give_back_caches(self) -> None:
-        import torch
-
-        torch.cuda.empty_cache()
+        _blocks.empty_cache()
 
     def _make_room(self, size: int) -> None:
         import torch
