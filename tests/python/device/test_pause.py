@@ -252,6 +252,7 @@ def test_resume_without_room_keeps_the_backup_and_can_be_repeated(tag: str) -> N
     with sire.region(tag, backup="cpu"):
         tensor = full(8, 256 * MIB)
     sire.pause(tag)
+    sire.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     thief = full(1, free - 64 * MIB)
     with pytest.raises(torch.OutOfMemoryError) as caught:
