@@ -386,8 +386,10 @@ def test_a_pause_from_outside_of_a_part_keeps_that_part(pool: Pool, start: Start
     assert pool.asked(owner, {"verb": "pause", "tag": "m/a", "timeout": 50})["paused"] == ["m/a"]
     assert needer.ask("done") == "done"
     until("the rest is back", lambda: pool.state(owner, "m/b") == "resident")
-    [loan] = pool.asked(owner)["control"]["loans"]
-    assert loan["obstacle"] == "it was paused from outside meanwhile, and waits for its resume"
+    obstacles = lambda: [loan["obstacle"] for loan in pool.asked(owner)["control"]["loans"]]  # noqa: E731
+    held = "it was paused from outside meanwhile, and waits for its resume"
+    # Written down when the resume is over, which is a moment after the memory is back.
+    until("it is told why the part is not", lambda: obstacles() == [held])
     assert pool.state(owner, "m/a") == "paused"
     assert pool.asked(owner, {"verb": "resume", "tag": "m/a", "timeout": 50})["paused"] == []
     assert [owner.ask("check", tag=tag) for tag in ("m/a", "m/b")] == [True, True]
