@@ -577,3 +577,56 @@ def test_modules_that_share_weights_are_converted_by_two_threads() -> None:
         for each in threads:
             each.join(60)
         assert not any(each.is_alive() for each in threads)
+
+
+class Language(nn.Module):
+    """A head that has its embedding's weight, as most language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+        self.body = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 16, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.body(self.embedding(tokens)))
+        return out
+
+
+@pytest.mark.parametrize("aggressive", [False, True])
+@pytest.mark.parametrize("tier", ["gpu", "cpu", "disk"])
+def test_an_embedding_comes_with_the_head_that_it_is_tied_to(tmp_path: Path, tier: str, aggressive: bool) -> None:
+    """A language model could not be called: its head is a layer to be wrapped, and its embedding met their weight in
+    host memory. In the backward pass each of the two added to a gradient that had gone with the weight.
+    """
+    model, tokens = Language(), torch.arange(6)
+    twin = copy.deepcopy(model)
+    with MemoryManager(MemoryConfig(disk_cache_dir=tmp_path, aggressive_post_forward_offload=aggressive)) as manager:
+        manager.wrap_model(model)
+        assert isinstance(model.embedding, ModuleWrapper)
+        model.to("cuda")
+        optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, twin)]
+        for _ in range(3):
+            for unit in manager.residency.listed():
+                {"gpu": lambda _: None, "cpu": manager.residency.offload, "disk": manager.residency.demote}[tier](unit)
+            losses = model(tokens.cuda()).square().mean(), twin(tokens).square().mean()
+            assert torch.allclose(losses[0].cpu(), losses[1])
+            for optimizer, loss in zip(optimizers, losses, strict=True):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        state = model.state_dict()
+        assert model.head.weight is model.embedding.weight
+        assert all(torch.allclose(state[name].cpu(), value, atol=1e-6) for name, value in twin.state_dict().items())
+    assert type(model.embedding) is nn.Embedding
+
+
+def test_a_module_that_has_wrapped_layers_in_it_is_no_layer() -> None:
+    """It may hold their weights under names of its own; it is called with all that is in it."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model.register_parameter("first", model[0].weight)
+    with MemoryManager() as manager:
+        manager.wrap_model(model)
+        assert not isinstance(model, ModuleWrapper)
+        assert [isinstance(layer, ModuleWrapper) for layer in model] == [True, True]

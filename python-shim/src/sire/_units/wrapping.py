@@ -58,7 +58,8 @@ class ModuleWrapper:
             # Not before: Dynamo of PyTorch 2.11 and older warns of `time.time`, but follows nobody in here.
             wrapped.calls, wrapped.last_call = wrapped.calls + 1, time.time()
             output = super().__call__(*args, **kwargs)  # type: ignore[misc]
-            gradients.expect_backward(output, wrapped.unit, wrapped.residency)
+            for unit, residency in ((wrapped.unit, wrapped.residency), *shared):
+                gradients.expect_backward(output, unit, residency)
             gradients.keep_for_graph(output, [wrapped.unit, *(unit for unit, _ in shared)])
             return output
 

@@ -177,8 +177,9 @@ class MemoryManager:
         """The model, with every layer of these types wrapped (default ``[nn.Linear]``), each a unit of its own.
 
         Layers whose weights their parent reads without calling them are wrapped together with it
-        (`nn.MultiheadAttention`, `nn.TransformerEncoderLayer`). What another manager had wrapped is this one's from
-        now on.
+        (`nn.MultiheadAttention`, `nn.TransformerEncoderLayer`). A module that has weights of such layers is wrapped,
+        too, whatever its type: an embedding that is tied to the head. What another manager had wrapped is this one's
+        from now on.
         """
         import torch
 
@@ -194,7 +195,7 @@ class MemoryManager:
                 "no layer of %s is a %s: nothing was wrapped", type(model).__name__, [k.__name__ for k in kinds]
             )
         with self._lock:
-            for name, layer in found:
+            for name, layer in [*found, *_sharers(model, [layer for _, layer in found])]:
                 if not self._is_mine(layer):
                     self._wrap(layer, self._free_name(name or type(model).__name__, layer))
             self._models.append(weakref.ref(model))
@@ -392,6 +393,18 @@ def _layers(
         return
     for child_name, child in module.named_children():
         yield from _layers(child, kinds, together, f"{name}.{child_name}" if name else child_name)
+
+
+def _sharers(model: Any, layers: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Modules with their names that have weights of these layers and are apart from them: when they are called, the
+    weights must be there.
+    """
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    weights = {id(weight) for layer in layers for weight in layer.parameters()}
+    for name, module in model.named_modules():
+        has_some = any(id(weight) in weights for weight in module.parameters(recurse=False))
+        if has_some and not any(id(part) in inside for part in module.modules()):
+            yield name, module
 
 
 def whole_classes() -> tuple[type, ...]:
