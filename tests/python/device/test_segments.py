@@ -119,6 +119,7 @@ def test_out_of_memory_in_growth_and_on_resume(tag: str, expandable: bool) -> No
             full(2, free // MIB)
         second = full(3, 30)
     sire.pause(tag)
+    sire.empty_cache()
     thief = full(9, torch.cuda.mem_get_info()[0] // MIB - 60)
     with pytest.raises(sire.OutOfMemoryError):
         sire.resume(tag)
