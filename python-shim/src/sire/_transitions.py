@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
@@ -135,15 +135,26 @@ def resume(
     if non_blocking:
         return Progress(library, library.resume_start(encoded, seconds, ranges), tag, _callbacks.resumed)
     done: list[Fields] = []
+
+    def bring(patience: float) -> None:
+        _interrupt.run(lambda: done.append(library.resume(encoded, patience, ranges)), library.cancel)
+
     with _callbacks.around_resume(tag, done):
+        _with_cache_given_back(bring, seconds)
+    return Report("resume", tag, **done[0])
+
+
+def _with_cache_given_back(bring: Callable[[float], None], seconds: float) -> None:
+    """Brings memory back. Where there is no room, what PyTorch only caches goes before anybody waits so long."""
+    if _torch.cuda_in_use() is not None:
         try:
-            _interrupt.run(lambda: done.append(library.resume(encoded, 0.0, ranges)), library.cancel)
+            bring(0.0)
         except OutOfMemoryError:
             if not _blocks.empty_cache() and not seconds:
                 raise
-        if not done:
-            _interrupt.run(lambda: done.append(library.resume(encoded, seconds, ranges)), library.cancel)
-    return Report("resume", tag, **done[0])
+        else:
+            return
+    bring(seconds)
 
 
 def bring_back(tag: str, state: str) -> None:

@@ -159,6 +159,7 @@ def test_a_failure_keeps_no_tensors(failing: Callable[[], None]) -> None:
     """A frame that raised an error which it had in a variable, and the error, held each other, and with them the
     tensors in all callers' variables, until garbage was collected: after an `OutOfMemoryError` the device stayed full.
     """
+    sire.empty_cache()
     size = torch.cuda.mem_get_info()[0] // 3 * 2
     with sire.region("kept/away"):
         away = torch.empty(size, dtype=torch.uint8, device="cuda")
