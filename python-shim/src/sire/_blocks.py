@@ -1,4 +1,4 @@
-"""What PyTorch's cache holds free in the pools of regions, for the library to leave out at a pause.
+"""What PyTorch's cache holds free in the pools of regions: left out at a pause, or given back where memory is short.
 
 PyTorch gets segments from the library and cuts them into blocks. Only PyTorch knows which blocks are free, so at
 a pause the library asks, when the regions are closed and nobody can take a block of theirs. A free block is neither
