@@ -54,7 +54,14 @@ EVERYWHERE = ("test_peers.py", "test_threads.py")
 # What driver-level hooks could disturb: import and start of PyTorch, its own way to the driver, graphs.
 AT_DRIVER_LEVEL = ("test_driver.py", "test_graphs.py", "test_pause.py", "test_segments.py", "test_training.py")
 # What segments that grow could disturb; test_segments.py switches them on by itself.
-WITH_EXPANDABLE = ("test_graphs.py", "test_pause.py", "test_regions.py", "test_sequences.py", "test_training.py")
+WITH_EXPANDABLE = (
+    "test_graphs.py",
+    "test_live_blocks.py",
+    "test_pause.py",
+    "test_regions.py",
+    "test_sequences.py",
+    "test_training.py",
+)
 
 
 def runs() -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ use crate::context::{Current, PrimaryContext, Relaxed};
 use crate::hash::Hashing;
 use crate::library::{self, Loaded, Resolver};
 use crate::result::{NOT_READY, STREAM_CAPTURE_IMPLICIT, SUCCESS, failure, invalid, unavailable};
+use crate::system::runs_under_windows;
 use crate::table::{Code, DeviceHandle, EntryPoints, Opaque};
 use cudarc::driver::sys::{
     CU_MEMHOSTREGISTER_PORTABLE, CUdevice_attribute, CUevent_flags, CUmemAccess_flags, CUmemAccessDesc,
@@ -347,18 +348,6 @@ impl CudaDriver {
     }
 }
 
-/// Its driver says that memory may be made for RDMA, makes it and maps it, and then refuses every access (`CUDA_ERROR_UNKNOWN` of `cuMemSetAccess`,
-/// pytorch/pytorch#192330); nothing there could use it.
-fn runs_under_windows() -> bool {
-    std::fs::read_to_string("/proc/version").is_ok_and(|version| is_wsl(&version))
-}
-
-/// Whether a kernel that calls itself so (`/proc/version`) is Windows' Linux.
-#[must_use]
-pub fn is_wsl(version: &str) -> bool {
-    version.to_ascii_lowercase().contains("microsoft")
-}
-
 /// The kind of handle that memory is to have; CUDA's enumeration has single kinds only.
 fn shareable_as(kind: u32) -> DriverResult<CUmemAllocationHandleType> {
     match kind {
@@ -689,18 +678,5 @@ impl Drop for CudaDriver {
         for facts in self.devices.iter_mut().flatten() {
             facts.context.release(&table);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_wsl;
-
-    /// Every allocation of a region failed there.
-    #[test]
-    fn memory_is_not_made_for_rdma_under_windows() {
-        assert!(is_wsl("Linux version 6.6.87-microsoft-standard-WSL2 (root@...)"));
-        assert!(is_wsl("Linux version 4.4.0-19041-Microsoft (Microsoft@Microsoft.com)"));
-        assert!(!is_wsl("Linux version 6.8.0-45-generic (buildd@lcy02-amd64-115)"));
     }
 }

@@ -504,7 +504,7 @@ class Adopted(Moving):
         torch, library = self._torch, _library.load()
         for at, block in enumerate(self._blocks[blocks:], blocks):
             try:
-                with_room(torch, partial(block.allocate, torch, library, self._index or 0))
+                with_room(partial(block.allocate, torch, library, self._index or 0))
                 block.fill(torch, block.pieces, non_blocking=False)
                 block.show_device(torch)
                 self._hand_over(library, block)

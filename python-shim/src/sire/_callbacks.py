@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _library
-from ._errors import InvalidArgumentError, PausedAfterFailureError
+from ._errors import InvalidArgumentError, PausedAfterFailureError, raise_kept
 from ._tags import encode_tag, is_within
 
 Function = Callable[[str | None], Any]
@@ -141,20 +141,17 @@ def _all(registered: list[Callback]) -> list[Callback]:
 
 def _tell(tag: str | None, failure: BaseException | None) -> None:
     """Calls all; an exception of theirs is noted on ``failure``, or raised at the end."""
-    first: BaseException | None = failure
+    kept: list[BaseException] = [] if failure is None else [failure]
     for each in reversed([each for each in _all(_after) if each.concerns(tag)]):
         try:
             each.function(tag)
         except Exception as error:
-            if first is None:
-                first = error
+            if not kept:
+                kept.append(error)
             elif sys.version_info >= (3, 11):
-                first.add_note(f"Sire: a callback after the resume failed, too: {error!r}")
-    if first is not None and failure is None:
-        try:
-            raise first
-        finally:
-            del first
+                kept[0].add_note(f"Sire: a callback after the resume failed, too: {error!r}")
+    if failure is None:
+        raise_kept(kept)
 
 
 def _is_any(tag: str | None, state: str) -> bool:

@@ -218,3 +218,19 @@ def error_for(status: int, message: str) -> SireError:
 def _forget_if_torch_is_new() -> None:
     if _torch_out_of_memory_error() is None:
         _torch_out_of_memory_error.cache_clear()
+
+
+def raise_kept(kept: list[BaseException]) -> None:
+    """Raises the first of some errors, if there is one, and empties the list.
+
+    A frame that has an error in a variable and the error, whose traceback has the frame, hold each other, and with them
+    the variables of all callers, tensors too, until garbage is collected: so nobody has it when it is raised.
+    """
+    if not kept:
+        return
+    error = kept[0]
+    kept.clear()
+    try:
+        raise error
+    finally:
+        del error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar
 
-from ._errors import CancelledError
+from ._errors import CancelledError, raise_kept
 
 _T = TypeVar("_T")
 
@@ -115,7 +115,7 @@ class _Job(Generic[_T]):
         self._abandoned = False
         self._done = threading.Event()
         self._result: _T
-        self._error: BaseException | None = None
+        self._errors: list[BaseException] = []
 
     def run(self, cancel: Callable[[], object]) -> _T:
         try:
@@ -128,13 +128,7 @@ class _Job(Generic[_T]):
                 interruption.add_note(f"Sire: {self._outcome()}")
             raise
         # All that is left goes here.
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                # Else the error and this frame hold each other, and the locals of all callers with them.
-                del error
+        raise_kept(self._errors)
         result = self._result
         del self._result
         return result
@@ -161,7 +155,7 @@ class _Job(Generic[_T]):
         try:
             self._result = call()
         except BaseException as error:
-            self._error = error
+            self._errors.append(error)
         finally:
             del call
             self._done.set()
@@ -182,8 +176,9 @@ class _Job(Generic[_T]):
         return True
 
     def _outcome(self) -> str:
-        if isinstance(self._error, CancelledError):
+        error = next(iter(self._errors), None)
+        if isinstance(error, CancelledError):
             return "the call was cancelled and rolled back"
-        if self._error is not None:
-            return f"the call failed: {self._error}"
+        if error is not None:
+            return f"the call failed: {error}"
         return "the call had already completed"

@@ -72,7 +72,7 @@ class Moving:
         with self._all_or_nothing(torch) as made:
             for block in self._blocks:
                 if block.device is None:
-                    with_room(torch, partial(block.allocate, torch, library, self._index or 0))
+                    with_room(partial(block.allocate, torch, library, self._index or 0))
                     made.append(block)
             for block in self._blocks:
                 self._fill(torch, block, stale or block in made, non_blocking, early)
@@ -259,7 +259,7 @@ class Moving:
         def resume() -> dict[str, Any]:
             return _interrupt.run(lambda: library.resume(self._encoded, 0.0), library.cancel)
 
-        return with_room(self._torch, resume)
+        return with_room(resume)
 
     def _pause(self, lazy: bool, idle: bool = False) -> None:
         if all(block.device is None for block in self._blocks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from . import _hooks, _library, _torch
+from . import _blocks, _hooks, _library, _torch
 from ._errors import CapturingError, LibraryNotFoundError, OutOfMemoryError
 
 _T = TypeVar("_T")
@@ -36,10 +36,10 @@ def refuse_capture(doing: str) -> None:
         )
 
 
-def with_room(torch: Any, take: Callable[[], _T]) -> _T:
-    """Tries again without what PyTorch only caches, if memory is short."""
+def with_room(take: Callable[[], _T], again: Callable[[], _T] | None = None) -> _T:
+    """Tries again without what PyTorch only caches, if memory is short; ``again``: more patiently."""
     try:
         return take()
     except OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return take()
+        _blocks.empty_cache()
+    return (again or take)()

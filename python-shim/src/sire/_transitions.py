@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 from . import _blocks, _callbacks, _hooks, _interrupt, _library, _memory, _moving, _registration, _torch
 from ._callbacks import Fields
-from ._errors import CapturingError, InvalidArgumentError, OutOfMemoryError, UnsupportedError
+from ._errors import CapturingError, InvalidArgumentError, UnsupportedError
+from ._placing import with_room
 from ._progress import Progress, order_ranges
 from ._report import Report
 from ._sizes import format_size
@@ -140,21 +141,11 @@ def resume(
         _interrupt.run(lambda: done.append(library.resume(encoded, patience, ranges)), library.cancel)
 
     with _callbacks.around_resume(tag, done):
-        _with_cache_given_back(bring, seconds)
-    return Report("resume", tag, **done[0])
-
-
-def _with_cache_given_back(bring: Callable[[float], None], seconds: float) -> None:
-    """Brings memory back. Where there is no room, what PyTorch only caches goes before anybody waits so long."""
-    if _torch.cuda_in_use() is not None:
-        try:
-            bring(0.0)
-        except OutOfMemoryError:
-            if not _blocks.empty_cache() and not seconds:
-                raise
+        if _torch.cuda_in_use() is None:
+            bring(seconds)
         else:
-            return
-    bring(seconds)
+            with_room(lambda: bring(0.0), lambda: bring(seconds))
+    return Report("resume", tag, **done[0])
 
 
 def bring_back(tag: str, state: str) -> None:
@@ -165,8 +156,12 @@ def bring_back(tag: str, state: str) -> None:
     if state == "paused":
         _pause(library, tag, encoded, live_only=True, lazy=False, done=done, alone=True)
         return
-    with _callbacks.around_resume(tag, done):
+
+    def bring() -> None:
         _interrupt.run(lambda: done.append(library.resume(encoded, 0.0, alone=True)), library.cancel)
+
+    with _callbacks.around_resume(tag, done):
+        with_room(bring)
 
 
 @overload

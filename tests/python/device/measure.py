@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -117,3 +118,13 @@ def command_or_skip() -> Path:
     if not found.is_file():
         pytest.skip(f"the command is not at {found}; name it in SIRE_COMMAND")
     return found
+
+
+def is_gone_at_once(make: Callable[[], weakref.ref[Any]]) -> bool:
+    """Whether nothing has what it made when it returns, before garbage is collected."""
+    gc.collect()
+    gc.disable()
+    try:
+        return make()() is None
+    finally:
+        gc.enable()

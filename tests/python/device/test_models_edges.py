@@ -19,6 +19,7 @@ import pytest
 import sire
 import torch
 from managed import layers
+from measure import is_gone_at_once
 from running import until
 from sire.models import _collected
 from torch import nn
@@ -280,13 +281,17 @@ def test_a_failed_prefetch_keeps_no_tensors_of_who_waits_for_it() -> None:
             sire.prefetch(model).wait()
         return weakref.ref(own)
 
-    gc.collect()
-    gc.disable()
-    try:
-        assert waits()() is None
-    finally:
-        gc.enable()
+    assert is_gone_at_once(waits)
     del full
+
+
+def test_a_model_comes_in_where_memory_is_only_cached_in_a_region() -> None:
+    """Its pool emptied PyTorch's cache, which leaves pools of regions alone."""
+    with sire.region("cached"):
+        dead = torch.empty(torch.cuda.mem_get_info()[0] - (4 << 20), dtype=torch.uint8, device="cuda")
+    del dead
+    with sire.auto_manage(nn.Linear(2048, 2048)) as managed_model:
+        assert managed_model.get_execution_device().type == "cuda"
 
 
 def uses_of(model: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import sire
 import torch
-from measure import driver_of_software_device
+from measure import driver_of_software_device, is_gone_at_once
 
 MAKE = """
 import sire, torch
@@ -172,11 +171,6 @@ def test_a_failure_keeps_no_tensors(failing: Callable[[], None]) -> None:
             failing()
         return weakref.ref(own)
 
-    gc.collect()
-    gc.disable()
-    try:
-        assert calls()() is None
-    finally:
-        gc.enable()
+    assert is_gone_at_once(calls)
     del inside, away
     torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ from ctypes import byref, c_bool, c_uint64, c_void_p
 from typing import Any
 
 from .. import _interface, _interrupt
+from .._errors import raise_kept
 from .asked import Asked, DeadRanges, Told, hearing
 from .loaded import Loaded
 
@@ -111,8 +112,7 @@ class Others(Loaded):
         heard = hearing(told, raised)
         with _interrupt.deferred():
             self._call(name, *before, heard, None)
-        if raised:
-            raise raised.pop(0)
+        raise_kept(raised)
 
     def control_wait(self, timeout_seconds: float) -> bool:
         """Waits until somebody wants the program's own figures."""
@@ -139,8 +139,7 @@ class Others(Loaded):
             self._call("sire_safe_point", byref(options), byref(held))
         if asked.error is not None:
             raised.append(asked.error)
-        if raised:
-            raise raised.pop(0)
+        raise_kept(raised)
         return held.value
 
     def safe_point_leave(self) -> None:

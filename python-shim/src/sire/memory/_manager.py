@@ -194,8 +194,9 @@ class MemoryManager:
             logger.warning(
                 "no layer of %s is a %s: nothing was wrapped", type(model).__name__, [k.__name__ for k in kinds]
             )
+        found += _sharers(model, [layer for _, layer in found])
         with self._lock:
-            for name, layer in [*found, *_sharers(model, [layer for _, layer in found])]:
+            for name, layer in found:
                 if not self._is_mine(layer):
                     self._wrap(layer, self._free_name(name or type(model).__name__, layer))
             self._models.append(weakref.ref(model))

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from .. import control
 from .._adopt import Release
-from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError, error_class
+from .._errors import InvalidArgumentError, OutOfMemoryError, SireError, UnsupportedError, error_class, raise_kept
 from .._nested import to_device
 from .._passes import caller
 from . import _under_way
@@ -184,7 +184,7 @@ def release(
 
     ``holder``: the thread whose use it is (default: the calling one). ``collected``: as for `control.use_ends`.
     """
-    failure: BaseException | None = None
+    failures: list[BaseException] = []
     ended: list[ResourcePoolUserABC[Any]] = []
     for user in reversed(users):
         try:
@@ -193,15 +193,11 @@ def release(
             if left == 0:
                 _offload_all([user, *user.let_sharers_go()], how or default_release())
         except BaseException as error:
-            failure = failure or error
+            failures.append(error)
     if ended:
         # One call too many ends nothing, least of all the use of something else.
         control.use_ends(_let_go(ended, holder or threading.get_ident()), collected)
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure
+    raise_kept(failures)
 
 
 def _let_go(users: list[ResourcePoolUserABC[Any]], thread: int) -> int:
@@ -223,17 +219,13 @@ def _let_go(users: list[ResourcePoolUserABC[Any]], thread: int) -> int:
 
 def _offload_all(users: list[ResourcePoolUserABC[Any]], how: Release) -> None:
     """Those of them that nobody uses. The first failure is raised."""
-    failure: BaseException | None = None
+    failures: list[BaseException] = []
     for user in users:
         try:
             _offload(user, how)
         except BaseException as error:
-            failure = failure or error
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure
+            failures.append(error)
+    raise_kept(failures)
 
 
 def _offload(user: ResourcePoolUserABC[Any], how: Release) -> None:

@@ -396,7 +396,9 @@ def _reserve(
     try:
         library = _library.load()
     except (LibraryNotFoundError, VersionMismatchError, OSError) as error:
-        return _with_a_lock_only(torch, index, seconds, strict, error)
+        if strict:
+            raise
+        return _with_a_lock_only(torch, index, seconds, error)
     kind: Fence = _fence_kind(torch) if fence else "none"
     in_library = (_STRICT_FENCE if strict else _FENCE_IF_POSSIBLE) if kind == "stock" else _NO_FENCE
     size = wanted + margin if wanted else 0
@@ -406,7 +408,9 @@ def _reserve(
             library, lambda: library.reserve(index, size, margin, seconds, in_library, preempt), seconds, size
         )
     except (InactiveError, UnsupportedError) as error:
-        return _with_a_lock_only(torch, index, seconds, strict, error)
+        if strict:
+            raise
+        return _with_a_lock_only(torch, index, seconds, error)
     with _counting:
         _holding[index] += 1
     try:
@@ -543,12 +547,7 @@ def lock_directory() -> Path:
     return Path(os.environ.get("TORCHTOOLS_LOCK_DIR") or "/tmp")  # noqa: S108
 
 
-def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why: Exception) -> Reservation:
-    if strict:
-        try:
-            raise why
-        finally:
-            del why
+def _with_a_lock_only(torch: Any, index: int, seconds: float, why: Exception) -> Reservation:
     lock = take_lock(f"torchtools_gpu_lock_{uuid(torch, index)}.lock", seconds)
     try:
         _warn_about_the_lock(index, why)
@@ -556,7 +555,7 @@ def _with_a_lock_only(torch: Any, index: int, seconds: float, strict: bool, why:
         # Warnings may be errors.
         lock.release()
         raise
-    return Reservation(index, "none", _LockPlace(lock), strict)
+    return Reservation(index, "none", _LockPlace(lock), strict=False)
 
 
 def _warn_about_the_lock(index: int, why: Exception) -> None:
